@@ -1,0 +1,45 @@
+"""What the bridge counts: the contract's names, with bounded labels only (never a task id)."""
+
+from __future__ import annotations
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+
+from . import __version__
+
+_DETECTION_BUCKETS_S = (0.1, 0.25, 0.5, 1, 2, 3, 5, 10, 15, 30, 60, 300, 3600)
+
+
+class Metrics:
+    """One set of counters a process, in a registry of its own so that tests can have many."""
+
+    def __init__(self) -> None:
+        self.registry = registry = CollectorRegistry()
+
+        def counter(name: str, text: str, *labels: str) -> Counter:
+            return Counter(f"task_bridge_{name}", text, labels, registry=registry)
+
+        def gauge(name: str, text: str, *labels: str) -> Gauge:
+            return Gauge(f"task_bridge_{name}", text, labels, registry=registry)
+
+        self.watches = gauge("watches", "Watches held by this replica now", "vcenter", "status")
+        self.watches_waiting = gauge("watches_waiting", "Watches stored and held by nobody")
+        self.events = counter("events", "Events stored", "vcenter", "kind", "outcome")
+        self.requests = counter("requests", "Watch requests by what became of them", "outcome")
+        self.rejected = counter("rejected", "Requests rejected", "code")
+        self.last_look_age = gauge("last_look_age_seconds", "Since the last good look", "vcenter")
+        self.vcenter_requests = counter(
+            "vcenter_requests", "HTTP requests to vCenter", "vcenter", "operation", "code"
+        )
+        self.vcenter_logins = counter("vcenter_logins", "Logins by result", "vcenter", "result")
+        self.looks = counter("looks", "Task looks (a list of 500 tasks is 500)", "vcenter")
+        self.detection = Histogram(
+            "task_bridge_detection_seconds",
+            "From a task's end in vCenter to its event in the stream",
+            buckets=_DETECTION_BUCKETS_S,
+            registry=registry,
+        )
+        self.publish_retries = counter("publish_retries", "Publishes of an event tried again")
+        self.fenced = counter("fenced", "Publishes refused because another owner wrote")
+        self.nats_connected = gauge("nats_connected", "1 while connected to NATS")
+        self.event_loop_lag = gauge("event_loop_lag_seconds", "How late the event loop ticks")
+        gauge("build_info", "1, by version", "version").labels(__version__).set(1)

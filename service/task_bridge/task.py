@@ -1,0 +1,292 @@
+"""What a vCenter task is to the bridge. Pure: JSON of either rendering in, a frozen `Task` out.
+
+Nothing beyond this module sees vCenter's JSON. Every field may be missing or of a type nobody promised: what
+can't be read is None, and only a body without a status isn't a task.
+
+Sources: the `Info` structure of `com.vmware.cis.tasks` as real vCenters answer it (vLCM sends `"parent": ""`,
+the appliance leaves out parent, target and user; `/rest` renders maps as key/value lists and adds `@class`).
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from typing import Any, Literal
+
+import msgspec
+
+from .durations import parse_time, rfc3339
+
+Rendering = Literal["api", "rest"]
+
+ENDED = frozenset({"SUCCEEDED", "FAILED"})
+"""The words that end a task. BLOCKED doesn't, nor does any word that a later vCenter may bring."""
+
+EXTRA_MAX_BYTES = 64 * 1024
+_INFO = frozenset(
+    [
+        "description",
+        "service",
+        "operation",
+        "status",
+        "cancelable",
+        "parent",
+        "target",
+        "error",
+        "start_time",
+        "end_time",
+        "user",
+        "progress",
+        "result",
+        "@class",
+    ]
+)
+
+
+class NotATask(ValueError):  # noqa: N818 - reads as what the body is
+    """The body has no status: whatever answered, it wasn't the tasks service."""
+
+
+class Target(msgspec.Struct, frozen=True):
+    """What the task works on: `ClusterComputeResource` `domain-c9`."""
+
+    type: str | None
+    id: str | None
+
+
+class Progress(msgspec.Struct, frozen=True):
+    """`completed` and `total` as vCenter sent them; `percent` within 0 to 100, None when there is no total."""
+
+    completed: int | float | None
+    total: int | float | None
+    percent: float | None
+    message: str | None
+
+
+class Message(msgspec.Struct, frozen=True):
+    """One of vCenter's localizable messages, `text` in English."""
+
+    id: str | None
+    text: str
+    args: tuple[str, ...] = ()
+
+
+class TaskError(msgspec.Struct, frozen=True):
+    """Why: `type` is one of `com.vmware.vapi.std.errors` (`INTERNAL_SERVER_ERROR`), `messages` its cause stack."""
+
+    type: str | None
+    message: str
+    messages: tuple[Message, ...] = ()
+    transient: bool | None = None
+    data: Any = None
+
+
+class Result(msgspec.Struct, frozen=True):
+    """A task's result as compact UTF-8 JSON; `available` is False when there was one that couldn't be had."""
+
+    json: bytes = b""
+    available: bool = True
+
+
+NO_RESULT = Result()
+UNAVAILABLE = Result(available=False)
+
+
+class Task(msgspec.Struct, frozen=True):
+    """How a task stands by one look. Times are RFC 3339 in UTC; `result` is None when it wasn't asked for."""
+
+    status: str
+    service: str | None = None
+    operation: str | None = None
+    description: str | None = None
+    target: Target | None = None
+    parent: str | None = None
+    user: str | None = None
+    cancelable: bool | None = None
+    progress: Progress | None = None
+    error: TaskError | None = None
+    result: Result | None = None
+    extra: Any = None
+    started_at: str | None = None
+    ended_at: str | None = None
+    duration_s: float | None = None
+
+    @property
+    def ended(self) -> bool:
+        return self.status in ENDED
+
+
+def parse_task(body: object, rendering: Rendering, *, with_result: bool) -> Task:
+    """A decoded `Info` (for `/rest`, what is inside `value`) as a Task. Raises NotATask.
+
+    `with_result` tells whether the look asked for the result: only then is its absence knowledge.
+    """
+    if not isinstance(body, dict) or not isinstance(body.get("status"), str) or not body["status"]:
+        raise NotATask("the answer has no task status")
+    info: dict[str, Any] = plain(body) if rendering == "rest" else body
+    started, ended = parse_time(info.get("start_time")), parse_time(info.get("end_time"))
+    return Task(
+        status=info["status"],
+        service=_text(info.get("service")),
+        operation=_text(info.get("operation")),
+        description=_message_text(info.get("description")),
+        target=_target(info.get("target")),
+        parent=_text(info.get("parent")),
+        user=_text(info.get("user")),
+        cancelable=info["cancelable"] if isinstance(info.get("cancelable"), bool) else None,
+        progress=_progress(info.get("progress")),
+        error=_failure(body.get("error"), info) if info["status"] == "FAILED" else None,
+        result=_result(info) if with_result else None,
+        extra=_extra(info),
+        started_at=None if started is None else rfc3339(started),
+        ended_at=None if ended is None else rfc3339(ended),
+        duration_s=None if started is None or ended is None else round(ended - started, 3),
+    )
+
+
+def plain(value: Any) -> Any:
+    """A value of the `/rest` rendering in `/api` rendering.
+
+    A non-empty list whose elements all have exactly `key` and `value`, with distinct string keys, is an object;
+    `@class` is dropped.
+    """
+    if isinstance(value, dict):
+        return {key: plain(item) for key, item in value.items() if key != "@class"}
+    if not isinstance(value, list):
+        return value
+    if value and all(isinstance(item, dict) and item.keys() == {"key", "value"} for item in value):
+        keys = [item["key"] for item in value]
+        if all(isinstance(key, str) for key in keys) and len(set(keys)) == len(keys):
+            return {item["key"]: plain(item["value"]) for item in value}
+    return [plain(item) for item in value]
+
+
+def compact(value: Any) -> bytes:
+    """`value` as compact UTF-8 JSON, also where msgspec can't (integers beyond 64 bits, lone surrogates)."""
+    try:
+        return msgspec.json.encode(value)
+    except (OverflowError, UnicodeEncodeError, ValueError):
+        text = json.dumps(value, ensure_ascii=False, separators=(",", ":"))
+        return text.encode("utf-8", "replace")
+
+
+def parse_error(body: object) -> TaskError | None:
+    """A vCenter error of any of its forms, None when the body isn't one.
+
+    The forms: `{"error_type", "messages", "data"}` (`/api`, and in a task), the same with `@class` (a task in
+    `/rest`), `{"type": "com.vmware.vapi.std.errors.not_found", "value": {…}}` (`/rest`), and the old router's
+    `{"name", "localizableMessages"}`.
+    """
+    if not isinstance(body, dict):
+        return None
+    inner = body["value"] if isinstance(body.get("value"), dict) and "type" in body else body
+    messages = tuple(_messages(inner.get("messages", inner.get("localizableMessages"))))
+    kind = _error_type(inner) or _error_type({"@class": body.get("type")}) or _text(body.get("name"))
+    if kind is None and not messages:
+        return None
+    data = plain(inner.get("data"))
+    transient = data.get("is_transient") if isinstance(data, dict) else None
+    return TaskError(
+        type=kind,
+        message=messages[0].text if messages else f"vCenter said {kind} and nothing more.",
+        messages=messages,
+        transient=transient if isinstance(transient, bool) else None,
+        data=data,
+    )
+
+
+def _error_type(error: dict[str, Any]) -> str | None:
+    """`error_type` in so many words, else the last part of the class name: `…std.errors.not_found`."""
+    if kind := _text(error.get("error_type")):
+        return kind
+    name = _text(error.get("@class"))
+    return name.rsplit(".", 1)[-1].upper() if name else None
+
+
+def _failure(error: object, info: dict[str, Any]) -> TaskError:
+    """The error of a FAILED task, never empty: vCenter's own, else what its result says, else so in words."""
+    if parsed := parse_error(error):
+        return parsed
+    messages = tuple(_reasons(info.get("result"))) or tuple(_reasons(info))
+    if messages:
+        return TaskError(type=None, message=messages[0].text, messages=messages)
+    return TaskError(
+        type=None,
+        message="vCenter reports that the task failed and gives no reason, neither as an error nor in the result.",
+    )
+
+
+def _reasons(value: object) -> Iterator[Message]:
+    """The messages by which a result (or a body) of a failed task tells why."""
+    if isinstance(value, str) and value:
+        yield Message(id=None, text=value)
+    if not isinstance(value, dict):
+        return
+    notifications = value.get("notifications")
+    for holder in (notifications, value):
+        if isinstance(holder, dict):
+            yield from _messages(holder.get("errors"))
+    for key in ("error", "messages", "message"):
+        nested = value.get(key)
+        yield from parsed.messages if (parsed := parse_error(nested)) else _messages(nested)
+
+
+def _messages(value: object) -> Iterator[Message]:
+    """Localizable messages out of a message, a notification around one, a string, or a list of those."""
+    for item in value if isinstance(value, list) else [value]:
+        holder = item
+        if isinstance(item, dict) and isinstance(item.get("message"), dict | str):
+            holder = item["message"]
+        if text := _message_text(holder):
+            fields = holder if isinstance(holder, dict) else {}
+            args = fields.get("args")
+            yield Message(
+                id=_text(fields.get("id")),
+                text=text,
+                args=tuple(str(arg) for arg in args) if isinstance(args, list) else (),
+            )
+
+
+def _message_text(value: object) -> str | None:
+    """English text of a localizable message: `default_message` is already substituted."""
+    if not isinstance(value, dict):
+        return _text(value)
+    candidates = (value.get(key) for key in ("default_message", "defaultMessage", "localized", "id"))
+    return next((text for text in map(_text, candidates) if text), None)
+
+
+def _text(value: object) -> str | None:
+    """A non-empty string or None: vLCM says `""` for "none"."""
+    return value if isinstance(value, str) and value else None
+
+
+def _target(value: object) -> Target | None:
+    if not isinstance(value, dict):
+        return None
+    target = Target(type=_text(value.get("type")), id=_text(value.get("id")))
+    return target if target.type or target.id else None
+
+
+def _number(value: object) -> int | float | None:
+    return value if isinstance(value, int | float) and not isinstance(value, bool) else None
+
+
+def _progress(value: object) -> Progress | None:
+    if not isinstance(value, dict):
+        return None
+    completed, total = _number(value.get("completed")), _number(value.get("total"))
+    percent = None
+    if completed is not None and total:
+        percent = round(min(100.0, max(0.0, completed / total * 100)), 1)
+    return Progress(completed, total, percent, _message_text(value.get("message")))
+
+
+def _result(info: dict[str, Any]) -> Result:
+    value = info.get("result")
+    return NO_RESULT if value is None else Result(compact(value))
+
+
+def _extra(info: dict[str, Any]) -> Any:
+    """What the body carries beyond Info (`notifications`, `subtasks`, …), unless it is too large to carry on."""
+    extra = {key: value for key, value in info.items() if key not in _INFO}
+    return extra if extra and len(compact(extra)) <= EXTRA_MAX_BYTES else None
