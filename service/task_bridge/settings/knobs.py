@@ -1,0 +1,245 @@
+"""Every knob of the bridge: its environment variable, its unit, its reason."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    PlainSerializer,
+    PlainValidator,
+    SecretStr,
+    ValidationInfo,
+    field_validator,
+)
+from pydantic_settings import BaseSettings, NoDecode, PydanticBaseSettingsSource, SettingsConfigDict
+
+from . import values
+from .values import Listen, SecretFile
+
+Secret = Annotated[SecretFile, PlainValidator(values.secret_file), PlainSerializer(repr)]
+ReadableFile = Annotated[Path, BeforeValidator(values.readable)]
+CaFile = Annotated[Path, BeforeValidator(values.ca_file)]
+Lower = BeforeValidator(lambda text: text.lower() if isinstance(text, str) else text)
+
+
+def _knob(variable: str, default: Any, meaning: str, **limits: Any) -> Any:
+    """One setting: its variable (of a vCenter its key), its default as it would be written, what it is for."""
+    return Field(default, validation_alias=variable, description=meaning, validate_default=True, **limits)
+
+
+def _duration(low: str, high: str = "365d") -> BeforeValidator:
+    return BeforeValidator(values.duration(low, high))
+
+
+def _secret(given: SecretStr | None, file: SecretFile | None) -> str | None:
+    if file is not None:
+        return file.read()
+    return None if given is None else given.get_secret_value()
+
+
+class VCenterSettings(BaseModel):
+    """One vCenter; its variables are `BRIDGE_VCENTERS__<NAME>__<KEY>`."""
+
+    model_config = ConfigDict(frozen=True, validate_by_name=True, hide_input_in_errors=True)
+
+    name: str = Field(description="its name in subjects and events: <NAME>, lower-cased")
+    url: Annotated[str, BeforeValidator(values.vcenter_url)] = Field(
+        validation_alias="url",
+        description="scheme and host, like https://vcenter.example.com; events name it as their source",
+    )
+    given_username: str | None = _knob(
+        "username", None, "who looks at tasks, like task-bridge@vsphere.local; this or USERNAME_FILE is needed"
+    )
+    username_file: Secret | None = _knob("username_file", None, "a file that holds the username")
+    given_password: SecretStr | None = _knob("password", None, "its password; this or PASSWORD_FILE is needed")
+    password_file: Secret | None = _knob(
+        "password_file", None, "a file that holds the password; read again when it changes"
+    )
+    ca_file: CaFile | None = _knob(
+        "ca_file", None, "PEM file of the authorities that sign vCenter's certificate, instead of the system's"
+    )
+    verify_tls: bool = _knob("verify_tls", True, "false accepts any certificate: whoever answers gets the password")
+    proxy: Annotated[str, BeforeValidator(values.proxy_url)] | None = _knob(
+        "proxy", None, "http://host:port of a proxy to this vCenter; HTTPS_PROXY and the like are ignored"
+    )
+    max_concurrent_requests: int = _knob(
+        "max_concurrent_requests", 4, "requests in flight at once, per replica: others use vCenter too", ge=1
+    )
+    max_requests_per_second: float = _knob(
+        "max_requests_per_second",
+        20.0,
+        "requests per second and replica, every request counts; when they don't suffice all looks get rarer",
+        gt=0,
+        allow_inf_nan=False,
+    )
+    api: Annotated[Literal["auto", "api", "rest"], Lower] = _knob(
+        "api", "auto", "which rendering of the REST API: /api (7.0 U2 and later), /rest (6.7), auto asks"
+    )
+
+    def username(self) -> str:
+        """Who logs in, as of now."""
+        return _secret(SecretStr(self.given_username or ""), self.username_file) or ""
+
+    def password(self) -> str:
+        """The password as of now: a file is read again when it changed."""
+        return _secret(self.given_password, self.password_file) or ""
+
+
+class NatsSettings(BaseModel):
+    """Where NATS is and how to log in: by at most one of credentials, seed, user and token."""
+
+    model_config = ConfigDict(frozen=True, validate_by_name=True, hide_input_in_errors=True)
+
+    urls: Annotated[tuple[str, ...], BeforeValidator(values.nats_urls)] = _knob(
+        "BRIDGE_NATS_URL", "nats://127.0.0.1:4222", "servers, comma-separated; tls:// insists on TLS"
+    )
+    creds_file: ReadableFile | None = _knob("BRIDGE_NATS_CREDS_FILE", None, "credentials file (JWT and seed)")
+    nkey_seed_file: ReadableFile | None = _knob("BRIDGE_NATS_NKEY_SEED_FILE", None, "a file with an NKey seed")
+    user: str | None = _knob("BRIDGE_NATS_USER", None, "user name, with one of the next two")
+    given_password: SecretStr | None = _knob("BRIDGE_NATS_PASSWORD", None, "the user's password")
+    password_file: Secret | None = _knob("BRIDGE_NATS_PASSWORD_FILE", None, "a file that holds the password")
+    given_token: SecretStr | None = _knob("BRIDGE_NATS_TOKEN", None, "a token, when the server asks for one")
+    token_file: Secret | None = _knob("BRIDGE_NATS_TOKEN_FILE", None, "a file that holds the token")
+    tls_ca_file: CaFile | None = _knob(
+        "BRIDGE_NATS_TLS_CA_FILE", None, "PEM file of the authorities that sign the server's certificate"
+    )
+    tls_cert_file: ReadableFile | None = _knob(
+        "BRIDGE_NATS_TLS_CERT_FILE", None, "PEM file of the client's certificate, when the server asks for one"
+    )
+    tls_key_file: ReadableFile | None = _knob(
+        "BRIDGE_NATS_TLS_KEY_FILE", None, "PEM file of its key, without a passphrase"
+    )
+    js_domain: Annotated[str, BeforeValidator(values.token)] | None = _knob(
+        "BRIDGE_NATS_JS_DOMAIN", None, "JetStream domain, when the bridge is connected to a leaf node"
+    )
+
+    @field_validator("tls_key_file")
+    @classmethod
+    def _belongs(cls, key: Path | None, info: ValidationInfo) -> Path | None:
+        certificate = info.data.get("tls_cert_file")
+        return values.key_of(certificate, key) if certificate and key else key
+
+    @property
+    def login(self) -> Literal["creds", "nkey", "user", "token", "none"]:
+        """By what the bridge logs in."""
+        if self.creds_file or self.nkey_seed_file:
+            return "creds" if self.creds_file else "nkey"
+        if self.user is not None:
+            return "user"
+        return "none" if self.token() is None else "token"
+
+    def password(self) -> str | None:
+        """The user's password as of now: a file is read again when it changed."""
+        return _secret(self.given_password, self.password_file)
+
+    def token(self) -> str | None:
+        """The token as of now."""
+        return _secret(self.given_token, self.token_file)
+
+
+class Settings(BaseSettings):
+    """All of it. `warnings` are for the log: one sentence each, without secrets."""
+
+    model_config = SettingsConfigDict(
+        env_nested_delimiter="__", frozen=True, validate_by_name=True, hide_input_in_errors=True
+    )
+
+    nats: NatsSettings = Field(default_factory=NatsSettings)
+    vcenters: dict[str, VCenterSettings] = _knob(
+        "BRIDGE_VCENTERS",
+        {},
+        'all vCenters as one JSON object, like {"lab": {"url": "https://…"}}; adds to the others',
+    )
+    default_vcenter: Annotated[str, Lower] | None = _knob(
+        "BRIDGE_DEFAULT_VCENTER", None, "the vCenter of requests that name none, when several are configured"
+    )
+    subject_prefix: Annotated[str, BeforeValidator(values.prefix)] = _knob(
+        "BRIDGE_SUBJECT_PREFIX", "vcenter.tasks", "begins every subject; streams are named after it"
+    )
+    stream_replicas: int = _knob(
+        "BRIDGE_STREAM_REPLICAS", 1, "servers that keep each stream, 1 to 5: 3 survives the loss of one", ge=1, le=5
+    )
+    # Shorter than a minute, a watch's memory could age out while NATS elects a leader.
+    events_max_age_s: Annotated[float, _duration("1m")] = _knob(
+        "BRIDGE_EVENTS_MAX_AGE", "7d", "how long events are kept, duration: who was away longer misses some"
+    )
+    provision: Annotated[Literal["auto", "verify"], Lower] = _knob(
+        "BRIDGE_PROVISION",
+        "auto",
+        "auto creates missing streams; verify creates nothing and stops with what is missing",
+    )
+    capacity: int = _knob(
+        "BRIDGE_CAPACITY", 50_000, "watches that one replica holds at most; bounds its memory (5 KB each)", ge=1
+    )
+    poll_min_s: Annotated[float, _duration("100ms")] = _knob(
+        "BRIDGE_POLL_MIN", "1s", "the shortest time between two looks at a task, duration: young tasks"
+    )
+    poll_max_s: Annotated[float, _duration("100ms")] = _knob(
+        "BRIDGE_POLL_MAX", "15s", "the longest time between two looks at a task, duration: old tasks"
+    )
+    progress_interval_s: Annotated[float, _duration("0s")] = _knob(
+        "BRIDGE_PROGRESS_INTERVAL", "2s", "at most one progress event per task in this time, duration; 0 is each"
+    )
+    stalled_after_s: Annotated[float, _duration("0s")] = _knob(
+        "BRIDGE_STALLED_AFTER", "15m", "a task without any change for this long is told once, duration; 0 is never"
+    )
+    not_found_grace_s: Annotated[float, _duration("0s")] = _knob(
+        "BRIDGE_NOT_FOUND_GRACE",
+        "30s",
+        "how long a task may take to show up in vCenter before it is lost, duration",
+    )
+    ack_wait_s: Annotated[float, _duration("1s")] = _knob(
+        "BRIDGE_ACK_WAIT", "10s", "a replica silent for this long loses its watches to the others, duration"
+    )
+    allow_cancel: bool = _knob("BRIDGE_ALLOW_CANCEL", False, "whether requests may cancel tasks in vCenter")
+    http_listen: Annotated[
+        Listen | None, NoDecode, PlainValidator(values.listen), PlainSerializer(values.listen_text)
+    ] = _knob(
+        "BRIDGE_HTTP_LISTEN", "127.0.0.1:8080", "host:port of health, metrics and the board; port 0 picks one; off"
+    )
+    log_format: Annotated[Literal["auto", "console", "json"], Lower] = _knob(
+        "BRIDGE_LOG_FORMAT", "auto", "json is one object a line; auto is console on a terminal, else json"
+    )
+    log_level: Annotated[Literal["debug", "info", "warning", "error"], Lower] = _knob(
+        "BRIDGE_LOG_LEVEL", "info", "the least that is logged: debug, info, warning, error"
+    )
+    warnings: tuple[str, ...] = ()
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """Only what is given: `load` reads the environment, and whoever makes settings in a test gets those."""
+        return (init_settings,)
+
+    @field_validator("vcenters", mode="before")
+    @classmethod
+    def _named(cls, vcenters: Any) -> Any:
+        """Tells each vCenter its name."""
+        if not isinstance(vcenters, dict):
+            return vcenters
+        return {name: {"name": name, **of} if isinstance(of, dict) else of for name, of in vcenters.items()}
+
+    @field_validator("poll_max_s")
+    @classmethod
+    def _not_below_poll_min(cls, poll_max_s: float, info: ValidationInfo) -> float:
+        if poll_max_s < info.data.get("poll_min_s", 0.0):
+            raise ValueError("must not be below BRIDGE_POLL_MIN")
+        return poll_max_s
+
+    def describe(self) -> dict[str, Any]:
+        """What the log tells at the start: everything but secrets, files by their names."""
+        nats = {"urls": list(self.nats.urls), "login": self.nats.login, "tls": self.nats.tls_ca_file is not None}
+        vcenters = {name: vcenter.url for name, vcenter in self.vcenters.items()}
+        plain = self.model_dump(mode="json", exclude={"nats", "vcenters", "warnings"})
+        return {"nats": nats, "vcenters": vcenters, **plain}
