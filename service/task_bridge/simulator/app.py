@@ -1,0 +1,150 @@
+"""A vCenter that isn't there: sessions and CIS tasks as far as HTTP shows them.
+
+    vcenter = SimulatedVCenter()
+    task = vcenter.create(fates.succeeds(after_s=0.3))
+    client = httpx.AsyncClient(transport=httpx.ASGITransport(vcenter.app), base_url="https://vcenter")
+
+Everything can be done from within the process by the methods here, and from outside by HTTP (`control.py`).
+What the documentation of vSphere leaves open is answered the stricter way.
+"""
+
+import asyncio
+import socket
+import struct
+import time
+from collections import deque
+from collections.abc import Callable
+from typing import Any
+
+from starlette.routing import Router
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from . import fates
+from .answers import ConnectionDroppedError
+from .bodies import CLUSTER, DESCRIPTIONS, OPERATIONS, SERVICES, About, Target
+from .clock import Clock, Sleep
+from .faults import Faults
+from .journal import Journal
+from .options import Options
+from .routes import Routes
+from .sessions import Session, Sessions
+from .tasks import Script
+from .tasks_service import State, TasksService, provider_of
+
+
+class SimulatedVCenter:
+    """`app` is what is served; `faults`, `journal`, `sessions`, `tasks`, `options` may be looked at and turned."""
+
+    def __init__(
+        self, options: Options | None = None, *, clock: Clock = time.time, sleep: Sleep = asyncio.sleep
+    ) -> None:
+        self.options = options or Options()
+        self.clock = clock
+        self.sleep = sleep
+        self.tasks = TasksService(self.options, clock)
+        self.sessions = Sessions(self.options, clock)
+        self.faults = Faults(clock)
+        self.journal = Journal(clock, self.options.remembered_requests)
+        self.default_script = fates.succeeds()
+        self.next_scripts: deque[Script] = deque()
+        self._router = Router(Routes(self).all())
+
+    @property
+    def app(self) -> ASGIApp:
+        return self
+
+    def create(
+        self,
+        script: Script,
+        *,
+        id: str | None = None,  # noqa: A002 - vSphere's word
+        service: str | None = None,
+        operation: str | None = None,
+        description: str | None = None,
+        target: Target | None = CLUSTER,
+        user: str | None = "Administrator@VSPHERE.LOCAL",
+        parent: str = "",
+    ) -> str:
+        """Starts a task now and returns its id. A given id's suffix is its service, unless that is given too."""
+        flavour = script.flavour
+        about = About(
+            flavour,
+            service or provider_of(id or "") or SERVICES[flavour],
+            operation or OPERATIONS[flavour],
+            description or DESCRIPTIONS[flavour],
+            target,
+            user,
+            parent,
+            flavour != "appliance" if script.cancelable is None else script.cancelable,
+        )
+        return self.tasks.create(script, about, id)
+
+    def next_script(self) -> Script:
+        """What becomes of the next task that a client creates over vCenter's own API."""
+        return self.next_scripts.popleft() if self.next_scripts else self.default_script
+
+    def set(self, task: str, *removes: str, **fields: Any) -> None:
+        """Changes the task now: `vcenter.set(task, "end_time", status="FAILED")` fails it without an end_time."""
+        self.tasks.set(task, fields, removes)
+
+    def forget(self, task: str) -> None:
+        self.tasks.forget(task)
+
+    def forget_all(self) -> None:
+        """A restart of the service: no task is known any more; sessions stay."""
+        self.tasks.forget_all()
+
+    def hide(self, task: str) -> None:
+        """404 until `unhide`, and missing in lists."""
+        self.tasks.hide(task)
+
+    def unhide(self, task: str) -> None:
+        self.tasks.hide(task, False)
+
+    def deny(self, task: str) -> None:
+        """403 until `allow`, and missing in lists."""
+        self.tasks.deny(task)
+
+    def allow(self, task: str) -> None:
+        self.tasks.deny(task, False)
+
+    def invalidate_sessions(self, matches: Callable[[Session], bool] = lambda _: True) -> int:
+        return self.sessions.invalidate(matches)
+
+    def history(self, task: str) -> list[State]:
+        """What the task really went through; forgotten tasks are remembered."""
+        return self.histories(task)[task]
+
+    def histories(self, *only: str) -> dict[str, list[State]]:
+        now = self.clock()
+        return {task.id: list(task.history(now)) for task in self.tasks.everything() if not only or task.id in only}
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._router(scope, receive, send)
+            return
+        entry = self.journal.begin(scope["method"], scope["path"], scope["query_string"].decode("latin-1"))
+
+        async def noting(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                entry.status = message["status"]
+            await send(message)
+
+        try:
+            await self._router({**scope, "simulator.entry": entry}, receive, noting)
+        except ConnectionDroppedError:
+            await _drop(receive, send)
+        finally:
+            self.journal.finish(entry)
+
+
+async def _drop(receive: Receive, send: Send) -> None:
+    """A reset of the connection under uvicorn; in process there is none, and the caller gets the exception."""
+    transport = getattr(getattr(send, "__self__", None), "transport", None)
+    if transport is None:
+        raise ConnectionDroppedError("the simulated vCenter dropped the connection")
+    connection = transport.get_extra_info("socket")
+    connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    transport.abort()
+    while (await receive())["type"] != "http.disconnect":
+        pass
