@@ -217,7 +217,8 @@ def told_of(body: bytes) -> dict[str, Any]:
         value = None
     fields = {"task": value} if isinstance(value, str) else value if isinstance(value, dict) else {}
     labels = fields.get("labels")
-    strings = isinstance(labels, dict) and all(isinstance(item, str) for item in labels.values())
+    labels = labels if isinstance(labels, dict) else {}
+    strings = all(isinstance(item, str) for item in labels.values())
     return {
         "request": kept,
         "vcenter": _clean(fields.get("vcenter")),

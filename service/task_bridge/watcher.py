@@ -1,14 +1,41 @@
-"""The story of a watch: due -> look -> diff -> publish -> again, or over."""
+"""The story of a watch: taken up -> looked at -> what changed is published -> looked at again, or over.
+
+The watcher decides nothing itself: `watch.next_event` does, the source knows when to look, the journal keeps what
+was said. Here they meet.
+"""
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+import asyncio
+import math
+from collections import Counter
+from collections.abc import AsyncIterator, Callable, Mapping
 from typing import Protocol
 
 import msgspec
+import structlog
 
+from .durations import parse_time
+from .events import Event
+from .metrics import Metrics
 from .task import Task, TaskError
-from .watch import Absence
+from .watch import (
+    Absence,
+    Draft,
+    Policy,
+    View,
+    Watch,
+    next_event,
+    observe,
+    resume,
+    stall_at,
+    wake_at,
+)
+
+log = structlog.get_logger(__name__)
+
+YIELD_EVERY = 25
+LISTED_STATUSES = ("PENDING", "RUNNING", "BLOCKED", "SUCCEEDED", "FAILED")
 
 
 class Unchanged(msgspec.Struct, frozen=True):
@@ -37,7 +64,8 @@ class TaskSource(Protocol):
 
     def follow(self, task: str, since: float, *, seen: bool, with_result: bool) -> None:
         """Looks at `task` from now on. `since`: when its watch began (Unix s); `seen`: an event tells that
-        vCenter showed it before; `with_result`: each look brings the result."""
+        vCenter showed it before; `with_result`: each look brings the result.
+        """
 
     def again(self, task: str) -> None:
         """What was given of `task` has been dealt with: look on."""
@@ -54,3 +82,270 @@ class TaskSource(Protocol):
 
     async def cancel(self, task: str) -> None:
         """Asks vCenter to cancel `task`, followed or not. Raises Refused or VCenterUnavailable."""
+
+
+class Entry(Protocol):
+    """An event in the journal: what it says, where it lies, and which instance of the bridge wrote it."""
+
+    @property
+    def event(self) -> Event: ...
+    @property
+    def sequence(self) -> int: ...
+    @property
+    def instance(self) -> str: ...
+
+
+class Journal(Protocol):
+    """The events of all tasks, fenced: of two writers only one's next event is stored."""
+
+    @property
+    def instance(self) -> str: ...
+
+    async def last(self, vcenter: str, task: str, *, leader: bool = False) -> Entry | None:
+        """The task's newest event of any watch. Raises NatsUnavailable."""
+
+    async def append(self, draft: Draft, after: int) -> Entry:
+        """Stores the event behind sequence `after`, never giving up; returns what is the task's last event then."""
+        ...
+
+
+class Handle(Protocol):
+    """The held message of a watch."""
+
+    async def ack(self) -> None:
+        """The watch is over: its message goes."""
+
+    def drop(self) -> None:
+        """Somebody else owns the watch: hold it no longer, say nothing."""
+
+
+class Held:
+    """A watch that this replica owns. `fence`: the stream sequence of its task's last event."""
+
+    __slots__ = ("fence", "handle", "last", "owes_look", "settling", "stalls_at", "timer", "view", "watch")
+
+    def __init__(self, watch: Watch, handle: Handle, last: Event | None, fence: int) -> None:
+        self.watch = watch
+        self.handle = handle
+        self.last = last
+        self.fence = fence
+        self.view: View = resume(last)
+        self.stalls_at = math.inf
+        self.timer: asyncio.TimerHandle | None = None
+        self.settling = False
+        self.owes_look = False
+
+    @property
+    def key(self) -> tuple[str, str]:
+        return self.watch.vcenter, self.watch.task
+
+
+class Watcher:
+    """All watches that this replica owns."""
+
+    def __init__(
+        self,
+        sources: Mapping[str, TaskSource],
+        journal: Journal,
+        policy_of: Callable[[str], Policy],
+        is_served: Callable[[Watch, Entry], bool],
+        metrics: Metrics,
+        clock: Callable[[], float],
+    ) -> None:
+        self._sources = sources
+        self._journal = journal
+        self._policy_of = policy_of
+        self._is_served = is_served
+        self._metrics = metrics
+        self._clock = clock
+        self._held: dict[tuple[str, str], Held] = {}
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._stopping = False
+
+    async def run(self) -> None:
+        """Follows the looks of every source, without end."""
+        async with asyncio.TaskGroup() as group:
+            for name, source in self._sources.items():
+                group.create_task(self._follow(name, source))
+
+    async def take(self, watch: Watch, handle: Handle) -> None:
+        """Takes up a watch that was handed over, again or for the first time. Raises NatsUnavailable."""
+        if self._is_held(watch, handle):
+            return
+        last = await self._journal.last(watch.vcenter, watch.task)
+        if self._is_held(watch, handle):
+            return  # delivered twice meanwhile
+        if (older := self._held.get((watch.vcenter, watch.task))) is not None:
+            self._forget(older)
+        if last is not None and self._is_served(watch, last):
+            await handle.ack()
+            return
+        own = last is not None and last.event.data.watch.id == watch.id
+        self._hold(Held(watch, handle, last.event if last and own else None, last.sequence if last else 0))
+
+    def _is_held(self, watch: Watch, handle: Handle) -> bool:
+        """Whether it is held already: then this is a redelivery to its living owner."""
+        held = self._held.get((watch.vcenter, watch.task))
+        if held is None or held.watch.id != watch.id:
+            return False
+        held.handle = handle
+        return True
+
+    def _hold(self, held: Held) -> None:
+        watch = held.watch
+        self._held[held.key] = held
+        self._arm(held)
+        if source := self._sources.get(watch.vcenter):
+            seen = held.last is not None and held.last.data.status is not None
+            source.follow(watch.task, watch.since, seen=seen, with_result=watch.partial_results)
+        log.debug("watch_held", vcenter=watch.vcenter, task=watch.task, watch=watch.id)
+
+    async def _follow(self, vcenter: str, source: TaskSource) -> None:
+        async for batch in source.looks():
+            now = self._clock()
+            for number, (task, standing) in enumerate(batch):
+                held = self._held.get((vcenter, task))
+                if held is None:
+                    source.forget(task)
+                elif self._is_news(held, standing, now):
+                    self._settle_soon(held)
+                if number % YIELD_EVERY == YIELD_EVERY - 1:
+                    await asyncio.sleep(0)
+
+    def _is_news(self, held: Held, standing: Standing, now: float) -> bool:
+        """Takes one look into the view; whether something may follow from it."""
+        view = held.view
+        if view.last_look_asked and not (isinstance(standing, Task) and standing.ended):
+            view.last_look_over = True
+        if isinstance(standing, Unchanged):
+            view.looked_at = now
+            return now >= held.stalls_at or view.last_look_over
+        held.owes_look = True
+        if isinstance(standing, Task):
+            observe(view, held.last, standing, now)
+        elif isinstance(standing, Absence):
+            view.absence = standing
+        else:
+            view.answer = standing.answer
+        return True
+
+    def _settle_soon(self, held: Held) -> None:
+        if held.settling or self._stopping:
+            return  # who settles it now asks again before leaving
+        held.settling = True
+        task = asyncio.create_task(self._settle(held))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _settle(self, held: Held) -> None:
+        """Publishes what follows from the view until nothing does; then looks on, or the watch is over."""
+        try:
+            while not self._stopping and (draft := self._next(held)):
+                # Publish before remembering: a crash in between repeats a look, never loses an event.
+                entry = await self._journal.append(draft, held.fence)
+                if not self._remember(held, entry):
+                    return
+            if held.last is not None and held.last.data.final:
+                await self._over(held)
+                return
+        except Exception:
+            log.exception("watch_not_settled", vcenter=held.watch.vcenter, task=held.watch.task)
+        finally:
+            held.settling = False
+        self._arm(held)
+        self._look_on(held)
+
+    def _next(self, held: Held) -> Draft | None:
+        policy = self._policy_of(held.watch.vcenter)
+        return next_event(held.watch, held.last, held.view, self._clock(), policy)
+
+    def _remember(self, held: Held, entry: Entry) -> bool:
+        """Goes on from what is stored now; False when that means that somebody else owns the watch."""
+        data = entry.event.data
+        if data.watch.id == held.watch.id and (entry.instance == self._journal.instance or data.final):
+            held.last, held.fence = entry.event, entry.sequence
+            self._tell(held, entry.event)
+            return True
+        log.info("stepped_back", vcenter=held.watch.vcenter, task=held.watch.task, writer=entry.instance)
+        self._forget(held)
+        held.handle.drop()
+        return False
+
+    def _tell(self, held: Held, event: Event) -> None:
+        data = event.data
+        keys = {"vcenter": data.vcenter, "task": data.task, "sequence": data.sequence, "status": data.status}
+        if not data.final:
+            log.debug("event", kind=event.kind, **keys)
+            return
+        log.info("watch_over", outcome=event.kind, watch=data.watch.id, **keys)
+        ended_at = parse_time(data.ended_at)
+        if data.kind == "completed" and ended_at is not None:
+            self._metrics.detection.observe(max(0.0, self._clock() - ended_at))
+
+    async def _over(self, held: Held) -> None:
+        self._forget(held)
+        await held.handle.ack()
+
+    def _forget(self, held: Held) -> None:
+        if held.timer is not None:
+            held.timer.cancel()
+        if self._held.get(held.key) is held:
+            del self._held[held.key]
+            if source := self._sources.get(held.watch.vcenter):
+                source.forget(held.watch.task)
+
+    def _look_on(self, held: Held) -> None:
+        if held.owes_look and (source := self._sources.get(held.watch.vcenter)):
+            held.owes_look = False
+            source.again(held.watch.task)
+
+    def _arm(self, held: Held) -> None:
+        """Sets the timer to when the watch must be asked even if no look comes."""
+        if held.timer is not None:
+            held.timer.cancel()
+        held.stalls_at = stall_at(held.watch, held.last, held.view)
+        when = wake_at(held.watch, held.last, held.view, self._policy_of(held.watch.vcenter))
+        if when < math.inf and not self._stopping:
+            delay = max(0.005, when - self._clock())
+            held.timer = asyncio.get_running_loop().call_later(delay, self._woken, held)
+
+    def _woken(self, held: Held) -> None:
+        view = held.view
+        if self._clock() >= held.watch.deadline and not view.last_look_asked:
+            view.last_look_asked = True
+            if source := self._sources.get(held.watch.vcenter):
+                source.hurry(held.watch.task)
+            else:
+                view.last_look_over = True
+        self._settle_soon(held)
+
+    async def check(self, vcenter: str, task: str) -> None:
+        """A hint that the watch may have been ended by somebody else. Raises NatsUnavailable."""
+        held = self._held.get((vcenter, task))
+        if held is None or held.settling:
+            return
+        last = await self._journal.last(vcenter, task, leader=True)
+        if last is not None and last.event.data.final and last.event.data.watch.id == held.watch.id:
+            await self._over(held)
+
+    async def stop(self) -> None:
+        """Finishes the publishes in flight; nothing new begins."""
+        self._stopping = True
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    @property
+    def held(self) -> int:
+        """How many watches this replica owns."""
+        return len(self._held)
+
+    def standing(self) -> Counter[tuple[str, str]]:
+        """Owned watches by (vCenter, status): vCenter's five words, OTHER, UNSEEN, UNCONFIGURED."""
+        return Counter((held.watch.vcenter, self._status(held)) for held in self._held.values())
+
+    def _status(self, held: Held) -> str:
+        if held.watch.vcenter not in self._sources:
+            return "UNCONFIGURED"
+        status = held.last.data.status if held.last else None
+        if status is None:
+            return "UNSEEN"
+        return status if status in LISTED_STATUSES else "OTHER"

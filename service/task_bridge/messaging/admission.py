@@ -1,0 +1,221 @@
+"""Who may begin a watch: one per task, decided by the stream of watches itself; and how one is ended on request.
+
+A second watch on a task whose watch lies in the stream is refused by nats-server (error 10077), however long ago
+the first came; what to answer then is read from the leaders.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import secrets
+from collections.abc import Callable
+from typing import NamedTuple
+
+import msgspec
+import nats.errors
+
+from ..errors import NatsUnavailable, Refused
+from ..events import WatchRef
+from ..requests import WatchRequest
+from ..subjects import Names
+from ..watch import Policy, Watch, next_event, resume
+from .journal import Entry, Journal
+from .streams import Stored, Streams
+
+_TAKEN = 10077  # maximum messages per subject exceeded
+_decoder = msgspec.json.Decoder(Watch)
+
+
+class Admitted(NamedTuple):
+    """What became of a request: the outcome, the watch in force, and the watch's last event."""
+
+    outcome: str
+    watch: WatchRef
+    last: Entry | None
+
+
+class StoredWatch(NamedTuple):
+    """A watch as it lies in its stream."""
+
+    watch: Watch
+    sequence: int
+
+
+def new_watch(
+    request: WatchRequest,
+    vcenter: str,
+    since: float,
+    *,
+    stored_sequence: int | None,
+    stalled_after_s: float,
+    trace: tuple[str | None, str | None],
+) -> Watch:
+    """The watch that a request asks for.
+
+    Its id is made of the request's time and sequence in the stream, so that a redelivery makes the same one; never
+    of the sequence alone, since streams get recreated. A request over the API has no sequence.
+    """
+    since = round(since, 3)
+    tail = f"a{secrets.token_hex(6)}" if stored_sequence is None else str(stored_sequence)
+    return Watch(
+        id=f"{since * 1000:.0f}-{tail}",
+        vcenter=vcenter,
+        task=request.task,
+        since=since,
+        timeout_at=None if request.timeout is None else since + request.timeout,
+        stalled_after_s=stalled_after_s if request.stalled_after is None else request.stalled_after,
+        partial_results=request.partial_results,
+        labels=request.labels,
+        traceparent=trace[0],
+        tracestate=trace[1],
+        stored_request=stored_sequence is not None,
+    )
+
+
+def read_watch(stored: Stored) -> StoredWatch | None:
+    """The watch in a message, None when this release can't read it."""
+    try:
+        return StoredWatch(_decoder.decode(stored.body), stored.sequence)
+    except (msgspec.DecodeError, msgspec.ValidationError):
+        return None
+
+
+class Watches:
+    """The stream of watches: admission, reading, unwatch. Raises NatsUnavailable."""
+
+    def __init__(
+        self,
+        streams: Streams,
+        names: Names,
+        journal: Journal,
+        policy_of: Callable[[str], Policy],
+        clock: Callable[[], float],
+    ) -> None:
+        self._streams = streams
+        self._names = names
+        self._journal = journal
+        self._policy_of = policy_of
+        self._clock = clock
+
+    async def admit(self, watch: Watch) -> Admitted:
+        """Begins the watch unless the task is watched, has completed, or the stored request was served before."""
+        while True:
+            taken = await self._put(watch)
+            last = await self._journal.last(watch.vcenter, watch.task, leader=True)
+            if taken is not None:
+                return await self._admitted(watch, taken, last)
+            present = await self.present(watch.vcenter, watch.task)
+            if present is None:
+                await asyncio.sleep(0.005)  # R3 frees a subject some milliseconds after the ack (measured)
+                continue
+            if present.watch.id == watch.id or not _ended(last, present.watch):
+                return Admitted("already_watching", present.watch.ref, own_event(last, present.watch))
+            if last and last.event.data.kind == "completed":
+                return Admitted("already_completed", last.event.data.watch, last)
+            # The old watch was abandoned and its message is about to go: it makes room now.
+            await self._streams.delete(self._names.watches_stream, present.sequence)
+
+    async def _admitted(self, watch: Watch, sequence: int, last: Entry | None) -> Admitted:
+        if last is None or not is_served(watch, last):
+            return Admitted("accepted", watch.ref, last and own_event(last, watch))
+        await self._streams.delete(self._names.watches_stream, sequence)
+        return Admitted("already_completed", last.event.data.watch, last)
+
+    async def _put(self, watch: Watch) -> int | None:
+        """The sequence under which the watch lies in the stream now, None when another one lies there."""
+        subject = self._names.watch(watch.vcenter, watch.task)
+        headers = {"Nats-Msg-Id": watch.id}
+        try:
+            answer = await self._streams.connection.request(
+                subject, msgspec.json.encode(watch), timeout=5, headers=headers
+            )
+        except (TimeoutError, nats.errors.Error, OSError) as error:
+            raise NatsUnavailable(
+                f"no answer to a publish on {subject}: {error or type(error).__name__}"
+            ) from error
+        ack = json.loads(answer.data)
+        if "error" not in ack:
+            return int(ack["seq"])
+        if ack["error"].get("err_code") == _TAKEN:
+            return None
+        raise NatsUnavailable(f"the watch wasn't stored: {ack['error'].get('description')}")
+
+    async def present(self, vcenter: str, task: str) -> StoredWatch | None:
+        """The task's watch, None when nobody watches it."""
+        subject = self._names.watch(vcenter, task)
+        stored = await self._streams.last(self._names.watches_stream, subject, leader=True)
+        return stored and read_watch(stored)
+
+    async def page(self, vcenter: str | None, after: int, limit: int) -> tuple[list[StoredWatch], int]:
+        """Up to `limit` watches behind sequence `after`, oldest first, and how many more follow."""
+        subjects = f"{self._names.watches}.{vcenter or '*'}.*"
+        found, pending = await self._streams.page(self._names.watches_stream, subjects, after, limit)
+        return [watch for watch in map(read_watch, found) if watch], pending
+
+    async def count(self, vcenter: str | None) -> int:
+        """How many watches there are, over all replicas."""
+        found, pending = await self._streams.page(
+            self._names.watches_stream, f"{self._names.watches}.{vcenter or '*'}.*", 0, 1
+        )
+        return len(found) + pending
+
+    async def unwatch(self, vcenter: str, task: str) -> tuple[Watch, Entry]:
+        """Ends the task's watch with its final event, whoever owns it, and even if that one is dead.
+
+        Raises Refused: 409 `already_ended` when it ended first, 404 `not_watched`; and NatsUnavailable.
+        """
+        while True:
+            present = await self.present(vcenter, task)
+            last = await self._journal.last(vcenter, task, leader=True)
+            if present is None or _ended(last, present.watch):
+                raise _not_watched(vcenter, task, last)
+            watch = present.watch
+            own = own_event(last, watch)
+            view = resume(own.event if own else None)
+            view.unwatched = True
+            draft = next_event(watch, own.event if own else None, view, self._clock(), self._policy_of(vcenter))
+            if draft is None:
+                continue
+            stored = await self._journal.append(draft, last.sequence if last else 0)
+            if stored.event.id == draft.event.id and stored.event.kind == draft.event.kind:
+                await self._streams.delete(self._names.watches_stream, present.sequence)
+                return watch, stored
+
+
+class AlreadyEnded(Refused):
+    """409: what was to be ended had ended; `last` is the final event."""
+
+    def __init__(self, message: str, last: Entry) -> None:
+        super().__init__(409, "already_ended", message)
+        self.last = last
+
+
+def _not_watched(vcenter: str, task: str, last: Entry | None) -> Refused:
+    if last is not None and last.event.data.final:
+        told = f"The watch of {task!r} on {vcenter!r} had ended already: {last.event.kind}."
+        return AlreadyEnded(told, last)
+    return Refused(404, "not_watched", f"Nobody watches {task!r} on {vcenter!r}.")
+
+
+def own_event(last: Entry | None, watch: Watch) -> Entry | None:
+    """The last event, if it is one of `watch`."""
+    return last if last and last.event.data.watch.id == watch.id else None
+
+
+def _ended(last: Entry | None, watch: Watch) -> bool:
+    return (own := own_event(last, watch)) is not None and own.event.data.final
+
+
+def is_served(watch: Watch, last: Entry) -> bool:
+    """Whether the task's last event answers the watch already, so that it must not begin (again).
+
+    A `completed` answers every watch of the task. A stored request may be delivered again at any later time:
+    whatever ended after it was stored served it.
+    """
+    data = last.event.data
+    if not data.final:
+        return False
+    if data.kind == "completed" or data.watch.id == watch.id:
+        return True
+    return watch.stored_request and last.stored_at > watch.since

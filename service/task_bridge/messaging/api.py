@@ -1,0 +1,247 @@
+"""`<prefix>.api.<verb>`: a NATS service that answers every request, the slow ones without holding up the others."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Any, NamedTuple
+
+import msgspec
+import nats.errors
+import structlog
+from nats.micro import add_service
+from nats.micro.request import ERROR_CODE_HEADER, ERROR_HEADER, Request
+from nats.micro.service import EndpointConfig, GroupConfig, Service, ServiceConfig
+
+from .. import __version__
+from ..errors import NatsUnavailable, Refused, VCenterUnavailable
+from ..events import NULL
+from ..metrics import Metrics
+from ..requests import (
+    CancelReply,
+    ErrorBody,
+    GetReply,
+    ListedWatch,
+    ListReply,
+    ListRequest,
+    Routes,
+    TaskRequest,
+    UnwatchReply,
+    WatchReply,
+    WatchRequest,
+    error_body,
+    parse,
+    trace_of,
+    unknown_vcenter,
+)
+from ..subjects import SERVICE, VERBS, Names
+from ..watcher import TaskSource
+from .admission import AlreadyEnded, StoredWatch, Watches, new_watch, own_event
+from .journal import Entry, Journal
+from .streams import Streams
+
+log = structlog.get_logger(__name__)
+
+MAX_AT_ONCE = 256
+DEADLINE_S = 20.0
+
+
+class Ports(NamedTuple):
+    """What the verbs stand on."""
+
+    streams: Streams
+    names: Names
+    watches: Watches
+    journal: Journal
+    routes: Routes
+    sources: Mapping[str, TaskSource]
+    metrics: Metrics
+    clock: Callable[[], float]
+
+
+class Api:
+    """The verbs. Each takes a request's body and headers and returns the reply, or raises Refused."""
+
+    def __init__(self, ports: Ports, *, stalled_after_s: float, allow_cancel: bool) -> None:
+        self._ports = ports
+        self._stalled_after_s = stalled_after_s
+        self._allow_cancel = allow_cancel
+        self._at_once = asyncio.Semaphore(MAX_AT_ONCE)
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._service: Service | None = None
+
+    async def start(self) -> None:
+        """Registers the service on the connection."""
+        config = ServiceConfig(name=SERVICE, version=__version__, description="Watches vCenter tasks")
+        self._service = await add_service(self._ports.streams.connection, config)
+        group = self._service.add_group(GroupConfig(name=self._ports.names.api))
+        for verb in VERBS:
+            await group.add_endpoint(EndpointConfig(name=verb, handler=self._handler(getattr(self, verb))))
+
+    async def stop(self) -> None:
+        """Takes no more requests and answers those in hand."""
+        if self._service is not None and not self._ports.streams.connection.is_closed:
+            await self._service.stop()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    def _handler(self, verb: Callable[[Request], Awaitable[Any]]) -> Callable[[Request], Awaitable[None]]:
+        async def handle(request: Request) -> None:
+            # nats.micro calls an endpoint's handler for one request after the other.
+            task = asyncio.create_task(self._answer(verb, request))
+            self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)
+
+        return handle
+
+    async def _answer(self, verb: Callable[[Request], Awaitable[Any]], request: Request) -> None:
+        headers: dict[str, str] = {}
+        try:
+            async with self._at_once, asyncio.timeout(DEADLINE_S):
+                body = msgspec.json.encode(await verb(request))
+        except Refused as refused:
+            headers, body = _error(refused)
+        except VCenterUnavailable as error:
+            headers, body = _error(Refused(503, "vcenter_unavailable", str(error)))
+        except (NatsUnavailable, TimeoutError) as error:
+            told = (
+                f"JetStream doesn't answer: {error}. Try again." if str(error) else "No answer in time; try again."
+            )
+            headers, body = _error(Refused(503, "unavailable", told))
+        except Exception:
+            log.exception("request_failed", subject=request.subject)
+            headers, body = _error(Refused(503, "unavailable", "The bridge failed on this request; see its log."))
+        try:
+            await request.respond(body, headers=headers or None)
+        except (ValueError, nats.errors.Error) as error:
+            log.debug("answer_lost", subject=request.subject, reason=str(error))
+
+    async def watch(self, request: Request) -> WatchReply:
+        """Watches a task until it ends."""
+        ports = self._ports
+        try:
+            asked = parse(WatchRequest, request.data)
+            vcenter = ports.routes.configured(asked.vcenter)
+        except Refused as refused:
+            ports.metrics.requests.labels("rejected").inc()
+            ports.metrics.rejected.labels(refused.code).inc()
+            raise
+        watch = new_watch(
+            asked,
+            vcenter,
+            ports.clock(),
+            stored_sequence=None,
+            stalled_after_s=self._stalled_after_s,
+            trace=trace_of(request.headers),
+        )
+        admitted = await ports.watches.admit(watch)
+        ports.metrics.requests.labels(admitted.outcome).inc()
+        log.info("request", outcome=admitted.outcome, vcenter=vcenter, task=asked.task, watch=admitted.watch.id)
+        return WatchReply(
+            admitted.outcome,
+            vcenter,
+            asked.task,
+            admitted.watch,
+            ports.names.events_stream,
+            ports.names.events_of(vcenter, asked.task),
+            _raw(admitted.last),
+        )
+
+    async def get(self, request: Request) -> GetReply:
+        """How a task stands, watched or ended."""
+        ports = self._ports
+        asked = parse(TaskRequest, request.data)
+        vcenter = ports.routes.resolve(asked.vcenter)
+        present, last = await self._both(vcenter, asked.task)
+        if present is None and last is None:
+            if vcenter not in ports.routes.urls:
+                raise unknown_vcenter(vcenter, ports.routes.urls)
+            raise Refused(
+                404, "unknown_task", f"{asked.task!r} on {vcenter!r} is neither watched nor in the stream."
+            )
+        watching = present is not None and not (last and _ends(last, present))
+        if watching and present is not None:
+            ref, last = present.watch.ref, own_event(last, present.watch)
+        else:
+            ref = last.event.data.watch if last else present.watch.ref  # type: ignore[union-attr] # one is there
+        return GetReply(
+            watching,
+            vcenter,
+            asked.task,
+            ref,
+            ports.names.events_stream,
+            ports.names.events_of(vcenter, asked.task),
+            _raw(last),
+        )
+
+    async def _both(self, vcenter: str, task: str) -> tuple[StoredWatch | None, Entry | None]:
+        watches, journal = self._ports.watches, self._ports.journal
+        return await asyncio.gather(watches.present(vcenter, task), journal.last(vcenter, task, leader=True))
+
+    async def list(self, request: Request) -> ListReply:
+        """The active watches of all replicas, oldest request first."""
+        ports = self._ports
+        asked = parse(ListRequest, request.data)
+        if asked.vcenter is not None and asked.vcenter not in ports.routes.urls:
+            raise unknown_vcenter(asked.vcenter, ports.routes.urls)
+        page, following = await ports.watches.page(asked.vcenter, asked.after, asked.limit)
+        total = await ports.watches.count(asked.vcenter) if asked.after else len(page) + following
+        listed = await asyncio.gather(*map(self._listed, page))
+        return ListReply(list_of(listed), total, str(page[-1].sequence) if page and following else None)
+
+    async def _listed(self, stored: StoredWatch) -> ListedWatch:
+        watch = stored.watch
+        last = own_event(await self._ports.journal.last(watch.vcenter, watch.task), watch)
+        data = last.event.data if last else None
+        return ListedWatch(
+            watch.vcenter,
+            watch.task,
+            watch.ref,
+            data.status if data else None,
+            data.progress if data else None,
+            watch.vcenter not in self._ports.routes.urls,
+        )
+
+    async def unwatch(self, request: Request) -> UnwatchReply:
+        """Ends a watch with its final event; the task itself is not touched."""
+        ports = self._ports
+        asked = parse(TaskRequest, request.data)
+        vcenter = ports.routes.resolve(asked.vcenter)
+        watch, final = await ports.watches.unwatch(vcenter, asked.task)
+        log.info("watch_over", outcome="unwatched", vcenter=vcenter, task=asked.task, watch=watch.id)
+        return UnwatchReply("unwatched", vcenter, asked.task, watch.ref, _raw(final))
+
+    async def cancel(self, request: Request) -> CancelReply:
+        """Asks vCenter to cancel a task."""
+        asked = parse(TaskRequest, request.data)
+        vcenter = self._ports.routes.configured(asked.vcenter)
+        if not self._allow_cancel:
+            raise Refused(403, "forbidden", "Canceling is switched off; BRIDGE_ALLOW_CANCEL=true switches it on.")
+        await self._ports.sources[vcenter].cancel(asked.task)
+        log.info("cancel_requested", vcenter=vcenter, task=asked.task)
+        return CancelReply("cancel_requested", vcenter, asked.task)
+
+
+list_of = list  # the verb `list` hides the builtin inside the class
+
+
+def _ends(last: Entry, present: StoredWatch) -> bool:
+    return last.event.data.final and last.event.data.watch.id == present.watch.id
+
+
+def _raw(entry: Entry | None) -> msgspec.Raw:
+    return msgspec.Raw(entry.body) if entry and entry.body else NULL
+
+
+class _ErrorReply(msgspec.Struct, omit_defaults=True):
+    error: ErrorBody
+    last_event: msgspec.Raw = NULL
+
+
+def _error(refused: Refused) -> tuple[dict[str, str], bytes]:
+    """Headers and body of an error answer; the header is one ASCII line, whatever a stranger wrote."""
+    line = " ".join(f"{refused.code}: {refused.message}".encode("ascii", "replace").decode().split())
+    headers = {ERROR_HEADER: line[:512], ERROR_CODE_HEADER: str(refused.status)}
+    reply = _ErrorReply(error_body(refused))
+    if isinstance(refused, AlreadyEnded):
+        reply.last_event = _raw(refused.last)
+    return headers, msgspec.json.encode(reply)

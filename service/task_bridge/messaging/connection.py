@@ -1,0 +1,141 @@
+"""The one connection to NATS: by whatever credentials, never given up, its state told."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import ssl
+from collections.abc import Callable
+from typing import Any
+
+import structlog
+from faststream.nats import (
+    NatsBroker,
+    NatsCredentials,
+    NatsNKey,
+    NatsSecurity,
+    NatsToken,
+    NatsUserPassword,
+)
+from nats.aio.client import Client
+
+from ..errors import CannotStart
+from ..settings import NatsSettings
+
+log = structlog.get_logger(__name__)
+
+PING_S = 1
+_REFUSED = ("authorization violation", "authentication", "user authentication", "account authentication")
+
+
+class Connection:
+    """A FastStream broker and what is known of its connection. `reason` tells why it is away."""
+
+    def __init__(self, settings: NatsSettings, name: str) -> None:
+        self._settings = settings
+        self._refused: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+        self._on_return: list[Callable[[], None]] = []
+        self._closing = False
+        self.closed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self.reason: str | None = "not connected yet"
+        self.broker = NatsBroker(
+            list(settings.urls),
+            name=name,
+            security=_security(settings),
+            allow_reconnect=True,
+            # nats-py would give up after 60 tries, and FastStream then spins deaf to SIGTERM (measured).
+            max_reconnect_attempts=-1,
+            reconnect_time_wait=1,
+            connect_timeout=3,
+            # A server that stopped without closing the connection shows within three seconds.
+            ping_interval=PING_S,
+            max_outstanding_pings=2,
+            error_cb=self._on_error,
+            disconnected_cb=self._on_disconnected,
+            reconnected_cb=self._on_reconnected,
+            closed_cb=self._on_closed,
+            apply_types=False,
+            graceful_timeout=2,
+            logger=None,
+        )
+
+    async def open(self) -> Client:
+        """Connects, waiting as long as it takes. Raises CannotStart when NATS refuses the credentials."""
+        connecting = asyncio.ensure_future(self.broker.connect())
+        either: tuple[asyncio.Future[Any], ...] = (connecting, self._refused)
+        try:
+            await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
+            if not connecting.done():
+                raise CannotStart(
+                    f"NATS at {', '.join(self._settings.urls)} refuses the bridge: {self._refused.result()}. "
+                    "Check BRIDGE_NATS_CREDS_FILE, _NKEY_SEED_FILE, _USER and _PASSWORD, or _TOKEN."
+                )
+            client = connecting.result()
+        finally:
+            if not connecting.done():
+                connecting.cancel()
+                with contextlib.suppress(asyncio.CancelledError):
+                    await connecting
+        self.reason = None
+        server = client.connected_url.netloc if client.connected_url else None
+        log.info("nats_connected", server=server, version=str(client.connected_server_version))
+        return client
+
+    def on_return(self, call: Callable[[], None]) -> None:
+        """Calls `call` whenever a lost connection came back."""
+        self._on_return.append(call)
+
+    async def close(self) -> None:
+        """Flushes and closes; never raises, never takes long."""
+        self._closing = True
+        with contextlib.suppress(Exception):
+            async with asyncio.timeout(2):
+                await self.broker.stop()
+
+    async def _on_error(self, error: Exception) -> None:
+        told = str(error) or type(error).__name__
+        if any(word in told.lower() for word in _REFUSED):
+            if not self._refused.done():
+                self._refused.set_result(told.removeprefix("nats: "))
+        elif self.reason is None:
+            log.warning("nats_error", reason=told)
+        elif self.reason != told:
+            log.warning("nats_away", reason=told, servers=list(self._settings.urls))
+            self.reason = told
+
+    async def _on_disconnected(self) -> None:
+        if self.reason is None and not self._closing:
+            self.reason = "connection lost"
+            log.warning("nats_away", reason=self.reason)
+
+    async def _on_reconnected(self) -> None:
+        self.reason = None
+        log.info("nats_back")
+        for call in self._on_return:
+            call()
+
+    async def _on_closed(self) -> None:
+        if not self.closed.done():
+            self.closed.set_result(None)
+
+
+def _security(settings: NatsSettings) -> NatsSecurity:
+    context = _tls(settings)
+    if settings.creds_file:
+        return NatsCredentials.from_file(settings.creds_file, ssl_context=context)
+    if settings.nkey_seed_file:
+        return NatsNKey.from_file(settings.nkey_seed_file, ssl_context=context)
+    if settings.user is not None:
+        return NatsUserPassword(settings.user, settings.password() or "", ssl_context=context)
+    if token := settings.token():
+        return NatsToken(token, ssl_context=context)
+    return NatsSecurity(ssl_context=context)
+
+
+def _tls(settings: NatsSettings) -> ssl.SSLContext | None:
+    if not (settings.tls_ca_file or settings.tls_cert_file or any(url.startswith("tls:") for url in settings.urls)):
+        return None
+    context = ssl.create_default_context(cafile=settings.tls_ca_file)
+    if settings.tls_cert_file:
+        context.load_cert_chain(settings.tls_cert_file, settings.tls_key_file)
+    return context

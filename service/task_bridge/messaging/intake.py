@@ -1,0 +1,147 @@
+"""Stored watch requests: each is admitted, or rejected once and for all; temporary trouble keeps it queued.
+
+FastStream consumes them from the inbox of a long-lived pull (its own pull subscribers hold a single message back
+for up to their timeout, or cost a round trip and 360 µs a message; this costs 110 µs and is prompt).
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+
+import msgspec
+import nats.errors
+import structlog
+from faststream import AckPolicy
+from faststream.nats import NatsBroker, NatsMessage
+from nats.aio.msg import Msg
+
+from ..durations import rfc3339
+from ..errors import NatsUnavailable, Refused
+from ..events import CONTENT_TYPE, TYPE_PREFIX
+from ..metrics import Metrics
+from ..requests import Routes, WatchRequest, error_body, parse, told_of, trace_of
+from ..subjects import CONSUMER, SERVICE, Names
+from .admission import Watches, new_watch
+from .pull import Pull
+from .streams import Streams
+
+log = structlog.get_logger(__name__)
+
+BATCH = 512
+RETRY_S = 1.0
+
+
+class Intake:
+    """Consumes the stream of requests."""
+
+    def __init__(
+        self,
+        streams: Streams,
+        names: Names,
+        watches: Watches,
+        routes: Routes,
+        metrics: Metrics,
+        clock: Callable[[], float],
+        *,
+        stalled_after_s: float,
+    ) -> None:
+        self._streams = streams
+        self._names = names
+        self._watches = watches
+        self._routes = routes
+        self._metrics = metrics
+        self._clock = clock
+        self._stalled_after_s = stalled_after_s
+        self._tasks: set[asyncio.Task[None]] = set()
+        inbox = streams.connection.new_inbox()
+        self.pull = Pull(streams, names.requests_stream, CONSUMER, inbox, lambda: BATCH)
+
+    def subscribe(self, broker: NatsBroker) -> None:
+        """Registers the handler; the broker must be started (again) afterwards."""
+        # A decoder that never raises: one broken body must not hold up the others.
+        subscriber = broker.subscriber(self.pull.inbox, ack_policy=AckPolicy.MANUAL, decoder=_as_it_is)
+        subscriber(self._on_message)
+
+    async def _on_message(self, message: NatsMessage) -> None:
+        raw = message.raw_message
+        if not self.pull.takes_status(raw):
+            task = asyncio.create_task(self._serve(raw))
+            self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)
+
+    async def drain(self) -> None:
+        """Waits for the requests in hand."""
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    async def _serve(self, message: Msg) -> None:
+        try:
+            await self._admit(message)
+            await message.ack()
+        except Refused as refused:
+            await self._rejected(message, refused)
+        except NatsUnavailable as error:
+            log.warning("request_kept", reason=str(error))
+            await _later(message)
+        except nats.errors.Error as error:
+            log.debug("ack_lost", reason=str(error))  # delivered again, served by the same watch id
+        except Exception:
+            log.exception("request_kept")
+            await _later(message)
+
+    async def _admit(self, message: Msg) -> None:
+        request = parse(WatchRequest, message.data)
+        vcenter = self._routes.configured(request.vcenter)
+        watch = new_watch(
+            request,
+            vcenter,
+            message.metadata.timestamp.timestamp(),
+            stored_sequence=message.metadata.sequence.stream,
+            stalled_after_s=self._stalled_after_s,
+            trace=trace_of(message.headers),
+        )
+        admitted = await self._watches.admit(watch)
+        self._metrics.requests.labels(admitted.outcome).inc()
+        log.info("request", outcome=admitted.outcome, vcenter=vcenter, task=watch.task, watch=admitted.watch.id)
+
+    async def _rejected(self, message: Msg, refused: Refused) -> None:
+        """Publishes the rejection, then ends the request: in this order a crash repeats it, and the id drops it."""
+        told = told_of(message.data)
+        metadata = message.metadata
+        request_id = f"{metadata.timestamp.timestamp() * 1000:.0f}-{metadata.sequence.stream}"
+        traceparent, tracestate = trace_of(message.headers)
+        vcenter = told["vcenter"] if told["vcenter"] is not None else self._routes.default
+        event = {
+            "specversion": "1.0",
+            "id": request_id,
+            "source": self._routes.urls.get(vcenter or "", f"/{SERVICE}"),
+            "type": f"{TYPE_PREFIX}.request.rejected.v1",
+            "time": rfc3339(self._clock()),
+            "datacontenttype": "application/json",
+            **({"subject": told["task"]} if told["task"] else {}),
+            **({"traceparent": traceparent} if traceparent else {}),
+            **({"tracestate": tracestate} if tracestate else {}),
+            "data": {"error": error_body(refused), **told},
+        }
+        headers = {"Content-Type": CONTENT_TYPE, "Nats-Msg-Id": f"rejected-{request_id}"}
+        try:
+            await self._streams.js.publish(self._names.rejected, msgspec.json.encode(event), headers=headers)
+            await message.term()
+        except (TimeoutError, nats.errors.Error) as error:
+            log.warning("rejection_kept", reason=str(error) or type(error).__name__)
+            await _later(message)
+            return
+        self._metrics.requests.labels("rejected").inc()
+        self._metrics.rejected.labels(refused.code).inc()
+        log.info("request", outcome="rejected", code=refused.code, reason=refused.message, request=request_id)
+
+
+async def _as_it_is(message: NatsMessage) -> bytes:
+    return message.body
+
+
+async def _later(message: Msg) -> None:
+    try:
+        await message.nak(delay=RETRY_S)
+    except nats.errors.Error as error:
+        log.debug("nak_lost", reason=str(error))  # redelivered after ack_wait anyway

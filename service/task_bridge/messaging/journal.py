@@ -1,0 +1,230 @@
+"""The fenced journal of events: the one publish path of the bridge.
+
+Every event is published with the sequence that its task's last event is expected to have, so of two replicas
+that both think they own a task only one gets its event stored: the stream is the fence, never the ack.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import json
+import secrets
+from collections.abc import Callable
+from typing import NamedTuple
+
+import nats.errors
+import nats.js.errors
+import structlog
+from nats.js.api import ObjectMeta, ObjectMetaOptions
+
+from ..errors import NatsUnavailable
+from ..events import (
+    CONTENT_TYPE,
+    FINAL_KINDS,
+    INLINE_MAX_BYTES,
+    Event,
+    EventData,
+    ResultRef,
+    WatchRef,
+    from_cloudevent,
+    placed,
+    shrunk,
+    to_cloudevent,
+)
+from ..metrics import Metrics
+from ..subjects import Names
+from ..task import UNAVAILABLE, Result
+from ..watch import Draft
+from .streams import Stored, Streams
+
+log = structlog.get_logger(__name__)
+
+ACK_TIMEOUT_S = 5.0
+RETRY_S = 0.25
+RETRY_MAX_S = 4.0
+STORE_RESULT_S = 30.0
+_HEADERS_MAX_BYTES = 4096
+_CHUNK_BYTES = 128 * 1024
+
+
+class Entry(NamedTuple):
+    """An event in the stream: the event, its sequence, when nats-server stored it, and who wrote it."""
+
+    event: Event
+    sequence: int
+    stored_at: float
+    instance: str
+    body: bytes
+
+
+class Journal:
+    """Appends events behind the fence and reads the last one of a task. One a process; it has an `instance`."""
+
+    def __init__(
+        self, streams: Streams, names: Names, metrics: Metrics, clock: Callable[[], float], *, instance: str = ""
+    ) -> None:
+        self._streams = streams
+        self._names = names
+        self._metrics = metrics
+        self._clock = clock
+        self.instance = instance or secrets.token_hex(8)
+
+    async def last(self, vcenter: str, task: str, *, leader: bool = False) -> Entry | None:
+        """The task's newest event of any watch, None when the stream holds none."""
+        subject = self._names.events_of(vcenter, task)
+        stored = await self._streams.last(self._names.events_stream, subject, leader=leader)
+        return stored and _entry(stored, vcenter, task)
+
+    async def append(self, draft: Draft, after: int) -> Entry:
+        """Stores the event as the one that follows sequence `after`, trying until it is known what is stored.
+
+        Returns the task's last event then: this one, or, where somebody else wrote, theirs (told by `instance`
+        and by the event). Its result is stored before it.
+        """
+        event = await self._with_result(draft)
+        body = self._body(event)
+        suffix, pauses = "", _Pauses(event)
+        while True:
+            sequence = await self._publish(event, body, after, suffix, pauses)
+            if sequence is not None:
+                self._count(event)
+                return Entry(event, sequence, self._clock(), self.instance, body)
+            found = await self._settled(event)
+            if found is not None and (found.sequence > after or found.event.id == event.id):
+                self._tell_whose(found, event)
+                return found
+            newest = found.sequence if found else 0
+            if newest < after:
+                # What it was to follow has expired or was purged, and the dedupe window may still hold the id.
+                after, suffix = newest, f".{secrets.token_hex(4)}"
+            self._metrics.publish_retries.inc()
+            await pauses.pause()
+
+    def _tell_whose(self, found: Entry, event: Event) -> None:
+        if found.instance == self.instance and found.event.id == event.id:
+            self._count(event)
+        else:
+            self._metrics.fenced.inc()
+
+    async def _settled(self, event: Event) -> Entry | None:
+        """What the leader says is the task's last event, asked until it answers."""
+        pauses = _Pauses(event)
+        while True:
+            try:
+                return await self.last(event.data.vcenter, event.data.task, leader=True)
+            except NatsUnavailable as error:
+                pauses.reason = str(error)
+            await pauses.pause()
+
+    def _body(self, event: Event) -> bytes:
+        room = self._streams.connection.max_payload - _HEADERS_MAX_BYTES
+        body = to_cloudevent(event)
+        return body if len(body) <= room else to_cloudevent(shrunk(event, room))
+
+    async def _publish(self, event: Event, body: bytes, after: int, suffix: str, pauses: _Pauses) -> int | None:
+        """The stored event's sequence, None when it isn't certain that this very publish stored it."""
+        data = event.data
+        headers = {
+            "Content-Type": CONTENT_TYPE,
+            "Nats-Msg-Id": event.id + suffix,
+            "Nats-Expected-Last-Subject-Sequence": str(after),
+            "Nats-Expected-Last-Subject-Sequence-Subject": self._names.events_of(data.vcenter, data.task),
+            "Bridge-Instance": self.instance,
+            "Bridge-Watch": data.watch.id,
+            "Bridge-Sequence": str(data.sequence),
+            "Bridge-Kind": event.kind,
+        }
+        if event.stalled_told:
+            headers["Bridge-Stalled"] = "1"
+        subject = self._names.put_event(data.vcenter, data.task, event.kind)
+        try:
+            answer = await self._streams.connection.request(subject, body, timeout=ACK_TIMEOUT_S, headers=headers)
+        except (TimeoutError, nats.errors.Error, OSError) as error:
+            pauses.reason = f"no answer to a publish on {subject}: {error or type(error).__name__}"
+            return None
+        ack = json.loads(answer.data)
+        if "error" in ack:
+            pauses.reason = ack["error"].get("description", "refused")
+            return None
+        return None if ack.get("duplicate") else int(ack["seq"])
+
+    def _count(self, event: Event) -> None:
+        data = event.data
+        self._metrics.events.labels(data.vcenter, data.kind, data.outcome or "").inc()
+
+    async def _with_result(self, draft: Draft) -> Event:
+        """The event with its result inline or stored; where it can't be stored the event goes out without."""
+        event, result = draft
+        if result is None:
+            return event
+        room = self._streams.connection.max_payload - _HEADERS_MAX_BYTES
+        around = len(to_cloudevent(event))
+        if len(result.json) <= min(INLINE_MAX_BYTES, room - around):
+            return placed(event, result)
+        try:
+            async with asyncio.timeout(STORE_RESULT_S):
+                return placed(event, result, await self._store(event, result))
+        except (TimeoutError, nats.errors.Error, OSError) as error:
+            log.warning(
+                "result_not_stored",
+                vcenter=event.data.vcenter,
+                task=event.data.task,
+                bytes=len(result.json),
+                reason=str(error) or type(error).__name__,
+                cure="see whether the bucket's stream is full or missing (task-bridge provision --check)",
+            )
+            return placed(event, UNAVAILABLE)
+
+    async def _store(self, event: Event, result: Result) -> ResultRef:
+        bucket = self._names.results_bucket
+        store = await self._streams.js.object_store(bucket)
+        chunk = min(_CHUNK_BYTES, self._streams.connection.max_payload)
+        meta = ObjectMeta(name=event.id, options=ObjectMetaOptions(max_chunk_size=chunk))
+        await store.put(event.id, result.json, meta)
+        return ResultRef(bucket, event.id, len(result.json), hashlib.sha256(result.json).hexdigest())
+
+
+class _Pauses:
+    """The pauses between tries, growing; tries that go on and on are told once, with the last reason."""
+
+    def __init__(self, event: Event) -> None:
+        self.reason = ""
+        self._event = event
+        self._next_s = RETRY_S
+
+    async def pause(self) -> None:
+        if self._next_s == RETRY_MAX_S / 2:
+            data = self._event.data
+            log.warning("event_not_stored_yet", vcenter=data.vcenter, task=data.task, reason=self.reason)
+        await asyncio.sleep(self._next_s)
+        self._next_s = min(self._next_s * 2, RETRY_MAX_S)
+
+
+def _entry(stored: Stored, vcenter: str, task: str) -> Entry:
+    headers = stored.headers
+    event = from_cloudevent(stored.body, stalled_told="Bridge-Stalled" in headers)
+    return Entry(
+        event or _by_headers(stored, vcenter, task),
+        stored.sequence,
+        stored.stored_at,
+        headers.get("Bridge-Instance", ""),
+        stored.body,
+    )
+
+
+def _by_headers(stored: Stored, vcenter: str, task: str) -> Event:
+    """An event whose body can't be read keeps its place: which watch, which number, whether it was final."""
+    kind, _, outcome = stored.headers.get("Bridge-Kind", "status").partition(".")
+    number = stored.headers.get("Bridge-Sequence", "0")
+    data = EventData(
+        vcenter=vcenter,
+        api="cis",
+        task=task,
+        watch=WatchRef(stored.headers.get("Bridge-Watch", ""), ""),
+        kind=kind,
+        outcome=outcome or None,
+        final=kind in FINAL_KINDS,
+        sequence=int(number) if number.isascii() and number.isdigit() else 0,
+    )
+    return Event(source="", time=stored.stored_at, data=data)

@@ -1,0 +1,137 @@
+"""The watches this replica owns: held messages of the stream of watches.
+
+Holding a message un-acked and saying so (`in_progress`) before `ack_wait` passes is the whole lease: who dies stops
+saying so, and JetStream hands the message to another. An ack is never the fence; an ex-owner must not nak.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+
+import msgspec
+import nats.errors
+import structlog
+from nats.aio.msg import Msg
+
+from ..errors import NatsUnavailable
+from ..subjects import CONSUMER, Names
+from ..watch import Watch
+from .pull import Pull
+from .streams import Streams
+
+log = structlog.get_logger(__name__)
+
+_CHUNK = 500
+_MAX_ASKED = 5_000
+_decoder = msgspec.json.Decoder(Watch)
+
+
+class Handle:
+    """One held watch message. `reply` is JetStream's ack subject of its newest delivery."""
+
+    __slots__ = ("_owner", "key", "reply")
+
+    def __init__(self, owner: Ownership, key: tuple[str, str], reply: str) -> None:
+        self._owner = owner
+        self.key = key
+        self.reply = reply
+
+    async def ack(self) -> None:
+        """The watch is over and its final event stored: its message goes. A lost ack is repeated by redelivery."""
+        self.drop()
+        await self._owner.say(self.reply, b"+ACK")
+
+    def drop(self) -> None:
+        """Holds it no longer and says nothing: another owner wrote, or the watch is gone."""
+        self._owner.dropped(self)
+
+
+class Ownership:
+    """Pulls watches up to `capacity`, says that they are in progress, and hands all back on the way out."""
+
+    def __init__(
+        self,
+        streams: Streams,
+        names: Names,
+        *,
+        capacity: int,
+        ack_wait_s: float,
+        take: Callable[[Watch, Handle], Awaitable[None]],
+    ) -> None:
+        self._streams = streams
+        self._capacity = capacity
+        self._beat_s = ack_wait_s / 3
+        self._take = take
+        self._handles: dict[tuple[str, str], Handle] = {}
+        self._taking = asyncio.Semaphore(256)
+        self._tasks: set[asyncio.Task[None]] = set()
+        inbox = streams.connection.new_inbox()
+        self.pull = Pull(streams, names.watches_stream, CONSUMER, inbox, self._room)
+
+    def _room(self) -> int:
+        return min(_MAX_ASKED, self._capacity - len(self._handles))
+
+    async def run(self) -> None:
+        """Takes and holds watches, without end. The heartbeat runs before the first message can come."""
+        subscription = await self._streams.connection.subscribe(self.pull.inbox, cb=self._on_message)
+        try:
+            async with asyncio.TaskGroup() as group:
+                group.create_task(self._beat())
+                group.create_task(self.pull.run())
+        finally:
+            if not self._streams.connection.is_closed:
+                await subscription.unsubscribe()
+            for task in self._tasks:
+                task.cancel()
+
+    async def _on_message(self, message: Msg) -> None:
+        if self.pull.takes_status(message):
+            return
+        try:
+            watch = _decoder.decode(message.data)
+        except (msgspec.DecodeError, msgspec.ValidationError) as error:
+            log.error("watch_unreadable", subject=message.subject, reason=str(error))  # noqa: TRY400 - one line
+            return
+        key = (watch.vcenter, watch.task)
+        handle = self._handles[key] = Handle(self, key, message.reply)
+        task = asyncio.create_task(self._taken(watch, handle))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _taken(self, watch: Watch, handle: Handle) -> None:
+        async with self._taking:
+            try:
+                await self._take(watch, handle)
+            except NatsUnavailable as error:
+                # Not said to be in progress any more, so it is delivered again.
+                log.warning("watch_not_taken_up", vcenter=watch.vcenter, task=watch.task, reason=str(error))
+                handle.drop()
+
+    async def _beat(self) -> None:
+        while True:
+            await asyncio.sleep(self._beat_s)
+            for number, handle in enumerate(list(self._handles.values())):
+                if number % _CHUNK == _CHUNK - 1:
+                    await asyncio.sleep(0)
+                if not self._streams.connection.is_connected:
+                    break  # nats-py would buffer them, and fail past 2 MiB
+                await self.say(handle.reply, b"+WPI")
+
+    async def say(self, reply: str, word: bytes) -> None:
+        """One word about a held message. What gets lost is made good by redelivery."""
+        try:
+            await self._streams.connection.publish(reply, word)
+        except nats.errors.Error as error:
+            log.debug("word_lost", word=word.decode(), reason=str(error))
+
+    def dropped(self, handle: Handle) -> None:
+        if self._handles.get(handle.key) is handle:
+            del self._handles[handle.key]
+            self.pull.again()
+
+    async def hand_back(self) -> None:
+        """Naks all that is still held, so that others take over at once. Nothing may be pulled any more."""
+        for handle in list(self._handles.values()):
+            await self.say(handle.reply, b"-NAK")
+        self._handles.clear()

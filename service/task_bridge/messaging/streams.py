@@ -1,0 +1,94 @@
+"""Reading JetStream: the last message of a subject, by a replica or by the leader, and pages of a stream."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Awaitable
+from typing import NamedTuple, TypeVar
+
+import nats.errors
+import nats.js.errors
+from nats.aio.client import Client
+from nats.js import JetStreamContext
+
+from ..errors import NatsUnavailable
+
+T = TypeVar("T")
+
+
+class Stored(NamedTuple):
+    """A message as it lies in a stream. `stored_at`: Unix seconds by nats-server's clock."""
+
+    subject: str
+    sequence: int
+    stored_at: float
+    headers: dict[str, str]
+    body: bytes
+
+
+class Streams:
+    """The reads that the bridge needs of JetStream. Raises NatsUnavailable, and nothing else of NATS's."""
+
+    def __init__(self, connection: Client, domain: str | None = None) -> None:
+        self.connection = connection
+        self.js: JetStreamContext = connection.jetstream(domain=domain, timeout=5)
+        self.prefix = f"$JS.{domain}.API" if domain else "$JS.API"
+
+    async def last(self, stream: str, subject: str, *, leader: bool = False) -> Stored | None:
+        """The newest message of `subject` (wildcards allowed), None when there is none.
+
+        A direct get may be answered by a replica that lags; `leader` asks the one that decides about publishes.
+        """
+        try:
+            found = await translated(self.js.get_last_msg(stream, subject, direct=not leader), stream)
+        except _NotFound:
+            return None
+        stored_at = found.time.timestamp() if found.time else 0.0
+        return Stored(found.subject or "", found.seq or 0, stored_at, found.headers or {}, found.data or b"")
+
+    async def delete(self, stream: str, sequence: int) -> None:
+        """Removes one message; one that is gone already is fine."""
+        try:
+            await translated(self.js.delete_msg(stream, sequence), stream)
+        except _NotFound:
+            return
+
+    async def page(self, stream: str, subjects: str, after: int, limit: int) -> tuple[list[Stored], int]:
+        """Up to `limit` messages of `subjects` behind sequence `after`, oldest first, and how many follow them."""
+        inbox = self.connection.new_inbox()
+        answers = await self.connection.subscribe(inbox)
+        request = {"seq": after + 1, "next_by_subj": subjects, "batch": limit}
+        found: list[Stored] = []
+        pending = 0
+        try:
+            await self.connection.publish(f"{self.prefix}.DIRECT.GET.{stream}", json.dumps(request).encode(), inbox)
+            while True:
+                message = await answers.next_msg(timeout=5)
+                headers = message.headers or {}
+                if "Nats-Sequence" not in headers:  # 204 ends the batch, 404: nothing there
+                    return found, int(headers.get("Nats-Num-Pending", pending))
+                pending = int(headers.get("Nats-Num-Pending", 0))
+                found.append(
+                    Stored(headers["Nats-Subject"], int(headers["Nats-Sequence"]), 0.0, headers, message.data)
+                )
+        except nats.errors.Error as error:
+            raise NatsUnavailable(f"stream {stream} didn't answer: {error or type(error).__name__}") from error
+        finally:
+            if not self.connection.is_closed:
+                await answers.unsubscribe()
+
+
+class _NotFound(Exception):  # noqa: N818 - an answer, not a failure
+    pass
+
+
+async def translated(call: Awaitable[T], what: str) -> T:
+    """The call's answer, its failures as NatsUnavailable (or _NotFound), naming what was asked."""
+    try:
+        return await call
+    except nats.js.errors.NotFoundError as error:
+        if error.err_code in (None, 10037):  # no message found; other 404s are missing streams
+            raise _NotFound from error
+        raise NatsUnavailable(f"{what}: {error.description}") from error
+    except (TimeoutError, nats.errors.Error, OSError) as error:
+        raise NatsUnavailable(f"{what} didn't answer: {error or type(error).__name__}") from error
