@@ -40,6 +40,12 @@ def faulted(genuine: Response, fault: Fault, rendering: Rendering, sleep: Sleep)
     return FaultyAnswer(content, effect.status or base.status_code, headers, fault, sleep)
 
 
+async def until_left(receive: Receive) -> None:
+    """Until the client has gone. The server may have the request's own messages to hand over first."""
+    while (await receive())["type"] != "http.disconnect":
+        pass
+
+
 class FaultyAnswer(Response):
     """An answer whose body may stop, or whose connection may end."""
 
@@ -66,7 +72,7 @@ class FaultyAnswer(Response):
         if self._fault.effect.stall_s is not None:
             await self._sleep(self._fault.effect.stall_s)
             return
-        ways_out = {asyncio.ensure_future(self._fault.cleared.wait()), asyncio.ensure_future(receive())}
+        ways_out = {asyncio.ensure_future(self._fault.cleared.wait()), asyncio.ensure_future(until_left(receive))}
         try:
             await asyncio.wait(ways_out, return_when=asyncio.FIRST_COMPLETED)
         finally:

@@ -20,7 +20,7 @@ from starlette.routing import Router
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from . import fates
-from .answers import ConnectionDroppedError
+from .answers import ConnectionDroppedError, until_left
 from .bodies import CLUSTER, DESCRIPTIONS, OPERATIONS, SERVICES, About, Target
 from .clock import Clock, Sleep
 from .faults import Faults
@@ -146,5 +146,4 @@ async def _drop(receive: Receive, send: Send) -> None:
     connection = transport.get_extra_info("socket")
     connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
     transport.abort()
-    while (await receive())["type"] != "http.disconnect":
-        pass
+    await until_left(receive)

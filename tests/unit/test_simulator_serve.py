@@ -1,0 +1,99 @@
+"""The simulated vCenter over real HTTP and TLS."""
+
+import shutil
+import ssl
+import subprocess
+from pathlib import Path
+
+import httpx
+import pytest
+
+from task_bridge.simulator import SimulatedVCenter, fates, faults
+from task_bridge.simulator.serve import serving
+
+
+@pytest.fixture
+def vcenter() -> SimulatedVCenter:
+    return SimulatedVCenter()
+
+
+async def login(client: httpx.AsyncClient, vcenter: SimulatedVCenter) -> None:
+    answer = await client.post("/api/session", auth=(vcenter.options.username, vcenter.options.password))
+    client.headers["vmware-api-session-id"] = answer.json()
+
+
+async def test_answers_and_stops_while_a_client_stays_connected(vcenter: SimulatedVCenter) -> None:
+    task = vcenter.create(fates.succeeds_at_once())
+    async with httpx.AsyncClient() as client:
+        async with serving(vcenter) as url:
+            client.base_url = httpx.URL(url)
+            await login(client, vcenter)
+            assert (await client.get(f"/api/cis/tasks/{task}")).json()["status"] == "SUCCEEDED"
+        with pytest.raises(httpx.ConnectError):
+            await client.get("/api/session")
+
+
+async def test_two_are_served_side_by_side(vcenter: SimulatedVCenter) -> None:
+    async with serving(vcenter) as one, serving(SimulatedVCenter()) as other:
+        assert one != other
+
+
+async def test_a_taken_port_is_an_error_at_once(vcenter: SimulatedVCenter) -> None:
+    async with serving(vcenter) as url:
+        with pytest.raises(OSError, match="in use"):
+            async with serving(SimulatedVCenter(), port=httpx.URL(url).port or 0):
+                pass
+
+
+@pytest.mark.parametrize("sends", [None, 3])
+async def test_a_dropped_connection_is_one_on_the_wire(vcenter: SimulatedVCenter, sends: int | None) -> None:
+    async with serving(vcenter) as url, httpx.AsyncClient(base_url=url) as client:
+        vcenter.faults.add(faults.connection_reset(sends), operation="session", times=1)
+        await login(client, vcenter)
+        with pytest.raises((httpx.ReadError, httpx.RemoteProtocolError)):
+            await client.get("/api/session")
+        assert (await client.get("/api/session")).status_code == 200
+    assert vcenter.journal.in_flight == 0
+
+
+async def test_a_stalled_body_runs_into_the_clients_timeout(vcenter: SimulatedVCenter) -> None:
+    async with serving(vcenter) as url, httpx.AsyncClient(base_url=url) as client:
+        await login(client, vcenter)
+        vcenter.faults.add(faults.stalled_body(), operation="session")
+        with pytest.raises(httpx.ReadTimeout):
+            await client.get("/api/session", timeout=0.05)
+
+
+async def test_stops_while_a_body_stalls(vcenter: SimulatedVCenter) -> None:
+    async with httpx.AsyncClient() as client:
+        async with serving(vcenter) as url:
+            client.base_url = httpx.URL(url)
+            await login(client, vcenter)
+            vcenter.faults.add(faults.stalled_body(), operation="session")
+            answer = await client.send(client.build_request("GET", "/api/session"), stream=True)
+        with pytest.raises(httpx.RemoteProtocolError):
+            await answer.aread()
+    assert vcenter.journal.in_flight == 0
+
+
+@pytest.fixture
+def certificate(tmp_path: Path) -> Path:
+    """A certificate for this machine, and its key in the same file."""
+    file = tmp_path / "certificate.pem"
+    made = ["-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-days", "1"]
+    named = ["-subj", "/CN=simulated", "-addext", "subjectAltName=IP:127.0.0.1"]
+    command = ["openssl", "req", "-x509", *made, *named, "-keyout", "key.pem", "-out", file.name]
+    subprocess.run(command, cwd=tmp_path, check=True, capture_output=True)
+    file.write_text(file.read_text() + (tmp_path / "key.pem").read_text())
+    return file
+
+
+@pytest.mark.skipif(shutil.which("openssl") is None, reason="a certificate has to be made")
+async def test_speaks_tls(vcenter: SimulatedVCenter, certificate: Path) -> None:
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(certificate)
+    trusting = ssl.create_default_context(cafile=certificate)
+    async with serving(vcenter, ssl=context) as url, httpx.AsyncClient(base_url=url, verify=trusting) as client:
+        assert url.startswith("https://")
+        await login(client, vcenter)
+        assert (await client.get("/api/session")).status_code == 200
