@@ -1,5 +1,7 @@
 """The simulated vCenter over real HTTP and TLS."""
 
+import asyncio
+import logging
 import shutil
 import ssl
 import subprocess
@@ -9,6 +11,7 @@ import httpx
 import pytest
 
 from task_bridge.simulator import SimulatedVCenter, fates, faults
+from task_bridge.simulator.faults import Effect
 from task_bridge.simulator.serve import serving
 
 
@@ -64,16 +67,23 @@ async def test_a_stalled_body_runs_into_the_clients_timeout(vcenter: SimulatedVC
             await client.get("/api/session", timeout=0.05)
 
 
-async def test_stops_while_a_body_stalls(vcenter: SimulatedVCenter) -> None:
+@pytest.mark.parametrize("fault", [faults.stalled_body(), faults.delayed(3600)])
+async def test_stops_quietly_while_it_owes_an_answer(
+    vcenter: SimulatedVCenter, fault: Effect, caplog: pytest.LogCaptureFixture
+) -> None:
     async with httpx.AsyncClient() as client:
         async with serving(vcenter) as url:
             client.base_url = httpx.URL(url)
             await login(client, vcenter)
-            vcenter.faults.add(faults.stalled_body(), operation="session")
-            answer = await client.send(client.build_request("GET", "/api/session"), stream=True)
-        with pytest.raises(httpx.RemoteProtocolError):
-            await answer.aread()
+            vcenter.faults.add(fault, operation="session")
+            asking = asyncio.create_task(client.get("/api/session", timeout=None))
+            async with asyncio.timeout(5):
+                while not vcenter.journal.of("session"):  # noqa: ASYNC110 - a journal doesn't wake anybody
+                    await asyncio.sleep(0.001)
+        with pytest.raises(httpx.TransportError):
+            await asking
     assert vcenter.journal.in_flight == 0
+    assert [record for record in caplog.records if record.levelno >= logging.WARNING] == []
 
 
 @pytest.fixture

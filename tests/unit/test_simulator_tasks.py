@@ -137,7 +137,7 @@ def test_vlcm_says_more_than_info_has(vcenter: SimulatedVCenter) -> None:
 
 
 def test_the_appliance_says_less(vcenter: SimulatedVCenter) -> None:
-    body = shown(vcenter, vcenter.create(fates.succeeds(after_s=0, flavour="appliance")))
+    body = shown(vcenter, vcenter.create(fates.succeeds(after_s=0), flavour="appliance"))
     assert {"parent", "target", "user", "last_update_time"}.isdisjoint(body)
     assert "localized" not in body["description"]
     assert "localized" not in body["progress"]["message"]
@@ -182,6 +182,15 @@ def test_setting_changes_the_task_now_and_keeps_what_was_to_come(
     assert shown(vcenter, task)["status"] == "BLOCKED"
     clock.advance(5)
     assert shown(vcenter, task)["status"] == "SUCCEEDED"
+
+
+def test_setting_an_end_is_the_end(vcenter: SimulatedVCenter, clock: ManualClock) -> None:
+    task = vcenter.create(fates.succeeds(after_s=10))
+    clock.advance(2)
+    vcenter.set(task, "end_time", status="FAILED")
+    clock.advance(50)
+    assert shown(vcenter, task)["status"] == "FAILED"
+    assert "end_time" not in shown(vcenter, task)
 
 
 def test_cancelable_flips(vcenter: SimulatedVCenter, clock: ManualClock) -> None:

@@ -12,6 +12,8 @@ from .errors import REST_STATUS, STATUS, StandardError
 from .faults import Fault
 from .renderings import Rendering, rest_error
 
+ANY_METHOD = ["GET", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"]
+
 
 class ConnectionDroppedError(ConnectionResetError):
     """The answer ends here, and the connection with it."""

@@ -23,12 +23,13 @@ from . import fates
 from .answers import ConnectionDroppedError, until_left
 from .bodies import CLUSTER, DESCRIPTIONS, OPERATIONS, SERVICES, About, Target
 from .clock import Clock, Sleep
+from .control import CONTROL, Control
 from .faults import Faults
 from .journal import Journal
 from .options import Options
 from .routes import Routes
 from .sessions import Session, Sessions
-from .tasks import Script
+from .tasks import Flavour, Script
 from .tasks_service import State, TasksService, provider_of
 
 
@@ -47,7 +48,7 @@ class SimulatedVCenter:
         self.journal = Journal(clock, self.options.remembered_requests)
         self.default_script = fates.succeeds()
         self.next_scripts: deque[Script] = deque()
-        self._router = Router(Routes(self).all())
+        self._router = Router([*Control(self).routes(), *Routes(self).all()])
 
     @property
     def app(self) -> ASGIApp:
@@ -58,6 +59,7 @@ class SimulatedVCenter:
         script: Script,
         *,
         id: str | None = None,  # noqa: A002 - vSphere's word
+        flavour: Flavour | None = None,
         service: str | None = None,
         operation: str | None = None,
         description: str | None = None,
@@ -66,7 +68,7 @@ class SimulatedVCenter:
         parent: str = "",
     ) -> str:
         """Starts a task now and returns its id. A given id's suffix is its service, unless that is given too."""
-        flavour = script.flavour
+        flavour = flavour or script.flavour
         about = About(
             flavour,
             service or provider_of(id or "") or SERVICES[flavour],
@@ -113,14 +115,14 @@ class SimulatedVCenter:
 
     def history(self, task: str) -> list[State]:
         """What the task really went through; forgotten tasks are remembered."""
-        return self.histories(task)[task]
+        return list(self.tasks.known(task).history(self.clock()))
 
-    def histories(self, *only: str) -> dict[str, list[State]]:
+    def histories(self) -> dict[str, list[State]]:
         now = self.clock()
-        return {task.id: list(task.history(now)) for task in self.tasks.everything() if not only or task.id in only}
+        return {task.id: list(task.history(now)) for task in self.tasks.everything()}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
+        if scope["type"] != "http" or scope["path"].startswith(CONTROL):
             await self._router(scope, receive, send)
             return
         entry = self.journal.begin(scope["method"], scope["path"], scope["query_string"].decode("latin-1"))

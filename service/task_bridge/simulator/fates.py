@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from functools import lru_cache
 from typing import Any
 
-from .tasks import Fields, Flavour, Script, Step, message, progress, std_error
+from .tasks import Fields, Script, Step, message, progress, std_error
 
 DONE = {"status": "SUCCEEDED", "progress": progress(100)}
 GOOD_RESULT: Fields = {"status": "OK", "hosts": {"host-17": {"status": "OK"}, "host-18": {"status": "OK"}}}
@@ -48,14 +48,14 @@ INTERRUPTED: Fields = {
 # Successes
 
 
-def succeeds(after_s: float = 10.0, looks: int = 5, result: Any = GOOD_RESULT, flavour: Flavour = "vlcm") -> Script:
+def succeeds(after_s: float = 10.0, looks: int = 5, result: Any = GOOD_RESULT) -> Script:
     """PENDING, then RUNNING with `looks` steps of progress, then SUCCEEDED."""
-    return Script((*_running(after_s, looks), Step(after_s, {**DONE, "result": result})), flavour)
+    return Script((*_running(after_s, looks), Step(after_s, {**DONE, "result": result})))
 
 
-def succeeds_at_once(result: Any = GOOD_RESULT, flavour: Flavour = "vlcm") -> Script:
+def succeeds_at_once(result: Any = GOOD_RESULT) -> Script:
     """Has ended before anybody can look."""
-    return Script((Step(0.0, {**DONE, "result": result}),), flavour)
+    return Script((Step(0.0, {**DONE, "result": result}),))
 
 
 def succeeds_without_result(after_s: float = 10.0) -> Script:

@@ -13,7 +13,7 @@ from starlette.responses import PlainTextResponse, Response
 from starlette.routing import BaseRoute, Route
 
 from . import errors, journal
-from .answers import error_answer, faulted, json_answer
+from .answers import ANY_METHOD, error_answer, faulted, json_answer
 from .errors import StandardError
 from .faults import Fault
 from .operations import TASK_MAKERS, Call, Operations, read_body, read_query, session_id
@@ -38,7 +38,6 @@ PATHS = (
     ("GET", "/rest/cis/tasks", "", "list"),
     *(("POST", path, "*", "create") for path in TASK_MAKERS),
 )
-ANY_METHOD = ["GET", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"]
 ABOUT_SESSIONS = {"login", "session", "logout"}
 
 Actions = dict[str, str]

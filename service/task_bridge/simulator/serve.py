@@ -7,6 +7,7 @@ from contextlib import asynccontextmanager, suppress
 from ssl import SSLContext
 
 import uvicorn
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from .app import SimulatedVCenter
 
@@ -17,7 +18,8 @@ async def serving(
 ) -> AsyncIterator[str]:
     """Serves until left, at the URL that it yields; port 0 picks a free one. Answers under way are cut off then."""
     listener = _listener(host, port)
-    server = uvicorn.Server(_config(vcenter, ssl))
+    served = _Served(vcenter.app)
+    server = uvicorn.Server(_config(served, ssl))
     server.config.load()
     server.lifespan = server.config.lifespan_class(server.config)
     await server.startup(sockets=[listener])
@@ -29,7 +31,24 @@ async def serving(
         ticking.cancel()
         with suppress(asyncio.CancelledError):
             await ticking
-        await _stop(server, listener)
+        served.stopping = True
+        await _cut_off(server)
+        await server.shutdown(sockets=[listener])
+
+
+class _Served:
+    """The app, whose answers may be cut off when the server stops without uvicorn taking that for a mistake."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.stopping = False
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            await self._app(scope, receive, send)
+        except asyncio.CancelledError:
+            if not self.stopping:
+                raise
 
 
 def _listener(host: str, port: int) -> socket.socket:
@@ -45,9 +64,9 @@ def _listener(host: str, port: int) -> socket.socket:
     return listener
 
 
-def _config(vcenter: SimulatedVCenter, ssl: SSLContext | None) -> uvicorn.Config:
+def _config(app: ASGIApp, ssl: SSLContext | None) -> uvicorn.Config:
     return uvicorn.Config(
-        vcenter.app,
+        app,
         lifespan="off",
         ws="none",
         log_config=None,
@@ -62,12 +81,13 @@ def _url(listener: socket.socket, ssl: SSLContext | None) -> str:
     return f"{'https' if ssl else 'http'}://{f'[{host}]' if ':' in host else host}:{port}"
 
 
-async def _stop(server: uvicorn.Server, listener: socket.socket) -> None:
+async def _cut_off(server: uvicorn.Server) -> None:
+    for connection in list(server.server_state.connections):
+        if transport := getattr(connection, "transport", None):
+            transport.abort()
+    # A turn of the loop, in which the protocols learn that their connections are lost.
+    await asyncio.sleep(0)
     answering = list(server.server_state.tasks)
     for task in answering:
         task.cancel()
     await asyncio.gather(*answering, return_exceptions=True)
-    for connection in list(server.server_state.connections):
-        if transport := getattr(connection, "transport", None):
-            transport.abort()
-    await server.shutdown(sockets=[listener])

@@ -23,7 +23,7 @@ ENDED = frozenset({"SUCCEEDED", "FAILED"})
 _DUE_WITHIN_S = 1e-6
 
 
-class Step(Struct, frozen=True):
+class Step(Struct, frozen=True, forbid_unknown_fields=True):
     """From `after_s` on the body has these `changes`, and none of the fields in `removes`."""
 
     after_s: float
@@ -31,7 +31,7 @@ class Step(Struct, frozen=True):
     removes: tuple[str, ...] = ()
 
 
-class Script(Struct, frozen=True):
+class Script(Struct, frozen=True, forbid_unknown_fields=True):
     """All that will happen to a task, unless somebody cancels or sets it.
 
     `cancelable` None leaves it to the flavour: vLCM's tasks can be canceled, the appliance's can't.
@@ -48,9 +48,10 @@ class Script(Struct, frozen=True):
             raise ValueError("a script's steps must be in the order of their after_s")
 
     def amended(self, age_s: float, changes: Fields, removes: tuple[str, ...] = ()) -> "Script":
-        """The script with one more change now; what was to come still comes."""
+        """The script with one more change now; what was to come still comes, unless this is the end."""
         past, coming = self._parted(age_s)
-        return replace(self, steps=(*past, Step(age_s, changes, removes), *coming))
+        still = () if changes.get("status") in ENDED else coming
+        return replace(self, steps=(*past, Step(age_s, changes, removes), *still))
 
     def canceled(self, age_s: float, ending: Fields) -> "Script":
         """The script without what was to come, and with `ending` after the time a cancel takes."""

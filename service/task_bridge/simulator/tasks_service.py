@@ -144,6 +144,14 @@ class TasksService:
         yield from self._gone
         yield from self._tasks.values()
 
+    def known(self, task_id: str) -> Task:
+        """The task of this id, forgotten or not."""
+        forgotten = (task for task in reversed(self._gone) if task.id == task_id)
+        return self._tasks.get(task_id) or next(forgotten, None) or self._tasks[task_id]
+
+    def __iter__(self) -> Iterator[Task]:
+        return iter(self._tasks.values())
+
     def __getitem__(self, task_id: str) -> Task:
         return self._tasks[task_id]
 
