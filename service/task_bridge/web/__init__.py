@@ -1,0 +1,1 @@
+"""HTTP for people and machines that look at the bridge: health, metrics, the board. It changes nothing."""

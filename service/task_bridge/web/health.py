@@ -1,0 +1,112 @@
+"""How the bridge is: what the pages are told, and what readiness makes of it. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from typing import Any, Literal, Protocol
+
+from prometheus_client import CollectorRegistry
+
+from .. import __version__
+
+Status = Literal["ok", "degraded", "unready"]
+
+
+@dataclass(frozen=True, slots=True)
+class NatsHealth:
+    connected: bool
+    reason: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Check:
+    """A stream or a consumer: whether the bridge can work with it, and else why not."""
+
+    name: str
+    ok: bool
+    reason: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class VCenterHealth:
+    """`degraded`: from a failed look or login until a good one; `unknown`: not looked at yet; `unconfigured`:
+    there are watches, but no settings. `watches`: held by this replica."""
+
+    name: str
+    state: Literal["ok", "degraded", "unknown", "unconfigured"]
+    reason: str | None = None
+    last_good_look_age_s: float | None = None
+    watches: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Health:
+    """`held` of at most `capacity` watches by this replica; `waiting`: stored and held by nobody, None if unknown.
+
+    Streams and consumers are listed once they are looked for; none at all counts as not ready.
+    """
+
+    nats: NatsHealth
+    streams: tuple[Check, ...] = ()
+    consumers: tuple[Check, ...] = ()
+    vcenters: tuple[VCenterHealth, ...] = ()
+    held: int = 0
+    waiting: int | None = None
+    capacity: int = 0
+    loop_lag_s: float = 0.0
+    stopping: bool = False
+
+    @property
+    def status(self) -> Status:
+        """`unready` only for what stops the service; a vCenter that is away degrades it."""
+        if self.stopping or not self.nats.connected or not _all_ok(self.streams) or not _all_ok(self.consumers):
+            return "unready"
+        return "degraded" if any(vcenter.state == "degraded" for vcenter in self.vcenters) else "ok"
+
+
+class State(Protocol):
+    """What the pages ask. Nothing here waits: health is what is known already."""
+
+    def health(self) -> Health: ...
+
+    def metrics(self) -> CollectorRegistry:
+        """Asked at each scrape: the moment to set gauges that grow by themselves, like ages."""
+        ...
+
+    def asyncapi(self) -> bytes | None:
+        """The AsyncAPI document as JSON, None while there is none."""
+        ...
+
+
+def readiness(health: Health) -> dict[str, Any]:
+    """The body of `/readyz`."""
+    return {
+        "status": health.status,
+        "version": __version__,
+        "stopping": health.stopping,
+        "nats": asdict(health.nats),
+        "streams": [asdict(stream) for stream in health.streams],
+        "consumers": [asdict(consumer) for consumer in health.consumers],
+        "vcenters": [_vcenter(vcenter) for vcenter in health.vcenters],
+        "held": health.held,
+        "waiting": health.waiting,
+        "capacity": health.capacity,
+        "event_loop_lag_seconds": round(health.loop_lag_s, 3),
+    }
+
+
+def _vcenter(vcenter: VCenterHealth) -> dict[str, Any]:
+    age_s = vcenter.last_good_look_age_s
+    return {
+        "name": vcenter.name,
+        "state": vcenter.state,
+        "reason": vcenter.reason,
+        "last_good_look_age_seconds": None if age_s is None else round(age_s, 1),
+        "watches": vcenter.watches,
+    }
+
+
+def _all_ok(checks: Iterable[Check]) -> bool:
+    checks = tuple(checks)
+    return bool(checks) and all(check.ok for check in checks)
