@@ -1,6 +1,6 @@
 """The log: every line of the process in one form on stderr, those of uvicorn, FastStream, nats-py and Python too.
 
-`structlog.get_logger(__name__).info("watch accepted", vcenter="lab", task=task)` is what the code writes.
+`structlog.get_logger(__name__).info("watch_accepted", vcenter="lab", task=task)` is what the code writes.
 """
 
 from __future__ import annotations
@@ -155,10 +155,10 @@ def _uncaught(kind: type[BaseException], error: BaseException, trace: TracebackT
     if issubclass(kind, KeyboardInterrupt):
         sys.__excepthook__(kind, error, trace)
     else:
-        logging.getLogger(__package__).critical("ended by an error", exc_info=(kind, error, trace))
+        logging.getLogger(__package__).critical("process_failed", exc_info=(kind, error, trace))
 
 
 def _uncaught_in_thread(args: threading.ExceptHookArgs) -> None:
     if args.exc_value is not None:
         name = args.thread.name if args.thread else "?"
-        logging.getLogger(__package__).critical("thread %s ended by an error", name, exc_info=args.exc_value)
+        logging.getLogger(__package__).critical("thread_failed: %s", name, exc_info=args.exc_value)

@@ -134,10 +134,10 @@ def test_what_ends_the_process_or_a_thread_is_a_line_too() -> None:
         asyncio.run(forgotten())
         raise CannotStart("BRIDGE_X: wrong")
     """)
-    assert told[0]["event"] == "thread worker ended by an error"
+    assert told[0]["event"] == "thread_failed: worker"
     assert told[1]["logger"] == "asyncio"
     assert "KeyError" in told[1]["exception"]
-    assert (told[2]["event"], told[2]["error"]) == ("ended by an error", "BRIDGE_X: wrong")
+    assert (told[2]["event"], told[2]["error"]) == ("process_failed", "BRIDGE_X: wrong")
 
 
 @pytest.mark.parametrize("value", ["float('nan')", "{1: object()}", "{(1, 2): 3}", "'\\udcff'", "b'x'", "object()"])

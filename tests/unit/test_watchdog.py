@@ -51,7 +51,7 @@ def test_a_loop_that_stands_still_ends_the_process_and_tells_where() -> None:
     _, told = blocked.communicate(timeout=20)
     assert blocked.returncode == 70
     (line,) = [json.loads(line) for line in told.splitlines()]
-    assert (line["level"], line["event"]) == ("critical", "event loop stands still, ending")
+    assert (line["level"], line["event"]) == ("critical", "event_loop_stands_still")
     assert "in main" in line["stack"]
 
 

@@ -45,7 +45,7 @@ class WebServer:
         self.address = Listen(host, port)
         self._server = _Server(_config(self._app))
         self._serving = asyncio.create_task(self._server.serve(sockets=[listener]), name="web")
-        _log.info("listening for HTTP", host=host, port=port)
+        _log.info("http_listening", host=host, port=port)
 
     async def stop(self) -> None:
         """Ends within about a second; connections that take longer are cut."""

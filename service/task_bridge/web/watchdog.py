@@ -92,4 +92,4 @@ class Watchdog:
     def _tell(self) -> None:
         frame = sys._current_frames().get(self._main)
         where = "".join(traceback.format_stack(frame)) if frame else None
-        _log.critical("event loop stands still, ending", limit_s=self._limit * self._wake_s, stack=where)
+        _log.critical("event_loop_stands_still", limit_s=self._limit * self._wake_s, stack=where)
