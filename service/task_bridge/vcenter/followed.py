@@ -1,0 +1,172 @@
+"""The followed tasks of one vCenter, and where each of them is between two looks.
+
+    WAITING ──due──► QUEUED ──► ASKED ──┬─ unchanged, or failed ──► WAITING
+       ▲                                ├─ news ──► PARKED ──again──► WAITING
+       │                                └─ ended ─► WAITING for its result, then PARKED
+     follow
+
+A task that waits lies in a heap by its due time; one that is moved leaves its old entry there, which is known by
+its time. A task that is queued lies in the queue of those that can be asked for in one request.
+"""
+
+from __future__ import annotations
+
+import heapq
+import itertools
+import math
+from collections import deque
+from typing import Literal
+
+import msgspec
+
+from ..task import Task
+
+WAITING, QUEUED, ASKED, PARKED, GONE = range(5)
+
+SLOW_S = 4.0
+SLOW_AHEAD_S = 1.0
+FAST_AHEAD = 0.25
+"""How early a task may be asked for when a request goes anyway: a second, or a quarter of the shortest interval."""
+
+Way = Literal["list", "get"]
+_Key = tuple[str, Way, bool, bool]
+_GROUPS_KEPT = 500
+
+
+class Group(msgspec.Struct, eq=False):
+    """Tasks that one request can ask for: those of a provider by list, or by a get each.
+
+    `results`: for the results of tasks that ended. `failures`: lists in a row that showed nothing at all.
+    """
+
+    provider: str
+    way: Way
+    with_result: bool
+    results: bool = False
+    failures: int = 0
+    queue: deque[tuple[float, Followed]] = msgspec.field(default_factory=deque)
+
+    @property
+    def first(self) -> float:
+        """The due time of the task that has waited longest, infinity when there is none."""
+        while self.queue and self.queue[0][1].place != QUEUED:
+            self.queue.popleft()
+        return self.queue[0][0] if self.queue else math.inf
+
+
+class Followed(msgspec.Struct, eq=False, gc=False):
+    """One followed task. Times are those of a clock that never goes back.
+
+    `mark` is the fingerprint of the JSON that `task` was read from. `ended`: its result is being fetched.
+    `alone`: the next look is by get. `listed_from`: until then no list works with it. `home`: the group that it is
+    looked at with otherwise. `demand`: looks a second.
+    """
+
+    id: str
+    provider: str
+    begun: float
+    seen: bool
+    with_result: bool
+    place: int = PARKED
+    due: float = math.inf
+    next_due: float = 0.0
+    mark: int | None = None
+    task: Task | None = None
+    percent: float | None = None
+    first_percent: float = 0.0
+    first_percent_at: float = 0.0
+    demand: float = 0.0
+    failures: int = 0
+    hurried: bool = False
+    alone: bool = False
+    ended: bool = False
+    listed_from: float = 0.0
+    home: Group | None = None
+
+
+class Agenda:
+    """When each waiting task is due, and the queues of those that are."""
+
+    def __init__(self, poll_min_s: float) -> None:
+        self._fast: list[tuple[float, int, Followed]] = []
+        self._slow: list[tuple[float, int, Followed]] = []
+        self._fast_ahead_s = min(SLOW_AHEAD_S, poll_min_s * FAST_AHEAD)
+        self._numbers = itertools.count()
+        self._groups: dict[_Key, Group] = {}
+        self._waiting: list[Group] = []
+        self.lists_from = 0.0
+        """Until then there is no list at all."""
+
+    def wait(self, followed: Followed, now: float, due: float) -> None:
+        followed.place, followed.due = WAITING, due
+        heap = self._slow if due - now >= SLOW_S else self._fast
+        heapq.heappush(heap, (due, next(self._numbers), followed))
+
+    def first(self) -> float:
+        """When the next waiting task is due, infinity when none waits."""
+        return min(_first(self._fast), _first(self._slow))
+
+    def ahead_s(self, now: float, due: float) -> float:
+        """How early what is due then may be taken."""
+        return SLOW_AHEAD_S if due - now >= SLOW_S else self._fast_ahead_s
+
+    @property
+    def is_queued(self) -> bool:
+        return any(group.first < math.inf for group in self._waiting)
+
+    def queue_due(self, now: float) -> None:
+        """Queues what is due, and what may be asked for with it."""
+        for heap, ahead_s in ((self._fast, self._fast_ahead_s), (self._slow, SLOW_AHEAD_S)):
+            while heap and heap[0][0] <= now + ahead_s:
+                due, _, followed = heapq.heappop(heap)
+                if followed.place == WAITING and followed.due == due:
+                    self.queue(followed, now)
+
+    def queue(self, followed: Followed, now: float, *, before_others: bool = False) -> None:
+        followed.place = QUEUED
+        group = self._group_of(followed, now)
+        if not group.queue and group not in self._waiting:
+            self._waiting.append(group)
+        if before_others:
+            group.queue.appendleft((-math.inf, followed))
+        else:
+            group.queue.append((followed.due, followed))
+
+    def _group_of(self, followed: Followed, now: float) -> Group:
+        by_get = followed.alone or max(followed.listed_from, self.lists_from) > now
+        if followed.home is not None and not by_get and not followed.ended:
+            return followed.home
+        with_result = followed.ended or followed.with_result
+        key: _Key = (followed.provider, "get" if by_get else "list", with_result, followed.ended)
+        group = self._groups.get(key)
+        if group is None:
+            if len(self._groups) >= _GROUPS_KEPT:
+                self._groups.clear()  # those in use live on by their tasks; providers come from users' requests
+            group = self._groups[key] = Group(*key)
+        if not by_get and not followed.ended:
+            followed.home = group
+        return group
+
+    def next_group(self, *, results_first: bool) -> Group | None:
+        """The queue whose first task has waited longest."""
+        waiting = self._waiting = [group for group in self._waiting if group.first < math.inf]
+        if results_first and (results := [group for group in waiting if group.results]):
+            waiting = results
+        return min(waiting, key=lambda group: group.first, default=None)
+
+    @staticmethod
+    def take(group: Group, at_most: int) -> list[Followed]:
+        """The first of a queue, which are asked for from now on."""
+        taken: list[Followed] = []
+        while group.queue and len(taken) < at_most:
+            followed = group.queue.popleft()[1]
+            if followed.place == QUEUED:
+                followed.place = ASKED
+                taken.append(followed)
+        return taken
+
+
+def _first(heap: list[tuple[float, int, Followed]]) -> float:
+    while heap and (heap[0][2].place != WAITING or heap[0][2].due != heap[0][0]):
+        heapq.heappop(heap)
+    return heap[0][0] if heap else math.inf

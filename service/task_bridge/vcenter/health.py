@@ -1,0 +1,67 @@
+"""How one vCenter does, for readiness and the log: a failure is told once, and its end once."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import structlog
+
+log = structlog.get_logger(__name__)
+
+State = Literal["ok", "degraded", "unknown"]
+
+
+class Health:
+    """`degraded` from a failed look or login until a good one; `unknown` before the first.
+
+    `last_good_look_at` is Unix seconds; `holding` says why tasks that vanished together aren't given up yet.
+    """
+
+    def __init__(self, vcenter: str) -> None:
+        self.last_good_look_at: float | None = None
+        self.holding: str | None = None
+        self._vcenter = vcenter
+        self._troubles: dict[str, str] = {}
+        self._failed_look: str | None = None
+
+    @property
+    def state(self) -> State:
+        if self._troubles or self._failed_look:
+            return "degraded"
+        return "unknown" if self.last_good_look_at is None else "ok"
+
+    @property
+    def reason(self) -> str | None:
+        return next(iter(self._troubles.values()), self._failed_look)
+
+    def failed(self, reason: str, provider: str = "") -> None:
+        """All of vCenter fails, or what one provider's tasks are asked for."""
+        if provider not in self._troubles:
+            log.warning("vcenter_unavailable", vcenter=self._vcenter, provider=provider or None, reason=reason)
+        self._troubles[provider] = reason
+
+    def failed_look(self, reason: str) -> None:
+        """A look at one task failed, which its own log line tells."""
+        self._failed_look = reason
+
+    def good(self, at: float, provider: str = "") -> None:
+        """vCenter answers, and so does this provider."""
+        self.last_good_look_at, self._failed_look = at, None
+        if self._troubles:
+            self._over("")
+            self._over(provider)
+
+    def answered(self) -> None:
+        """vCenter as a whole answers."""
+        self._over("")
+
+    def _over(self, provider: str) -> None:
+        if self._troubles.pop(provider, None) is not None:
+            log.info("vcenter_available_again", vcenter=self._vcenter, provider=provider or None)
+
+    def hold(self, holding: str | None) -> None:
+        if holding is not None and self.holding is None:
+            log.warning("tasks_vanished_together", vcenter=self._vcenter, reason=holding)
+        if holding is None and self.holding is not None:
+            log.info("tasks_vanished_together_over", vcenter=self._vcenter)
+        self.holding = holding

@@ -1,0 +1,218 @@
+"""HTTP to one vCenter: the only place that knows httpx.
+
+An answer is a status and a body, whatever the status; no answer is VCenterUnavailable, in a sentence.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import ssl
+import time
+from collections.abc import AsyncIterator, Callable, Mapping
+from email.utils import parsedate_to_datetime
+from typing import NamedTuple
+
+import httpx
+
+from ..errors import VCenterUnavailable
+from ..metrics import Metrics
+from .budget import Budget
+from .config import VCenterSettings
+from .trouble import is_tls, sentence
+
+MAX_BODY_BYTES = 32 * 1024 * 1024
+MAX_RETRY_AFTER_S = 3_600.0
+PHASE_S = 30.0
+CONNECT_S = 10.0
+TOTAL_S = 90.0
+"""Longer than any phase: a list of 500 may take its time, a body that drips may not."""
+
+
+class AnswerTooLarge(VCenterUnavailable):
+    """The body is larger than MAX_BODY_BYTES: fewer tasks at once, or never."""
+
+
+class Answer(NamedTuple):
+    """What vCenter answered. `retry_after_s` is set when it named a time."""
+
+    status: int
+    body: bytes
+    retry_after_s: float | None = None
+
+    @property
+    def ok(self) -> bool:
+        return 200 <= self.status < 300
+
+
+class _Client:
+    """An httpx client and the CA file it was made with; closed when the last request that uses it is over."""
+
+    def __init__(self, client: httpx.AsyncClient, made_with: object) -> None:
+        self.client = client
+        self.made_with = made_with
+        self.stale = False
+        self.users = 0
+
+
+class Http:
+    """Requests to one vCenter, within its budget and its number of concurrent requests."""
+
+    def __init__(
+        self,
+        settings: VCenterSettings,
+        metrics: Metrics,
+        *,
+        clock: Callable[[], float] = time.monotonic,
+        transport: httpx.AsyncBaseTransport | None = None,
+    ) -> None:
+        self._settings = settings
+        self._metrics = metrics
+        self._transport = transport
+        # httpx collapses when many requests queue inside its pool, so they queue here.
+        self._slots = asyncio.Semaphore(settings.max_concurrent_requests)
+        self.budget = Budget(settings.max_requests_per_second, clock)
+        self._current: _Client | None = None
+
+    async def request(
+        self,
+        operation: str,
+        method: str,
+        target: str,
+        headers: Mapping[str, str],
+        content: bytes | None = None,
+        *,
+        urgent: bool = False,
+    ) -> Answer:
+        """The answer to one request, counted by `operation`. Raises VCenterUnavailable.
+
+        `urgent` doesn't wait for the budget, which then has one less for others.
+        """
+        async with self._slots:
+            if urgent:
+                self.budget.spend()
+            else:
+                await self.budget.take()
+            try:
+                answer = await self._answer(method, target, headers, content)
+            except VCenterUnavailable:
+                self._count(operation, "error")
+                raise
+        self._count(operation, str(answer.status))
+        return answer
+
+    async def close(self) -> None:
+        if self._current is not None:
+            await self._current.client.aclose()
+            self._current = None
+
+    async def _answer(self, method: str, target: str, headers: Mapping[str, str], content: bytes | None) -> Answer:
+        try:
+            async with asyncio.timeout(TOTAL_S), self._client() as client:
+                request = client.build_request(method, target, headers=headers, content=content)
+                return await self._sent(client, request)
+        except (httpx.HTTPError, httpx.InvalidURL, TimeoutError, OSError) as error:
+            if is_tls(error) and self._current is not None:
+                self._current.stale = True  # the CA file may be another, though it looks the same
+            raise VCenterUnavailable(sentence(error, self._settings)) from error
+
+    async def _sent(self, client: httpx.AsyncClient, request: httpx.Request) -> Answer:
+        response = await client.send(request, stream=True)
+        try:
+            return Answer(response.status_code, await self._body(response), _retry_after_s(response.headers))
+        finally:
+            await response.aclose()
+
+    async def _body(self, response: httpx.Response) -> bytes:
+        body = bytearray()
+        async for chunk in response.aiter_bytes():
+            body += chunk
+            if len(body) > MAX_BODY_BYTES:
+                raise AnswerTooLarge(
+                    f"vCenter {self._settings.name} answered with more than {MAX_BODY_BYTES} bytes, "
+                    "more than the bridge takes in."
+                )
+        return bytes(body)
+
+    @contextlib.asynccontextmanager
+    async def _client(self) -> AsyncIterator[httpx.AsyncClient]:
+        current, ca = self._current, _identity(self._settings)
+        if current is None or current.stale or current.made_with != ca:
+            before, self._current = current, _Client(self._new_client(), ca)
+            current = self._current
+            if before is not None and not before.users:
+                await before.client.aclose()
+        current.users += 1
+        try:
+            yield current.client
+        finally:
+            current.users -= 1
+            if current is not self._current and not current.users:
+                await current.client.aclose()
+
+    def _new_client(self) -> httpx.AsyncClient:
+        slots = self._settings.max_concurrent_requests
+        return httpx.AsyncClient(
+            base_url=self._settings.url,
+            # Identity: a list is read as it comes, and the cap on it is what is really sent.
+            headers={"accept": "application/json", "accept-encoding": "identity"},
+            verify=_tls_context(self._settings),
+            proxy=self._settings.proxy,
+            timeout=httpx.Timeout(PHASE_S, connect=CONNECT_S),
+            limits=httpx.Limits(max_connections=slots, max_keepalive_connections=slots, keepalive_expiry=60),
+            trust_env=False,
+            transport=self._transport,
+        )
+
+    def _count(self, operation: str, code: str) -> None:
+        self._metrics.vcenter_requests.labels(self._settings.name, operation, code).inc()
+
+
+def _identity(settings: VCenterSettings) -> object:
+    """What tells one CA file's content from the next; None where there is no file to read."""
+    if settings.ca_file is None:
+        return None
+    try:
+        stat = os.stat(settings.ca_file)
+    except OSError:
+        return None
+    return (stat.st_mtime_ns, stat.st_size, stat.st_ino)
+
+
+def _tls_context(settings: VCenterSettings) -> ssl.SSLContext:
+    if not settings.verify_tls or settings.url.startswith("http:"):
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+        context.check_hostname = False
+        context.verify_mode = ssl.CERT_NONE
+        return context
+    try:
+        context = ssl.create_default_context(cafile=settings.ca_file)
+    except (OSError, ValueError) as error:
+        raise VCenterUnavailable(
+            f"The CA file of vCenter {settings.name} ({settings.ca_file}) can't be read: {error}. "
+            "It must hold certificates in PEM form."
+        ) from error
+    # vCenter's own CA makes certificates that the strict mode of newer Pythons refuses.
+    context.verify_flags &= ~ssl.VERIFY_X509_STRICT
+    if settings.ca_file is not None:
+        context.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN  # the file may hold vCenter's own certificate
+    return context
+
+
+def _retry_after_s(headers: httpx.Headers) -> float | None:
+    """Seconds until when vCenter asks to be left alone: a number, or a date by its own clock."""
+    value = headers.get("retry-after", "").strip()
+    if not value:
+        return None
+    try:
+        seconds = float(value) if value.isascii() and value.isdigit() else _until(value, headers.get("date"))
+    except (ValueError, TypeError):
+        return None
+    return min(max(0.0, seconds), MAX_RETRY_AFTER_S)
+
+
+def _until(date: str, now: str | None) -> float:
+    if now is None:
+        raise ValueError("no clock to compare with")
+    return (parsedate_to_datetime(date) - parsedate_to_datetime(now)).total_seconds()

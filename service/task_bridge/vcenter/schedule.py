@@ -1,0 +1,43 @@
+"""When to look at a task again. Pure: ages, rates and chance are handed in. All times in seconds."""
+
+from __future__ import annotations
+
+from .config import LookPolicy
+
+_SPARE = 0.8
+"""What looks may take of the requests per second; results, logins and cancels need some too."""
+_JITTER = 0.1
+
+
+def interval_s(policy: LookPolicy, age_s: float, remaining_s: float | None, stretch: float, chance: float) -> float:
+    """How long until the next look at a task of this age.
+
+    A tenth of the age, so that an end is noticed late by little of what the task took; sooner when its progress
+    says that the end is near. `stretch` is for when the requests don't suffice, and stretches all alike.
+    `chance`, 0 to 1, keeps tasks that were taken up together from coming due together for ever.
+    """
+    interval = min(age_s / 10, policy.poll_max_s)
+    if remaining_s is not None and remaining_s < interval:
+        interval = remaining_s
+    spread = max(interval * (1 - _JITTER * chance), policy.poll_min_s * (1 + _JITTER * chance))
+    return min(spread, policy.poll_max_s) * stretch
+
+
+def remaining_s(percent: float, first_percent: float, since_first_s: float) -> float | None:
+    """How long a task still takes at the pace so far: from `first_percent`, `since_first_s` ago, to `percent`."""
+    if percent <= first_percent or since_first_s <= 0:
+        return None
+    return (100 - percent) * since_first_s / (percent - first_percent)
+
+
+def stretch(looks_per_s: float, tasks_a_request: int, requests_per_s: float) -> float:
+    """By how much intervals must grow so that `looks_per_s` fit into the requests; 1 when they fit."""
+    return max(1.0, looks_per_s / (tasks_a_request * requests_per_s * _SPARE))
+
+
+def backoff_s(failures: int, policy: LookPolicy, chance: float, retry_after_s: float | None = None) -> float:
+    """How long to wait after the `failures`-th failure in a row: doubling up to the longest interval, spread by
+    half, and never shorter than vCenter asked for."""
+    longest = min(policy.poll_min_s * 2.0 ** min(failures - 1, 20), policy.poll_max_s)
+    asked = (retry_after_s or 0.0) * (1 + _JITTER * chance)
+    return max(longest * (1 - chance / 2), asked)
