@@ -84,6 +84,11 @@ class Names:
         """
         return f"{self.events}.{vcenter}.{task_token(task)}.>"
 
+    def task_of_event(self, subject: str) -> tuple[str, str]:
+        """(vCenter, task id) of an event's subject."""
+        vcenter, token, *_ = subject.removeprefix(self.events + ".").split(".")
+        return vcenter, task_of(token)
+
     def task_of_watch(self, subject: str) -> tuple[str, str]:
         """(vCenter, task id) of a subject made by `watch`."""
         vcenter, token = subject.removeprefix(self.watches + ".").split(".")

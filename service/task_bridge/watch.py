@@ -49,6 +49,20 @@ class Watch(msgspec.Struct, frozen=True):
         return math.inf if self.timeout_at is None else self.timeout_at
 
 
+def is_served(watch: Watch, last: Event, stored_at: float) -> bool:
+    """Whether the task's last event answers the watch already, so that it must not begin (again).
+
+    A `completed` answers every watch of the task. A stored request may be delivered again at any later time:
+    whatever ended after it was stored (`stored_at`, by the clock of nats-server like its `since`) served it.
+    """
+    data = last.data
+    if not data.final:
+        return False
+    if data.kind == "completed" or data.watch.id == watch.id:
+        return True
+    return watch.stored_request and stored_at > watch.since
+
+
 class Policy(NamedTuple):
     """The settings that decide about events, in seconds, and the URL of the vCenter that events name."""
 

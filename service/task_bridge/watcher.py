@@ -25,6 +25,7 @@ from .watch import (
     Policy,
     View,
     Watch,
+    is_served,
     next_event,
     observe,
     resume,
@@ -85,12 +86,14 @@ class TaskSource(Protocol):
 
 
 class Entry(Protocol):
-    """An event in the journal: what it says, where it lies, and which instance of the bridge wrote it."""
+    """An event in the journal: what it says, where it lies since when, and which instance wrote it."""
 
     @property
     def event(self) -> Event: ...
     @property
     def sequence(self) -> int: ...
+    @property
+    def stored_at(self) -> float: ...
     @property
     def instance(self) -> str: ...
 
@@ -148,14 +151,12 @@ class Watcher:
         sources: Mapping[str, TaskSource],
         journal: Journal,
         policy_of: Callable[[str], Policy],
-        is_served: Callable[[Watch, Entry], bool],
         metrics: Metrics,
         clock: Callable[[], float],
     ) -> None:
         self._sources = sources
         self._journal = journal
         self._policy_of = policy_of
-        self._is_served = is_served
         self._metrics = metrics
         self._clock = clock
         self._held: dict[tuple[str, str], Held] = {}
@@ -168,20 +169,24 @@ class Watcher:
             for name, source in self._sources.items():
                 group.create_task(self._follow(name, source))
 
-    async def take(self, watch: Watch, handle: Handle) -> None:
-        """Takes up a watch that was handed over, again or for the first time. Raises NatsUnavailable."""
+    async def take(self, watch: Watch, handle: Handle) -> str:
+        """Takes up a watch that was handed over, again or for the first time; `accepted` or `already_completed`.
+
+        Raises NatsUnavailable.
+        """
         if self._is_held(watch, handle):
-            return
+            return "accepted"
         last = await self._journal.last(watch.vcenter, watch.task)
         if self._is_held(watch, handle):
-            return  # delivered twice meanwhile
+            return "accepted"  # delivered twice meanwhile
         if (older := self._held.get((watch.vcenter, watch.task))) is not None:
             self._forget(older)
-        if last is not None and self._is_served(watch, last):
+        if last is not None and is_served(watch, last.event, last.stored_at):
             await handle.ack()
-            return
+            return "already_completed"
         own = last is not None and last.event.data.watch.id == watch.id
         self._hold(Held(watch, handle, last.event if last and own else None, last.sequence if last else 0))
+        return "accepted"
 
     def _is_held(self, watch: Watch, handle: Handle) -> bool:
         """Whether it is held already: then this is a redelivery to its living owner."""

@@ -7,21 +7,19 @@ the first came; what to answer then is read from the leaders.
 from __future__ import annotations
 
 import asyncio
-import json
 import secrets
 from collections.abc import Callable
 from typing import NamedTuple
 
 import msgspec
-import nats.errors
 
-from ..errors import NatsUnavailable, Refused
+from ..errors import Refused
 from ..events import WatchRef
 from ..requests import WatchRequest
 from ..subjects import Names
-from ..watch import Policy, Watch, next_event, resume
+from ..watch import Policy, Watch, is_served, next_event, resume
 from .journal import Entry, Journal
-from .streams import Stored, Streams
+from .streams import Stored, StoreRefused, Streams
 
 _TAKEN = 10077  # maximum messages per subject exceeded
 _decoder = msgspec.json.Decoder(Watch)
@@ -99,9 +97,15 @@ class Watches:
         self._clock = clock
 
     async def admit(self, watch: Watch) -> Admitted:
-        """Begins the watch unless the task is watched, has completed, or the stored request was served before."""
+        """Begins the watch unless the task is watched or has completed.
+
+        Whether a stored request was served before is left to who takes the watch up, and reads the last event
+        anyway: nobody waits for an answer.
+        """
         while True:
             taken = await self._put(watch)
+            if taken is not None and watch.stored_request:
+                return Admitted("accepted", watch.ref, None)
             last = await self._journal.last(watch.vcenter, watch.task, leader=True)
             if taken is not None:
                 return await self._admitted(watch, taken, last)
@@ -117,7 +121,7 @@ class Watches:
             await self._streams.delete(self._names.watches_stream, present.sequence)
 
     async def _admitted(self, watch: Watch, sequence: int, last: Entry | None) -> Admitted:
-        if last is None or not is_served(watch, last):
+        if last is None or not is_served(watch, last.event, last.stored_at):
             return Admitted("accepted", watch.ref, last and own_event(last, watch))
         await self._streams.delete(self._names.watches_stream, sequence)
         return Admitted("already_completed", last.event.data.watch, last)
@@ -127,19 +131,11 @@ class Watches:
         subject = self._names.watch(watch.vcenter, watch.task)
         headers = {"Nats-Msg-Id": watch.id}
         try:
-            answer = await self._streams.connection.request(
-                subject, msgspec.json.encode(watch), timeout=5, headers=headers
-            )
-        except (TimeoutError, nats.errors.Error, OSError) as error:
-            raise NatsUnavailable(
-                f"no answer to a publish on {subject}: {error or type(error).__name__}"
-            ) from error
-        ack = json.loads(answer.data)
-        if "error" not in ack:
-            return int(ack["seq"])
-        if ack["error"].get("err_code") == _TAKEN:
-            return None
-        raise NatsUnavailable(f"the watch wasn't stored: {ack['error'].get('description')}")
+            return (await self._streams.publish(subject, msgspec.json.encode(watch), headers, 5)).seq
+        except StoreRefused as refused:
+            if refused.code == _TAKEN:
+                return None
+            raise
 
     async def present(self, vcenter: str, task: str) -> StoredWatch | None:
         """The task's watch, None when nobody watches it."""
@@ -205,17 +201,3 @@ def own_event(last: Entry | None, watch: Watch) -> Entry | None:
 
 def _ended(last: Entry | None, watch: Watch) -> bool:
     return (own := own_event(last, watch)) is not None and own.event.data.final
-
-
-def is_served(watch: Watch, last: Entry) -> bool:
-    """Whether the task's last event answers the watch already, so that it must not begin (again).
-
-    A `completed` answers every watch of the task. A stored request may be delivered again at any later time:
-    whatever ended after it was stored served it.
-    """
-    data = last.event.data
-    if not data.final:
-        return False
-    if data.kind == "completed" or data.watch.id == watch.id:
-        return True
-    return watch.stored_request and last.stored_at > watch.since

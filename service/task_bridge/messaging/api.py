@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Mapping
-from typing import Any, NamedTuple
+from collections.abc import Awaitable, Callable
+from typing import Any
 
 import msgspec
 import nats.errors
@@ -16,7 +16,6 @@ from nats.micro.service import EndpointConfig, GroupConfig, Service, ServiceConf
 from .. import __version__
 from ..errors import NatsUnavailable, Refused, VCenterUnavailable
 from ..events import NULL
-from ..metrics import Metrics
 from ..requests import (
     CancelReply,
     ErrorBody,
@@ -24,7 +23,6 @@ from ..requests import (
     ListedWatch,
     ListReply,
     ListRequest,
-    Routes,
     TaskRequest,
     UnwatchReply,
     WatchReply,
@@ -34,29 +32,15 @@ from ..requests import (
     trace_of,
     unknown_vcenter,
 )
-from ..subjects import SERVICE, VERBS, Names
-from ..watcher import TaskSource
-from .admission import AlreadyEnded, StoredWatch, Watches, new_watch, own_event
-from .journal import Entry, Journal
-from .streams import Streams
+from ..subjects import SERVICE, VERBS
+from .admission import AlreadyEnded, StoredWatch, new_watch, own_event
+from .journal import Entry
+from .ports import Ports
 
 log = structlog.get_logger(__name__)
 
 MAX_AT_ONCE = 256
 DEADLINE_S = 20.0
-
-
-class Ports(NamedTuple):
-    """What the verbs stand on."""
-
-    streams: Streams
-    names: Names
-    watches: Watches
-    journal: Journal
-    routes: Routes
-    sources: Mapping[str, TaskSource]
-    metrics: Metrics
-    clock: Callable[[], float]
 
 
 class Api:

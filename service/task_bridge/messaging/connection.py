@@ -78,7 +78,7 @@ class Connection:
                     await connecting
         self.reason = None
         server = client.connected_url.netloc if client.connected_url else None
-        log.info("nats_connected", server=server, version=str(client.connected_server_version))
+        log.info("nats_connected", server=server, version=".".join(map(str, server_version(client))))
         return client
 
     def on_return(self, call: Callable[[], None]) -> None:
@@ -117,6 +117,12 @@ class Connection:
     async def _on_closed(self) -> None:
         if not self.closed.done():
             self.closed.set_result(None)
+
+
+def server_version(client: Client) -> tuple[int, int, int]:
+    """The connected nats-server's version."""
+    version = client.connected_server_version
+    return version.major, version.minor, version.patch
 
 
 def _security(settings: NatsSettings) -> NatsSecurity:

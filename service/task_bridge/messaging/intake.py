@@ -7,7 +7,6 @@ for up to their timeout, or cost a round trip and 360 µs a message; this costs 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
 
 import msgspec
 import nats.errors
@@ -19,12 +18,12 @@ from nats.aio.msg import Msg
 from ..durations import rfc3339
 from ..errors import NatsUnavailable, Refused
 from ..events import CONTENT_TYPE, TYPE_PREFIX
-from ..metrics import Metrics
-from ..requests import Routes, WatchRequest, error_body, parse, told_of, trace_of
-from ..subjects import CONSUMER, SERVICE, Names
-from .admission import Watches, new_watch
+from ..requests import WatchRequest, error_body, parse, told_of, trace_of
+from ..subjects import CONSUMER, SERVICE
+from .admission import new_watch
+from .ports import Ports
 from .pull import Pull
-from .streams import Streams
+from .streams import ACK, TERM, nak_later, say
 
 log = structlog.get_logger(__name__)
 
@@ -35,32 +34,20 @@ RETRY_S = 1.0
 class Intake:
     """Consumes the stream of requests."""
 
-    def __init__(
-        self,
-        streams: Streams,
-        names: Names,
-        watches: Watches,
-        routes: Routes,
-        metrics: Metrics,
-        clock: Callable[[], float],
-        *,
-        stalled_after_s: float,
-    ) -> None:
-        self._streams = streams
-        self._names = names
-        self._watches = watches
-        self._routes = routes
-        self._metrics = metrics
-        self._clock = clock
+    def __init__(self, ports: Ports, *, stalled_after_s: float) -> None:
+        self._ports = ports
         self._stalled_after_s = stalled_after_s
         self._tasks: set[asyncio.Task[None]] = set()
-        inbox = streams.connection.new_inbox()
-        self.pull = Pull(streams, names.requests_stream, CONSUMER, inbox, lambda: BATCH)
+        inbox = ports.streams.connection.new_inbox()
+        self.pull = Pull(ports.streams, ports.names.requests_stream, CONSUMER, inbox, lambda: BATCH)
 
     def subscribe(self, broker: NatsBroker) -> None:
         """Registers the handler; the broker must be started (again) afterwards."""
-        # A decoder that never raises: one broken body must not hold up the others.
-        subscriber = broker.subscriber(self.pull.inbox, ack_policy=AckPolicy.MANUAL, decoder=_as_it_is)
+        # A decoder that never raises, so that a broken body meets our own parsing, which tells its sender.
+        # And no reply: the reply subject of these messages is JetStream's, where an empty answer is an ack.
+        subscriber = broker.subscriber(
+            self.pull.inbox, ack_policy=AckPolicy.MANUAL, decoder=_as_it_is, no_reply=True
+        )
         subscriber(self._on_message)
 
     async def _on_message(self, message: NatsMessage) -> None:
@@ -77,21 +64,23 @@ class Intake:
     async def _serve(self, message: Msg) -> None:
         try:
             await self._admit(message)
-            await message.ack()
+            await self._say(message, ACK)
         except Refused as refused:
             await self._rejected(message, refused)
         except NatsUnavailable as error:
             log.warning("request_kept", reason=str(error))
-            await _later(message)
-        except nats.errors.Error as error:
-            log.debug("ack_lost", reason=str(error))  # delivered again, served by the same watch id
+            await self._say(message, nak_later(RETRY_S))
         except Exception:
             log.exception("request_kept")
-            await _later(message)
+            await self._say(message, nak_later(RETRY_S))
+
+    async def _say(self, message: Msg, word: bytes) -> None:
+        # FastStream marks what comes by a core subscription as acknowledged, so the message's own ack() refuses.
+        await say(self._ports.streams.connection, message.reply, word)
 
     async def _admit(self, message: Msg) -> None:
         request = parse(WatchRequest, message.data)
-        vcenter = self._routes.configured(request.vcenter)
+        vcenter = self._ports.routes.configured(request.vcenter)
         watch = new_watch(
             request,
             vcenter,
@@ -100,9 +89,10 @@ class Intake:
             stalled_after_s=self._stalled_after_s,
             trace=trace_of(message.headers),
         )
-        admitted = await self._watches.admit(watch)
-        self._metrics.requests.labels(admitted.outcome).inc()
-        log.info("request", outcome=admitted.outcome, vcenter=vcenter, task=watch.task, watch=admitted.watch.id)
+        admitted = await self._ports.watches.admit(watch)
+        if admitted.outcome != "accepted":  # else told by who takes it up
+            self._ports.metrics.requests.labels(admitted.outcome).inc()
+            log.info("request", outcome=admitted.outcome, vcenter=vcenter, task=watch.task, watch=admitted.watch.id)
 
     async def _rejected(self, message: Msg, refused: Refused) -> None:
         """Publishes the rejection, then ends the request: in this order a crash repeats it, and the id drops it."""
@@ -110,13 +100,14 @@ class Intake:
         metadata = message.metadata
         request_id = f"{metadata.timestamp.timestamp() * 1000:.0f}-{metadata.sequence.stream}"
         traceparent, tracestate = trace_of(message.headers)
-        vcenter = told["vcenter"] if told["vcenter"] is not None else self._routes.default
+        if told["task"] is not None and told["vcenter"] is None:
+            told["vcenter"] = self._ports.routes.default
         event = {
             "specversion": "1.0",
             "id": request_id,
-            "source": self._routes.urls.get(vcenter or "", f"/{SERVICE}"),
+            "source": self._ports.routes.urls.get(told["vcenter"] or "", f"/{SERVICE}"),
             "type": f"{TYPE_PREFIX}.request.rejected.v1",
-            "time": rfc3339(self._clock()),
+            "time": rfc3339(self._ports.clock()),
             "datacontenttype": "application/json",
             **({"subject": told["task"]} if told["task"] else {}),
             **({"traceparent": traceparent} if traceparent else {}),
@@ -125,23 +116,18 @@ class Intake:
         }
         headers = {"Content-Type": CONTENT_TYPE, "Nats-Msg-Id": f"rejected-{request_id}"}
         try:
-            await self._streams.js.publish(self._names.rejected, msgspec.json.encode(event), headers=headers)
-            await message.term()
+            await self._ports.streams.js.publish(
+                self._ports.names.rejected, msgspec.json.encode(event), headers=headers
+            )
         except (TimeoutError, nats.errors.Error) as error:
             log.warning("rejection_kept", reason=str(error) or type(error).__name__)
-            await _later(message)
+            await self._say(message, nak_later(RETRY_S))
             return
-        self._metrics.requests.labels("rejected").inc()
-        self._metrics.rejected.labels(refused.code).inc()
+        await self._say(message, TERM)
+        self._ports.metrics.requests.labels("rejected").inc()
+        self._ports.metrics.rejected.labels(refused.code).inc()
         log.info("request", outcome="rejected", code=refused.code, reason=refused.message, request=request_id)
 
 
-async def _as_it_is(message: NatsMessage) -> bytes:
-    return message.body
-
-
-async def _later(message: Msg) -> None:
-    try:
-        await message.nak(delay=RETRY_S)
-    except nats.errors.Error as error:
-        log.debug("nak_lost", reason=str(error))  # redelivered after ack_wait anyway
+async def _as_it_is(message: NatsMessage) -> NatsMessage:
+    return message

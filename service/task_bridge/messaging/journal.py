@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-import json
 import secrets
 from collections.abc import Callable
 from typing import NamedTuple
@@ -139,15 +138,11 @@ class Journal:
             headers["Bridge-Stalled"] = "1"
         subject = self._names.put_event(data.vcenter, data.task, event.kind)
         try:
-            answer = await self._streams.connection.request(subject, body, timeout=ACK_TIMEOUT_S, headers=headers)
-        except (TimeoutError, nats.errors.Error, OSError) as error:
-            pauses.reason = f"no answer to a publish on {subject}: {error or type(error).__name__}"
+            ack = await self._streams.publish(subject, body, headers, ACK_TIMEOUT_S)
+        except NatsUnavailable as error:
+            pauses.reason = str(error)
             return None
-        ack = json.loads(answer.data)
-        if "error" in ack:
-            pauses.reason = ack["error"].get("description", "refused")
-            return None
-        return None if ack.get("duplicate") else int(ack["seq"])
+        return None if ack.duplicate else ack.seq
 
     def _count(self, event: Event) -> None:
         data = event.data

@@ -10,15 +10,15 @@ import asyncio
 from collections.abc import Awaitable, Callable
 
 import msgspec
-import nats.errors
 import structlog
 from nats.aio.msg import Msg
 
 from ..errors import NatsUnavailable
+from ..metrics import Metrics
 from ..subjects import CONSUMER, Names
 from ..watch import Watch
 from .pull import Pull
-from .streams import Streams
+from .streams import ACK, IN_PROGRESS, NAK, Streams, say
 
 log = structlog.get_logger(__name__)
 
@@ -39,8 +39,7 @@ class Handle:
 
     async def ack(self) -> None:
         """The watch is over and its final event stored: its message goes. A lost ack is repeated by redelivery."""
-        self.drop()
-        await self._owner.say(self.reply, b"+ACK")
+        await self._owner.acked(self)
 
     def drop(self) -> None:
         """Holds it no longer and says nothing: another owner wrote, or the watch is gone."""
@@ -54,15 +53,17 @@ class Ownership:
         self,
         streams: Streams,
         names: Names,
+        metrics: Metrics,
         *,
         capacity: int,
         ack_wait_s: float,
-        take: Callable[[Watch, Handle], Awaitable[None]],
+        take: Callable[[Watch, Handle], Awaitable[str]],
     ) -> None:
         self._streams = streams
         self._capacity = capacity
         self._beat_s = ack_wait_s / 3
         self._take = take
+        self._metrics = metrics
         self._handles: dict[tuple[str, str], Handle] = {}
         self._taking = asyncio.Semaphore(256)
         self._tasks: set[asyncio.Task[None]] = set()
@@ -95,18 +96,23 @@ class Ownership:
             return
         key = (watch.vcenter, watch.task)
         handle = self._handles[key] = Handle(self, key, message.reply)
-        task = asyncio.create_task(self._taken(watch, handle))
+        first = message.reply.split(".")[-5] == "1"  # …<delivered>.<stream seq>.<consumer seq>.<time>.<pending>
+        task = asyncio.create_task(self._taken(watch, handle, first=first))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
-    async def _taken(self, watch: Watch, handle: Handle) -> None:
+    async def _taken(self, watch: Watch, handle: Handle, *, first: bool) -> None:
         async with self._taking:
             try:
-                await self._take(watch, handle)
+                outcome = await self._take(watch, handle)
             except NatsUnavailable as error:
                 # Not said to be in progress any more, so it is delivered again.
                 log.warning("watch_not_taken_up", vcenter=watch.vcenter, task=watch.task, reason=str(error))
                 handle.drop()
+                return
+        if first and watch.stored_request:
+            self._metrics.requests.labels(outcome).inc()
+            log.info("request", outcome=outcome, vcenter=watch.vcenter, task=watch.task, watch=watch.id)
 
     async def _beat(self) -> None:
         while True:
@@ -116,14 +122,11 @@ class Ownership:
                     await asyncio.sleep(0)
                 if not self._streams.connection.is_connected:
                     break  # nats-py would buffer them, and fail past 2 MiB
-                await self.say(handle.reply, b"+WPI")
+                await say(self._streams.connection, handle.reply, IN_PROGRESS)
 
-    async def say(self, reply: str, word: bytes) -> None:
-        """One word about a held message. What gets lost is made good by redelivery."""
-        try:
-            await self._streams.connection.publish(reply, word)
-        except nats.errors.Error as error:
-            log.debug("word_lost", word=word.decode(), reason=str(error))
+    async def acked(self, handle: Handle) -> None:
+        self.dropped(handle)
+        await say(self._streams.connection, handle.reply, ACK)
 
     def dropped(self, handle: Handle) -> None:
         if self._handles.get(handle.key) is handle:
@@ -133,5 +136,5 @@ class Ownership:
     async def hand_back(self) -> None:
         """Naks all that is still held, so that others take over at once. Nothing may be pulled any more."""
         for handle in list(self._handles.values()):
-            await self.say(handle.reply, b"-NAK")
+            await say(self._streams.connection, handle.reply, NAK)
         self._handles.clear()

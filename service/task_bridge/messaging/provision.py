@@ -135,15 +135,13 @@ async def provision(streams: Streams, what: Wanted, *, create: bool) -> list[Dif
     return differences + await _bucket(streams, what.bucket, create=create)
 
 
-def check_version(version: str) -> None:
-    """Raises CannotStart for a nats-server that is too old (`2.11.4`, `2.12.8-RC.1`)."""
-    numbers = version.split("-")[0].split(".")
-    found = tuple(int(number) for number in numbers if number.isdigit())
+def check_version(found: tuple[int, int, int]) -> None:
+    """Raises CannotStart for a nats-server that is too old."""
     if found < LEAST_SERVER:
         least = ".".join(map(str, LEAST_SERVER))
         raise CannotStart(
-            f"nats-server {version} is too old: before {least} replicated streams lose or block messages. "
-            f"Upgrade it to {least} or later."
+            f"nats-server {'.'.join(map(str, found))} is too old: before {least} replicated streams lose or block "
+            f"messages. Upgrade it to {least} or later."
         )
 
 

@@ -164,8 +164,8 @@ class Settings(BaseSettings):
     stream_replicas: int = _knob(
         "BRIDGE_STREAM_REPLICAS", 1, "servers that keep each stream, 1 to 5: 3 survives the loss of one", ge=1, le=5
     )
-    # Shorter than a minute, a watch's memory could age out while NATS elects a leader.
-    events_max_age_s: Annotated[float, _duration("1m")] = _knob(
+    # A watch that is quiet for half of it is stated again: seconds are for tests, days for a life.
+    events_max_age_s: Annotated[float, _duration("1s")] = _knob(
         "BRIDGE_EVENTS_MAX_AGE", "7d", "how long events are kept, duration: who was away longer misses some"
     )
     provision: Annotated[Literal["auto", "verify"], Lower] = _knob(
@@ -176,10 +176,10 @@ class Settings(BaseSettings):
     capacity: int = _knob(
         "BRIDGE_CAPACITY", 50_000, "watches that one replica holds at most; bounds its memory (5 KB each)", ge=1
     )
-    poll_min_s: Annotated[float, _duration("100ms")] = _knob(
+    poll_min_s: Annotated[float, _duration("10ms")] = _knob(
         "BRIDGE_POLL_MIN", "1s", "the shortest time between two looks at a task, duration: young tasks"
     )
-    poll_max_s: Annotated[float, _duration("100ms")] = _knob(
+    poll_max_s: Annotated[float, _duration("10ms")] = _knob(
         "BRIDGE_POLL_MAX", "15s", "the longest time between two looks at a task, duration: old tasks"
     )
     progress_interval_s: Annotated[float, _duration("0s")] = _knob(

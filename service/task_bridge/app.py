@@ -1,0 +1,215 @@
+"""The only place that chooses real things: wires the rooms, runs them, and hands over on the way out."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import math
+import signal
+import time
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+
+import structlog
+from nats.aio.client import Client
+from nats.aio.msg import Msg
+
+from . import __version__
+from .errors import CannotStart, NatsUnavailable
+from .messaging.admission import Watches
+from .messaging.api import Api
+from .messaging.connection import Connection, server_version
+from .messaging.intake import Intake
+from .messaging.journal import Journal
+from .messaging.monitor import Monitor
+from .messaging.ownership import Ownership
+from .messaging.ports import Ports
+from .messaging.provision import check_version, wanted
+from .messaging.streams import Streams
+from .metrics import Metrics
+from .requests import Routes
+from .settings import Settings
+from .status import Status
+from .subjects import Names
+from .vcenter import CisSource, LookPolicy
+from .watch import Policy
+from .watcher import Watcher
+from .web.routes import build_web
+from .web.server import WebServer
+from .web.watchdog import Watchdog
+
+log = structlog.get_logger(__name__)
+
+FINISH_S = 2.0
+
+
+class Bridge:
+    """One replica: `async with bridge.running() as failed:` runs it, leaving hands its watches over.
+
+    It is ready when NATS is there and the streams are as they must be; before that it waits, and tells.
+    """
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._names = Names(settings.subject_prefix)
+        self._metrics = Metrics()
+        looks = LookPolicy(settings.poll_min_s, settings.poll_max_s, settings.not_found_grace_s)
+        self._sources = {name: CisSource(of, looks, self._metrics) for name, of in settings.vcenters.items()}
+        self._routes = Routes({name: of.url for name, of in settings.vcenters.items()}, _default(settings))
+        self._watchdog = Watchdog(self._metrics.event_loop_lag)
+        self.status = Status(settings.capacity, self._sources, self._metrics, lambda: self._watchdog.lag_s)
+        self.web = WebServer(build_web(self.status), settings.http_listen)
+
+    @asynccontextmanager
+    async def running(self) -> AsyncIterator[asyncio.Future[None]]:
+        """Runs the bridge. The future fails when the bridge can't go on. Raises CannotStart."""
+        failed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        async with AsyncExitStack() as stack:
+            self._watchdog.start()
+            stack.push_async_callback(self._watchdog.stop)
+            await self.web.start()
+            stack.push_async_callback(self.web.stop)
+            for source in self._sources.values():
+                await stack.enter_async_context(source)
+            starting = asyncio.create_task(self._start(stack, failed))
+            starting.add_done_callback(lambda task: _fails_with(failed, task))
+            stack.push_async_callback(_end, [starting])
+            try:
+                yield failed
+            finally:
+                self.status.stopping = True
+
+    async def _start(self, stack: AsyncExitStack, failed: asyncio.Future[None]) -> None:
+        """Connects, provisions, and only then consumes: waiting for NATS is no error."""
+        connection = self.status.connection = Connection(self._settings.nats, f"task-bridge {__version__}")
+        stack.push_async_callback(connection.close)
+        client = await connection.open()
+        connection.closed.add_done_callback(lambda _: _fails_at_end(failed, "the connection to NATS"))
+        check_version(server_version(client))
+        streams = Streams(client, self._settings.nats.js_domain)
+        monitor = self.status.monitor = self._monitor(streams)
+        await monitor.begin()
+        await self._consume(connection, streams, monitor, stack, failed)
+        log.info("ready", capacity=self._settings.capacity, vcenters=sorted(self._sources))
+
+    def _monitor(self, streams: Streams) -> Monitor:
+        settings = self._settings
+        what = wanted(
+            self._names,
+            replicas=settings.stream_replicas,
+            ack_wait_s=settings.ack_wait_s,
+            events_max_age_s=settings.events_max_age_s,
+        )
+        return Monitor(streams, self._names, what, create=settings.provision == "auto")
+
+    async def _consume(
+        self,
+        connection: Connection,
+        streams: Streams,
+        monitor: Monitor,
+        stack: AsyncExitStack,
+        failed: asyncio.Future[None],
+    ) -> None:
+        settings, names, metrics = self._settings, self._names, self._metrics
+        journal = Journal(streams, names, metrics, time.time)
+        watches = Watches(streams, names, journal, self._policy_of, time.time)
+        watcher = Watcher(self._sources, journal, self._policy_of, metrics, time.time)
+        ports = Ports(streams, names, watches, journal, self._routes, self._sources, metrics, time.time)
+        intake = Intake(ports, stalled_after_s=settings.stalled_after_s)
+        api = Api(ports, stalled_after_s=settings.stalled_after_s, allow_cancel=settings.allow_cancel)
+        ownership = Ownership(
+            streams,
+            names,
+            metrics,
+            capacity=settings.capacity,
+            ack_wait_s=monitor.ack_wait_s,
+            take=watcher.take,
+        )
+        self.status.watcher = watcher
+        intake.subscribe(connection.broker)
+        await connection.broker.start()
+        await _hear_of_unwatched(streams.connection, names, watcher)
+        await api.start()
+        for pull in (intake.pull, ownership.pull):
+            connection.on_return(pull.reset)
+        loops = [
+            asyncio.create_task(watcher.run(), name="the watcher"),
+            asyncio.create_task(ownership.run(), name="the ownership of watches"),
+            asyncio.create_task(intake.pull.run(), name="the intake of requests"),
+            asyncio.create_task(monitor.run(), name="the monitor of JetStream"),
+        ]
+        for loop in loops:
+            loop.add_done_callback(lambda task: _fails_at_end(failed, task.get_name(), task))
+        stack.push_async_callback(_hand_over, loops, api, intake, watcher, ownership)
+
+    def _policy_of(self, vcenter: str) -> Policy:
+        """What decides about events of `vcenter`, configured or not any more."""
+        max_age_s = self.status.monitor.events_max_age_s if self.status.monitor else 0
+        source = self._routes.urls.get(vcenter, f"urn:vcenter:{vcenter}")
+        return Policy(source, self._settings.progress_interval_s, max_age_s or math.inf)
+
+
+async def _hear_of_unwatched(client: Client, names: Names, watcher: Watcher) -> None:
+    """A hint from whatever replica ended a watch on request to its owner; without it the next publish tells."""
+
+    async def heard(message: Msg) -> None:
+        with contextlib.suppress(NatsUnavailable):
+            await watcher.check(*names.task_of_event(message.subject))
+
+    await client.subscribe(f"{names.events}.*.*.abandoned.unwatched", cb=heard)
+
+
+async def _hand_over(
+    loops: list[asyncio.Task[None]], api: Api, intake: Intake, watcher: Watcher, ownership: Ownership
+) -> None:
+    """Takes no more, finishes what is in flight, and naks the watches, so that others have them at once."""
+    await _end(loops)
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(FINISH_S):
+            await asyncio.gather(api.stop(), intake.drain(), watcher.stop())
+    await ownership.hand_back()
+
+
+async def _end(tasks: list[asyncio.Task[None]]) -> None:
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
+
+
+def _fails_with(failed: asyncio.Future[None], task: asyncio.Task[None]) -> None:
+    if not task.cancelled() and (error := task.exception()) and not failed.done():
+        failed.set_exception(error)
+
+
+def _fails_at_end(failed: asyncio.Future[None], what: str, task: asyncio.Task[None] | None = None) -> None:
+    """What must never end has ended: better a restart than a process that lives on deaf."""
+    if task is not None:
+        if task.cancelled():
+            return
+        _fails_with(failed, task)
+    if not failed.done():
+        failed.set_exception(CannotStart(f"{what} has ended for good; see the log above. Start the bridge again."))
+
+
+def _default(settings: Settings) -> str | None:
+    names = list(settings.vcenters)
+    return settings.default_vcenter or (names[0] if len(names) == 1 else None)
+
+
+async def serve(settings: Settings) -> None:
+    """Runs a replica until SIGTERM or SIGINT. Raises CannotStart, or whatever ended it."""
+    loop = asyncio.get_running_loop()
+    stop = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
+    for warning in settings.warnings:
+        log.warning("setting", problem=warning)
+    log.info("starting", version=__version__, **settings.describe())
+    asked = asyncio.create_task(stop.wait())
+    async with Bridge(settings).running() as failed:
+        await asyncio.wait((asked, failed), return_when=asyncio.FIRST_COMPLETED)
+        log.info("stopping")
+    asked.cancel()
+    if failed.done():
+        failed.result()
+    log.info("stopped")

@@ -1,0 +1,117 @@
+"""Whether the streams, consumers and the bucket are there and as they must be: asked over and over."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import NamedTuple
+
+import nats.errors
+import structlog
+
+from ..errors import CannotStart, NatsUnavailable
+from ..subjects import CONSUMER, Names
+from .provision import Difference, Wanted, provision
+from .streams import Streams
+
+log = structlog.get_logger(__name__)
+
+EVERY_S = 2.0
+RETRY_S = 1.0
+
+
+class Part(NamedTuple):
+    """One stream, consumer or bucket, and what is wrong with it."""
+
+    name: str
+    reason: str | None
+
+
+class Monitor:
+    """What is known of the bridge's part of JetStream. `waiting`: stored watches that nobody was handed yet."""
+
+    def __init__(self, streams: Streams, names: Names, what: Wanted, *, create: bool) -> None:
+        self._streams = streams
+        self._names = names
+        self._what = what
+        self._create = create
+        self._told: set[str] = set()
+        self._trouble: str | None = "not looked for yet"
+        self._unsafe: dict[str, str] = {}
+        self.waiting: int | None = None
+        self.ack_wait_s: float = 10.0
+        self.events_max_age_s: float = 0.0
+
+    async def begin(self) -> None:
+        """Provisions or verifies, waiting while JetStream is away. Raises CannotStart for what is unsafe."""
+        while True:
+            try:
+                differences = await provision(self._streams, self._what, create=self._create)
+                self._tell(differences)
+                if unsafe := [difference for difference in differences if difference.unsafe]:
+                    raise CannotStart(*map(_cure, unsafe))
+                await self._read()
+            except NatsUnavailable as error:
+                self._failed(str(error))
+                await asyncio.sleep(RETRY_S)
+            else:
+                self._trouble = None
+                return
+
+    async def run(self) -> None:
+        """Looks again and again; what went missing is made again where provisioning is allowed."""
+        while True:
+            await asyncio.sleep(EVERY_S)
+            try:
+                differences = await provision(self._streams, self._what, create=self._create)
+                await self._read()
+            except (NatsUnavailable, CannotStart) as error:
+                self._failed(str(error))
+                continue
+            if self._trouble is not None:
+                log.info("jetstream_back")
+            self._trouble = None
+            self._unsafe = {d.where: str(d) for d in differences if d.unsafe}
+            self._tell(differences)
+
+    def streams(self) -> tuple[Part, ...]:
+        """The streams and the bucket, each with what is wrong."""
+        streams = [f"stream {config.name}" for config, _ in self._what.streams]
+        return self._parts([*streams, f"bucket {self._what.bucket.bucket}"])
+
+    def consumers(self) -> tuple[Part, ...]:
+        """The durable consumers, each with what is wrong."""
+        durables = [config.name for config, durable in self._what.streams if durable]
+        return self._parts([f"consumer {stream}/{CONSUMER}" for stream in durables])
+
+    def _parts(self, wheres: list[str]) -> tuple[Part, ...]:
+        return tuple(Part(where.split(" ", 1)[1], self._trouble or self._unsafe.get(where)) for where in wheres)
+
+    async def _read(self) -> None:
+        try:
+            consumer = await self._streams.js.consumer_info(self._names.watches_stream, CONSUMER)
+            events = await self._streams.js.stream_info(self._names.events_stream)
+        except (TimeoutError, nats.errors.Error) as error:
+            raise NatsUnavailable(str(error) or "JetStream doesn't answer") from error
+        self.waiting = consumer.num_pending
+        # Settings that an operator tuned are gone by.
+        self.ack_wait_s = consumer.config.ack_wait or self.ack_wait_s
+        self.events_max_age_s = events.config.max_age or 0.0
+
+    def _failed(self, reason: str) -> None:
+        if self._trouble != reason:
+            log.warning("jetstream_away", reason=reason)
+        self._trouble = reason
+
+    def _tell(self, differences: list[Difference]) -> None:
+        for difference in differences:
+            if str(difference) not in self._told:
+                self._told.add(str(difference))
+                log.warning(
+                    "stream_differs", difference=str(difference), cure="see `task-bridge provision --check`"
+                )
+
+
+def _cure(difference: Difference) -> str:
+    if difference.field == "missing":
+        return f"The {difference} and BRIDGE_PROVISION=verify creates nothing; run `task-bridge provision`."
+    return f"{difference}; the bridge can't keep its promises on it. See `task-bridge provision --check`."

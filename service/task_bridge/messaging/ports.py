@@ -1,0 +1,27 @@
+"""What both doors for requests, the stream and the API, stand on."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import NamedTuple
+
+from ..metrics import Metrics
+from ..requests import Routes
+from ..subjects import Names
+from ..watcher import TaskSource
+from .admission import Watches
+from .journal import Journal
+from .streams import Streams
+
+
+class Ports(NamedTuple):
+    """The rooms behind a request."""
+
+    streams: Streams
+    names: Names
+    watches: Watches
+    journal: Journal
+    routes: Routes
+    sources: Mapping[str, TaskSource]
+    metrics: Metrics
+    clock: Callable[[], float]

@@ -1,0 +1,92 @@
+"""How this replica is, out of what its rooms know: the state behind health, metrics and the board."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections import Counter
+from collections.abc import Callable, Mapping
+
+from prometheus_client import CollectorRegistry
+
+from .messaging.connection import Connection
+from .messaging.monitor import Monitor, Part
+from .metrics import Metrics
+from .vcenter import CisSource
+from .watcher import Watcher
+from .web.health import Check, Health, NatsHealth, VCenterHealth
+
+
+class Status:
+    """The web room's state. The rooms that are there only once NATS is are set when they are."""
+
+    def __init__(
+        self, capacity: int, sources: Mapping[str, CisSource], metrics: Metrics, lag_s: Callable[[], float]
+    ) -> None:
+        self._capacity = capacity
+        self._sources = sources
+        self._metrics = metrics
+        self._lag_s = lag_s
+        self.connection: Connection | None = None
+        self.monitor: Monitor | None = None
+        self.watcher: Watcher | None = None
+        self.stopping = False
+
+    def health(self) -> Health:
+        """Everything for readiness; nothing is asked of anybody for it."""
+        watches: Counter[str] = Counter()
+        for (vcenter, _), count in self._standing().items():
+            watches[vcenter] += count
+        monitor = self.monitor
+        return Health(
+            nats=self._nats(),
+            streams=_checks(monitor.streams()) if monitor else (),
+            consumers=_checks(monitor.consumers()) if monitor else (),
+            vcenters=tuple(self._vcenter(name, watches[name]) for name in sorted({*self._sources, *watches})),
+            held=self.watcher.held if self.watcher else 0,
+            waiting=monitor.waiting if monitor else None,
+            capacity=self._capacity,
+            loop_lag_s=self._lag_s(),
+            stopping=self.stopping,
+        )
+
+    def metrics(self) -> CollectorRegistry:
+        """The counters, with the gauges set that change by themselves."""
+        metrics = self._metrics
+        metrics.watches.clear()
+        for (vcenter, status), count in self._standing().items():
+            metrics.watches.labels(vcenter, status).set(count)
+        if self.monitor and self.monitor.waiting is not None:
+            metrics.watches_waiting.set(self.monitor.waiting)
+        for name, source in self._sources.items():
+            age_s = _age_s(source.health.last_good_look_at)
+            metrics.last_look_age.labels(name).set(math.nan if age_s is None else age_s)
+        metrics.nats_connected.set(self._nats().connected)
+        return metrics.registry
+
+    def asyncapi(self) -> bytes | None:
+        """Not there yet."""
+        return None
+
+    def _standing(self) -> Counter[tuple[str, str]]:
+        return self.watcher.standing() if self.watcher else Counter()
+
+    def _nats(self) -> NatsHealth:
+        reason = self.connection.reason if self.connection else "not connected yet"
+        return NatsHealth(reason is None, reason)
+
+    def _vcenter(self, name: str, watches: int) -> VCenterHealth:
+        source = self._sources.get(name)
+        if source is None:
+            return VCenterHealth(name, "unconfigured", "its settings are gone; its watches are kept", None, watches)
+        health = source.health
+        age_s = _age_s(health.last_good_look_at)
+        return VCenterHealth(name, health.state, health.reason or health.holding, age_s, watches)
+
+
+def _age_s(at: float | None) -> float | None:
+    return None if at is None else max(0.0, time.time() - at)
+
+
+def _checks(parts: tuple[Part, ...]) -> tuple[Check, ...]:
+    return tuple(Check(part.name, part.reason is None, part.reason) for part in parts)
