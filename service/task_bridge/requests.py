@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import re
-import unicodedata
 from collections.abc import Mapping
 from typing import Annotated, Any, Self, TypeVar
 
@@ -30,14 +29,16 @@ from .events import WatchRef
 from .task import Progress
 
 REQUEST_MAX_KEPT_BYTES = 8 * 1024
+_NOT_IN_TASK = re.compile(r"[\x00-\x1f\x7f-\x9f/?#]")
 _VIM_TASK = re.compile(r"task-\d+", re.ASCII)
-_TRACEPARENT = re.compile(r"[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}(-[ -~]*)?")
+_TRACE = "(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}"
+_TRACEPARENT = re.compile(rf"00-{_TRACE}|(?!00|ff)[0-9a-f]{{2}}-{_TRACE}(-[ -~]{{0,200}})?")
 
 
 def _check_task(task: str) -> str:
     if not 1 <= len(task.encode()) <= 256:
         raise ValueError("must be 1 to 256 bytes of UTF-8")
-    if task in (".", "..") or any(char in "/?#" or unicodedata.category(char) == "Cc" for char in task):
+    if task in (".", "..") or _NOT_IN_TASK.search(task):
         raise ValueError("must not contain control characters, '/', '?' or '#', nor be '.' or '..'")
     if _VIM_TASK.fullmatch(task):
         raise ValueError(
@@ -153,7 +154,7 @@ def read_json(body: bytes) -> Any:
     if not body.strip():
         return {}
     try:
-        return json.loads(body.decode("utf-8"), object_pairs_hook=_distinct, parse_constant=_no_constant)
+        return _decoder.decode(body.decode("utf-8"))
     except (ValueError, RecursionError) as error:
         problem = "is nested too deeply" if isinstance(error, RecursionError) else f"is not JSON: {error}"
         raise invalid("The request can't be read as JSON.", Problem("", problem[:300])) from error
@@ -184,6 +185,9 @@ def parse(model: type[Model], body: bytes) -> Model:
         details = [_problem(item["loc"], item["type"], item["msg"]) for item in error.errors(include_url=False)]
         told = "; ".join(f"{problem.field or 'request'}: {problem.problem}" for problem in details[:3])
         raise invalid(f"The request is refused: {told}.", *details[:20]) from error
+
+
+_decoder = json.JSONDecoder(object_pairs_hook=_distinct, parse_constant=_no_constant)
 
 
 def _problem(loc: tuple[int | str, ...], kind: str, message: str) -> Problem:

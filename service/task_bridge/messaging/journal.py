@@ -35,7 +35,7 @@ from ..metrics import Metrics
 from ..subjects import Names
 from ..task import UNAVAILABLE, Result
 from ..watch import Draft
-from .streams import Stored, Streams
+from .streams import Newest, Stored, Streams
 
 log = structlog.get_logger(__name__)
 
@@ -64,6 +64,7 @@ class Journal:
         self, streams: Streams, names: Names, metrics: Metrics, clock: Callable[[], float], *, instance: str = ""
     ) -> None:
         self._streams = streams
+        self._newest = Newest(streams, names.events_stream)
         self._names = names
         self._metrics = metrics
         self._clock = clock
@@ -72,7 +73,10 @@ class Journal:
     async def last(self, vcenter: str, task: str, *, leader: bool = False) -> Entry | None:
         """The task's newest event of any watch, None when the stream holds none."""
         subject = self._names.events_of(vcenter, task)
-        stored = await self._streams.last(self._names.events_stream, subject, leader=leader)
+        if leader:
+            stored = await self._streams.last(self._names.events_stream, subject, leader=True)
+        else:
+            stored = await self._newest.of(subject)
         return stored and _entry(stored, vcenter, task)
 
     async def append(self, draft: Draft, after: int) -> Entry:

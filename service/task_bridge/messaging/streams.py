@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import asyncio
+import itertools
 import json
 from collections.abc import Awaitable
-from typing import NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import nats.errors
 import nats.js.errors
 import structlog
 from nats.aio.client import Client
+from nats.aio.msg import Msg
 from nats.js import JetStreamContext
 from nats.js.api import PubAck
 
+from ..durations import parse_time
 from ..errors import NatsUnavailable
 
 log = structlog.get_logger(__name__)
@@ -71,9 +75,17 @@ class Streams:
 
     async def page(self, stream: str, subjects: str, after: int, limit: int) -> tuple[list[Stored], int]:
         """Up to `limit` messages of `subjects` behind sequence `after`, oldest first, and how many follow them."""
+        return await self._batch(stream, {"seq": after + 1, "next_by_subj": subjects, "batch": limit})
+
+    async def newest(self, stream: str, subjects: list[str]) -> list[Stored]:
+        """The newest message of each subject that one of `subjects` (wildcards allowed) matches."""
+        found, _ = await self._batch(stream, {"multi_last": subjects, "batch": 1024})
+        return found
+
+    async def _batch(self, stream: str, request: dict[str, Any]) -> tuple[list[Stored], int]:
+        """The answers of one direct get, and how many messages follow the last one."""
         inbox = self.connection.new_inbox()
         answers = await self.connection.subscribe(inbox)
-        request = {"seq": after + 1, "next_by_subj": subjects, "batch": limit}
         found: list[Stored] = []
         pending = 0
         try:
@@ -81,17 +93,77 @@ class Streams:
             while True:
                 message = await answers.next_msg(timeout=5)
                 headers = message.headers or {}
-                if "Nats-Sequence" not in headers:  # 204 ends the batch, 404: nothing there
+                status = headers.get("Status")
+                if status in ("204", "404"):  # the batch ends, or nothing is there
                     return found, int(headers.get("Nats-Num-Pending", pending))
+                if status is not None:
+                    raise NatsUnavailable(f"stream {stream}: {headers.get('Description', status)}")
                 pending = int(headers.get("Nats-Num-Pending", 0))
-                found.append(
-                    Stored(headers["Nats-Subject"], int(headers["Nats-Sequence"]), 0.0, headers, message.data)
-                )
+                found.append(_stored(message))
         except nats.errors.Error as error:
             raise NatsUnavailable(f"stream {stream} didn't answer: {error or type(error).__name__}") from error
         finally:
             if not self.connection.is_closed:
                 await answers.unsubscribe()
+
+
+class Newest:
+    """Reads the newest message of many subjects, as many at once as ask at the same time.
+
+    One direct get a subject costs 80 to 150 µs; 90 together cost a third of that. A batch may have 1,024 results at
+    most, so a subject (`….<task>.>`) may match 11.
+    """
+
+    BATCH = 90
+    AT_ONCE = 4
+
+    def __init__(self, streams: Streams, stream: str) -> None:
+        self._streams = streams
+        self._stream = stream
+        self._asked: dict[str, asyncio.Future[Stored | None]] = {}
+        self._readers: set[asyncio.Task[None]] = set()
+
+    async def of(self, subject: str) -> Stored | None:
+        """The newest message of `subject`, which ends in `.>`. Raises NatsUnavailable."""
+        answer = self._asked.get(subject)
+        if answer is None:
+            answer = self._asked[subject] = asyncio.get_running_loop().create_future()
+            if len(self._readers) < self.AT_ONCE:
+                reader = asyncio.create_task(self._read())
+                self._readers.add(reader)
+                reader.add_done_callback(self._readers.discard)
+        return await asyncio.shield(answer)
+
+    async def _read(self) -> None:
+        while self._asked:
+            subjects = list(itertools.islice(self._asked, self.BATCH))
+            asked = {subject: self._asked.pop(subject) for subject in subjects}
+            try:
+                found = await self._newest(subjects)
+            except NatsUnavailable as error:
+                for answer in asked.values():
+                    answer.set_exception(error)
+            else:
+                for subject, answer in asked.items():
+                    answer.set_result(found.get(subject))
+
+    async def _newest(self, subjects: list[str]) -> dict[str, Stored]:
+        if len(subjects) == 1:
+            only = await self._streams.last(self._stream, subjects[0])
+            return {subjects[0]: only} if only else {}
+        depth = subjects[0].count(".")
+        newest: dict[str, Stored] = {}
+        for stored in await self._streams.newest(self._stream, subjects):
+            subject = ".".join(stored.subject.split(".")[:depth]) + ".>"
+            if subject not in newest or newest[subject].sequence < stored.sequence:
+                newest[subject] = stored
+        return newest
+
+
+def _stored(message: Msg) -> Stored:
+    headers = message.headers or {}
+    stored_at = parse_time(headers.get("Nats-Time-Stamp")) or 0.0
+    return Stored(headers["Nats-Subject"], int(headers["Nats-Sequence"]), stored_at, headers, message.data)
 
 
 class StoreRefused(NatsUnavailable):
