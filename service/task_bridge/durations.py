@@ -7,6 +7,7 @@ import re
 from datetime import UTC, datetime
 
 MAX_DURATION_S = 365 * 86_400.0
+_FIRST_S, _LAST_S = -62_135_596_800.0, 253_402_300_799.0  # what a year of four digits can name
 _UNITS_S = {"": 1.0, "ms": 0.001, "s": 1.0, "m": 60.0, "h": 3_600.0, "d": 86_400.0}
 _NUMBER = r"(\d+(?:\.\d+)?)"
 _SIMPLE = re.compile(rf"{_NUMBER}(ms|s|m|h|d)?", re.ASCII)
@@ -58,4 +59,5 @@ def parse_time(value: object) -> float | None:
         whole = datetime.fromisoformat(f"{date}T{time}{zone}").timestamp()
     except (ValueError, OverflowError):
         return None
-    return whole + float(fraction or 0)
+    moment = whole + float(fraction or 0)
+    return moment if _FIRST_S <= moment <= _LAST_S else None

@@ -11,7 +11,7 @@ from typing import Any
 import msgspec
 
 from .durations import parse_time, rfc3339
-from .task import Progress, Result, Target, TaskError
+from .task import Progress, Result, Target, TaskError, encodable
 
 TYPE_PREFIX = "io.vcenter-task-bridge"
 CONTENT_TYPE = "application/cloudevents+json"
@@ -137,7 +137,19 @@ _decoder = msgspec.json.Decoder(CloudEvent)
 
 def _stored(event: CloudEvent) -> bytes:
     fixed = b'{"specversion":"1.0","datacontenttype":"application/json",'
-    return fixed + _encoder.encode(event)[1:]
+    try:
+        body = _encoder.encode(event)
+    except UnicodeEncodeError:
+        body = _encoder.encode(_encodable(event))
+    return fixed + body[1:]
+
+
+def _encodable(event: CloudEvent) -> dict[str, Any]:
+    """The event without lone surrogates, which vCenter's JSON may escape: an event is always published."""
+    plain = msgspec.structs.replace(event, data=msgspec.structs.replace(event.data, result=NULL))
+    built: dict[str, Any] = encodable(msgspec.to_builtins(plain, enc_hook=lambda _: None))
+    built["data"]["result"] = event.data.result
+    return built
 
 
 def from_cloudevent(body: bytes, *, stalled_told: bool) -> Event | None:

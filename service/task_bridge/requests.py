@@ -36,7 +36,11 @@ _TRACEPARENT = re.compile(rf"00-{_TRACE}|(?!00|ff)[0-9a-f]{{2}}-{_TRACE}(-[ -~]{
 
 
 def _check_task(task: str) -> str:
-    if not 1 <= len(task.encode()) <= 256:
+    try:
+        size = len(task.encode())
+    except UnicodeEncodeError:  # half a character, which JSON can escape
+        size = 0
+    if not 1 <= size <= 256:
         raise ValueError("must be 1 to 256 bytes of UTF-8")
     if task in (".", "..") or _NOT_IN_TASK.search(task):
         raise ValueError("must not contain control characters, '/', '?' or '#', nor be '.' or '..'")

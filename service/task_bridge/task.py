@@ -9,8 +9,9 @@ the appliance leaves out parent, target and user; `/rest` renders maps as key/va
 
 from __future__ import annotations
 
-import json
+import math
 from collections.abc import Iterator
+from fractions import Fraction
 from typing import Any, Literal
 
 import msgspec
@@ -50,17 +51,17 @@ class NotATask(ValueError):  # noqa: N818 - reads as what the body is
 class Target(msgspec.Struct, frozen=True):
     """What the task works on: `ClusterComputeResource` `domain-c9`."""
 
-    type: str | None
-    id: str | None
+    type: str | None = None
+    id: str | None = None
 
 
 class Progress(msgspec.Struct, frozen=True):
     """`completed` and `total` as vCenter sent them; `percent` within 0 to 100, None when there is no total."""
 
-    completed: int | float | None
-    total: int | float | None
-    percent: float | None
-    message: str | None
+    completed: int | float | None = None
+    total: int | float | None = None
+    percent: float | None = None
+    message: str | None = None
 
 
 class Message(msgspec.Struct, frozen=True):
@@ -162,12 +163,20 @@ def plain(value: Any) -> Any:
 
 
 def compact(value: Any) -> bytes:
-    """`value` as compact UTF-8 JSON, also where msgspec can't (integers beyond 64 bits, lone surrogates)."""
+    """`value` as compact UTF-8 JSON, also where UTF-8 has no word for it: lone surrogates become `?`."""
     try:
         return msgspec.json.encode(value)
-    except (OverflowError, UnicodeEncodeError, ValueError):
-        text = json.dumps(value, ensure_ascii=False, separators=(",", ":"))
-        return text.encode("utf-8", "replace")
+    except UnicodeEncodeError:
+        return msgspec.json.encode(encodable(value))
+
+
+def encodable(value: Any) -> Any:
+    """Decoded JSON with `?` for lone surrogates, which JSON can escape and UTF-8 can't carry."""
+    if isinstance(value, str):
+        return value.encode("utf-8", "replace").decode()
+    if isinstance(value, dict):
+        return {encodable(key): encodable(item) for key, item in value.items()}
+    return [encodable(item) for item in value] if isinstance(value, list | tuple) else value
 
 
 def parse_error(body: object) -> TaskError | None:
@@ -268,17 +277,26 @@ def _target(value: object) -> Target | None:
 
 
 def _number(value: object) -> int | float | None:
-    return value if isinstance(value, int | float) and not isinstance(value, bool) else None
+    if isinstance(value, int) and not isinstance(value, bool):
+        return value
+    # NaN isn't JSON: it would come back from the stream as something else, a change at each look.
+    return value if isinstance(value, float) and math.isfinite(value) else None
 
 
 def _progress(value: object) -> Progress | None:
     if not isinstance(value, dict):
         return None
     completed, total = _number(value.get("completed")), _number(value.get("total"))
-    percent = None
-    if completed is not None and total:
-        percent = round(min(100.0, max(0.0, completed / total * 100)), 1)
+    percent = _percent(completed, total) if completed is not None and total else None
     return Progress(completed, total, percent, _message_text(value.get("message")))
+
+
+def _percent(completed: int | float, total: int | float) -> float:
+    try:
+        share = completed / total
+    except OverflowError:  # integers of any length are JSON
+        share = float(min(Fraction(1), max(Fraction(0), Fraction(completed) / Fraction(total))))
+    return round(min(100.0, max(0.0, share * 100)), 1)
 
 
 def _result(info: dict[str, Any]) -> Result:

@@ -132,6 +132,8 @@ def _partial_differs(last: EventData, task: Task) -> bool:
     result = task.result
     if task.ended or result is None or not result.available:
         return False
+    if last.result_state == "unavailable":
+        return False  # what it was can't be compared any more; `_is_untold` goes by the time of the change
     if last.result_ref is not None:
         return last.result_ref.sha256 != hashlib.sha256(result.json).hexdigest()
     return result.json != (bytes(last.result) if last.result_state == "inline" else b"")
@@ -192,7 +194,14 @@ def _change(make: _Maker, last: Event, task: Task | None) -> Draft | None:
         return make.event("status")
     # A clock that was set back must not hold progress back for as long.
     held_back = 0 <= make.now - last.time < make.policy.progress_interval_s
-    return make.event("progress") if _differs_from(last.data, task) and not held_back else None
+    return make.event("progress") if _is_untold(last, make.view, task) and not held_back else None
+
+
+def _is_untold(last: Event, view: View, task: Task) -> bool:
+    """Whether the newest look showed what the last event doesn't tell."""
+    if _differs_from(last.data, task):
+        return True
+    return last.data.result_state == "unavailable" and _changed_since(last, view)
 
 
 def _standstill(make: _Maker, last: Event, now: float) -> Draft | None:
@@ -211,8 +220,13 @@ def stall_at(watch: Watch, last: Event | None, view: View) -> float:
 
 
 def _stall_told(last: Event | None, view: View) -> bool:
-    # Events carry milliseconds, so equal times may differ in the last bits of a float.
-    return last is not None and last.stalled_told and view.changed_at < last.unchanged_since + 0.001
+    return last is not None and last.stalled_told and not _changed_since(last, view)
+
+
+def _changed_since(last: Event, view: View) -> bool:
+    # Events carry milliseconds, so equal times may differ in the last bits of a float. A change may also seem to
+    # lie before the event, when the clock was set back.
+    return abs(view.changed_at - last.unchanged_since) > 0.0005
 
 
 def wake_at(watch: Watch, last: Event | None, view: View, policy: Policy) -> float:
@@ -220,7 +234,7 @@ def wake_at(watch: Watch, last: Event | None, view: View, policy: Policy) -> flo
     times = [math.inf if view.last_look_asked else watch.deadline, watch.deadline + LAST_LOOK_S]
     if last is not None:
         times.append(last.time + policy.restate_after_s)
-        if view.task is not None and not view.task.ended and _differs_from(last.data, view.task):
+        if view.task is not None and not view.task.ended and _is_untold(last, view, view.task):
             times.append(last.time + policy.progress_interval_s)
     return min(times)
 
