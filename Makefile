@@ -1,0 +1,47 @@
+# `make` lists what there is; each target sets up what it needs.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+
+.PHONY: help setup test test-unit check lint format types lock clean
+
+help: ## This list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+setup: $(VENV)/ready ## A virtual environment with the locked dependencies
+
+$(VENV)/ready: tests/requirements.txt pyproject.toml Makefile
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --require-hashes -r tests/requirements.txt
+	$(BIN)/pip install --quiet --no-deps --no-build-isolation -e .
+	@touch $@
+
+test: setup ## All tests, against a real nats-server and a simulated vCenter
+	$(BIN)/pytest
+
+test-unit: setup ## The pure core alone, in seconds
+	$(BIN)/pytest tests/unit
+
+lint: setup ## Style, format and layers
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/lint-imports --no-cache
+
+types: setup ## Strict types
+	$(BIN)/mypy service tests
+
+check: lint types test ## What CI runs: lint, format, types, layers, tests
+
+format: setup ## Formats the code
+	$(BIN)/ruff check --fix . && $(BIN)/ruff format .
+
+lock: setup ## Locks the dependencies anew, with hashes
+	$(BIN)/pip install --quiet pip-tools
+	$(BIN)/pip-compile --quiet --upgrade $(LOCK) --extra embedded -o deploy/requirements.txt pyproject.toml
+	$(BIN)/pip-compile --quiet --upgrade $(LOCK) --extra embedded -c deploy/requirements.txt -o tests/requirements.txt pyproject.toml tests/requirements.in
+
+LOCK := --generate-hashes --strip-extras --allow-unsafe --no-emit-index-url --no-emit-trusted-host --no-emit-find-links --no-header
+
+clean: ## Removes what was made here
+	rm -rf $(VENV) dist .mypy_cache .ruff_cache .pytest_cache .hypothesis
