@@ -5,16 +5,15 @@
        │                                └─ ended ─► WAITING for its result, then PARKED
      follow
 
-A task that waits lies in a heap by its due time; one that is moved leaves its old entry there, which is known by
-its time. A task that is queued lies in the queue of those that can be asked for in one request.
+A task that waits lies in a slot of time; one that is moved leaves its old entry there, which is known by the task's
+due time. A task that is queued lies in the queue of those that can be asked for in one request.
 """
 
 from __future__ import annotations
 
-import heapq
-import itertools
 import math
-from collections import deque
+from collections import defaultdict, deque
+from collections.abc import Iterator
 from typing import Literal
 
 import msgspec
@@ -44,14 +43,14 @@ class Group(msgspec.Struct, eq=False):
     with_result: bool
     results: bool = False
     failures: int = 0
-    queue: deque[tuple[float, Followed]] = msgspec.field(default_factory=deque)
+    queue: deque[Followed] = msgspec.field(default_factory=deque)
 
     @property
     def first(self) -> float:
         """The due time of the task that has waited longest, infinity when there is none."""
-        while self.queue and self.queue[0][1].place != QUEUED:
+        while self.queue and self.queue[0].place != QUEUED:
             self.queue.popleft()
-        return self.queue[0][0] if self.queue else math.inf
+        return self.queue[0].due if self.queue else math.inf
 
 
 class Followed(msgspec.Struct, eq=False, gc=False):
@@ -59,7 +58,7 @@ class Followed(msgspec.Struct, eq=False, gc=False):
 
     `mark` is the fingerprint of the JSON that `task` was read from. `ended`: its result is being fetched.
     `alone`: the next look is by get. `listed_from`: until then no list works with it. `home`: the group that it is
-    looked at with otherwise. `demand`: looks a second.
+    looked at with otherwise. `settled`: looked at as seldom as can be until it changes. `demand`: looks a second.
     """
 
     id: str
@@ -75,6 +74,7 @@ class Followed(msgspec.Struct, eq=False, gc=False):
     percent: float | None = None
     first_percent: float = 0.0
     first_percent_at: float = 0.0
+    settled: bool = False
     demand: float = 0.0
     failures: int = 0
     hurried: bool = False
@@ -84,14 +84,35 @@ class Followed(msgspec.Struct, eq=False, gc=False):
     home: Group | None = None
 
 
+class _Slots:
+    """Waiting tasks by the slot of time in which they are due, which costs less than a heap."""
+
+    def __init__(self, per_s: int) -> None:
+        self._per_s = per_s
+        self._slots: defaultdict[int, list[Followed]] = defaultdict(list)
+
+    def add(self, followed: Followed) -> None:
+        self._slots[int(followed.due * self._per_s)].append(followed)
+
+    def first(self) -> float:
+        """When the first slot begins, infinity when there is none. Those in it may have been moved since."""
+        return min(self._slots) / self._per_s if self._slots else math.inf
+
+    def due(self, until: float) -> Iterator[Followed]:
+        """Takes out what is due until then, the oldest slot first."""
+        last = int(until * self._per_s)
+        for slot in sorted(slot for slot in self._slots if slot <= last):
+            for followed in self._slots.pop(slot):
+                if followed.place == WAITING and int(followed.due * self._per_s) == slot:
+                    yield followed
+
+
 class Agenda:
     """When each waiting task is due, and the queues of those that are."""
 
     def __init__(self, poll_min_s: float) -> None:
-        self._fast: list[tuple[float, int, Followed]] = []
-        self._slow: list[tuple[float, int, Followed]] = []
+        self._fast, self._slow = _Slots(per_s=40), _Slots(per_s=4)
         self._fast_ahead_s = min(SLOW_AHEAD_S, poll_min_s * FAST_AHEAD)
-        self._numbers = itertools.count()
         self._groups: dict[_Key, Group] = {}
         self._waiting: list[Group] = []
         self.lists_from = 0.0
@@ -99,12 +120,11 @@ class Agenda:
 
     def wait(self, followed: Followed, now: float, due: float) -> None:
         followed.place, followed.due = WAITING, due
-        heap = self._slow if due - now >= SLOW_S else self._fast
-        heapq.heappush(heap, (due, next(self._numbers), followed))
+        (self._slow if due - now >= SLOW_S else self._fast).add(followed)
 
     def first(self) -> float:
         """When the next waiting task is due, infinity when none waits."""
-        return min(_first(self._fast), _first(self._slow))
+        return min(self._fast.first(), self._slow.first())
 
     def ahead_s(self, now: float, due: float) -> float:
         """How early what is due then may be taken."""
@@ -116,26 +136,34 @@ class Agenda:
 
     def queue_due(self, now: float) -> None:
         """Queues what is due, and what may be asked for with it."""
-        for heap, ahead_s in ((self._fast, self._fast_ahead_s), (self._slow, SLOW_AHEAD_S)):
-            while heap and heap[0][0] <= now + ahead_s:
-                due, _, followed = heapq.heappop(heap)
-                if followed.place == WAITING and followed.due == due:
+        no_list = self.lists_from > now
+        for slots, ahead_s in ((self._fast, self._fast_ahead_s), (self._slow, SLOW_AHEAD_S)):
+            for followed in slots.due(now + ahead_s):
+                home = followed.home
+                if home is None or no_list or followed.alone or followed.ended or followed.listed_from > now:
                     self.queue(followed, now)
+                    continue
+                followed.place = QUEUED
+                if not home.queue:
+                    self._has_tasks(home)
+                home.queue.append(followed)
 
     def queue(self, followed: Followed, now: float, *, before_others: bool = False) -> None:
         followed.place = QUEUED
         group = self._group_of(followed, now)
-        if not group.queue and group not in self._waiting:
-            self._waiting.append(group)
+        self._has_tasks(group)
         if before_others:
-            group.queue.appendleft((-math.inf, followed))
+            followed.due = -math.inf
+            group.queue.appendleft(followed)
         else:
-            group.queue.append((followed.due, followed))
+            group.queue.append(followed)
+
+    def _has_tasks(self, group: Group) -> None:
+        if group not in self._waiting:
+            self._waiting.append(group)
 
     def _group_of(self, followed: Followed, now: float) -> Group:
         by_get = followed.alone or max(followed.listed_from, self.lists_from) > now
-        if followed.home is not None and not by_get and not followed.ended:
-            return followed.home
         with_result = followed.ended or followed.with_result
         key: _Key = (followed.provider, "get" if by_get else "list", with_result, followed.ended)
         group = self._groups.get(key)
@@ -159,14 +187,8 @@ class Agenda:
         """The first of a queue, which are asked for from now on."""
         taken: list[Followed] = []
         while group.queue and len(taken) < at_most:
-            followed = group.queue.popleft()[1]
+            followed = group.queue.popleft()
             if followed.place == QUEUED:
                 followed.place = ASKED
                 taken.append(followed)
         return taken
-
-
-def _first(heap: list[tuple[float, int, Followed]]) -> float:
-    while heap and (heap[0][2].place != WAITING or heap[0][2].due != heap[0][0]):
-        heapq.heappop(heap)
-    return heap[0][0] if heap else math.inf

@@ -12,6 +12,7 @@ import ssl
 import time
 from collections.abc import AsyncIterator, Callable, Mapping
 from email.utils import parsedate_to_datetime
+from http.cookiejar import CookieJar, DefaultCookiePolicy
 from typing import NamedTuple
 
 import httpx
@@ -125,15 +126,16 @@ class Http:
             await response.aclose()
 
     async def _body(self, response: httpx.Response) -> bytes:
-        body = bytearray()
+        chunks, size = [], 0
         async for chunk in response.aiter_bytes():
-            body += chunk
-            if len(body) > MAX_BODY_BYTES:
+            chunks.append(chunk)
+            size += len(chunk)
+            if size > MAX_BODY_BYTES:
                 raise AnswerTooLarge(
                     f"vCenter {self._settings.name} answered with more than {MAX_BODY_BYTES} bytes, "
                     "more than the bridge takes in."
                 )
-        return bytes(body)
+        return b"".join(chunks)
 
     @contextlib.asynccontextmanager
     async def _client(self) -> AsyncIterator[httpx.AsyncClient]:
@@ -162,6 +164,8 @@ class Http:
             timeout=httpx.Timeout(PHASE_S, connect=CONNECT_S),
             limits=httpx.Limits(max_connections=slots, max_keepalive_connections=slots, keepalive_expiry=60),
             trust_env=False,
+            # The session goes by header; a cookie of an older one beside it would be wrong.
+            cookies=CookieJar(DefaultCookiePolicy(allowed_domains=[])),
             transport=self._transport,
         )
 

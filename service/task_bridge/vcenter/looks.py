@@ -95,17 +95,17 @@ class Looks:
         found, rendering = listing
         for task in islice(found, 2):
             self._absences.shown(task, now)
+        same: list[Followed] = []
+        none_absent = not self._absences
         for followed in asked:
-            if followed.place != ASKED:
-                continue
             body = found.get(followed.id)
             if body is None:
                 self._missing(followed, now)
-                continue
-            try:
-                self._shown(followed, body, rendering, now)
-            except Exception as error:
-                self._unexpected(followed, error)
+            elif followed.mark == hash(bytes(body)) and none_absent and _is_plain(followed):
+                same.append(followed)
+            else:
+                self._shown_safely(followed, body, rendering, now)
+        self._register.unchanged(same, now)
         if not group.results:
             self._counted.inc(len(asked))
 
@@ -127,6 +127,8 @@ class Looks:
 
     def _missing(self, followed: Followed, now: float) -> None:
         """A list doesn't show the task, which is weaker than an answer about it alone."""
+        if followed.place != ASKED:
+            return
         if followed.ended:
             self._get_instead([followed])
             return
@@ -166,8 +168,7 @@ class Looks:
             self._register.agenda.lists_from = now + self._register.patience.relist_s
         self._answered(now, followed.provider)
         self._absences.shown(followed.id, now)
-        if followed.place == ASKED:
-            self._shown(followed, got.body, got.rendering, now)
+        self._shown(followed, got.body, got.rendering, now)
 
     async def _gone(self, followed: Followed, gone: Gone) -> None:
         now = self._register.clock()
@@ -214,6 +215,8 @@ class Looks:
         self._health.good(self._wall_clock(), provider)
 
     def _shown(self, followed: Followed, body: msgspec.Raw, rendering: Rendering, now: float) -> None:
+        if followed.place != ASKED:
+            return
         if followed.ended:
             self._result_shown(followed, body, rendering, now)
             return
@@ -230,7 +233,13 @@ class Looks:
             if task != followed.task:
                 self._register.changed(followed, task, now)
                 return
-        self._register.unchanged(followed, now)
+        self._register.unchanged([followed], now)
+
+    def _shown_safely(self, followed: Followed, body: msgspec.Raw, rendering: Rendering, now: float) -> None:
+        try:
+            self._shown(followed, body, rendering, now)
+        except Exception as error:
+            self._unexpected(followed, error)
 
     def _back(self, followed: Followed) -> None:
         followed.seen = True
@@ -277,6 +286,11 @@ class Looks:
             self._register.give_up_result(followed)
         else:
             self._try_later(followed, now, 1)
+
+
+def _is_plain(followed: Followed) -> bool:
+    """Still asked for, for a look, and seen without trouble before: if its mark is the same, all is."""
+    return followed.place == ASKED and not followed.ended and not followed.failures
 
 
 def _ended_with_result(body: msgspec.Raw, rendering: Rendering) -> Task | None:

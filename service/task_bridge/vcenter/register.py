@@ -29,6 +29,10 @@ class Finds:
 
     def give(self, task: str, standing: Standing) -> None:
         self.waiting.append((task, standing))
+        self.tell()
+
+    def tell(self) -> None:
+        """Wakes whoever takes them."""
         self._news.set()
 
     def close(self) -> None:
@@ -115,15 +119,23 @@ class Register:
 
     # What was found
 
-    def unchanged(self, followed: Followed, now: float) -> None:
-        if followed.hurried:
-            self._no_hurry(followed)
-        self.agenda.wait(followed, now, now + self.interval_s(followed, now))
-        self.finds.give(followed.id, UNCHANGED)
+    def unchanged(self, those: Iterable[Followed], now: float) -> None:
+        """The hottest loop of the bridge: so many tasks are shown as they were."""
+        wait, give, chance = self.agenda.wait, self.finds.waiting.append, self.rng.random
+        settled_s = self.policy.poll_max_s * self.stretch
+        spread = min(schedule.JITTER, 1 - self.policy.poll_min_s / self.policy.poll_max_s)
+        for followed in those:
+            if followed.hurried:
+                self._no_hurry(followed)
+            settled = followed.settled
+            interval_s = settled_s * (1 - spread * chance()) if settled else self.interval_s(followed, now)
+            wait(followed, now, now + interval_s)
+            give((followed.id, UNCHANGED))
+        self.finds.tell()
 
     def changed(self, followed: Followed, task: Task, now: float) -> None:
         """The task is shown otherwise than before. One that ended without its result gets that fetched now."""
-        followed.task = task
+        followed.task, followed.settled = task, False
         _note_progress(followed, task, now)
         self.give(followed, task, now)
         if task.ended and task.result is None:
@@ -170,6 +182,8 @@ class Register:
             since_s = now - followed.first_percent_at
             left_s = schedule.remaining_s(followed.percent, followed.first_percent, since_s)
         interval = schedule.interval_s(self.policy, now - followed.begun, left_s, 1.0, self.rng.random())
+        # While nothing is new a task only gets older, and what it takes only more.
+        followed.settled = interval >= self.policy.poll_max_s * (1 - schedule.JITTER)
         demand = 1 / interval
         self.demand += demand - followed.demand
         followed.demand = demand

@@ -6,7 +6,7 @@ from .config import LookPolicy
 
 _SPARE = 0.8
 """What looks may take of the requests per second; results, logins and cancels need some too."""
-_JITTER = 0.1
+JITTER = 0.1
 
 
 def interval_s(policy: LookPolicy, age_s: float, remaining_s: float | None, stretch: float, chance: float) -> float:
@@ -19,7 +19,7 @@ def interval_s(policy: LookPolicy, age_s: float, remaining_s: float | None, stre
     interval = min(age_s / 10, policy.poll_max_s)
     if remaining_s is not None and remaining_s < interval:
         interval = remaining_s
-    spread = max(interval * (1 - _JITTER * chance), policy.poll_min_s * (1 + _JITTER * chance))
+    spread = max(interval * (1 - JITTER * chance), policy.poll_min_s * (1 + JITTER * chance))
     return min(spread, policy.poll_max_s) * stretch
 
 
@@ -39,5 +39,5 @@ def backoff_s(failures: int, policy: LookPolicy, chance: float, retry_after_s: f
     """How long to wait after the `failures`-th failure in a row: doubling up to the longest interval, spread by
     half, and never shorter than vCenter asked for."""
     longest = min(policy.poll_min_s * 2.0 ** min(failures - 1, 20), policy.poll_max_s)
-    asked = (retry_after_s or 0.0) * (1 + _JITTER * chance)
+    asked = (retry_after_s or 0.0) * (1 + JITTER * chance)
     return max(longest * (1 - chance / 2), asked)

@@ -87,7 +87,12 @@ class CisSource:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Ends what is under way, and the session."""
+        """Ends what is under way, and the session, within two seconds."""
+        if self._loop is not None:
+            self._loop.cancel()
+        if self._running:
+            # A connection that is being made would be left open by canceling it.
+            await asyncio.wait(self._running, timeout=self._patience.finish_s)
         under_way = [*self._running, *([self._loop] if self._loop else [])]
         for task in under_way:
             task.cancel()
