@@ -1,0 +1,147 @@
+"""The watcher's ports as things in memory: a source that keeps a script, a journal that is a fenced list."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Callable
+from typing import NamedTuple
+
+from task_bridge.errors import NatsUnavailable
+from task_bridge.events import Event
+from task_bridge.watch import Draft
+from task_bridge.watcher import Standing
+from unit.builders import NOW, TASK, place, stored
+
+Key = tuple[str, str]
+
+
+class Clock:
+    """NOW and what passed since; `jump` sets it forward or back."""
+
+    def __init__(self) -> None:
+        self._offset = NOW - time.monotonic()
+
+    def __call__(self) -> float:
+        return time.monotonic() + self._offset
+
+    def jump(self, seconds: float) -> None:
+        self._offset += seconds
+
+
+class FakeSource:
+    """Gives what the test tells it to, and keeps what the watcher asked for.
+
+    `on_hurry` is the answer to a hurried look. It takes a moment, as vCenter does.
+    """
+
+    def __init__(self) -> None:
+        self.followed: dict[str, tuple[float, bool, bool]] = {}
+        self.calls: list[str] = []
+        self.on_hurry: Standing | None = None
+        self._batches: asyncio.Queue[list[tuple[str, Standing]]] = asyncio.Queue()
+
+    def give(self, *standings: Standing, task: str = TASK) -> None:
+        """Each in a batch of its own."""
+        for standing in standings:
+            self._batches.put_nowait([(task, standing)])
+
+    def give_batch(self, batch: list[tuple[str, Standing]]) -> None:
+        self._batches.put_nowait(batch)
+
+    def follow(self, task: str, since: float, *, seen: bool, with_result: bool) -> None:
+        self.calls.append(f"follow {task}")
+        self.followed[task] = (since, seen, with_result)
+
+    def again(self, task: str) -> None:
+        self.calls.append(f"again {task}")
+
+    def hurry(self, task: str) -> None:
+        self.calls.append(f"hurry {task}")
+        if self.on_hurry is not None:
+            asyncio.get_running_loop().call_later(0.005, self._batches.put_nowait, [(task, self.on_hurry)])
+
+    def forget(self, task: str) -> None:
+        self.calls.append(f"forget {task}")
+        self.followed.pop(task, None)
+
+    async def looks(self) -> AsyncIterator[list[tuple[str, Standing]]]:
+        while True:
+            yield await self._batches.get()
+
+    async def cancel(self, task: str) -> None:
+        self.calls.append(f"cancel {task}")
+
+
+class Entry(NamedTuple):
+    event: Event
+    sequence: int
+    stored_at: float
+    instance: str
+
+
+class RecordingJournal:
+    """A list of events with a real fence. Others can write into it, it can be away, and it can take its time."""
+
+    def __init__(self, clock: Callable[[], float], instance: str = "mine") -> None:
+        self.instance = instance
+        self.entries: list[Entry] = []
+        self.reachable = True
+        self.open = asyncio.Event()
+        self.open.set()
+        self.waiting = 0
+        self.faults: list[Exception] = []
+        self._clock = clock
+
+    def write(self, event: Event, instance: str = "another", stored_at: float | None = None) -> Entry:
+        """An event of whoever: it is there before the watcher's next one."""
+        at = self._clock() if stored_at is None else stored_at
+        entry = Entry(stored(event), len(self.entries) + 1, at, instance)
+        self.entries.append(entry)
+        return entry
+
+    @property
+    def kinds(self) -> list[str]:
+        return [entry.event.kind for entry in self.entries]
+
+    @property
+    def events(self) -> list[Event]:
+        return [entry.event for entry in self.entries]
+
+    def of(self, vcenter: str, task: str) -> list[Entry]:
+        return [e for e in self.entries if (e.event.data.vcenter, e.event.data.task) == (vcenter, task)]
+
+    async def last(self, vcenter: str, task: str, *, leader: bool = False) -> Entry | None:
+        await self._answer()
+        if not self.reachable:
+            raise NatsUnavailable("nobody answers")
+        return next(reversed(self.of(vcenter, task)), None)
+
+    async def append(self, draft: Draft, after: int) -> Entry:
+        await self._answer()
+        if self.faults:
+            raise self.faults.pop()
+        data = draft.event.data
+        last = next(reversed(self.of(data.vcenter, data.task)), None)
+        if last is not None and last.sequence != after:
+            return last
+        return self.write(place(draft), self.instance)
+
+    async def _answer(self) -> None:
+        self.waiting += 1
+        await asyncio.sleep(0)
+        await self.open.wait()
+        self.waiting -= 1
+
+
+class RecordingHandle:
+    """A held message that keeps what was said of it."""
+
+    def __init__(self) -> None:
+        self.said: list[str] = []
+
+    async def ack(self) -> None:
+        self.said.append("ack")
+
+    def drop(self) -> None:
+        self.said.append("drop")
