@@ -130,6 +130,7 @@ class Bridge:
         await connection.broker.start()
         await _hear_of_unwatched(streams.connection, names, watcher)
         await api.start()
+        await streams.connection.flush()  # the server knows the subscriptions before anybody is told "ready"
         for pull in (intake.pull, ownership.pull):
             connection.on_return(pull.reset)
         loops = [
@@ -141,12 +142,12 @@ class Bridge:
         for loop in loops:
             loop.add_done_callback(lambda task: _fails_at_end(failed, task.get_name(), task))
         stack.push_async_callback(_hand_over, loops, api, intake, watcher, ownership)
+        self.status.consuming = True
 
     def _policy_of(self, vcenter: str) -> Policy:
         """What decides about events of `vcenter`, configured or not any more."""
         max_age_s = self.status.monitor.events_max_age_s if self.status.monitor else 0
-        source = self._routes.urls.get(vcenter, f"urn:vcenter:{vcenter}")
-        return Policy(source, self._settings.progress_interval_s, max_age_s or math.inf)
+        return Policy(self._routes.urls.get(vcenter), self._settings.progress_interval_s, max_age_s or math.inf)
 
 
 async def _hear_of_unwatched(client: Client, names: Names, watcher: Watcher) -> None:

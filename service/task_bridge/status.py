@@ -30,6 +30,7 @@ class Status:
         self.connection: Connection | None = None
         self.monitor: Monitor | None = None
         self.watcher: Watcher | None = None
+        self.consuming = False
         self.stopping = False
 
     def health(self) -> Health:
@@ -41,7 +42,7 @@ class Status:
         return Health(
             nats=self._nats(),
             streams=_checks(monitor.streams()) if monitor else (),
-            consumers=_checks(monitor.consumers()) if monitor else (),
+            consumers=_checks(monitor.consumers()) if monitor and self.consuming else (),
             vcenters=tuple(self._vcenter(name, watches[name]) for name in sorted({*self._sources, *watches})),
             held=self.watcher.held if self.watcher else 0,
             waiting=monitor.waiting if monitor else None,

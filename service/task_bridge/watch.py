@@ -64,9 +64,12 @@ def is_served(watch: Watch, last: Event, stored_at: float) -> bool:
 
 
 class Policy(NamedTuple):
-    """The settings that decide about events, in seconds, and the URL of the vCenter that events name."""
+    """The settings that decide about events, in seconds, and the URL of the vCenter that events name.
 
-    source: str
+    `source` is None for a vCenter that is no longer configured: its events go on naming what the last one did.
+    """
+
+    source: str | None
     progress_interval_s: float
     events_max_age_s: float
 
@@ -279,7 +282,7 @@ class _Maker(NamedTuple):
 
     def _around(self, data: EventData) -> Event:
         return Event(
-            source=self.policy.source,
+            source=self.policy.source or (self.last and self.last.source) or f"urn:vcenter:{data.vcenter}",
             time=self.now,
             data=data,
             traceparent=self.watch.traceparent,

@@ -32,7 +32,7 @@ from ..requests import (
     trace_of,
     unknown_vcenter,
 )
-from ..subjects import SERVICE, VERBS
+from ..subjects import SERVICE, VERBS, is_vcenter_name
 from .admission import AlreadyEnded, StoredWatch, new_watch, own_event
 from .journal import Entry
 from .ports import Ports
@@ -41,6 +41,7 @@ log = structlog.get_logger(__name__)
 
 MAX_AT_ONCE = 256
 DEADLINE_S = 20.0
+CANCEL_S = 15.0
 
 
 class Api:
@@ -64,8 +65,11 @@ class Api:
 
     async def stop(self) -> None:
         """Takes no more requests and answers those in hand."""
-        if self._service is not None and not self._ports.streams.connection.is_closed:
-            await self._service.stop()
+        if self._service is not None and self._ports.streams.connection.is_connected:
+            for endpoint in self._service._endpoints:
+                # Service.stop() would drop the requests that have arrived and aren't handled yet (nats-py 2.16).
+                if endpoint._subscription is not None:
+                    await endpoint._subscription.drain()
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
     def _handler(self, verb: Callable[[Request], Awaitable[Any]]) -> Callable[[Request], Awaitable[None]]:
@@ -165,10 +169,12 @@ class Api:
         """The active watches of all replicas, oldest request first."""
         ports = self._ports
         asked = parse(ListRequest, request.data)
-        if asked.vcenter is not None and asked.vcenter not in ports.routes.urls:
+        if asked.vcenter is not None and not is_vcenter_name(asked.vcenter):
             raise unknown_vcenter(asked.vcenter, ports.routes.urls)
         page, following = await ports.watches.page(asked.vcenter, asked.after, asked.limit)
         total = await ports.watches.count(asked.vcenter) if asked.after else len(page) + following
+        if asked.vcenter is not None and not total and asked.vcenter not in ports.routes.urls:
+            raise unknown_vcenter(asked.vcenter, ports.routes.urls)
         listed = await asyncio.gather(*map(self._listed, page))
         return ListReply(list_of(listed), total, str(page[-1].sequence) if page and following else None)
 
@@ -190,7 +196,12 @@ class Api:
         ports = self._ports
         asked = parse(TaskRequest, request.data)
         vcenter = ports.routes.resolve(asked.vcenter)
-        watch, final = await ports.watches.unwatch(vcenter, asked.task)
+        try:
+            watch, final = await ports.watches.unwatch(vcenter, asked.task)
+        except Refused as refused:
+            if refused.code == "not_watched" and vcenter not in ports.routes.urls:
+                raise unknown_vcenter(vcenter, ports.routes.urls) from refused
+            raise
         log.info("watch_over", outcome="unwatched", vcenter=vcenter, task=asked.task, watch=watch.id)
         return UnwatchReply("unwatched", vcenter, asked.task, watch.ref, _raw(final))
 
@@ -200,7 +211,12 @@ class Api:
         vcenter = self._ports.routes.configured(asked.vcenter)
         if not self._allow_cancel:
             raise Refused(403, "forbidden", "Canceling is switched off; BRIDGE_ALLOW_CANCEL=true switches it on.")
-        await self._ports.sources[vcenter].cancel(asked.task)
+        try:
+            async with asyncio.timeout(CANCEL_S):
+                await self._ports.sources[vcenter].cancel(asked.task)
+        except TimeoutError as error:
+            told = f"{vcenter!r} didn't answer within {CANCEL_S:.0f} s; whether it cancels the task isn't known."
+            raise VCenterUnavailable(told) from error
         log.info("cancel_requested", vcenter=vcenter, task=asked.task)
         return CancelReply("cancel_requested", vcenter, asked.task)
 

@@ -65,17 +65,15 @@ class Connection:
         either: tuple[asyncio.Future[Any], ...] = (connecting, self._refused)
         try:
             await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
-            if not connecting.done():
+            if self._refused.done():
                 raise CannotStart(
                     f"NATS at {', '.join(self._settings.urls)} refuses the bridge: {self._refused.result()}. "
                     "Check BRIDGE_NATS_CREDS_FILE, _NKEY_SEED_FILE, _USER and _PASSWORD, or _TOKEN."
                 )
             client = connecting.result()
         finally:
-            if not connecting.done():
-                connecting.cancel()
-                with contextlib.suppress(asyncio.CancelledError):
-                    await connecting
+            connecting.cancel()
+            await asyncio.gather(connecting, return_exceptions=True)
         self.reason = None
         server = client.connected_url.netloc if client.connected_url else None
         log.info("nats_connected", server=server, version=".".join(map(str, server_version(client))))
@@ -115,7 +113,7 @@ class Connection:
             call()
 
     async def _on_closed(self) -> None:
-        if not self.closed.done():
+        if not self.closed.done() and not self._closing:
             self.closed.set_result(None)
 
 

@@ -190,6 +190,10 @@ def nak_later(seconds: float) -> bytes:
     return NAK + json.dumps({"delay": int(seconds * 1e9)}).encode()
 
 
+_NO_MESSAGE = (10037, 10043, 10057)
+"""How JetStream says that there is no such message: to a get, and twice to a delete."""
+
+
 class _NotFound(Exception):  # noqa: N818 - an answer, not a failure
     pass
 
@@ -198,9 +202,10 @@ async def translated(call: Awaitable[T], what: str) -> T:
     """The call's answer, its failures as NatsUnavailable (or _NotFound), naming what was asked."""
     try:
         return await call
-    except nats.js.errors.NotFoundError as error:
-        if error.err_code in (None, 10037):  # no message found; other 404s are missing streams
+    except nats.js.errors.APIError as error:
+        direct = isinstance(error, nats.js.errors.NotFoundError) and error.err_code is None
+        if direct or error.err_code in _NO_MESSAGE:
             raise _NotFound from error
-        raise NatsUnavailable(f"{what}: {error.description}") from error
+        raise NatsUnavailable(f"{what}: {error.description or error}") from error
     except (TimeoutError, nats.errors.Error, OSError) as error:
         raise NatsUnavailable(f"{what} didn't answer: {error or type(error).__name__}") from error

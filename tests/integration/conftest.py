@@ -1,0 +1,25 @@
+"""One lab a test: nothing of one test is seen by another."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from lab import BridgeProcess, Lab, lab_in
+
+
+@pytest.fixture
+async def lab(tmp_path: Path) -> AsyncIterator[Lab]:
+    async with lab_in(tmp_path) as lab:
+        yield lab
+
+
+@pytest.fixture
+async def process(lab: Lab, tmp_path: Path) -> AsyncIterator[BridgeProcess]:
+    """A bridge to be started, killed and started again; ended at the latest with the test."""
+    bridge = BridgeProcess(lab.environment(), tmp_path)
+    bridge.log.touch()
+    yield bridge
+    await bridge.close()

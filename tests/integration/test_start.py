@@ -1,0 +1,146 @@
+"""Start, stop, and what the bridge can't or won't work with."""
+
+from __future__ import annotations
+
+import json
+import signal
+from pathlib import Path
+
+import httpx
+import pytest
+from nats.js.api import StreamConfig
+
+from lab import PASSWORD, BridgeProcess, Lab, NatsServer, until
+from task_bridge.simulator import fates
+
+
+async def test_it_waits_for_a_nats_that_is_away_with_http_up(lab: Lab, tmp_path: Path) -> None:
+    lab.server.stop()
+    process = BridgeProcess(lab.environment(), tmp_path)
+    await process.start()
+    try:
+        await until(lambda: '"http_listening"' in process.log.read_text())
+        line = next(line for line in process.log.read_text().splitlines() if '"http_listening"' in line)
+        url = f"http://127.0.0.1:{json.loads(line)['port']}"
+        async with httpx.AsyncClient(base_url=url, trust_env=False) as http:
+            assert (await http.get("/livez")).status_code == 200
+            unready = await http.get("/readyz")
+            assert (unready.status_code, unready.json()["nats"]["connected"]) == (503, False)
+            lab.server.start()
+            await process.ready()
+            ready = await http.get("/readyz")
+            assert (ready.status_code, ready.json()["status"]) == (200, "ok")
+            names = (await http.get("/metrics")).text
+        assert "task_bridge_nats_connected 1.0" in names
+        assert await process.end() == 0
+        assert PASSWORD not in process.log.read_text()
+    finally:
+        await process.close()
+
+
+@pytest.mark.parametrize("started", [True, False], ids=["waiting", "at-once"])
+async def test_it_stops_while_it_waits_for_nats(lab: Lab, tmp_path: Path, started: bool) -> None:
+    lab.server.stop()
+    process = BridgeProcess(lab.environment(), tmp_path)
+    await process.start()
+    try:
+        event = "nats_away" if started else "starting"
+        await until(lambda: event in process.log.read_text())
+        assert await process.end(signal.SIGINT, within_s=5) == 0
+    finally:
+        await process.close()
+    assert len(lab.vcenter.sessions.live) == 0
+
+
+async def exit_of(environment: dict[str, str], directory: Path) -> tuple[int, list[str]]:
+    """How a bridge with this environment ends: its exit code and its last words, the lines that aren't JSON."""
+    process = BridgeProcess(environment, directory)
+    process.log.unlink(missing_ok=True)
+    await process.start()
+    try:
+        code = await process.exit()
+    finally:
+        await process.close()
+    return code, [line for line in process.log.read_text().splitlines() if not line.startswith("{")]
+
+
+async def test_wrong_settings_are_told_a_line_each_with_exit_code_2(lab: Lab, tmp_path: Path) -> None:
+    environment = lab.environment(BRIDGE_ACK_WAIT="soon", BRIDGE_CAPACITY="0")
+    del environment["BRIDGE_VCENTERS__LAB__PASSWORD"]
+    code, lines = await exit_of(environment, tmp_path)
+    assert code == 2
+    assert [line.split(":")[0] for line in sorted(lines)] == [
+        "BRIDGE_ACK_WAIT",
+        "BRIDGE_CAPACITY",
+        "BRIDGE_VCENTERS__LAB__PASSWORD",
+    ]
+
+
+async def test_a_taken_port_is_told_with_exit_code_1(lab: Lab, tmp_path: Path) -> None:
+    taken = lab.environment(BRIDGE_HTTP_LISTEN=f"127.0.0.1:{lab.server.port}")
+    code, lines = await exit_of(taken, tmp_path)
+    assert (code, len(lines)) == (1, 1)
+    assert "BRIDGE_HTTP_LISTEN" in lines[0]
+    assert len(lab.vcenter.sessions.live) == 0
+
+
+async def test_refused_credentials_are_told_with_exit_code_1(lab: Lab, tmp_path: Path) -> None:
+    directory = tmp_path / "guarded"
+    directory.mkdir()
+    guarded = NatsServer(directory, "--user", "bridge", "--pass", "right")
+    guarded.start()
+    try:
+        wrong = lab.environment(
+            BRIDGE_NATS_URL=guarded.url, BRIDGE_NATS_USER="bridge", BRIDGE_NATS_PASSWORD="wrong"
+        )
+        code, lines = await exit_of(wrong, tmp_path)
+    finally:
+        guarded.stop()
+    assert (code, len(lines)) == (1, 1)
+    assert "BRIDGE_NATS" in lines[0]
+    assert len(lab.vcenter.sessions.live) == 0
+
+
+async def test_streams_that_differ_in_what_safety_needs_end_the_start_with_exit_code_1(
+    lab: Lab, tmp_path: Path
+) -> None:
+    await lab.js.add_stream(StreamConfig(name="VCENTER_TASKS_EVENTS", subjects=["vcenter.tasks.internal.put.>"]))
+    code, lines = await exit_of(lab.environment(), tmp_path)
+    assert code == 1
+    assert any("subject_transform" in line for line in lines)
+
+
+async def test_verify_creates_nothing_and_says_what_is_missing(lab: Lab, tmp_path: Path) -> None:
+    code, lines = await exit_of(lab.environment(BRIDGE_PROVISION="verify"), tmp_path)
+    assert code == 1
+    assert any("VCENTER_TASKS_WATCHES" in line and "provision" in line for line in lines)
+    assert await lab.js.streams_info() == []
+
+
+async def test_what_an_operator_tuned_stays(lab: Lab) -> None:
+    async with lab.bridge():
+        config = (await lab.js.stream_info("VCENTER_TASKS_EVENTS")).config
+    await lab.js.update_stream(config.evolve(max_age=3600.0, max_bytes=10_000_000))
+    async with lab.bridge():
+        tuned = (await lab.js.stream_info("VCENTER_TASKS_EVENTS")).config
+    assert (tuned.max_age, tuned.max_bytes) == (3600.0, 10_000_000)
+
+
+async def test_watches_of_a_vcenter_that_is_no_longer_configured_are_kept(lab: Lab) -> None:
+    await lab.listen()
+    task, short = lab.vcenter.create(fates.runs_forever()), lab.vcenter.create(fates.runs_forever())
+    async with lab.bridge():
+        await lab.publish(task)
+        await lab.publish({"task": short, "timeout": 2})
+        await until(lambda: lab.heard(task) and lab.heard(short))
+    other = {"url": lab.vcenter_url, "given_username": "u", "given_password": "p"}
+    async with lab.bridge(vcenters={"other": other}) as bridge:
+        await until(lambda: bridge.status.health().held)
+        listed = (await lab.ask("list"))["watches"]
+        health = {vcenter.name: vcenter.state for vcenter in bridge.status.health().vcenters}
+        timed_out = await lab.ended(short)
+        ended = await lab.ask("unwatch", {"task": task, "vcenter": "lab"})
+    assert {watch["unconfigured"] for watch in listed} == {True}
+    assert health["lab"] == "unconfigured"
+    assert timed_out["data"]["outcome"] == "watch_timed_out"
+    assert ended["last_event"]["data"]["outcome"] == "unwatched"

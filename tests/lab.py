@@ -1,0 +1,229 @@
+"""A real nats-server, a simulated vCenter over real HTTP and the bridge, for the tests that need all of them."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any, TypeVar
+
+import nats
+from nats.aio.client import Client
+from nats.aio.msg import Msg
+from nats.js import JetStreamContext
+from nats.js.api import RawStreamMsg
+
+from task_bridge.app import Bridge
+from task_bridge.settings import Settings
+from task_bridge.simulator import Options, SimulatedVCenter
+from task_bridge.simulator.serve import serving
+
+USERNAME, PASSWORD = "task-bridge@vsphere.local", "a-made-up-secret"
+SERVER = Path(sys.executable).with_name("nats-server")
+PREFIX = "vcenter.tasks"
+EVENTS = "VCENTER_TASKS_EVENTS"
+T = TypeVar("T")
+
+
+async def until(fact: Callable[[], T | None], within_s: float = 20.0) -> T:
+    """The fact, as soon as it is one; fails when it isn't within `within_s` seconds."""
+    deadline = time.monotonic() + within_s
+    while not (found := fact()):
+        assert time.monotonic() < deadline, f"not within {within_s} s: {fact}"
+        await asyncio.sleep(0.01)
+    return found
+
+
+class NatsServer:
+    """A nats-server with JetStream on a free port of loopback; it keeps port and data over restarts."""
+
+    def __init__(self, directory: Path, *config: str) -> None:
+        self.port = 0
+        self._directory = directory
+        self._config = config
+        self._process: subprocess.Popen[bytes] | None = None
+
+    @property
+    def url(self) -> str:
+        return f"nats://127.0.0.1:{self.port}"
+
+    def start(self) -> None:
+        log = (self._directory / "nats.log").open("ab")
+        port = str(self.port or -1)
+        ports = ["--ports_file_dir", str(self._directory)]
+        where = ["-a", "127.0.0.1", "-p", port, "-js", "-sd", str(self._directory / "js")]
+        with log:
+            process = subprocess.Popen([SERVER, *where, *ports, *self._config], stdout=log, stderr=log)
+        self._process = process
+        file = self._directory / f"nats-server_{process.pid}.ports"
+        deadline = time.monotonic() + 10
+        while not (file.exists() and file.read_text().endswith("}")):
+            assert process.poll() is None, f"nats-server ended: see {log.name}"
+            assert time.monotonic() < deadline, "nats-server isn't up after 10 s"
+            time.sleep(0.01)
+        self.port = int(json.loads(file.read_text())["nats"][0].rsplit(":", 1)[1])
+
+    def stop(self, number: int = signal.SIGKILL) -> None:
+        if self._process is not None:
+            self._process.send_signal(number)
+            self._process.wait(10)
+            self._process = None
+
+
+class Lab:
+    """What a user has: a NATS connection. And what a test knows besides: the simulated vCenter."""
+
+    def __init__(self, server: NatsServer, client: Client, vcenter: SimulatedVCenter, vcenter_url: str) -> None:
+        self.server = server
+        self.client = client
+        self.js: JetStreamContext = client.jetstream()
+        self.vcenter = vcenter
+        self.vcenter_url = vcenter_url
+        self.live: list[tuple[str, dict[str, Any]]] = []
+
+    def settings(self, **more: Any) -> Settings:
+        """Settings of a bridge in this lab, quick to look."""
+        lab = {"url": self.vcenter_url, "given_username": USERNAME, "given_password": PASSWORD}
+        quick = {"poll_min_s": 0.05, "poll_max_s": 0.5, "progress_interval_s": 0.2, "not_found_grace_s": 0.5}
+        given = {"nats": {"urls": self.server.url}, "vcenters": {"lab": lab}, "http_listen": "127.0.0.1:0"}
+        return Settings(**{**given, **quick, **more})
+
+    def environment(self, **more: str) -> dict[str, str]:
+        """The same for a bridge in a process of its own."""
+        return {
+            "PATH": os.environ["PATH"],
+            "BRIDGE_NATS_URL": self.server.url,
+            "BRIDGE_VCENTERS__LAB__URL": self.vcenter_url,
+            "BRIDGE_VCENTERS__LAB__USERNAME": USERNAME,
+            "BRIDGE_VCENTERS__LAB__PASSWORD": PASSWORD,
+            "BRIDGE_HTTP_LISTEN": "127.0.0.1:0",
+            "BRIDGE_POLL_MIN": "50ms",
+            "BRIDGE_POLL_MAX": "500ms",
+            "BRIDGE_PROGRESS_INTERVAL": "200ms",
+            "BRIDGE_ACK_WAIT": "2s",
+            **more,
+        }
+
+    @asynccontextmanager
+    async def bridge(self, **more: Any) -> AsyncIterator[Bridge]:
+        """A bridge in this process, ready."""
+        bridge = Bridge(self.settings(**more))
+        async with bridge.running() as failed:
+            await until(lambda: failed.done() or bridge.status.health().status != "unready")
+            if failed.done():
+                failed.result()
+            yield bridge
+
+    async def publish(self, request: object, **headers: str) -> None:
+        """Publishes a watch request as any language would; `request` is bytes, or made JSON."""
+        body = request if isinstance(request, bytes) else json.dumps(request).encode()
+        await self.client.publish(f"{PREFIX}.watch", body, headers=headers or None)
+        await self.client.flush()
+
+    async def ask(self, verb: str, request: object = None) -> dict[str, Any]:
+        """The reply of an API verb; `error` is in it when it refuses."""
+        return json.loads((await self.reply(verb, request)).data)  # type: ignore[no-any-return]
+
+    async def reply(self, verb: str, request: object = None) -> Msg:
+        body = request if isinstance(request, bytes) else b"" if request is None else json.dumps(request).encode()
+        return await self.client.request(f"{PREFIX}.api.{verb}", body, timeout=15)
+
+    async def stored(self) -> list[tuple[RawStreamMsg, dict[str, Any]]]:
+        """All that the events stream holds, in order, with decoded bodies."""
+        state = (await self.js.stream_info(EVENTS)).state
+        messages = [await self.js.get_msg(EVENTS, number) for number in range(state.first_seq, state.last_seq + 1)]
+        return [(message, json.loads(message.data or b"null")) for message in messages]
+
+    async def events(self, task: str | None = None) -> list[dict[str, Any]]:
+        """The stored events, of one task or of all."""
+        return [body for _, body in await self.stored() if task in (None, body["subject"])]
+
+    async def listen(self) -> None:
+        """From now on `live` has what a core subscriber of all events sees."""
+
+        async def heard(message: Msg) -> None:
+            self.live.append((message.subject, json.loads(message.data)))
+
+        await self.client.subscribe(f"{PREFIX}.events.>", cb=heard)
+        await self.client.subscribe(f"{PREFIX}.rejected", cb=heard)
+        await self.client.flush()
+
+    def heard(self, task: str) -> list[dict[str, Any]]:
+        return [body for _, body in self.live if body.get("subject") == task]
+
+    async def ended(self, task: str, within_s: float = 20.0) -> dict[str, Any]:
+        """The live final event of `task`."""
+        return await until(lambda: next((e for e in self.heard(task) if e["data"].get("final")), None), within_s)
+
+
+class BridgeProcess:
+    """`task-bridge serve` in a process of its own."""
+
+    def __init__(self, environment: dict[str, str], directory: Path) -> None:
+        self._environment = environment
+        self._directory = directory
+        self._process: asyncio.subprocess.Process | None = None
+        self.log = directory / "bridge.log"
+
+    async def start(self) -> None:
+        with self.log.open("ab") as log:
+            self._process = await asyncio.create_subprocess_exec(
+                sys.executable,
+                "-m",
+                "task_bridge",
+                "serve",
+                env=self._environment,
+                cwd=self._directory,
+                stdout=log,
+                stderr=log,
+            )
+
+    async def ready(self, within_s: float = 20.0) -> None:
+        """Waits until the log of this run says that it is ready."""
+        count = self.log.read_text().count('"event": "ready"')
+        await until(lambda: self.log.read_text().count('"event": "ready"') > count, within_s)
+
+    async def end(self, number: int = signal.SIGTERM, within_s: float = 10.0) -> int:
+        """Sends the signal; the exit code."""
+        assert self._process is not None
+        with contextlib.suppress(ProcessLookupError):
+            self._process.send_signal(number)
+        async with asyncio.timeout(within_s):
+            code = await self._process.wait()
+        self._process = None
+        return code
+
+    async def exit(self, within_s: float = 20.0) -> int:
+        """Waits for the process to end by itself; the exit code."""
+        assert self._process is not None
+        async with asyncio.timeout(within_s):
+            return await self._process.wait()
+
+    async def close(self) -> None:
+        if self._process is not None and self._process.returncode is None:
+            await self.end(signal.SIGKILL)
+
+
+@asynccontextmanager
+async def lab_in(directory: Path) -> AsyncIterator[Lab]:
+    """A lab whose nats-server keeps its data in `directory`."""
+    server = NatsServer(directory)
+    server.start()
+    vcenter = SimulatedVCenter(Options(username=USERNAME, password=PASSWORD))
+    try:
+        async with serving(vcenter) as url:
+            client = await nats.connect(server.url, max_reconnect_attempts=-1, reconnect_time_wait=0.1)
+            try:
+                yield Lab(server, client, vcenter, url)
+            finally:
+                await client.close()
+    finally:
+        server.stop()
