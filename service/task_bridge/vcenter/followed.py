@@ -35,13 +35,15 @@ _GROUPS_KEPT = 500
 class Group(msgspec.Struct, eq=False):
     """Tasks that one request can ask for: those of a provider by list, or by a get each.
 
-    `results`: for the results of tasks that ended. `failures`: lists in a row that showed nothing at all.
+    `results`: for the results of tasks that ended. `in_flight`: requests under way. `failures`: lists in a row that
+    showed nothing at all.
     """
 
     provider: str
     way: Way
     with_result: bool
     results: bool = False
+    in_flight: int = 0
     failures: int = 0
     queue: deque[Followed] = msgspec.field(default_factory=deque)
 
@@ -59,6 +61,7 @@ class Followed(msgspec.Struct, eq=False, gc=False):
     `mark` is the fingerprint of the JSON that `task` was read from. `ended`: its result is being fetched.
     `alone`: the next look is by get. `listed_from`: until then no list works with it. `home`: the group that it is
     looked at with otherwise. `settled`: looked at as seldom as can be until it changes. `demand`: looks a second.
+    `failures`: of looks at it alone, in a row; `told`: the log tells of them.
     """
 
     id: str
@@ -77,6 +80,7 @@ class Followed(msgspec.Struct, eq=False, gc=False):
     settled: bool = False
     demand: float = 0.0
     failures: int = 0
+    told: bool = False
     hurried: bool = False
     alone: bool = False
     ended: bool = False
@@ -110,7 +114,9 @@ class _Slots:
 class Agenda:
     """When each waiting task is due, and the queues of those that are."""
 
-    def __init__(self, poll_min_s: float) -> None:
+    def __init__(self, poll_min_s: float, in_flight_max: int = 1) -> None:
+        # A provider that hangs must not keep every request of this vCenter busy.
+        self._in_flight_max = max(1, in_flight_max - 1)
         self._fast, self._slow = _Slots(per_s=40), _Slots(per_s=4)
         self._fast_ahead_s = min(SLOW_AHEAD_S, poll_min_s * FAST_AHEAD)
         self._groups: dict[_Key, Group] = {}
@@ -132,7 +138,11 @@ class Agenda:
 
     @property
     def is_queued(self) -> bool:
-        return any(group.first < math.inf for group in self._waiting)
+        """Whether there is something that may be asked for now."""
+        return any(group.first < math.inf and self._may_ask(group) for group in self._waiting)
+
+    def _may_ask(self, group: Group) -> bool:
+        return group.in_flight < (1 if group.failures else self._in_flight_max)
 
     def queue_due(self, now: float) -> None:
         """Queues what is due, and what may be asked for with it."""
@@ -176,8 +186,9 @@ class Agenda:
         return group
 
     def next_group(self, *, results_first: bool) -> Group | None:
-        """The queue whose first task has waited longest."""
-        waiting = self._waiting = [group for group in self._waiting if group.first < math.inf]
+        """Of those that may be asked for, the queue whose first task has waited longest."""
+        self._waiting = [group for group in self._waiting if group.first < math.inf]
+        waiting = [group for group in self._waiting if self._may_ask(group)]
         if results_first and (results := [group for group in waiting if group.results]):
             waiting = results
         return min(waiting, key=lambda group: group.first, default=None)
@@ -191,4 +202,5 @@ class Agenda:
             if followed.place == QUEUED:
                 followed.place = ASKED
                 taken.append(followed)
+        group.in_flight += bool(taken)
         return taken

@@ -31,6 +31,13 @@ TOTAL_S = 90.0
 """Longer than any phase: a list of 500 may take its time, a body that drips may not."""
 
 
+_UNREACHABLE = (httpx.ConnectError, httpx.ConnectTimeout, httpx.ProxyError, httpx.UnsupportedProtocol)
+
+
+class Doubtful(VCenterUnavailable):
+    """There is no answer to this request, though vCenter may answer others: a provider behind it may hang."""
+
+
 class AnswerTooLarge(VCenterUnavailable):
     """The body is larger than MAX_BODY_BYTES: fewer tasks at once, or never."""
 
@@ -116,7 +123,8 @@ class Http:
         except (httpx.HTTPError, httpx.InvalidURL, TimeoutError, OSError) as error:
             if is_tls(error) and self._current is not None:
                 self._current.stale = True  # the CA file may be another, though it looks the same
-            raise VCenterUnavailable(sentence(error, self._settings)) from error
+            kind = VCenterUnavailable if isinstance(error, _UNREACHABLE) else Doubtful
+            raise kind(sentence(error, self._settings)) from error
 
     async def _sent(self, client: httpx.AsyncClient, request: httpx.Request) -> Answer:
         response = await client.send(request, stream=True)

@@ -19,7 +19,9 @@ from ..watch import Absence
 from ..watcher import Unanswered
 from .followed import ASKED, Followed, Group
 from .health import Health
+from .http import Doubtful
 from .lists import Lists, Part
+from .outage import Outage
 from .reading import read_task
 from .register import Register
 from .session import Session
@@ -28,6 +30,7 @@ from .wire import Unreadable
 
 log = structlog.get_logger(__name__)
 
+_DOUBTS_TOLD = 3
 _LOOK_AROUND = {"list": 200, "get": 5}
 
 
@@ -40,6 +43,7 @@ class Looks:
         tasks: Tasks,
         session: Session,
         health: Health,
+        outage: Outage,
         metrics: Metrics,
         wall_clock: Callable[[], float],
     ) -> None:
@@ -49,6 +53,7 @@ class Looks:
         self._lists = Lists(tasks)
         self._session = session
         self._health = health
+        self._outage = outage
         self._counted = metrics.looks.labels(register.vcenter)
         self._wall_clock = wall_clock
         self._list_missed = False
@@ -58,13 +63,18 @@ class Looks:
         return 1 if group.way == "get" else self._lists.at_most(group)
 
     async def ask(self, group: Group, batch: list[Followed]) -> None:
-        """Asks for tasks of one group. Raises VCenterUnavailable: vCenter answers for none of them."""
+        """Asks for tasks of one group. Raises VCenterUnavailable: vCenter as a whole doesn't answer."""
         try:
             if group.way == "get":
                 await self._get_safely(batch[0])
             else:
                 await self._list(group, batch)
+        except Doubtful as error:
+            if self._outage.doubt(self._register.clock()):
+                raise
+            self._doubtful(group, batch, error)
         finally:
+            group.in_flight -= 1
             now = self._register.clock()
             for followed in batch:
                 if followed.place == ASKED:
@@ -111,12 +121,26 @@ class Looks:
 
     def _list_failed(self, group: Group, part: Part, showed: bool) -> None:
         """So much failed that it isn't about single tasks: all wait."""
+        self._reached()
         if not showed:
             group.failures += 1
             self._health.failed(str(part.error), group.provider)
         now = self._register.clock()
         for followed in part.tasks:
             self._try_later(followed, now, max(1, group.failures))
+
+    def _doubtful(self, group: Group, batch: list[Followed], error: Doubtful) -> None:
+        """It may be about these tasks or their provider alone: they wait. The log tells when it persists."""
+        self._health.failed_look(str(error))
+        now = self._register.clock()
+        if group.way == "get":
+            self._failed_alone(batch[0], error, _DOUBTS_TOLD)
+            return
+        group.failures += 1
+        if group.failures >= _DOUBTS_TOLD:
+            self._health.failed(str(error), group.provider)
+        for followed in batch:
+            self._try_later(followed, now, group.failures)
 
     def _get_instead(self, those: list[Followed]) -> None:
         now = self._register.clock()
@@ -175,6 +199,7 @@ class Looks:
         if gone.well_formed:
             self._answered(now, followed.provider)
         else:
+            self._reached()
             self._health.failed_look(f"vCenter doesn't offer its tasks: {gone.answer.message}")
         if followed.place != ASKED:
             return
@@ -212,7 +237,13 @@ class Looks:
 
     def _answered(self, now: float, provider: str) -> None:
         self._absences.answered(now)
+        self._reached()
         self._health.good(self._wall_clock(), provider)
+
+    def _reached(self) -> None:
+        """Whatever it is that vCenter answered, it did."""
+        self._outage.over(self._register.clock())
+        self._health.answered()
 
     def _shown(self, followed: Followed, body: msgspec.Raw, rendering: Rendering, now: float) -> None:
         if followed.place != ASKED:
@@ -244,20 +275,24 @@ class Looks:
     def _back(self, followed: Followed) -> None:
         followed.seen = True
         self._absences.forget(followed.id)
-        if followed.failures:
-            followed.failures = 0
+        followed.failures = 0
+        if followed.told:
+            followed.told = False
             log.info("task_readable_again", vcenter=self._register.vcenter, task=followed.id)
 
     def _bad_answer(self, followed: Followed, error: BadAnswer) -> None:
         """It concerns this task alone: told once, tried less and less often."""
+        self._reached()
         self._health.failed_look(str(error))
-        if followed.place != ASKED:
-            return
         if followed.ended and isinstance(error, TooLarge):
             self._register.give_up_result(followed)
-            return
+        else:
+            self._failed_alone(followed, error, told_after=1)
+
+    def _failed_alone(self, followed: Followed, error: Exception, told_after: int) -> None:
         followed.failures += 1
-        if followed.failures == 1:
+        if followed.failures >= told_after and not followed.told:
+            followed.told = True
             log.warning("task_not_readable", vcenter=self._register.vcenter, task=followed.id, reason=str(error))
         self._try_later(followed, self._register.clock(), followed.failures)
 

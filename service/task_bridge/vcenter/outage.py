@@ -8,6 +8,8 @@ from ..errors import VCenterUnavailable
 from .config import LookPolicy
 from .schedule import backoff_s
 
+_DOUBTS_MAX = 3
+
 
 class Outage:
     """`down` from a failure until an answer; `until` is when to ask again, by one request at first."""
@@ -18,7 +20,8 @@ class Outage:
         self._policy = policy
         self._rng = rng
         self._failures = 0
-        self._failed_at = float("-inf")
+        self._doubts = 0
+        self._answered_at = self._failed_at = float("-inf")
 
     def failed(self, error: VCenterUnavailable, asked_at: float, now: float) -> None:
         """vCenter didn't answer. Requests that were under way together fail together, and count once."""
@@ -28,6 +31,13 @@ class Outage:
         pause_s = backoff_s(self._failures, self._policy, self._rng.random(), error.retry_after_s)
         self.until = max(self.until, now + pause_s)
 
-    def over(self) -> None:
+    def doubt(self, now: float) -> bool:
+        """A request failed in a way that may be about what was asked for. True when it's more likely vCenter."""
+        self._doubts += 1
+        quiet = now - self._answered_at > self._policy.poll_max_s
+        return self.down or quiet or self._doubts >= _DOUBTS_MAX
+
+    def over(self, now: float) -> None:
         """vCenter answered."""
-        self.down, self.until, self._failures = False, 0.0, 0
+        self.down, self.until, self._answered_at = False, 0.0, now
+        self._failures = self._doubts = 0

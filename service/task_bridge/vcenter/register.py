@@ -56,6 +56,7 @@ class Register:
         vcenter: str,
         policy: LookPolicy,
         patience: Patience,
+        agenda: Agenda,
         clock: Callable[[], float],
         rng: random.Random,
         results_wait_s: Callable[[], float],
@@ -68,7 +69,7 @@ class Register:
         self.rng = rng
         self.tasks: dict[str, Followed] = {}
         self.hurried: set[Followed] = set()
-        self.agenda = Agenda(policy.poll_min_s)
+        self.agenda = agenda
         self.absences = Absences(policy.not_found_grace_s, patience)
         self.finds = Finds()
         self.urgent = False

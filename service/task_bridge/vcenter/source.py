@@ -25,6 +25,7 @@ from ..watcher import Standing
 from . import schedule
 from .budget import Budget
 from .config import PATIENCE, LookPolicy, Patience, VCenterSettings
+from .followed import Agenda
 from .health import Health
 from .http import Http
 from .looks import Looks
@@ -69,9 +70,10 @@ class CisSource:
         self._http = Http(settings, metrics, clock=monotonic, transport=transport)
         self._session = Session(self._http, settings, metrics, clock=monotonic, rng=rng)
         self._tasks = Tasks(self._session, settings)
-        self._register = Register(settings.name, policy, patience, monotonic, rng, self._results_wait_s)
-        self._looks = Looks(self._register, self._tasks, self._session, self.health, metrics, clock)
+        agenda = Agenda(policy.poll_min_s, settings.max_concurrent_requests)
+        self._register = Register(settings.name, policy, patience, agenda, monotonic, rng, self._results_wait_s)
         self._outage = Outage(policy, rng)
+        self._looks = Looks(self._register, self._tasks, self._session, self.health, self._outage, metrics, clock)
         self._news = asyncio.Event()
         self._running: set[asyncio.Task[None]] = set()
         self._started_at = -math.inf
@@ -228,9 +230,6 @@ class CisSource:
             self._register.answer_hurried()
         except Exception:
             log.exception("look_failed", vcenter=self._settings.name)
-        else:
-            self._outage.over()
-            self.health.answered()
 
     # While nothing is followed
 
@@ -244,4 +243,5 @@ class CisSource:
         self._pinged_at = self._monotonic()
         if not await self._session.check():
             raise VCenterUnavailable(f"vCenter {self._settings.name} doesn't answer for the session that it gave.")
+        self._outage.over(self._monotonic())
         self.health.good(self._clock())

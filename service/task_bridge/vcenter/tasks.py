@@ -12,7 +12,7 @@ from ..errors import Refused, VCenterUnavailable
 from ..task import Rendering, TaskError
 from . import wire
 from .config import VCenterSettings
-from .http import Answer, AnswerTooLarge
+from .http import Answer, AnswerTooLarge, Doubtful
 from .session import Session
 
 
@@ -95,7 +95,7 @@ class Tasks:
             except wire.Unreadable as error:
                 raise BadAnswer(f"vCenter {self._name} answers for {task} with {error}.") from error
         words = wire.said(answer)
-        if answer.status in (403, 404, 405):
+        if answer.status in (403, 404):
             denied = answer.status == 403
             right_type = words.type == ("UNAUTHORIZED" if denied else "NOT_FOUND")
             return Gone(denied, words.as_error(), right_type and not words.by_router)
@@ -158,7 +158,7 @@ class Tasks:
 
     def _refuse_page(self, answer: Answer) -> None:
         if answer.body[:64].lstrip()[:1] == b"<":
-            raise VCenterUnavailable(f"vCenter {self._name} answers with a page for people, not with tasks.")
+            raise Doubtful(f"vCenter {self._name} answers with a page for people, not with tasks.")
 
     def _prefer(self, rendering: Rendering) -> None:
         """What has worked is asked first from now on."""
@@ -166,9 +166,10 @@ class Tasks:
             self._renderings.reverse()
 
     def _failure(self, answer: Answer) -> VCenterUnavailable:
-        kind = BadAnswer if _is_about_these_tasks(answer) else VCenterUnavailable
         text = f"vCenter {self._name} can't tell about tasks now: {wire.said(answer)}"
-        return kind(text, retry_after_s=answer.retry_after_s)
+        if answer.status == 429 or answer.retry_after_s is not None:
+            return VCenterUnavailable(text, retry_after_s=answer.retry_after_s)
+        return BadAnswer(text) if _is_about_these_tasks(answer) else Doubtful(text)
 
 
 _CANCEL_REFUSED: dict[tuple[int, str | None], tuple[int, str, str]] = {
@@ -181,6 +182,6 @@ _CANCEL_REFUSED: dict[tuple[int, str | None], tuple[int, str, str]] = {
 
 def _is_about_these_tasks(answer: Answer) -> bool:
     """Whether other tasks may get a better answer: a refusal in vCenter's own words, or a request too long."""
-    if answer.status in (400, 413, 414):
-        return True
-    return answer.status in (403, 404, 500) and wire.said(answer).error is not None
+    if answer.status == 500:
+        return wire.said(answer).error is not None
+    return answer.status < 500

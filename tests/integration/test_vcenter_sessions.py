@@ -1,0 +1,332 @@
+"""The session over real HTTP: one, begun anew when it ended, never more than needed, and logged out."""
+
+from __future__ import annotations
+
+import datetime
+import ipaddress
+import os
+import ssl
+import time
+from pathlib import Path
+
+import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import NameOID
+from structlog.testing import capture_logs
+
+from task_bridge.errors import Refused, VCenterUnavailable
+from task_bridge.metrics import Metrics
+from task_bridge.simulator import fates, faults
+from task_bridge.simulator.app import SimulatedVCenter
+from task_bridge.simulator.options import Options
+from task_bridge.simulator.serve import serving
+from task_bridge.simulator.tasks import Script
+from task_bridge.vcenter import CisSource
+from vcenter_lab import POLICY, Given, lab
+
+
+@pytest.mark.parametrize("empty", [False, True], ids=["JSON", "empty"])
+async def test_a_session_that_ended_is_begun_anew_once_for_all(empty: bool) -> None:
+    vcenter = SimulatedVCenter(Options(list_enabled=False))
+    async with lab(vcenter) as it:
+        tasks = [vcenter.create(fates.runs_forever()) for _ in range(4)]
+        it.follow(*tasks)
+        await it.shown(*tasks)
+        vcenter.sessions.invalidate()
+        if empty:
+            vcenter.faults.add(faults.unauthenticated(empty=True), operation="get", times=1)
+        for task in tasks:
+            await it.more_looks(task)
+        assert vcenter.sessions.counts.logins == 2
+        assert it.source.health.state == "ok"
+        assert not it.is_gone(tasks[0])
+    assert vcenter.sessions.live == []
+
+
+async def test_a_session_that_is_never_accepted_makes_no_flood_of_logins() -> None:
+    async with lab() as it:
+        it.vcenter.faults.add(faults.unauthenticated(), path="/tasks")
+        await it.until(lambda: it.source.health.state == "ok")
+        with pytest.raises(VCenterUnavailable, match="doesn't accept the session that it has just given"):
+            await it.source.cancel("a:b")
+        for _ in range(5):
+            with pytest.raises(VCenterUnavailable, match="doesn't accept the session that it has just given"):
+                await it.source.cancel("a:b")
+        assert it.vcenter.sessions.counts.logins == 2
+
+
+async def test_a_refused_password_is_tried_once_until_it_changes(tmp_path: Path) -> None:
+    file = tmp_path / "password"
+    file.write_text("wrong")
+    async with lab(secret=file.read_text) as it:
+        task = it.vcenter.create(fates.runs_forever())
+        it.follow(task)
+        await it.until(lambda: it.source.health.state == "degraded")
+        assert "refuses the user name or the password" in str(it.source.health.reason)
+        for _ in range(3):
+            with pytest.raises(VCenterUnavailable, match="refuses the user name or the password"):
+                await it.source.cancel(task)
+        assert it.vcenter.sessions.counts.failed_logins == 1
+        file.write_text("simulated")
+        await it.shown(task)
+        assert it.counted("vcenter_logins_total", vcenter="lab", result="refused") == 1
+        assert it.counted("vcenter_logins_total", vcenter="lab", result="ok") == 1
+
+
+async def test_a_password_file_that_can_not_be_read_is_told_and_waited_for(tmp_path: Path) -> None:
+    file = tmp_path / "password"
+    async with lab(secret=file.read_text) as it:
+        task = it.vcenter.create(fates.runs_forever())
+        it.follow(task)
+        await it.until(lambda: it.source.health.state == "degraded")
+        assert str(file) in str(it.source.health.reason)
+        file.write_text("simulated")
+        await it.shown(task)
+
+
+async def test_the_session_limit_is_told_by_its_own_line_and_metric() -> None:
+    with capture_logs() as logs:
+        async with lab(SimulatedVCenter(Options(max_sessions_per_user=0))) as it:
+            await it.until(lambda: it.source.health.state == "degraded")
+            for _ in range(3):
+                with pytest.raises(VCenterUnavailable, match="no session left"):
+                    await it.source.cancel("a:b")
+            assert it.vcenter.sessions.counts.refused_logins == 1
+            assert it.counted("vcenter_logins_total", vcenter="lab", result="session_limit") == 1
+    assert [line["event"] for line in logs].count("session_limit_reached") == 1
+
+
+async def test_retry_after_is_honoured() -> None:
+    async with lab() as it:
+        task = it.vcenter.create(fates.runs_forever())
+        it.follow(task)
+        await it.shown(task)
+        it.vcenter.faults.add(faults.service_unavailable(retry_after_s=1), times=1)
+        await it.until(lambda: it.source.health.state == "degraded")
+        busy = time.time()
+        await it.until(lambda: it.source.health.state == "ok")
+        assert it.vcenter.journal.since(busy)[0].at - busy > 0.9
+
+
+async def test_an_outage_is_told_once_and_its_end_once_and_is_asked_about_by_single_requests() -> None:
+    vcenter = SimulatedVCenter(Options(list_enabled=False))
+    with capture_logs() as logs:
+        async with lab(vcenter) as it:
+            tasks = [vcenter.create(fates.runs_forever()) for _ in range(20)]
+            it.follow(*tasks)
+            await it.shown(*tasks)
+            fault = vcenter.faults.add(faults.gateway_unavailable())
+            await it.until(lambda: it.source.health.state == "degraded" and not vcenter.journal.in_flight)
+            vcenter.journal.clear()
+            await it.until(lambda: len(vcenter.journal.requests) >= 4)
+            assert vcenter.journal.most_in_flight == 1
+            vcenter.faults.clear(fault)
+            for task in tasks:
+                await it.more_looks(task, 1)
+    told = [line["event"] for line in logs if line["log_level"] != "debug"]
+    assert told == ["vcenter_unavailable", "vcenter_available_again"]
+
+
+async def test_without_tasks_vcenter_is_asked_now_and_then() -> None:
+    async with lab() as it:
+        await it.until(lambda: len(it.vcenter.journal.of("session")) >= 3)
+        assert it.source.health.state == "ok"
+        assert it.source.health.last_good_look_at is not None
+        assert time.time() - it.source.health.last_good_look_at < 5
+        with it.vcenter.faults.during(faults.bad_gateway()):
+            await it.until(lambda: it.source.health.state == "degraded")
+        await it.until(lambda: it.source.health.state == "ok")
+
+
+async def test_before_anything_was_asked_health_is_unknown() -> None:
+    source = CisSource(Given("http://127.0.0.1:9"), POLICY, Metrics())
+    assert (source.health.state, source.health.last_good_look_at) == ("unknown", None)
+
+
+async def test_leaving_logs_out_of_a_session_that_is_just_being_given() -> None:
+    vcenter = SimulatedVCenter(Options(latency_s=0.2))
+    async with lab(vcenter) as it:
+        it.follow(vcenter.create(fates.runs_forever()))
+        await it.until(lambda: vcenter.journal.in_flight)
+    assert vcenter.sessions.counts.logins == 1
+    assert vcenter.sessions.live == []
+
+
+async def test_leaving_does_not_wait_for_a_vcenter_that_hangs() -> None:
+    async with lab() as it:
+        it.follow(it.vcenter.create(fates.runs_forever()))
+        await it.until(lambda: it.vcenter.sessions.live)
+        it.vcenter.faults.add(faults.stalled_body(), operation="logout")
+        it.vcenter.faults.add(faults.delayed(30), operation="logout")
+        left = time.monotonic()
+    assert time.monotonic() - left < 3.0
+
+
+class TestCancel:
+    async def test_a_task_is_canceled_whether_followed_or_not(self) -> None:
+        async with lab() as it:
+            task = it.vcenter.create(fates.runs_forever(cancel_takes_s=0.0))
+            await it.source.cancel(task)
+            it.follow(task)
+            ended = await it.ended(task)
+            assert ended.error is not None
+            assert ended.error.type == "CANCELED"
+
+    @pytest.mark.parametrize("api", ["api", "rest"])
+    @pytest.mark.parametrize(
+        ("script", "status", "code"),
+        [
+            (fates.runs_forever(cancelable=False), 409, "not_cancelable"),
+            (fates.succeeds_at_once(), 409, "already_ended"),
+            (None, 404, "unknown_task"),
+        ],
+        ids=["unsupported", "ended", "unknown"],
+    )
+    async def test_what_vcenter_refuses_is_told_in_its_own_words(
+        self, api: str, script: Script | None, status: int, code: str
+    ) -> None:
+        async with lab(api=api) as it:
+            task = it.vcenter.create(script) if script else "no:such"
+            with pytest.raises(Refused) as refused:
+                await it.source.cancel(task)
+            assert (refused.value.status, refused.value.code) == (status, code)
+            assert task in refused.value.message
+
+    async def test_a_403_is_forbidden(self) -> None:
+        async with lab() as it:
+            task = it.vcenter.create(fates.runs_forever())
+            it.vcenter.deny(task)
+            with pytest.raises(Refused, match="No right") as refused:
+                await it.source.cancel(task)
+            assert (refused.value.status, refused.value.code) == (403, "forbidden")
+
+    @pytest.mark.parametrize(
+        "fault",
+        [faults.bad_gateway(), faults.connection_reset(), faults.route_not_found(), faults.resource_inaccessible()],
+        ids=["502", "reset", "no route", "inaccessible"],
+    )
+    async def test_anything_else_is_unavailable(self, fault: faults.Effect) -> None:
+        async with lab() as it:
+            task = it.vcenter.create(fates.runs_forever())
+            it.vcenter.faults.add(fault, path="cis/tasks")
+            with pytest.raises(VCenterUnavailable):
+                await it.source.cancel(task)
+
+
+class Authority:
+    """A CA, and a server's TLS with a certificate of it."""
+
+    def __init__(self, folder: Path, name: str = "127.0.0.1") -> None:
+        self.folder = folder
+        self._key = ec.generate_private_key(ec.SECP256R1())
+        self._subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, f"CA {folder.name}")])
+        self.certificate = self._signed(self._subject, self._key, is_ca=True)
+        self.file = folder / "ca.pem"
+        self.file.write_bytes(self.certificate.public_bytes(serialization.Encoding.PEM))
+        self.tls = self._server(name)
+
+    def _server(self, name: str) -> ssl.SSLContext:
+        key = ec.generate_private_key(ec.SECP256R1())
+        subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "vcenter")])
+        certificate = self._signed(subject, key, name=name)
+        pem = self.folder / "server.pem"
+        pem.write_bytes(
+            certificate.public_bytes(serialization.Encoding.PEM)
+            + key.private_bytes(
+                serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+            )
+        )
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.load_cert_chain(pem)
+        return context
+
+    def _signed(
+        self, subject: x509.Name, key: ec.EllipticCurvePrivateKey, *, is_ca: bool = False, name: str = ""
+    ) -> x509.Certificate:
+        now = datetime.datetime.now(datetime.UTC)
+        builder = (
+            x509.CertificateBuilder()
+            .subject_name(subject)
+            .issuer_name(self._subject)
+            .public_key(key.public_key())
+            .serial_number(x509.random_serial_number())
+            .not_valid_before(now - datetime.timedelta(days=1))
+            .not_valid_after(now + datetime.timedelta(days=1))
+            .add_extension(x509.BasicConstraints(ca=is_ca, path_length=None), critical=True)
+        )
+        if name:
+            try:
+                alternative: x509.GeneralName = x509.IPAddress(ipaddress.ip_address(name))
+            except ValueError:
+                alternative = x509.DNSName(name)
+            builder = builder.add_extension(x509.SubjectAlternativeName([alternative]), critical=False)
+        return builder.sign(self._key, hashes.SHA256())
+
+
+@pytest.fixture
+def authority(tmp_path: Path) -> Authority:
+    return Authority(tmp_path)
+
+
+class TestTls:
+    async def test_a_ca_file_makes_a_certificate_trusted(self, authority: Authority) -> None:
+        async with lab(ssl=authority.tls, ca_file=authority.file) as it:
+            task = it.vcenter.create(fates.succeeds_at_once())
+            it.follow(task)
+            await it.ended(task)
+
+    async def test_an_untrusted_certificate_is_told_with_the_cure_and_no_password_is_sent(
+        self, authority: Authority
+    ) -> None:
+        async with lab(ssl=authority.tls) as it:
+            await it.until(lambda: it.source.health.state == "degraded")
+            assert "BRIDGE_VCENTERS__LAB__CA_FILE" in str(it.source.health.reason)
+            assert not it.vcenter.journal.requests
+
+    async def test_verification_can_be_switched_off(self, authority: Authority) -> None:
+        async with lab(ssl=authority.tls, verify_tls=False) as it:
+            await it.until(lambda: it.source.health.state == "ok")
+
+    async def test_a_certificate_for_another_name_is_told_as_that(self, tmp_path: Path) -> None:
+        authority = Authority(tmp_path, name="vcenter.example.com")
+        async with lab(ssl=authority.tls, ca_file=authority.file) as it:
+            await it.until(lambda: it.source.health.state == "degraded")
+            assert "isn't for this name" in str(it.source.health.reason)
+
+    async def test_a_new_ca_file_is_used_without_a_restart(self, authority: Authority, tmp_path: Path) -> None:
+        (tmp_path / "other").mkdir()
+        file = tmp_path / "configured.pem"
+        file.write_bytes(Authority(tmp_path / "other").file.read_bytes())
+        async with lab(ssl=authority.tls, ca_file=file) as it:
+            await it.until(lambda: it.source.health.state == "degraded")
+            replacement = tmp_path / "new.pem"
+            replacement.write_bytes(authority.file.read_bytes())
+            os.replace(replacement, file)
+            await it.until(lambda: it.source.health.state == "ok")
+
+    async def test_a_ca_file_that_is_gone_is_told_and_waited_for(
+        self, authority: Authority, tmp_path: Path
+    ) -> None:
+        file = tmp_path / "configured.pem"
+        async with lab(ssl=authority.tls, ca_file=file) as it:
+            await it.until(lambda: it.source.health.state == "degraded")
+            assert str(file) in str(it.source.health.reason)
+            file.write_bytes(authority.file.read_bytes())
+            await it.until(lambda: it.source.health.state == "ok")
+
+    async def test_a_url_with_https_for_a_plain_port_is_told_as_such(self) -> None:
+        async with serving(SimulatedVCenter()) as url:
+            source = CisSource(Given(url.replace("http:", "https:")), POLICY, Metrics())
+            async with source:
+                with pytest.raises(VCenterUnavailable, match="can't be spoken to over TLS"):
+                    await source.cancel("a:b")
+
+
+async def test_a_refused_connection_is_told_as_such() -> None:
+    async with serving(SimulatedVCenter()) as url:
+        pass
+    async with CisSource(Given(url), POLICY, Metrics()) as source:
+        with pytest.raises(VCenterUnavailable, match="refuses the connection"):
+            await source.cancel("a:b")

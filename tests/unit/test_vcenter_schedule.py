@@ -1,0 +1,309 @@
+"""When to look: intervals, back-off, the budget, and the way of a task from due to asked."""
+
+from __future__ import annotations
+
+import random
+import time
+
+import pytest
+
+from task_bridge.errors import VCenterUnavailable
+from task_bridge.vcenter import LookPolicy
+from task_bridge.vcenter.budget import Budget
+from task_bridge.vcenter.followed import ASKED, GONE, PARKED, Agenda, Followed
+from task_bridge.vcenter.outage import Outage
+from task_bridge.vcenter.schedule import backoff_s, interval_s, remaining_s, stretch
+
+POLICY = LookPolicy(poll_min_s=1.0, poll_max_s=15.0)
+
+
+@pytest.mark.parametrize(
+    ("age_s", "left_s", "expected_s"),
+    [
+        (0, None, 1.0),
+        (5, None, 1.0),
+        (50, None, 5.0),
+        (149, None, 14.9),
+        (150, None, 15.0),
+        (86_400, None, 15.0),
+        (100, 60, 10.0),  # the end is further away than the next look
+        (100, 4, 4.0),  # the end is near
+        (100, 0.01, 1.0),  # overdue: not below the shortest
+    ],
+)
+def test_a_task_is_looked_at_after_a_tenth_of_its_age_and_sooner_near_its_end(
+    age_s: float, left_s: float | None, expected_s: float
+) -> None:
+    assert interval_s(POLICY, age_s, left_s, 1.0, 0.0) == pytest.approx(expected_s)
+
+
+@pytest.mark.parametrize("age_s", [0, 3, 30, 300])
+def test_intervals_spread_a_little_and_stay_within_the_policy(age_s: float) -> None:
+    spread = [interval_s(POLICY, age_s, None, 1.0, chance / 10) for chance in range(11)]
+    assert len(set(spread)) > 1
+    assert min(spread) >= POLICY.poll_min_s
+    assert max(spread) <= POLICY.poll_max_s
+    assert max(spread) - min(spread) <= max(spread) * 0.11
+
+
+def test_equal_limits_leave_no_choice() -> None:
+    assert interval_s(LookPolicy(5, 5), 1_000, None, 1.0, 0.7) == 5
+
+
+def test_all_intervals_stretch_alike_when_the_requests_do_not_suffice() -> None:
+    assert interval_s(POLICY, 50, None, 4.0, 0.0) == 4 * interval_s(POLICY, 50, None, 1.0, 0.0)
+    assert interval_s(POLICY, 900, None, 4.0, 0.0) == 60
+
+
+@pytest.mark.parametrize(
+    ("percent", "first", "since_s", "left_s"),
+    [
+        (50, 0, 10, 10),
+        (99, 0, 99, 1),
+        (99, 0, 990, 10),  # stuck at 99 %: expected later and later
+        (100, 20, 8, 0),
+        (40, 40, 10, None),  # no progress seen, so no pace
+        (30, 40, 10, None),
+        (50, 0, 0, None),
+    ],
+)
+def test_what_is_left_follows_from_the_pace_so_far(
+    percent: float, first: float, since_s: float, left_s: float | None
+) -> None:
+    assert remaining_s(percent, first, since_s) == (None if left_s is None else pytest.approx(left_s))
+
+
+@pytest.mark.parametrize(
+    ("looks_per_s", "tasks_a_request", "requests_per_s", "expected"),
+    [
+        (100, 500, 20, 1.0),
+        (8_000, 500, 20, 1.0),
+        (16_000, 500, 20, 2.0),
+        (160, 1, 20, 10.0),
+        (0, 1, 20, 1.0),
+    ],
+)
+def test_the_stretch_makes_looks_fit_into_four_fifths_of_the_requests(
+    looks_per_s: float, tasks_a_request: int, requests_per_s: float, expected: float
+) -> None:
+    assert stretch(looks_per_s, tasks_a_request, requests_per_s) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize(
+    ("failures", "chance", "asked_s", "expected_s"),
+    [
+        (1, 0, None, 1),
+        (2, 0, None, 2),
+        (4, 0, None, 8),
+        (5, 0, None, 15),
+        (1_000, 0, None, 15),
+        (3, 1, None, 2),
+        (1, 0, 120, 120),
+        (1, 1, 120, 132),  # spread, so that replicas don't come back together, and never early
+        (5, 0, 2, 15),
+    ],
+)
+def test_back_off_doubles_to_the_longest_interval_and_honours_retry_after(
+    failures: int, chance: float, asked_s: float | None, expected_s: float
+) -> None:
+    assert backoff_s(failures, POLICY, chance, asked_s) == pytest.approx(expected_s)
+
+
+class TestOutage:
+    def outage(self) -> Outage:
+        return Outage(POLICY, random.Random(7))
+
+    def test_requests_that_fail_together_count_once(self) -> None:
+        together, alone = self.outage(), self.outage()
+        for _ in range(4):
+            together.failed(VCenterUnavailable("down"), asked_at=10.0, now=12.0)
+        alone.failed(VCenterUnavailable("down"), asked_at=10.0, now=12.0)
+        assert together.until <= 13.0
+        assert alone.until <= 13.0
+
+    def test_failures_in_a_row_wait_longer_and_an_answer_ends_it(self) -> None:
+        outage = self.outage()
+        now = 0.0
+        for _ in range(8):
+            outage.failed(VCenterUnavailable("down"), asked_at=now, now=now)
+            waited, now = outage.until - now, outage.until
+        assert 7.5 <= waited <= 15
+        outage.over(now)
+        assert (outage.down, outage.until) == (False, 0.0)
+        outage.failed(VCenterUnavailable("down"), asked_at=now, now=now)
+        assert outage.until - now <= 1.0
+
+    def test_three_doubts_in_a_row_mean_vcenter_and_an_answer_between_them_clears_it(self) -> None:
+        outage = self.outage()
+        outage.over(0.0)
+        assert [outage.doubt(1.0), outage.doubt(1.0)] == [False, False]
+        outage.over(2.0)
+        assert [outage.doubt(3.0), outage.doubt(3.0), outage.doubt(3.0)] == [False, False, True]
+
+    def test_a_doubt_is_certain_when_nothing_answered_for_long(self) -> None:
+        outage = self.outage()
+        assert outage.doubt(0.0)
+        outage.over(1.0)
+        assert not outage.doubt(16.0)
+        assert outage.doubt(16.1)
+
+    def test_a_named_time_is_waited_for(self) -> None:
+        outage = self.outage()
+        outage.failed(VCenterUnavailable("busy", retry_after_s=40), asked_at=0.0, now=0.0)
+        assert outage.until >= 40
+
+
+class TestBudget:
+    def test_a_second_s_worth_may_go_at_once_and_the_rest_in_turn(self) -> None:
+        now = 0.0
+        budget = Budget(20, lambda: now)
+        for _ in range(20):
+            assert budget.wait_s() == 0
+            budget.spend()
+        assert budget.wait_s() == pytest.approx(0.05)
+        now = 0.05
+        assert budget.wait_s() == pytest.approx(0.0)
+        now = 3600
+        assert budget.plentiful
+        for _ in range(20):
+            budget.spend()
+        assert budget.wait_s() == pytest.approx(0.05)
+
+    def test_a_rate_below_one_still_lets_one_go(self) -> None:
+        budget = Budget(0.1, lambda: 0.0)
+        assert budget.wait_s() == 0
+        budget.spend()
+        assert budget.wait_s() == pytest.approx(10)
+
+    async def test_who_waits_gets_its_turn(self) -> None:
+        budget = Budget(50)
+        for _ in range(50):
+            budget.spend()
+        asked = time.monotonic()
+        await budget.take()
+        assert time.monotonic() - asked > 0.01
+
+
+class TestAgenda:
+    def followed(self, name: str, *, due: float, agenda: Agenda, now: float = 0.0) -> Followed:
+        followed = Followed(f"{name}:p", "p", 0.0, False, False)
+        agenda.wait(followed, now, due)
+        return followed
+
+    def taken(self, agenda: Agenda, now: float, at_most: int = 500) -> list[str]:
+        agenda.queue_due(now)
+        group = agenda.next_group(results_first=False)
+        if group is None:
+            return []
+        taken = agenda.take(group, at_most)
+        group.in_flight -= 1
+        return [followed.id[0] for followed in taken]
+
+    def test_what_is_due_within_the_next_second_goes_along(self) -> None:
+        agenda = Agenda(poll_min_s=1.0)
+        self.followed("a", due=10.0, agenda=agenda)
+        self.followed("b", due=10.9, agenda=agenda)
+        self.followed("c", due=11.5, agenda=agenda)
+        assert agenda.first() <= 10.0
+        assert self.taken(agenda, 10.0) == ["a", "b"]
+
+    def test_short_intervals_are_not_cut_by_more_than_a_quarter(self) -> None:
+        agenda = Agenda(poll_min_s=1.0)
+        self.followed("a", due=1.0, agenda=agenda)
+        self.followed("b", due=1.2, agenda=agenda)
+        self.followed("c", due=1.5, agenda=agenda)
+        assert self.taken(agenda, 1.0) == ["a", "b"]
+
+    def test_a_task_that_was_moved_is_taken_once_at_its_new_time(self) -> None:
+        agenda = Agenda(poll_min_s=1.0)
+        moved = self.followed("a", due=10.0, agenda=agenda)
+        agenda.wait(moved, 5.0, 5.0)
+        assert self.taken(agenda, 5.0) == ["a"]
+        agenda.wait(moved, 5.0, 30.0)
+        assert self.taken(agenda, 10.0) == []
+        assert self.taken(agenda, 30.0) == ["a"]
+        assert moved.place == ASKED
+
+    @pytest.mark.parametrize("place", [PARKED, GONE])
+    def test_a_task_that_does_not_wait_any_more_is_not_taken(self, place: int) -> None:
+        agenda = Agenda(poll_min_s=1.0)
+        self.followed("a", due=10.0, agenda=agenda).place = place
+        assert self.taken(agenda, 10.0) == []
+
+    def test_the_queue_whose_task_waited_longest_comes_first_and_a_hurried_task_before_all(self) -> None:
+        agenda = Agenda(poll_min_s=1.0)
+        late = Followed("late:p", "p", 0.0, False, False)
+        later = Followed("x:q", "q", 0.0, False, False)
+        agenda.wait(late, 0.0, 2.0)
+        agenda.wait(later, 0.0, 1.0)
+        agenda.queue_due(3.0)
+        group = agenda.next_group(results_first=False)
+        assert group is not None
+        assert group.provider == "q"
+        agenda.queue(late, 3.0, before_others=True)
+        group = agenda.next_group(results_first=False)
+        assert group is not None
+        assert agenda.take(group, 5) == [late]
+
+    def test_only_so_many_are_taken_and_the_rest_stays_queued(self) -> None:
+        agenda = Agenda(poll_min_s=1.0)
+        for name in "abcde":
+            self.followed(name, due=1.0, agenda=agenda)
+        assert self.taken(agenda, 1.0, at_most=3) == ["a", "b", "c"]
+        assert agenda.is_queued
+        assert self.taken(agenda, 1.0) == ["d", "e"]
+        assert not agenda.is_queued
+
+    def test_one_that_no_list_works_with_is_asked_for_alone(self) -> None:
+        agenda = Agenda(poll_min_s=1.0)
+        odd = self.followed("a", due=1.0, agenda=agenda)
+        odd.listed_from = 100.0
+        self.followed("b", due=1.0, agenda=agenda)
+        agenda.queue_due(1.0)
+        groups = {}
+        while group := agenda.next_group(results_first=False):
+            groups[group.way] = [followed.id[0] for followed in agenda.take(group, 500)]
+            group.in_flight -= 1
+        assert groups == {"get": ["a"], "list": ["b"]}
+        agenda.wait(odd, 100.0, 101.0)
+        agenda.queue_due(101.0)
+        group = agenda.next_group(results_first=False)
+        assert group is not None
+        assert group.way == "list"
+
+    def test_without_any_list_every_task_is_asked_for_alone(self) -> None:
+        agenda = Agenda(poll_min_s=1.0)
+        agenda.lists_from = 50.0
+        self.followed("a", due=1.0, agenda=agenda)
+        agenda.queue_due(1.0)
+        group = agenda.next_group(results_first=False)
+        assert group is not None
+        assert group.way == "get"
+
+    def test_a_provider_that_fails_is_asked_by_one_request_at_a_time_and_none_by_all_there_are(self) -> None:
+        agenda = Agenda(poll_min_s=1.0, in_flight_max=3)
+        for name in "abcd":
+            self.followed(name, due=1.0, agenda=agenda)
+        agenda.queue_due(1.0)
+        group = agenda.next_group(results_first=False)
+        assert group is not None
+        agenda.take(group, 1)
+        assert agenda.next_group(results_first=False) is group
+        group.failures = 1
+        assert agenda.next_group(results_first=False) is None
+        assert not agenda.is_queued
+        group.failures = 0
+        agenda.take(group, 1)
+        assert agenda.next_group(results_first=False) is None
+        group.in_flight = 0
+        assert agenda.is_queued
+
+    def test_many_providers_that_come_and_go_leave_nothing_behind(self) -> None:
+        agenda = Agenda(poll_min_s=1.0)
+        for number in range(2_000):
+            followed = Followed(f"x:{number}", str(number), 0.0, False, False)
+            agenda.wait(followed, 0.0, 0.0)
+            assert self.taken(agenda, 0.0) == ["x"]
+            followed.place = GONE
+        assert len(agenda._groups) <= 500
+        assert agenda.next_group(results_first=False) is None
