@@ -211,7 +211,37 @@ def test_the_end_waits_for_its_result() -> None:
 
     assert draft is not None
     assert (draft.event.kind, draft.result) == ("completed.succeeded", result_of([1]))
-    assert draft.event.unchanged_since == pytest.approx(NOW + 1)
+    assert draft.event.unchanged_since == pytest.approx(NOW + 1, abs=0.001)
+
+
+def test_since_when_nothing_changed_survives_a_takeover_before_the_result() -> None:
+    watch, first = a_watch(partial_results=True), stored(played([(0, succeeded())]).events[0])
+    view = resume(first)
+    observe(view, first, succeeded(result_of([1])), NOW + 30)
+
+    draft = next_event(watch, first, view, NOW + 30, POLICY)
+
+    assert draft is not None
+    assert (draft.event.kind, draft.event.data.unchanged_since) == ("completed.succeeded", rfc3339(NOW))
+
+
+@pytest.mark.parametrize(
+    ("seen", "expected"),
+    [
+        (running(0), ["watching", "abandoned.lost"]),
+        (succeeded(), ["watching", "completed.succeeded"]),
+        (None, ["abandoned.lost"]),
+    ],
+)
+def test_what_was_seen_before_the_task_vanished_is_told_first(seen: Task | None, expected: list[str]) -> None:
+    replica = Replica(a_watch())
+    if seen:
+        observe(replica.view, None, seen, NOW)
+    replica.view.absence = lost()
+
+    replica.settle()
+
+    assert kinds(replica.events) == expected
 
 
 def test_a_watch_that_begins_with_the_end_is_watching_before_the_result_is_there() -> None:
@@ -838,7 +868,7 @@ def test_a_watch_wakes_for_its_deadline_for_progress_held_back_and_to_restate(
 def test_a_standstill_counts_from_the_last_change_until_it_is_told(
     watch: Watch, last: Event | None, changed_at: float, stalls: float
 ) -> None:
-    assert stall_at(watch, last, View(changed_at=changed_at)) == pytest.approx(stalls)
+    assert stall_at(watch, last, View(changed_at=changed_at)) == pytest.approx(stalls, abs=0.0002)
 
 
 def test_a_watch_is_restated_after_half_of_the_time_that_events_are_kept() -> None:

@@ -412,6 +412,7 @@ async def test_progress_held_back_is_told_without_another_look() -> None:
         last = bridge.journal.events[-1]
         assert (last.kind, last.data.progress) == ("progress", progress(2))
         assert last.time - bridge.journal.events[0].time >= 0.2
+        assert bridge.source.calls.count(f"again {TASK}") == 3  # once for each look
 
 
 async def test_a_standstill_is_told_by_the_look_that_finds_it(bridge: Bridge) -> None:
