@@ -8,10 +8,13 @@ import time
 import pytest
 
 from task_bridge.errors import VCenterUnavailable
+from task_bridge.task import Progress, Task
 from task_bridge.vcenter import LookPolicy
 from task_bridge.vcenter.budget import Budget
+from task_bridge.vcenter.config import PATIENCE
 from task_bridge.vcenter.followed import ASKED, GONE, PARKED, Agenda, Followed
 from task_bridge.vcenter.outage import Outage
+from task_bridge.vcenter.register import Register
 from task_bridge.vcenter.schedule import backoff_s, interval_s, remaining_s, stretch
 
 POLICY = LookPolicy(poll_min_s=1.0, poll_max_s=15.0)
@@ -182,6 +185,84 @@ class TestBudget:
         asked = time.monotonic()
         await budget.take()
         assert time.monotonic() - asked > 0.01
+
+
+class Looked:
+    """A followed task that is looked at when it is due, by a clock that is set."""
+
+    def __init__(self, age_s: float = 0.0, policy: LookPolicy = POLICY) -> None:
+        self.now = 0.0
+        agenda = Agenda(policy.poll_min_s)
+        self.register = Register("lab", policy, PATIENCE, agenda, lambda: self.now, random.Random(3), lambda: 0.0)
+        self.register.follow("a:p", age_s, seen=False, with_result=False)
+        self.followed = self.register.tasks["a:p"]
+
+    def look(self, percent: float | None = None, *, at: float | None = None) -> float:
+        """One look, by default when it is due; how long until the next."""
+        self.now = self.followed.due if at is None else at
+        if percent is None:
+            self.register.unchanged([self.followed], self.now)
+        else:
+            progress = Progress(percent, 100, percent, None)
+            self.register.changed(self.followed, Task("RUNNING", progress=progress), self.now)
+            self.register.again("a:p")
+        return self.followed.due - self.now
+
+
+class TestRegister:
+    def test_the_age_counts_from_when_the_watch_began(self) -> None:
+        assert Looked(age_s=0.0).look(at=0.0) < 1.2
+        assert 9.0 <= Looked(age_s=100.0).look(at=0.0) <= 10.0
+        assert Looked(age_s=-3_600.0).look(at=0.0) < 1.2  # the request's clock is ahead of ours
+
+    def test_an_old_task_is_looked_at_as_seldom_as_can_be(self) -> None:
+        looked = Looked(age_s=1_000.0)
+        waits = [looked.look() for _ in range(50)]
+        assert all(13.5 <= wait_s <= 15.0 for wait_s in waits)
+        assert len(set(waits)) > 40
+
+    def test_progress_that_nears_its_end_is_looked_at_sooner(self) -> None:
+        looked = Looked(age_s=100.0)
+        looked.look(10, at=0.0)
+        assert looked.look(50, at=40.0) >= 12.0  # 40 s to go: by age
+        assert 4.0 <= looked.look(90, at=80.0) <= 10.0
+        assert looked.look(99, at=89.0) <= 1.2
+        stuck = [looked.look() for _ in range(400)]
+        assert stuck[-1] > 3.0  # at 99 % for minutes: expected later and later
+
+    def test_progress_that_goes_backwards_starts_the_pace_anew(self) -> None:
+        looked = Looked(age_s=1_000.0)
+        looked.look(50, at=0.0)
+        looked.look(20, at=10.0)
+        assert looked.look(25, at=20.0) >= 13.5
+
+    def test_news_of_an_old_task_makes_it_count_anew(self) -> None:
+        looked = Looked(age_s=1_000.0)
+        looked.look(0, at=0.0)
+        looked.look()
+        assert looked.followed.settled
+        looked.look(98, at=98.0)
+        assert looked.look() < 5.0
+
+    def test_what_took_long_to_be_dealt_with_is_looked_at_at_once(self) -> None:
+        looked = Looked(age_s=1_000.0)
+        looked.look(0, at=0.0)
+        looked.register.changed(looked.followed, Task("BLOCKED"), 20.0)
+        looked.now = 500.0
+        looked.register.again("a:p")
+        assert looked.followed.due == 500.0
+
+    def test_when_requests_do_not_suffice_every_interval_is_longer(self) -> None:
+        looked = Looked(age_s=1_000.0)
+        looked.register.stretch = 10.0
+        assert 135.0 <= looked.look(at=0.0) <= 150.0
+
+    def test_the_demand_is_that_of_those_followed(self) -> None:
+        looked = Looked(age_s=1_000.0)
+        looked.look(0, at=0.0)
+        assert looked.register.demand == pytest.approx(1 / 15, rel=0.15)
+        looked.register.forget("a:p")
+        assert looked.register.demand == pytest.approx(0.0)
 
 
 class TestAgenda:

@@ -132,7 +132,7 @@ def said(answer: Answer) -> Said:
     error = _standard_error(answer.body)
     if error is not None:
         return Said(answer.status, error, f"{error.message} (HTTP {answer.status})")
-    text = re.sub(r"<[^>]*>|\s+", " ", answer.body[:400].decode("utf-8", "replace")).strip()
+    text = re.sub(r"(<[^>]*>|\s)+", " ", answer.body[:400].decode("utf-8", "replace")).strip()
     return Said(answer.status, None, f"HTTP {answer.status}" + (f" ({text[:200]})" if text else ""))
 
 
