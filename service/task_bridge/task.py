@@ -193,7 +193,8 @@ def parse_error(body: object) -> TaskError | None:
     kind = _error_type(inner) or _error_type({"@class": body.get("type")}) or _text(body.get("name"))
     if kind is None and not messages:
         return None
-    data = plain(inner.get("data"))
+    is_rest = inner is not body or "@class" in inner
+    data = plain(inner.get("data")) if is_rest else inner.get("data")
     transient = data.get("is_transient") if isinstance(data, dict) else None
     return TaskError(
         type=kind,

@@ -89,8 +89,8 @@ class Absence(msgspec.Struct, frozen=True):
 class View(msgspec.Struct):
     """The newest that is known of a watch's task. Times in Unix seconds.
 
-    `looked_at`: the last good look; `last_look_asked`, `last_look_over`: the one look at the deadline was asked
-    for, was answered or failed.
+    `looked_at`: the last good look; `last_look_until`: how long the one look at the deadline may take, infinite
+    before it is asked for; `last_look_over`: it was answered or failed.
     """
 
     changed_at: float = 0.0
@@ -98,9 +98,13 @@ class View(msgspec.Struct):
     task: Task | None = None
     absence: Absence | None = None
     answer: TaskError | None = None
-    last_look_asked: bool = False
+    last_look_until: float = math.inf
     last_look_over: bool = False
     unwatched: bool = False
+
+    @property
+    def last_look_asked(self) -> bool:
+        return self.last_look_until < math.inf
 
 
 def resume(last: Event | None) -> View:
@@ -119,7 +123,9 @@ def observe(view: View, last: Event | None, task: Task, now: float) -> None:
 def _differs(before: Task, now: Task) -> bool:
     if (before.status, before.progress, before.cancelable) != (now.status, now.progress, now.cancelable):
         return True
-    return not now.ended and now.result is not None and before.result != now.result
+    if now.ended or now.result is None or not now.result.available:
+        return False
+    return before.result != now.result
 
 
 def _differs_from(last: EventData, task: Task) -> bool:
@@ -187,7 +193,7 @@ def is_past_last_look(watch: Watch, view: View, now: float) -> bool:
     """Whether the watch's time is up and the last look at its task is over, or has had its time."""
     ended = view.task is not None and view.task.ended
     looked = view.last_look_over and not ended
-    return now >= watch.deadline and (looked or now >= watch.deadline + LAST_LOOK_S)
+    return now >= watch.deadline and (looked or now >= view.last_look_until)
 
 
 def _change(make: _Maker, last: Event, task: Task | None) -> Draft | None:
@@ -234,7 +240,7 @@ def _changed_since(last: Event, view: View) -> bool:
 
 def wake_at(watch: Watch, last: Event | None, view: View, policy: Policy) -> float:
     """When `next_event` must be asked even if no look comes: a deadline, progress held back, a quiet watch."""
-    times = [math.inf if view.last_look_asked else watch.deadline, watch.deadline + LAST_LOOK_S]
+    times = [view.last_look_until if view.last_look_asked else watch.deadline]
     if last is not None:
         times.append(last.time + policy.restate_after_s)
         if view.task is not None and not view.task.ended and _is_untold(last, view, view.task):

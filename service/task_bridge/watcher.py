@@ -20,6 +20,7 @@ from .events import Event
 from .metrics import Metrics
 from .task import Task, TaskError
 from .watch import (
+    LAST_LOOK_S,
     Absence,
     Draft,
     Policy,
@@ -36,6 +37,8 @@ from .watch import (
 log = structlog.get_logger(__name__)
 
 YIELD_EVERY = 25
+AT_ONCE_S = 0.005
+UNSETTLED_S = 5.0
 LISTED_STATUSES = ("PENDING", "RUNNING", "BLOCKED", "SUCCEEDED", "FAILED")
 
 
@@ -244,6 +247,7 @@ class Watcher:
 
     async def _settle(self, held: Held) -> None:
         """Publishes what follows from the view until nothing does; then looks on, or the watch is over."""
+        pause_s = AT_ONCE_S
         try:
             while not self._stopping and (draft := self._next(held)):
                 # Publish before remembering: a crash in between repeats a look, never loses an event.
@@ -255,10 +259,12 @@ class Watcher:
                 return
         except Exception:
             log.exception("watch_not_settled", vcenter=held.watch.vcenter, task=held.watch.task)
+            pause_s = UNSETTLED_S
         finally:
             held.settling = False
-        self._arm(held)
-        self._look_on(held)
+        if self._held.get(held.key) is held:
+            self._arm(held, pause_s)
+            self._look_on(held)
 
     def _next(self, held: Held) -> Draft | None:
         policy = self._policy_of(held.watch.vcenter)
@@ -304,20 +310,20 @@ class Watcher:
             held.owes_look = False
             source.again(held.watch.task)
 
-    def _arm(self, held: Held) -> None:
+    def _arm(self, held: Held, at_least_s: float = AT_ONCE_S) -> None:
         """Sets the timer to when the watch must be asked even if no look comes."""
         if held.timer is not None:
             held.timer.cancel()
         held.stalls_at = stall_at(held.watch, held.last, held.view)
         when = wake_at(held.watch, held.last, held.view, self._policy_of(held.watch.vcenter))
         if when < math.inf and not self._stopping:
-            delay = max(0.005, when - self._clock())
+            delay = max(at_least_s, when - self._clock())
             held.timer = asyncio.get_running_loop().call_later(delay, self._woken, held)
 
     def _woken(self, held: Held) -> None:
         view = held.view
         if self._clock() >= held.watch.deadline and not view.last_look_asked:
-            view.last_look_asked = True
+            view.last_look_until = self._clock() + LAST_LOOK_S
             if source := self._sources.get(held.watch.vcenter):
                 source.hurry(held.watch.task)
             else:

@@ -101,7 +101,7 @@ async def test_a_result_is_inline_up_to_its_limit_in_compact_utf8(lab: Lab, size
     text = "é" * ((size - 2) // 2) + "x" * (size % 2)
     async with lab.bridge():
         await lab.listen()
-        task = lab.vcenter.create(Script([Step(0, {"status": "SUCCEEDED", "result": text})]))
+        task = lab.vcenter.create(Script((Step(0, {"status": "SUCCEEDED", "result": text}),)))
         await lab.publish(task)
         data = (await lab.ended(task))["data"]
     assert data["result_state"] == state

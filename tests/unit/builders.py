@@ -20,6 +20,7 @@ from task_bridge.events import (
 )
 from task_bridge.task import NO_RESULT, Progress, Result, Task, TaskError
 from task_bridge.watch import (
+    LAST_LOOK_S,
     Absence,
     Draft,
     Policy,
@@ -217,7 +218,7 @@ class Replica:
             # A timer never goes off at once again.
             self.now = max(at, self.now + 0.005)
             if self.now >= self.watch.deadline and not self.view.last_look_asked:
-                self.view.last_look_asked = True
+                self.view.last_look_until = self.now + LAST_LOOK_S
                 self.look(world)
             self.settle()
         self.now = to

@@ -552,7 +552,7 @@ def test_an_end_whose_result_does_not_come_in_time_is_told_without() -> None:
 def test_the_last_look_is_past_when_it_is_over_or_had_its_time(
     over: bool, task: Task | None, after: float, past: bool
 ) -> None:
-    view = View(task=task, last_look_asked=True, last_look_over=over)
+    view = View(task=task, last_look_until=TIMED.deadline + LAST_LOOK_S, last_look_over=over)
 
     assert is_past_last_look(TIMED, view, TIMED.deadline + after) is past
 
@@ -823,7 +823,7 @@ def test_a_good_look_forgets_an_absence_and_an_answer() -> None:
 def test_a_watch_without_events_wakes_at_its_deadline_only() -> None:
     assert wake_at(a_watch(), None, View(), POLICY) == math.inf
     assert wake_at(TIMED, None, View(), POLICY) == NOW + 100
-    assert wake_at(TIMED, None, View(last_look_asked=True), POLICY) == NOW + 100 + LAST_LOOK_S
+    assert wake_at(TIMED, None, View(last_look_until=NOW + 103), POLICY) == NOW + 103
 
 
 @pytest.mark.parametrize(
@@ -847,7 +847,7 @@ def test_a_watch_wakes_for_its_deadline_for_progress_held_back_and_to_restate(
     view = resume(last)
     if seen:
         observe(view, last, seen, NOW + 0.5)
-    view.last_look_asked = asked
+    view.last_look_until = NOW + 115 if asked else math.inf
 
     assert wake_at(watch, last, view, POLICY) == NOW + wakes
 

@@ -54,10 +54,9 @@ def new_watch(
     Its id is made of the request's time and sequence in the stream, so that a redelivery makes the same one; never
     of the sequence alone, since streams get recreated. A request over the API has no sequence.
     """
-    since = round(since, 3)
     tail = f"a{secrets.token_hex(6)}" if stored_sequence is None else str(stored_sequence)
     return Watch(
-        id=f"{since * 1000:.0f}-{tail}",
+        id=f"{int(since * 1000)}-{tail}",
         vcenter=vcenter,
         task=request.task,
         since=since,

@@ -98,7 +98,7 @@ class Intake:
         """Publishes the rejection, then ends the request: in this order a crash repeats it, and the id drops it."""
         told = told_of(message.data)
         metadata = message.metadata
-        request_id = f"{metadata.timestamp.timestamp() * 1000:.0f}-{metadata.sequence.stream}"
+        request_id = f"{int(metadata.timestamp.timestamp() * 1000)}-{metadata.sequence.stream}"
         traceparent, tracestate = trace_of(message.headers)
         if told["task"] is not None and told["vcenter"] is None:
             told["vcenter"] = self._ports.routes.default
