@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import datetime
 import ipaddress
 import os
 import ssl
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -24,6 +26,7 @@ from task_bridge.simulator.options import Options
 from task_bridge.simulator.serve import serving
 from task_bridge.simulator.tasks import Script
 from task_bridge.vcenter import CisSource
+from task_bridge.vcenter.http import Http
 from vcenter_lab import POLICY, Given, lab
 
 
@@ -330,3 +333,63 @@ async def test_a_refused_connection_is_told_as_such() -> None:
     async with CisSource(Given(url), POLICY, Metrics()) as source:
         with pytest.raises(VCenterUnavailable, match="refuses the connection"):
             await source.cancel("a:b")
+
+
+async def test_a_kept_connection_that_vcenter_just_closed_is_no_failure() -> None:
+    served: list[str] = []
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with suppress(asyncio.IncompleteReadError, ConnectionError):
+            for number in range(2):
+                head = (await reader.readuntil(b"\r\n\r\n")).decode()
+                served.append(head.split(" HTTP")[0])
+                if number:
+                    break  # read, and closed without an answer
+                writer.write(b"HTTP/1.1 200 OK\r\ncontent-length: 3\r\n\r\n" + b'"t"')
+        writer.close()
+
+    server = await asyncio.start_server(serve, "127.0.0.1", 0)
+    host, port = server.sockets[0].getsockname()
+    http = Http(Given(f"http://{host}:{port}"), Metrics())
+    try:
+        assert (await http.request("login", "POST", "/login", {})).ok
+        assert (await http.request("get", "GET", "/task", {})).ok
+        with pytest.raises(VCenterUnavailable):
+            await http.request("cancel", "POST", "/cancel", {})
+        assert served == ["POST /login", "GET /task", "GET /task", "POST /cancel"]
+    finally:
+        await http.close()
+        server.close()
+        await server.wait_closed()
+
+
+async def test_the_environment_s_proxy_is_ignored_and_the_configured_one_used(
+    monkeypatch: pytest.MonkeyPatch, authority: Authority
+) -> None:
+    tunnels: list[str] = []
+
+    async def pump(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with suppress(ConnectionError):
+            while chunk := await reader.read(65_536):
+                writer.write(chunk)
+        writer.close()
+
+    async def tunnel(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        head = (await reader.readuntil(b"\r\n\r\n")).decode()
+        tunnels.append(head.split("\r\n")[0])
+        host, port = head.split(" ")[1].split(":")
+        there_reader, there_writer = await asyncio.open_connection(host, int(port))
+        writer.write(b"HTTP/1.1 200 Connected\r\n\r\n")
+        await asyncio.gather(pump(reader, there_writer), pump(there_reader, writer))
+
+    for name in ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY"):
+        monkeypatch.setenv(name, "http://127.0.0.1:9")
+    async with lab(ssl=authority.tls, ca_file=authority.file) as it:
+        await it.until(lambda: it.source.health.state == "ok")
+    proxy = await asyncio.start_server(tunnel, "127.0.0.1", 0)
+    host, port = proxy.sockets[0].getsockname()
+    async with lab(ssl=authority.tls, ca_file=authority.file, proxy=f"http://{host}:{port}") as it:
+        await it.until(lambda: it.source.health.state == "ok")
+    assert tunnels[0].startswith("CONNECT 127.0.0.1:")
+    proxy.close()
+    await proxy.wait_closed()

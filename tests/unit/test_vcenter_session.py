@@ -360,7 +360,8 @@ class TestHttp:
         assert str(raised.value).startswith("vCenter lab (https://vcenter.test) ")
         assert isinstance(raised.value, Doubtful) is doubtful
         labels = {"vcenter": "lab", "operation": "get", "code": "error"}
-        assert vcenter.metrics.registry.get_sample_value("task_bridge_vcenter_requests_total", labels) == 1
+        asked = 2 if isinstance(error, httpx.RemoteProtocolError | httpx.ReadError) else 1  # once more when cut off
+        assert vcenter.metrics.registry.get_sample_value("task_bridge_vcenter_requests_total", labels) == asked
 
     async def test_requests_are_counted_by_operation_and_status(self, vcenter: Scripted) -> None:
         await vcenter.get()

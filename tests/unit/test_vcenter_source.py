@@ -10,6 +10,7 @@ from typing import Any
 
 import httpx
 import pytest
+from structlog.testing import capture_logs
 
 from task_bridge.errors import Refused, VCenterUnavailable
 from task_bridge.metrics import Metrics
@@ -174,13 +175,54 @@ async def test_a_provider_that_lists_nothing_is_asked_ever_less_and_told_once() 
             return httpx.Response(500, json={"error_type": "RESOURCE_INACCESSIBLE", "messages": []})
         return tasks_answer(how, tasks, RUNNING)
 
-    async with looking(answer) as (it, vcenter):
-        bad = [f"{number}:bad" for number in range(300)]
-        it.follow(*bad, "a:good")
-        await it.more_looks("a:good", 8)
-        asked = [asked for asked in vcenter.asked if asked[2][0].endswith(":bad")]
-        assert len(asked) < 150
-        assert it.source.health.state == "degraded"
+    with capture_logs() as logs:
+        async with looking(answer) as (it, vcenter):
+            bad = [f"{number}:bad" for number in range(300)]
+            it.follow(*bad, "a:good")
+            await it.more_looks("a:good", 8)
+            asked = [asked for asked in vcenter.asked if asked[2][0].endswith(":bad")]
+            assert len(asked) < 80
+            assert it.source.health.state == "degraded"
+    assert [line["event"] for line in logs if line["log_level"] != "debug"] == ["vcenter_unavailable"]
+
+
+async def test_a_provider_whose_lists_all_fail_is_asked_by_gets() -> None:
+    def answer(how: str, with_result: bool, tasks: list[str]) -> httpx.Response:
+        if how == "list":
+            return httpx.Response(500, json={"error_type": "RESOURCE_INACCESSIBLE", "messages": []})
+        return tasks_answer(how, tasks, RUNNING)
+
+    async with looking(answer, patience=PATIENCE._replace(relist_s=60.0)) as (it, vcenter):
+        tasks = [f"{number}:p" for number in range(20)]
+        it.follow(*tasks)
+        await it.shown(*tasks)
+        lists = [asked[0] for asked in vcenter.asked].count("list")
+        for task in tasks:
+            await it.more_looks(task, 1)
+        assert [asked[0] for asked in vcenter.asked].count("list") == lists
+        assert it.source.health.state == "ok"
+
+
+async def test_a_partial_result_that_can_not_be_had_is_looked_past() -> None:
+    def answer(how: str, with_result: bool, tasks: list[str]) -> httpx.Response:
+        if with_result:
+            return httpx.Response(500, json={"error_type": "ERROR", "messages": []})
+        return tasks_answer(how, tasks, RUNNING)
+
+    async with looking(answer) as (it, _):
+        it.follow("a:p", with_result=True)
+        await it.shown("a:p")
+
+
+async def test_a_task_that_lists_leave_out_and_a_get_shows_is_asked_for_alone() -> None:
+    def answer(how: str, with_result: bool, tasks: list[str]) -> httpx.Response:
+        return httpx.Response(200, json={}) if how == "list" else tasks_answer(how, tasks, RUNNING)
+
+    async with looking(answer, patience=PATIENCE._replace(relist_s=60.0)) as (it, vcenter):
+        it.follow("a:p")
+        await it.more_looks("a:p", 5)
+        assert [asked[0] for asked in vcenter.asked].count("list") == 1
+        assert not it.is_gone("a:p")
 
 
 async def test_ids_without_a_provider_are_followed_too() -> None:

@@ -111,6 +111,11 @@ class Absences:
         shown = (self._shown, self._shown_before)
         return any(other is not None and other[0] != task and other[1] >= after for other in shown)
 
+    def is_only_unlisted(self, task: str) -> bool:
+        """Whether lists don't show the task, and vCenter wasn't heard about it alone."""
+        absent = self._absent.get(task)
+        return absent is not None and absent.told_at is None
+
     def absent_since(self, task: str) -> float:
         return self._absent[task].since
 

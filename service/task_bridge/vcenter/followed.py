@@ -36,7 +36,7 @@ class Group(msgspec.Struct, eq=False):
     """Tasks that one request can ask for: those of a provider by list, or by a get each.
 
     `results`: for the results of tasks that ended. `in_flight`: requests under way. `failures`: lists in a row that
-    showed nothing at all.
+    showed nothing at all. `listed_from`: until then there is no list of them.
     """
 
     provider: str
@@ -45,6 +45,7 @@ class Group(msgspec.Struct, eq=False):
     results: bool = False
     in_flight: int = 0
     failures: int = 0
+    listed_from: float = 0.0
     queue: deque[Followed] = msgspec.field(default_factory=deque)
 
     @property
@@ -150,13 +151,13 @@ class Agenda:
         for slots, ahead_s in ((self._fast, self._fast_ahead_s), (self._slow, SLOW_AHEAD_S)):
             for followed in slots.due(now + ahead_s):
                 home = followed.home
-                if home is None or no_list or followed.alone or followed.ended or followed.listed_from > now:
+                if home is None or no_list or home.listed_from > now or _is_odd(followed, now):
                     self.queue(followed, now)
-                    continue
-                followed.place = QUEUED
-                if not home.queue:
-                    self._has_tasks(home)
-                home.queue.append(followed)
+                else:
+                    followed.place = QUEUED
+                    if not home.queue:
+                        self._has_tasks(home)
+                    home.queue.append(followed)
 
     def queue(self, followed: Followed, now: float, *, before_others: bool = False) -> None:
         followed.place = QUEUED
@@ -173,7 +174,8 @@ class Agenda:
             self._waiting.append(group)
 
     def _group_of(self, followed: Followed, now: float) -> Group:
-        by_get = followed.alone or max(followed.listed_from, self.lists_from) > now
+        home_from = followed.home.listed_from if followed.home else 0.0
+        by_get = followed.alone or max(followed.listed_from, home_from, self.lists_from) > now
         with_result = followed.ended or followed.with_result
         key: _Key = (followed.provider, "get" if by_get else "list", with_result, followed.ended)
         group = self._groups.get(key)
@@ -204,3 +206,8 @@ class Agenda:
                 taken.append(followed)
         group.in_flight += bool(taken)
         return taken
+
+
+def _is_odd(followed: Followed, now: float) -> bool:
+    """Not to be looked at by list with the others of its provider."""
+    return followed.alone or followed.ended or followed.listed_from > now

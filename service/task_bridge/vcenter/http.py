@@ -31,11 +31,17 @@ TOTAL_S = 90.0
 """Longer than any phase: a list of 500 may take its time, a body that drips may not."""
 
 
+_SAFE_TO_REPEAT = frozenset({"list", "get", "result", "session"})
+_DROPPED = (httpx.RemoteProtocolError, httpx.ReadError, httpx.WriteError)
 _UNREACHABLE = (httpx.ConnectError, httpx.ConnectTimeout, httpx.ProxyError, httpx.UnsupportedProtocol)
 
 
 class Doubtful(VCenterUnavailable):
     """There is no answer to this request, though vCenter may answer others: a provider behind it may hang."""
+
+
+class _LeftBehind(Doubtful):
+    """vCenter closed a kept connection just as it was used again: nothing is wrong, and nothing was answered."""
 
 
 class AnswerTooLarge(VCenterUnavailable):
@@ -97,6 +103,23 @@ class Http:
 
         `urgent` doesn't wait for the budget, which then has one less for others.
         """
+        try:
+            return await self._request(operation, method, target, headers, content, urgent=urgent)
+        except _LeftBehind:
+            if operation not in _SAFE_TO_REPEAT:
+                raise
+        return await self._request(operation, method, target, headers, content, urgent=urgent)
+
+    async def _request(
+        self,
+        operation: str,
+        method: str,
+        target: str,
+        headers: Mapping[str, str],
+        content: bytes | None,
+        *,
+        urgent: bool,
+    ) -> Answer:
         async with self._slots:
             if urgent:
                 self.budget.spend()
@@ -116,15 +139,20 @@ class Http:
             self._current = None
 
     async def _answer(self, method: str, target: str, headers: Mapping[str, str], content: bytes | None) -> Answer:
+        done: set[str] = set()
+
+        async def trace(event: str, _: object) -> None:
+            done.add(event)
+
+        seen = {"trace": trace}
         try:
             async with asyncio.timeout(TOTAL_S), self._client() as client:
-                request = client.build_request(method, target, headers=headers, content=content)
+                request = client.build_request(method, target, headers=headers, content=content, extensions=seen)
                 return await self._sent(client, request)
         except (httpx.HTTPError, httpx.InvalidURL, TimeoutError, OSError) as error:
             if is_tls(error) and self._current is not None:
                 self._current.stale = True  # the CA file may be another, though it looks the same
-            kind = VCenterUnavailable if isinstance(error, _UNREACHABLE) else Doubtful
-            raise kind(sentence(error, self._settings)) from error
+            raise _kind_of(error, done)(sentence(error, self._settings)) from error
 
     async def _sent(self, client: httpx.AsyncClient, request: httpx.Request) -> Answer:
         response = await client.send(request, stream=True)
@@ -179,6 +207,15 @@ class Http:
 
     def _count(self, operation: str, code: str) -> None:
         self._metrics.vcenter_requests.labels(self._settings.name, operation, code).inc()
+
+
+def _kind_of(error: Exception, done: set[str]) -> type[VCenterUnavailable]:
+    """What the error means, by what was done until it came."""
+    if isinstance(error, _UNREACHABLE):
+        return VCenterUnavailable
+    kept = not any(event.startswith("connection.connect_") for event in done)
+    answered = "http11.receive_response_headers.complete" in done
+    return _LeftBehind if kept and not answered and isinstance(error, _DROPPED) else Doubtful
 
 
 def _identity(settings: VCenterSettings) -> object:

@@ -32,9 +32,9 @@ class Lists:
         return min(self._results_max, self._tasks.list_max) if group.with_result else self._tasks.list_max
 
     async def ask(self, group: Group, batch: list[Followed]) -> AsyncIterator[Part]:
-        """The batch in parts: what vCenter lists, and each task that it lists with no other, alone.
+        """The batch in parts: what vCenter lists, and each task that no list works with, alone.
 
-        Where so much fails that it can't be about single tasks, the rest comes as one part with the last error.
+        Where so much fails that it isn't worth going on, the rest comes as one part with the last error.
         Raises VCenterUnavailable.
         """
         parts, failures = [batch], 0

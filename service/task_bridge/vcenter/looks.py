@@ -20,7 +20,7 @@ from ..watcher import Unanswered
 from .followed import ASKED, Followed, Group
 from .health import Health
 from .http import Doubtful
-from .lists import Lists, Part
+from .lists import Lists
 from .outage import Outage
 from .reading import read_task
 from .register import Register
@@ -31,6 +31,7 @@ from .wire import Unreadable
 log = structlog.get_logger(__name__)
 
 _DOUBTS_TOLD = 3
+_PARTIAL_RESULTS_TRIED = 3
 _LOOK_AROUND = {"list": 200, "get": 5}
 
 
@@ -84,7 +85,8 @@ class Looks:
     # By list
 
     async def _list(self, group: Group, batch: list[Followed]) -> None:
-        showed = False
+        showed, error = False, None
+        refused: list[Followed] = []
         async for part in self._lists.ask(group, batch):
             if part.listing is not None:
                 showed, group.failures = True, 0
@@ -92,11 +94,13 @@ class Looks:
             elif part.error is None:
                 self._list_missed = True
                 self._get_instead(part.tasks)
-            elif len(part.tasks) == 1:
-                part.tasks[0].listed_from = self._register.clock() + self._register.patience.relist_s
-                self._get_instead(part.tasks)
             else:
-                self._list_failed(group, part, showed)
+                error = part.error
+                refused += part.tasks[:1] if len(part.tasks) == 1 else []
+        if showed or len(batch) == 1:
+            self._unlistable(refused)
+        elif error is not None:
+            self._list_failed(group, batch, error)
 
     def _take_listing(self, group: Group, asked: list[Followed], listing: Listing) -> None:
         now = self._register.clock()
@@ -119,28 +123,30 @@ class Looks:
         if not group.results:
             self._counted.inc(len(asked))
 
-    def _list_failed(self, group: Group, part: Part, showed: bool) -> None:
-        """So much failed that it isn't about single tasks: all wait."""
+    def _unlistable(self, those: list[Followed]) -> None:
+        """Lists work, but not with these."""
+        for followed in those:
+            followed.listed_from = self._register.clock() + self._register.patience.relist_s
+        self._get_instead(those)
+
+    def _list_failed(self, group: Group, batch: list[Followed], error: BadAnswer) -> None:
+        """No list works, so it isn't about single tasks: all wait, but one that shows whether a get works."""
         self._reached()
-        if not showed:
-            group.failures += 1
-            self._health.failed(str(part.error), group.provider)
-        now = self._register.clock()
-        for followed in part.tasks:
-            self._try_later(followed, now, max(1, group.failures))
+        group.failures += 1
+        self._health.failed(str(error), group.provider)
+        self._get_instead(batch[:1])
+        self._try_together_later(batch, group.failures)
 
     def _doubtful(self, group: Group, batch: list[Followed], error: Doubtful) -> None:
         """It may be about these tasks or their provider alone: they wait. The log tells when it persists."""
         self._health.failed_look(str(error))
-        now = self._register.clock()
         if group.way == "get":
             self._failed_alone(batch[0], error, _DOUBTS_TOLD)
             return
         group.failures += 1
         if group.failures >= _DOUBTS_TOLD:
             self._health.failed(str(error), group.provider)
-        for followed in batch:
-            self._try_later(followed, now, group.failures)
+        self._try_together_later(batch, group.failures)
 
     def _get_instead(self, those: list[Followed]) -> None:
         now = self._register.clock()
@@ -192,6 +198,11 @@ class Looks:
             self._register.agenda.lists_from = now + self._register.patience.relist_s
         self._answered(now, followed.provider)
         self._absences.shown(followed.id, now)
+        if self._absences.is_only_unlisted(followed.id):
+            followed.listed_from = now + self._register.patience.relist_s
+        if followed.home is not None and followed.home.failures:
+            followed.home.failures = 0
+            followed.home.listed_from = now + self._register.patience.relist_s
         self._shown(followed, got.body, got.rendering, now)
 
     async def _gone(self, followed: Followed, gone: Gone) -> None:
@@ -260,10 +271,11 @@ class Looks:
             except Unreadable as error:
                 self._bad_answer(followed, BadAnswer(f"vCenter shows what can't be read: {error}."))
                 return
-            followed.mark = mark
             if task != followed.task:
                 self._register.changed(followed, task, now)
+                followed.mark = mark
                 return
+            followed.mark = mark
         self._register.unchanged([followed], now)
 
     def _shown_safely(self, followed: Followed, body: msgspec.Raw, rendering: Rendering, now: float) -> None:
@@ -286,12 +298,16 @@ class Looks:
         self._health.failed_look(str(error))
         if followed.ended and isinstance(error, TooLarge):
             self._register.give_up_result(followed)
-        else:
-            self._failed_alone(followed, error, told_after=1)
+            return
+        self._failed_alone(followed, error, told_after=1)
+        if followed.with_result and (isinstance(error, TooLarge) or followed.failures >= _PARTIAL_RESULTS_TRIED):
+            # Better to see how the task does without its partial result than not at all.
+            followed.with_result, followed.home = False, None
 
     def _failed_alone(self, followed: Followed, error: Exception, told_after: int) -> None:
         followed.failures += 1
-        if followed.failures >= told_after and not followed.told:
+        told_of_all = followed.home is not None and followed.home.failures > 0
+        if followed.failures >= told_after and not followed.told and not told_of_all:
             followed.told = True
             log.warning("task_not_readable", vcenter=self._register.vcenter, task=followed.id, reason=str(error))
         self._try_later(followed, self._register.clock(), followed.failures)
@@ -306,6 +322,13 @@ class Looks:
     def _try_later(self, followed: Followed, now: float, failures: int) -> None:
         if followed.place == ASKED:
             self._register.failed(followed, now, now + self._register.backoff_s(failures))
+
+    def _try_together_later(self, batch: list[Followed], failures: int) -> None:
+        now = self._register.clock()
+        due = now + self._register.backoff_s(failures)
+        for followed in batch:
+            if followed.place == ASKED:
+                self._register.failed(followed, now, due)
 
     # Results of tasks that ended
 

@@ -118,6 +118,11 @@ class Register:
             self.hurried.discard(followed)
             self.absences.forget(task)
 
+    def forget_all(self) -> None:
+        for task in list(self.tasks):
+            self.forget(task)
+        self.finds.close()
+
     # What was found
 
     def unchanged(self, those: Iterable[Followed], now: float) -> None:
@@ -199,15 +204,10 @@ class Register:
         if now - self._pulled_at < self.patience.confirm_s / 2:
             return
         self._pulled_at = now
-        waiting = [
-            f for f in self.tasks.values() if f.place == WAITING and not f.ended and f.id not in self.absences
-        ]
-        self.rng.shuffle(waiting)
-        waiting.sort(key=lambda followed: followed.provider != provider)
-        self._make_due(waiting[:at_most], now)
-
-    def _make_due(self, those: Iterable[Followed], now: float) -> None:
-        for followed in those:
+        waiting = [f for f in self.tasks.values() if f.place == WAITING and not f.ended]
+        same = [f for f in waiting if f.provider == provider and f.id not in self.absences]
+        chosen = same if len(same) >= at_most else waiting
+        for followed in self.rng.sample(chosen, min(at_most, len(chosen))):
             self.agenda.wait(followed, now, now)
 
     def _no_hurry(self, followed: Followed) -> None:

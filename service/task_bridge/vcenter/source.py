@@ -99,7 +99,7 @@ class CisSource:
         for task in under_way:
             task.cancel()
         await asyncio.gather(*under_way, return_exceptions=True)
-        self._register.finds.close()
+        self._register.forget_all()
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(self._patience.logout_s):
                 await self._session.close()
