@@ -383,3 +383,44 @@ async def test_looks_are_counted_by_task() -> None:
         await it.shown(*tasks)
         assert it.counted("looks_total", vcenter="lab") == 7
         assert it.counted("vcenter_requests_total", vcenter="lab", operation="list", code="200") == 1
+
+
+async def test_every_task_ends_as_it_does_whatever_else_goes_wrong_on_the_way() -> None:
+    troubles = [
+        faults.bad_gateway(),
+        faults.connection_reset(),
+        faults.connection_reset(sends=10),
+        faults.resource_inaccessible(),
+        faults.internal_server_error(),
+        faults.service_unavailable(),
+        faults.unauthenticated(),
+        faults.truncated_json(),
+        faults.non_object(),
+        faults.invalid_utf8(),
+        faults.html_error(500),
+        faults.route_not_found(),
+    ]
+    async with lab() as it:
+        tasks = {
+            it.vcenter.create(fates.FATES[fate](after_s=after_s)): status
+            for fate, status in (
+                ("succeeds", "SUCCEEDED"),
+                ("fails_with_error", "FAILED"),
+                ("blocked_then_succeeds", "SUCCEEDED"),
+                ("fails_by_result", "FAILED"),
+                ("canceled", "FAILED"),
+                ("progress_backwards", "SUCCEEDED"),
+            )
+            for after_s in (2.0, 2.5, 3.0, 3.5)
+        }
+        it.follow(*tasks)
+        await it.shown(*tasks)
+        for trouble in troubles:
+            fault = it.vcenter.faults.add(trouble, path="/tasks", times=3)
+            await it.until(lambda fault=fault: it.vcenter.faults._faults[fault].left == 0)  # type: ignore[misc]
+            it.vcenter.sessions.invalidate()
+        ended = {task: (await it.ended(task)) for task in tasks}
+        assert {task: end.status for task, end in ended.items()} == tasks
+        assert not any(it.is_gone(task) for task in tasks)
+        await it.until(lambda: it.source.health.state == "ok")
+    assert it.vcenter.sessions.live == []
