@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import re
 from datetime import UTC, datetime
+from functools import lru_cache
 
 MAX_DURATION_S = 365 * 86_400.0
 _FIRST_S, _LAST_S = -62_135_596_800.0, 253_402_300_799.0  # what a year of four digits can name
@@ -40,8 +41,13 @@ def _seconds(value: object) -> float:
 
 def rfc3339(timestamp: float) -> str:
     """A Unix time in seconds as RFC 3339 in UTC with milliseconds: `2026-11-24T22:40:55.123Z`."""
-    moment = datetime.fromtimestamp(round(timestamp, 3), UTC)
-    return moment.isoformat(timespec="milliseconds").removesuffix("+00:00") + "Z"
+    seconds, milliseconds = divmod(round(timestamp * 1000), 1000)
+    return f"{_to_the_second(seconds)}.{milliseconds:03d}Z"
+
+
+@lru_cache(maxsize=64)  # an event has several times, most of the second that is
+def _to_the_second(seconds: int) -> str:
+    return datetime.fromtimestamp(seconds, UTC).isoformat().removesuffix("+00:00")
 
 
 def parse_time(value: object) -> float | None:
