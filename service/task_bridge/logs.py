@@ -50,6 +50,7 @@ def configure(log_format: LogFormat = "auto", level: str = "info", *, stream: Te
         processors=[*_SHARED, _in_order, *(_console(on_terminal) if for_people else _json()), _encoded],
         logger_factory=structlog.BytesLoggerFactory(stream.buffer),
         wrapper_class=structlog.make_filtering_bound_logger(level),
+        cache_logger_on_first_use=True,
     )
     sys.excepthook = _uncaught
     threading.excepthook = _uncaught_in_thread

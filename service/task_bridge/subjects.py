@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from functools import lru_cache
 from urllib.parse import quote, unquote
 
 CONSUMER = "bridge"
@@ -27,6 +28,7 @@ def is_vcenter_name(text: str) -> bool:
     return len(text) <= 63 and _VCENTER.fullmatch(text) is not None
 
 
+@lru_cache(maxsize=1024)  # asked some five times in a row of the same task
 def task_token(task: str) -> str:
     """The subject token of a task id: everything but `A-Z a-z 0-9 - _ ~ :` percent-encoded as UTF-8."""
     # quote() never encodes the dot, which would split the token.
