@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help setup test test-unit check lint format types lock clean
+.PHONY: help setup test test-unit bench check lint format types lock clean
 
 help: ## This list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -22,6 +22,9 @@ test: setup ## All tests, against a real nats-server and a simulated vCenter
 
 test-unit: setup ## The pure core alone, in seconds
 	$(BIN)/pytest tests/unit
+
+bench: setup ## Measures, and prints tables
+	PYTHONPATH=tests $(BIN)/python tests/bench/promptness.py
 
 lint: setup ## Style, format and layers
 	$(BIN)/ruff check .
