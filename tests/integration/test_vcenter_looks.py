@@ -311,19 +311,6 @@ async def test_the_budget_is_kept_and_all_tasks_are_looked_at_alike() -> None:
         assert max(looks) - min(looks) <= 3
 
 
-async def test_no_more_requests_are_in_flight_than_allowed_and_one_is_kept_for_others() -> None:
-    vcenter = SimulatedVCenter(Options(list_enabled=False, latency_s=0.01))
-    async with lab(vcenter, max_concurrent_requests=3) as it:
-        tasks = [vcenter.create(fates.runs_forever()) for _ in range(20)]
-        it.follow(*tasks)
-        await it.until(lambda: min(it.looks(task) for task in tasks) >= 2)
-        assert vcenter.journal.most_in_flight == 2
-        others = [vcenter.create(fates.runs_forever(), service="com.other") for _ in range(20)]
-        it.follow(*others)
-        await it.until(lambda: min(it.looks(task) for task in others) >= 2)
-        assert vcenter.journal.most_in_flight == 3
-
-
 async def test_a_provider_that_hangs_delays_no_other_provider() -> None:
     async with lab() as it:
         hanging = [it.vcenter.create(fates.runs_forever(), service="com.hanging") for _ in range(1_200)]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+from collections import Counter
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import Any
@@ -275,6 +276,35 @@ async def test_a_hurried_look_at_a_task_whose_result_is_being_fetched_is_its_res
         may_go.set()
         await it.ended("a:p")
         assert all(isinstance(standing, Task) for standing in it.standings("a:p"))
+
+
+async def test_no_more_requests_are_in_flight_than_allowed_and_one_is_kept_for_other_providers() -> None:
+    in_flight: Counter[str] = Counter()
+    most: Counter[str] = Counter()
+
+    async def handle(request: httpx.Request) -> httpx.Response:
+        if request.url.path == "/api/session":
+            return httpx.Response(201, json="token")
+        if not request.url.path.startswith("/api/cis/tasks/"):
+            return httpx.Response(404, text="404 page not found")
+        provider = request.url.path.partition(":")[2]
+        in_flight.update([provider, "all"])
+        for name in (provider, "all"):
+            most[name] = max(most[name], in_flight[name])
+        await asyncio.sleep(0.005)
+        in_flight.subtract([provider, "all"])
+        return httpx.Response(200, json=RUNNING)
+
+    given = Given("https://vcenter.test", max_concurrent_requests=3)
+    source = CisSource(given, POLICY, Metrics(), patience=PATIENCE, transport=httpx.MockTransport(handle))
+    async with source:
+        it = Lab(SimulatedVCenter(), source, Metrics(), "")
+        taking = asyncio.create_task(it.take())
+        tasks = [f"{number}:{provider}" for number in range(20) for provider in "pq"]
+        it.follow(*tasks)
+        await it.until(lambda: min(it.looks(task) for task in tasks) >= 3)
+        taking.cancel()
+    assert most == {"p": 2, "q": 2, "all": 3}
 
 
 class TestCancel:

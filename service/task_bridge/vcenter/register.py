@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import random
 from collections.abc import AsyncIterator, Callable, Iterable
 
@@ -90,11 +91,14 @@ class Register:
         self.agenda.wait(followed, now, now)
         self.urgent = True
 
-    def again(self, task: str) -> None:
+    def again(self, task: str) -> float:
+        """When the task is due then, infinity when it wasn't waiting for this."""
         followed = self.tasks.get(task)
-        if followed is not None and followed.place == PARKED:
-            now = self.clock()
-            self.agenda.wait(followed, now, max(now, followed.next_due))
+        if followed is None or followed.place != PARKED:
+            return math.inf
+        now = self.clock()
+        self.agenda.wait(followed, now, max(now, followed.next_due))
+        return followed.due
 
     def hurry(self, task: str) -> Followed | None:
         """Queues the task before all others; the one whose standing must be told soon, if it is followed.

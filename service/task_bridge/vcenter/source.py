@@ -75,6 +75,7 @@ class CisSource:
         self._outage = Outage(policy, rng)
         self._looks = Looks(self._register, self._tasks, self._session, self.health, self._outage, metrics, clock)
         self._news = asyncio.Event()
+        self._wakes_at = math.inf
         self._running: set[asyncio.Task[None]] = set()
         self._started_at = -math.inf
         self._early = Budget(_EARLY_PER_S, monotonic, at_once=_EARLY_AT_ONCE)
@@ -112,8 +113,8 @@ class CisSource:
         self._news.set()
 
     def again(self, task: str) -> None:
-        self._register.again(task)
-        self._news.set()
+        if self._register.again(task) < self._wakes_at:
+            self._news.set()
 
     def hurry(self, task: str) -> None:
         self._register.hurry(task)
@@ -175,7 +176,8 @@ class CisSource:
         """Waits until the time that `at` tells, asked again whenever there is news."""
         while True:
             self._news.clear()
-            wait_s = at() - self._monotonic()
+            self._wakes_at = at()
+            wait_s = self._wakes_at - self._monotonic()
             if wait_s <= 0:
                 return
             with contextlib.suppress(TimeoutError):
