@@ -49,7 +49,7 @@ class Monitor:
                 self._tell(differences)
                 if unsafe := [difference for difference in differences if difference.unsafe]:
                     raise CannotStart(*map(_cure, unsafe))
-                await self._read()
+                await self.read()
             except NatsUnavailable as error:
                 self._failed(str(error))
                 await asyncio.sleep(RETRY_S)
@@ -63,7 +63,7 @@ class Monitor:
             await asyncio.sleep(EVERY_S)
             try:
                 differences = await provision(self._streams, self._what, create=self._create)
-                await self._read()
+                await self.read()
             except (NatsUnavailable, CannotStart) as error:
                 self._failed(str(error))
                 continue
@@ -86,14 +86,14 @@ class Monitor:
     def _parts(self, wheres: list[str]) -> tuple[Part, ...]:
         return tuple(Part(where.split(" ", 1)[1], self._trouble or self._unsafe.get(where)) for where in wheres)
 
-    async def _read(self) -> None:
+    async def read(self) -> None:
+        """Reads what changes by itself, and the settings that an operator may have tuned. Raises NatsUnavailable."""
         try:
             consumer = await self._streams.js.consumer_info(self._names.watches_stream, CONSUMER)
             events = await self._streams.js.stream_info(self._names.events_stream)
         except (TimeoutError, nats.errors.Error) as error:
             raise NatsUnavailable(str(error) or "JetStream doesn't answer") from error
         self.waiting = consumer.num_pending
-        # Settings that an operator tuned are gone by.
         self.ack_wait_s = consumer.config.ack_wait or self.ack_wait_s
         self.events_max_age_s = events.config.max_age or 0.0
 
