@@ -154,7 +154,7 @@ class Lab:
 
         await self.client.subscribe(f"{PREFIX}.events.>", cb=heard)
         await self.client.subscribe(f"{PREFIX}.rejected", cb=heard)
-        await self.client.flush()
+        await self.js.account_info()  # a round trip behind the subscriptions; flush() overtakes them
 
     def heard(self, task: str) -> list[dict[str, Any]]:
         return [body for _, body in self.live if body.get("subject") == task]

@@ -87,7 +87,7 @@ class Monitor:
         return tuple(Part(where.split(" ", 1)[1], self._trouble or self._unsafe.get(where)) for where in wheres)
 
     async def read(self) -> None:
-        """Reads what changes by itself, and the settings that an operator may have tuned. Raises NatsUnavailable."""
+        """Reads what changes by itself, and what an operator may have tuned. Raises NatsUnavailable."""
         try:
             consumer = await self._streams.js.consumer_info(self._names.watches_stream, CONSUMER)
             events = await self._streams.js.stream_info(self._names.events_stream)
