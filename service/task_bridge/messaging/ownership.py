@@ -65,7 +65,6 @@ class Ownership:
         self._take = take
         self._metrics = metrics
         self._handles: dict[tuple[str, str], Handle] = {}
-        self._taking = asyncio.Semaphore(256)
         self._tasks: set[asyncio.Task[None]] = set()
         inbox = streams.connection.new_inbox()
         self.pull = Pull(streams, names.watches_stream, CONSUMER, inbox, self._room)
@@ -102,14 +101,13 @@ class Ownership:
         task.add_done_callback(self._tasks.discard)
 
     async def _taken(self, watch: Watch, handle: Handle, *, first: bool) -> None:
-        async with self._taking:
-            try:
-                outcome = await self._take(watch, handle)
-            except NatsUnavailable as error:
-                # Not said to be in progress any more, so it is delivered again.
-                log.warning("watch_not_taken_up", vcenter=watch.vcenter, task=watch.task, reason=str(error))
-                handle.drop()
-                return
+        try:
+            outcome = await self._take(watch, handle)
+        except NatsUnavailable as error:
+            # Not said to be in progress any more, so it is delivered again.
+            log.warning("watch_not_taken_up", vcenter=watch.vcenter, task=watch.task, reason=str(error))
+            handle.drop()
+            return
         if first and watch.stored_request:
             self._metrics.requests.labels(outcome).inc()
             log.info("request", outcome=outcome, vcenter=watch.vcenter, task=watch.task, watch=watch.id)
