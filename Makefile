@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help setup test test-unit bench check lint format types lock clean
+.PHONY: help setup demo test test-unit bench check lint format types lock clean
 
 help: ## This list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -16,6 +16,9 @@ $(VENV)/ready: tests/requirements.txt pyproject.toml Makefile
 	$(BIN)/pip install --quiet --require-hashes -r tests/requirements.txt
 	$(BIN)/pip install --quiet --no-deps --no-build-isolation -e .
 	@touch $@
+
+demo: setup ## Everything on this machine: NATS, a simulated vCenter, the bridge, a task of every fate
+	$(BIN)/task-bridge demo
 
 test: setup ## All tests, against a real nats-server and a simulated vCenter
 	$(BIN)/pytest

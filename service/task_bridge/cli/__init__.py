@@ -11,6 +11,8 @@ from . import running
 
 app = typer.Typer(name="task-bridge", no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 app.command()(running.serve)
+app.command()(running.demo)
+app.command()(running.simulate)
 
 
 def _version(wanted: bool) -> None:

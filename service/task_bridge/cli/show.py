@@ -1,0 +1,114 @@
+"""How the demonstration is seen: progress bars and a line an event on a terminal, lines alone elsewhere."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import BarColumn, Progress, TaskID, TextColumn
+from rich.table import Table
+
+from ..demo import Places, Play
+from ..events import Event
+
+_COLORS = {"watching": "cyan", "status": "yellow", "completed.succeeded": "green", "completed.failed": "red"}
+
+
+class LineShow:
+    """A line an event, with the seconds since the beginning."""
+
+    def __init__(self, console: Console, *, keep: bool) -> None:
+        self._console = console
+        self._keep = keep
+        self._began = time.monotonic()
+
+    def opens(self, places: Places) -> None:
+        self._say("nats-server, a simulated vCenter and the bridge are up; their tasks begin.")
+        if self._keep:
+            where = f"Pages: {places.http}\nNATS: {places.nats}\nLog: {places.log}\nCtrl-C ends it."
+            self._console.print(where, highlight=False, soft_wrap=True)
+
+    def begins(self, play: Play) -> None:
+        """Its first event tells."""
+
+    def goes_on(self, play: Play, event: Event) -> None:
+        color = _COLORS.get(event.kind, "magenta" if event.data.final else "dim")
+        seconds = f"{time.monotonic() - self._began:5.1f}s"
+        said = f"[{color}]{event.kind:<25}[/] {escape(_said(event))}"
+        self._say(f"{seconds} {play.act.title:<20} {said}")
+
+    def closes(self, plays: Sequence[Play]) -> None:
+        self._console.print(table(plays))
+
+    def _say(self, line: str) -> None:
+        self._console.print(line, highlight=False, no_wrap=True, overflow="ellipsis", crop=True)
+
+
+class BarShow(LineShow):
+    """A bar a task below, and above them what happens besides progress."""
+
+    def __init__(self, console: Console, bars: Progress, *, keep: bool) -> None:
+        super().__init__(console, keep=keep)
+        self._bars = bars
+        self._bar_of: dict[str, TaskID] = {}
+        self._over = False
+
+    def begins(self, play: Play) -> None:
+        self._bar_of[play.task] = self._bars.add_task(play.act.title, total=100, said="asked for")
+
+    def goes_on(self, play: Play, event: Event) -> None:
+        bar, progress = self._bar_of.get(play.task), event.data.progress
+        color = _COLORS.get(event.kind, "magenta" if event.data.final else "default")
+        said = f"[{color}]{event.data.status if not event.data.final else event.kind}[/]"
+        if bar is not None:
+            self._bars.update(bar, completed=(progress.percent if progress else None), said=said)
+        if event.data.kind != "progress":
+            super().goes_on(play, event)
+        if event.data.final and self._over and bar is not None:
+            self._bars.remove_task(self._bar_of.pop(play.task))
+
+    def closes(self, plays: Sequence[Play]) -> None:
+        for bar in self._bar_of.values():
+            self._bars.remove_task(bar)
+        self._bar_of.clear()
+        self._over = True
+        super().closes(plays)
+
+
+def bars(console: Console) -> Progress:
+    """The bars, to be entered while the show goes on."""
+    columns = (
+        TextColumn("{task.description:<20}"),
+        BarColumn(bar_width=24),
+        TextColumn("{task.percentage:>3.0f}%"),
+        TextColumn("{task.fields[said]}"),
+    )
+    return Progress(*columns, console=console)
+
+
+def table(plays: Sequence[Play]) -> Table:
+    """How every task went."""
+    shown = Table("Task", "Outcome", title_justify="left")
+    shown.add_column("Duration", justify="right")
+    shown.add_column("Events", justify="right")
+    for play in plays:
+        end = play.ending
+        duration_s = end.data.duration_seconds if end else None
+        duration = "" if duration_s is None else f"{duration_s:.1f} s"
+        outcome = end.kind if end else "no end"
+        shown.add_row(play.act.title, outcome, duration, str(len(play.events)))
+    return shown
+
+
+def _said(event: Event) -> str:
+    """The event in a few words."""
+    data = event.data
+    if data.error is not None:
+        return data.error.message
+    if data.result_ref is not None:
+        return f"result of {data.result_ref.size:,} bytes in {data.result_ref.bucket}"
+    if data.progress is not None and data.progress.percent is not None:
+        return f"{data.status} {data.progress.percent:.0f} %"
+    return data.status or ""

@@ -1,0 +1,97 @@
+"""`task-bridge demo`, as whoever has just cloned this runs it."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import re
+import signal
+import sys
+from asyncio.subprocess import PIPE, Process
+from pathlib import Path
+
+import pytest
+
+from lab import until
+from task_bridge import demo
+from task_bridge.demo import ACTS, Play
+from task_bridge.simulator import fates
+
+
+async def begun(directory: Path, *options: str) -> Process:
+    """The demonstration without a terminal, its temporary files in `directory`."""
+    return await asyncio.create_subprocess_exec(
+        sys.executable,
+        "-m",
+        "task_bridge",
+        "demo",
+        *options,
+        env={"PATH": os.environ["PATH"], "TMPDIR": str(directory)},
+        cwd=directory,
+        stdout=PIPE,
+        stderr=PIPE,
+    )
+
+
+def processes_in(directory: Path) -> list[str]:
+    """The command lines of the processes that have something to do with `directory`."""
+    lines = []
+    for file in Path("/proc").glob("[0-9]*/cmdline"):
+        try:
+            lines.append(file.read_text())
+        except OSError:  # it has just ended
+            continue
+    return [line for line in lines if str(directory) in line]
+
+
+async def test_every_task_ends_as_scripted_and_nothing_is_left_behind(tmp_path: Path) -> None:
+    process = await begun(tmp_path)
+    async with asyncio.timeout(45):
+        out, err = await process.communicate()
+    assert (process.returncode, err.decode()) == (0, "")
+    rows = dict(re.findall(r"^│ (.+?) +│ (\S+) ", out.decode(), re.M))
+    assert rows == {act.title: act.ending for act in ACTS}
+    assert "\x1b" not in out.decode()
+    assert processes_in(tmp_path) == []
+    assert os.listdir(tmp_path) == []
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+async def test_keep_goes_on_until_a_signal_and_leaves_nothing_behind(tmp_path: Path, number: int) -> None:
+    process = await begun(tmp_path, "--keep")
+    assert process.stdout is not None
+    async with asyncio.timeout(30):
+        places = await process.stdout.readuntil(b"Ctrl-C")
+    assert re.search(rb"http://127\.0\.0\.1:\d+\s+NATS: nats://127\.0\.0\.1:\d+", places)
+    assert len(processes_in(tmp_path)) == 1
+    process.send_signal(number)
+    async with asyncio.timeout(10):
+        _, err = await process.communicate()
+    assert (process.returncode, err.decode()) == (0, "")
+    assert processes_in(tmp_path) == []
+    assert os.listdir(tmp_path) == []
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere nothing ends a child with its parent")
+async def test_a_kill_takes_its_nats_server_along(tmp_path: Path) -> None:
+    process = await begun(tmp_path)
+    await until(lambda: processes_in(tmp_path))
+    process.kill()
+    await process.communicate()
+    await until(lambda: not processes_in(tmp_path))
+
+
+async def test_what_is_not_as_scripted_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    quick = ACTS[0]
+    monkeypatch.setattr(demo, "ACTS", (quick._replace(script=fates.fails_with_error(0.5)),))
+    plays = await demo.play(SilentShow(), tmp_path, keep=False)
+    assert [play.surprise() for play in plays] == [
+        "Succeeds quickly: it ended as completed.failed, not as completed.succeeded"
+    ]
+
+
+class SilentShow:
+    def opens(self, places: demo.Places) -> None: ...
+    def begins(self, play: Play) -> None: ...
+    def goes_on(self, play: Play, event: object) -> None: ...
+    def closes(self, plays: object) -> None: ...
