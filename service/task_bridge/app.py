@@ -87,6 +87,7 @@ class Bridge:
         connection.closed.add_done_callback(lambda _: _fails_at_end(failed, "the connection to NATS"))
         check_version(server_version(client))
         streams = Streams(client, self._settings.nats.js_domain)
+        await streams.open()
         monitor = self.status.monitor = self._monitor(streams)
         await monitor.begin()
         await self._consume(connection, streams, monitor, stack, failed)

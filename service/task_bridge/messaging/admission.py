@@ -130,7 +130,7 @@ class Watches:
         subject = self._names.watch(watch.vcenter, watch.task)
         headers = {"Nats-Msg-Id": watch.id}
         try:
-            return (await self._streams.publish(subject, msgspec.json.encode(watch), headers, 5)).seq
+            return (await self._streams.publish(subject, msgspec.json.encode(watch), headers)).seq
         except StoreRefused as refused:
             if refused.code == _TAKEN:
                 return None

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import ssl
 from collections.abc import Callable
 from typing import Any
 
@@ -20,6 +19,7 @@ from faststream.nats import (
 from nats.aio.client import Client
 
 from ..errors import CannotStart
+from ..login import tls_context
 from ..settings import NatsSettings
 
 log = structlog.get_logger(__name__)
@@ -124,7 +124,7 @@ def server_version(client: Client) -> tuple[int, int, int]:
 
 
 def _security(settings: NatsSettings) -> NatsSecurity:
-    context = _tls(settings)
+    context = tls_context(settings)
     if settings.creds_file:
         return NatsCredentials.from_file(settings.creds_file, ssl_context=context)
     if settings.nkey_seed_file:
@@ -134,12 +134,3 @@ def _security(settings: NatsSettings) -> NatsSecurity:
     if token := settings.token():
         return NatsToken(token, ssl_context=context)
     return NatsSecurity(ssl_context=context)
-
-
-def _tls(settings: NatsSettings) -> ssl.SSLContext | None:
-    if not (settings.tls_ca_file or settings.tls_cert_file or any(url.startswith("tls:") for url in settings.urls)):
-        return None
-    context = ssl.create_default_context(cafile=settings.tls_ca_file)
-    if settings.tls_cert_file:
-        context.load_cert_chain(settings.tls_cert_file, settings.tls_key_file)
-    return context

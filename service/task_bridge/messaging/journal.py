@@ -39,7 +39,6 @@ from .streams import Newest, Stored, Streams
 
 log = structlog.get_logger(__name__)
 
-ACK_TIMEOUT_S = 5.0
 RETRY_S = 0.25
 RETRY_MAX_S = 4.0
 STORE_RESULT_S = 30.0
@@ -142,7 +141,7 @@ class Journal:
             headers["Bridge-Stalled"] = "1"
         subject = self._names.put_event(data.vcenter, data.task, event.kind)
         try:
-            ack = await self._streams.publish(subject, body, headers, ACK_TIMEOUT_S)
+            ack = await self._streams.publish(subject, body, headers)
         except NatsUnavailable as error:
             pauses.reason = str(error)
             return None

@@ -18,6 +18,7 @@ from nats.js import JetStreamContext
 
 from ..durations import parse_time
 from ..errors import NatsUnavailable
+from .asking import Asking
 
 log = structlog.get_logger(__name__)
 
@@ -41,6 +42,7 @@ class Streams:
         self.connection = connection
         self.js: JetStreamContext = connection.jetstream(domain=domain, timeout=5)
         self.prefix = f"$JS.{domain}.API" if domain else "$JS.API"
+        self._asking = Asking(connection)
 
     async def last(self, stream: str, subject: str, *, leader: bool = False) -> Stored | None:
         """The newest message of `subject` (wildcards allowed), None when there is none.
@@ -54,11 +56,15 @@ class Streams:
         stored_at = found.time.timestamp() if found.time else 0.0
         return Stored(found.subject or "", found.seq or 0, stored_at, found.headers or {}, found.data or b"")
 
-    async def publish(self, subject: str, body: bytes, headers: dict[str, str], timeout_s: float) -> PubAck:
+    async def open(self) -> None:
+        """Makes `publish` possible."""
+        await self._asking.open()
+
+    async def publish(self, subject: str, body: bytes, headers: dict[str, str]) -> PubAck:
         """Stores a message. Raises NatsUnavailable when no answer came, and StoreRefused when it was a no."""
         try:
             # Not js.publish_async: an error answer never reaches its future (nats-py 2.16, measured).
-            answer = await self.connection.request(subject, body, timeout=timeout_s, headers=headers)
+            answer = await self._asking.ask(subject, body, headers)
             ack = _acks.decode(answer.data)
         except (TimeoutError, nats.errors.Error, OSError, msgspec.DecodeError) as error:
             told = f"no answer to a publish on {subject}: {error or type(error).__name__}"
