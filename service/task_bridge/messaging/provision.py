@@ -96,14 +96,27 @@ def wanted(names: Names, *, replicas: int, ack_wait_s: float, events_max_age_s: 
         allow_direct=True,
         num_replicas=replicas,
     )
-    events = StreamConfig(
+    bucket = ObjectStoreConfig(
+        bucket=names.results_bucket,
+        description="Results too large for an event",
+        ttl=events_max_age_s,
+        storage=StorageType.FILE,
+        replicas=replicas,
+    )
+    return Wanted(
+        ((requests, durable), (watches, durable), (_events(names, replicas, events_max_age_s), None)), bucket
+    )
+
+
+def _events(names: Names, replicas: int, max_age_s: float) -> StreamConfig:
+    return StreamConfig(
         name=names.events_stream,
         description="Events of watched tasks, and rejections",
         subjects=[f"{names.put}.>", names.rejected],
         retention=RetentionPolicy.LIMITS,
         storage=StorageType.FILE,
         discard=DiscardPolicy.OLD,
-        max_age=events_max_age_s,
+        max_age=max_age_s,
         compression=StoreCompression.S2,
         allow_direct=True,
         # A publish that the fence refuses reaches core subscribers of its subject all the same (measured), so
@@ -112,14 +125,6 @@ def wanted(names: Names, *, replicas: int, ack_wait_s: float, events_max_age_s: 
         republish=RePublish(src=f"{names.events}.>", dest=f"{names.events}.>"),
         num_replicas=replicas,
     )
-    bucket = ObjectStoreConfig(
-        bucket=names.results_bucket,
-        description="Results too large for an event",
-        ttl=events_max_age_s,
-        storage=StorageType.FILE,
-        replicas=replicas,
-    )
-    return Wanted(((requests, durable), (watches, durable), (events, None)), bucket)
 
 
 async def provision(streams: Streams, what: Wanted, *, create: bool) -> list[Difference]:
