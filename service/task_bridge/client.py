@@ -1,0 +1,287 @@
+"""A client of the bridge for Python: ask for watches, wait for tasks, read events.
+
+    async with TaskBridge("nats://127.0.0.1:4222") as bridge:
+        event = await bridge.wait(task_id, timeout=3600)
+
+What goes wrong is raised as
+
+    Refused           the bridge answered with an error (`ErrorAnswer`, with the answer as it came)
+    NatsUnavailable   no NATS, or no bridge answers
+    TaskFailed        the awaited task failed or was canceled
+    WatchAbandoned    the watch ended without knowing the task's end
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
+from contextlib import aclosing
+from datetime import datetime
+from typing import Any, NamedTuple, Self
+
+import msgspec
+import nats.errors
+from nats.aio.client import Client
+from nats.aio.msg import Msg
+
+from .errors import BridgeError, NatsUnavailable, Problem, Refused
+from .events import FINAL_KINDS, Event, from_cloudevent
+from .login import options
+from .ordered import Ordered
+from .requests import CancelReply, ErrorBody, GetReply, ListReply, UnwatchReply, WatchReply
+from .settings import Settings, load
+from .subjects import Names, is_vcenter_name, task_token
+
+log = logging.getLogger(__name__)
+
+CONNECT_S = 4.0
+ANSWER_S = 25.0  # the bridge answers within 20 s, whatever happens
+MAX_FILTERS = 200  # above, one filter for all events is cheaper to nats-server
+
+
+class ErrorAnswer(Refused):
+    """The bridge answered with an error; `body` is the answer as it came."""
+
+    def __init__(self, error: ErrorBody, body: bytes) -> None:
+        details = [Problem(detail.field, detail.problem) for detail in error.details]
+        super().__init__(error.status, error.code, error.message, details)
+        self.body = body
+
+
+class _Ended(BridgeError):  # noqa: N818 - reads as what happened to the watch
+    def __init__(self, event: Event) -> None:
+        error = event.data.error
+        super().__init__(f"{event.kind}: {error.message}" if error else event.kind)
+        self.event = event
+        self.messages = tuple(message.text for message in error.messages) if error else ()
+
+
+class TaskFailed(_Ended):
+    """vCenter says that the task failed, or was `canceled`. `messages` are vCenter's, the cause last."""
+
+    @property
+    def canceled(self) -> bool:
+        return self.event.data.outcome == "canceled"
+
+
+class WatchAbandoned(_Ended):
+    """The watch ended as lost, denied, timed out or unwatched (`event.data.outcome`); the task may go on."""
+
+
+class Stored(NamedTuple):
+    """An event, and the CloudEvent as it is stored."""
+
+    event: Event
+    body: bytes
+
+
+class TaskBridge:
+    """A connection to a bridge's NATS: a URL, or `settings`; without both those of the environment and `.env`.
+
+    `on_connection` is told, in a sentence, when the connection is lost and when it is back.
+    """
+
+    def __init__(
+        self,
+        nats_url: str | None = None,
+        *,
+        settings: Settings | None = None,
+        on_connection: Callable[[str], None] = log.info,
+    ) -> None:
+        if settings is None:
+            environ = None if nats_url is None else {"BRIDGE_NATS_URL": nats_url}
+            settings = load(environ, need_vcenters=False)
+        self.names = Names(settings.subject_prefix)
+        self._nats = settings.nats
+        self._client = Client()
+        self._told = on_connection
+        self._trouble = "no answer"
+
+    async def __aenter__(self) -> Self:
+        """Connects. Raises NatsUnavailable within seconds."""
+        try:
+            async with asyncio.timeout(CONNECT_S):
+                await self._client.connect(
+                    **options(self._nats),
+                    name="task-bridge client",
+                    # nats-py goes on at a refused connection whatever it is told; the timeout ends it.
+                    max_reconnect_attempts=-1,
+                    reconnect_time_wait=1,
+                    connect_timeout=3,
+                    ping_interval=5,
+                    max_outstanding_pings=2,
+                    error_cb=self._on_error,
+                    disconnected_cb=self._on_disconnected,
+                    reconnected_cb=self._on_reconnected,
+                )
+        except (nats.errors.Error, OSError) as error:  # TimeoutError is one
+            await self._client.close()
+            servers = ", ".join(self._nats.urls)
+            raise NatsUnavailable(f"NATS can't be reached at {servers}: {self._trouble}.") from error
+        self._js = self._client.jetstream(domain=self._nats.js_domain, timeout=5)
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self._client.close()
+
+    async def ask(self, verb: str, request: Mapping[str, Any]) -> bytes:
+        """The answer of `<prefix>.api.<verb>`. None isn't sent. Raises Refused and NatsUnavailable."""
+        subject = f"{self.names.api}.{verb}"
+        body = msgspec.json.encode({key: value for key, value in request.items() if value is not None})
+        try:
+            answer = await self._client.request(subject, body, timeout=ANSWER_S)
+        except nats.errors.NoRespondersError as error:
+            raise NatsUnavailable(f"No bridge answers on {subject}.") from error
+        except (nats.errors.Error, OSError) as error:
+            raise NatsUnavailable(f"No answer on {subject}: {error or 'NATS is away'}.") from error
+        if "Nats-Service-Error-Code" in (answer.headers or {}):
+            raise ErrorAnswer(msgspec.json.decode(answer.data, type=_ErrorReply).error, answer.data)
+        return answer.data
+
+    async def watch(
+        self,
+        task: str,
+        *,
+        vcenter: str | None = None,
+        timeout: float | str | None = None,
+        stalled_after: float | str | None = None,
+        partial_results: bool = False,
+        labels: Mapping[str, str] | None = None,
+    ) -> WatchReply:
+        """Asks for a watch. `timeout`, seconds or like "2h", is the watch's; the task itself is never touched."""
+        request = {
+            "task": task,
+            "vcenter": vcenter,
+            "timeout": timeout,
+            "stalled_after": stalled_after,
+            "partial_results": partial_results or None,
+            "labels": dict(labels) if labels else None,
+        }
+        return msgspec.json.decode(await self.ask("watch", request), type=WatchReply)
+
+    async def get(self, task: str, *, vcenter: str | None = None) -> GetReply:
+        """How a task stands, watched or ended."""
+        return msgspec.json.decode(await self.ask("get", {"task": task, "vcenter": vcenter}), type=GetReply)
+
+    async def list(
+        self, *, vcenter: str | None = None, limit: int | None = None, cursor: str | None = None
+    ) -> ListReply:
+        """A page of the active watches; the reply's `cursor` asks for the next one."""
+        request = {"vcenter": vcenter, "limit": limit, "cursor": cursor}
+        return msgspec.json.decode(await self.ask("list", request), type=ListReply)
+
+    async def unwatch(self, task: str, *, vcenter: str | None = None) -> UnwatchReply:
+        """Ends a watch; the task goes on."""
+        return msgspec.json.decode(await self.ask("unwatch", {"task": task, "vcenter": vcenter}), type=UnwatchReply)
+
+    async def cancel(self, task: str, *, vcenter: str | None = None) -> CancelReply:
+        """Asks vCenter to cancel a task; the task's end tells whether it was."""
+        return msgspec.json.decode(await self.ask("cancel", {"task": task, "vcenter": vcenter}), type=CancelReply)
+
+    async def wait(
+        self,
+        task: str,
+        *,
+        vcenter: str | None = None,
+        timeout: float | None = None,
+        labels: Mapping[str, str] | None = None,
+    ) -> Event:
+        """The event of the task's success. `timeout` (seconds) is of this call alone: the watch goes on.
+
+        Raises TaskFailed, WatchAbandoned, TimeoutError, Refused and NatsUnavailable.
+        """
+        async with asyncio.timeout(timeout):
+            reply = await self.watch(task, vcenter=vcenter, labels=labels)
+            async with aclosing(self.follow(reply)) as followed:
+                event = [event async for event, _ in followed][-1]
+        if event.data.kind == "abandoned":
+            raise WatchAbandoned(event)
+        if event.data.outcome != "succeeded":
+            raise TaskFailed(event)
+        return event
+
+    async def follow(self, *replies: WatchReply) -> AsyncGenerator[Stored, None]:
+        """The events of these watches from their first on, in order, until each has ended."""
+        unfinished = {reply.watch.id for reply in replies}
+        filters = list({reply.events: None for reply in replies})
+        if len(filters) > MAX_FILTERS:
+            filters = [f"{self.names.events}.>"]
+        if not replies:
+            return
+        async with aclosing(Ordered(self._js, self._client, replies[0].stream, filters).messages()) as messages:
+            async for message in messages:
+                if (message.headers or {}).get("Bridge-Watch") not in unfinished:
+                    continue
+                stored = _stored(message)
+                yield stored
+                if stored.event.data.kind in FINAL_KINDS:
+                    unfinished.discard(stored.event.data.watch.id)
+                    if not unfinished:
+                        return
+
+    async def events(
+        self,
+        *,
+        kind: str | None = None,
+        vcenter: str | None = None,
+        task: str | None = None,
+        since: datetime | None = None,
+        follow: bool = False,
+    ) -> AsyncIterator[Event]:
+        """Stored events, all or those since a moment; with `follow` it goes on with live ones, without end."""
+        stored = self.stored(kind=kind, vcenter=vcenter, task=task, since=since, follow=follow)
+        async with aclosing(stored) as all_stored:
+            async for event, _ in all_stored:
+                yield event
+
+    async def stored(
+        self,
+        *,
+        kind: str | None = None,
+        vcenter: str | None = None,
+        task: str | None = None,
+        since: datetime | None = None,
+        follow: bool = False,
+    ) -> AsyncGenerator[Stored, None]:
+        """The same, each with its CloudEvent as it is stored. Raises ValueError for what can't be asked for."""
+        subject = _filter(self.names, vcenter, task, kind)
+        stream = self.names.events_stream
+        reading = Ordered(self._js, self._client, stream, [subject], since=since, follow=follow)
+        async with aclosing(reading.messages()) as messages:
+            async for message in messages:
+                yield _stored(message)
+
+    async def _on_error(self, error: Exception) -> None:
+        self._trouble = (str(error) or type(error).__name__).removeprefix("nats: ")
+        log.debug("NATS: %s", self._trouble)
+
+    async def _on_disconnected(self) -> None:
+        if not self._client.is_closed:
+            self._told("The connection to NATS is lost; waiting for it.")
+
+    async def _on_reconnected(self) -> None:
+        self._told("NATS is back.")
+
+
+class _ErrorReply(msgspec.Struct):
+    error: ErrorBody
+
+
+def _stored(message: Msg) -> Stored:
+    event = from_cloudevent(message.data, stalled_told=False)
+    if event is None:
+        raise BridgeError(f"The event {message.metadata.sequence.stream} of the stream can't be read; upgrade.")
+    return Stored(event, message.data)
+
+
+def _filter(names: Names, vcenter: str | None, task: str | None, kind: str | None) -> str:
+    """The subject of these events. Raises ValueError for what no event can have."""
+    if vcenter is not None and not is_vcenter_name(vcenter):
+        raise ValueError(f"{vcenter!r} can't be a vCenter's name")
+    if task == "":
+        raise ValueError("a task id isn't empty")
+    if kind is not None and not kind.replace(".", "", 1).replace("_", "").isalpha():
+        raise ValueError(f"{kind!r} can't be a kind of event; kinds are like progress, completed, completed.failed")
+    kinds = ">" if kind is None else f"{kind}.*" if kind in FINAL_KINDS else kind
+    return f"{names.events}.{vcenter or '*'}.{'*' if task is None else task_token(task)}.{kinds}"
