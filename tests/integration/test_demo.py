@@ -7,78 +7,49 @@ import os
 import re
 import signal
 import sys
-from asyncio.subprocess import PIPE, Process
 from pathlib import Path
 
 import pytest
 
+from commands import begun, ended, processes_of
 from lab import until
 from task_bridge import demo
 from task_bridge.demo import ACTS, Play
 from task_bridge.simulator import fates
 
 
-async def begun(directory: Path, *options: str) -> Process:
-    """The demonstration without a terminal, its temporary files in `directory`."""
-    return await asyncio.create_subprocess_exec(
-        sys.executable,
-        "-m",
-        "task_bridge",
-        "demo",
-        *options,
-        env={"PATH": os.environ["PATH"], "TMPDIR": str(directory)},
-        cwd=directory,
-        stdout=PIPE,
-        stderr=PIPE,
-    )
-
-
-def processes_in(directory: Path) -> list[str]:
-    """The command lines of the processes that have something to do with `directory`."""
-    lines = []
-    for file in Path("/proc").glob("[0-9]*/cmdline"):
-        try:
-            lines.append(file.read_text())
-        except OSError:  # it has just ended
-            continue
-    return [line for line in lines if str(directory) in line]
-
-
 async def test_every_task_ends_as_scripted_and_nothing_is_left_behind(tmp_path: Path) -> None:
-    process = await begun(tmp_path)
-    async with asyncio.timeout(45):
-        out, err = await process.communicate()
-    assert (process.returncode, err.decode()) == (0, "")
-    rows = dict(re.findall(r"^│ (.+?) +│ (\S+) ", out.decode(), re.M))
+    code, out, err = await ended(await begun("demo", directory=tmp_path), within_s=45)
+    assert (code, err) == (0, [])
+    rows = dict(re.findall(r"^│ (.+?) +│ (\S+) ", "\n".join(out), re.M))
     assert rows == {act.title: act.ending for act in ACTS}
-    assert "\x1b" not in out.decode()
-    assert processes_in(tmp_path) == []
+    assert "\x1b" not in "\n".join(out)
+    assert processes_of(tmp_path) == {}
     assert os.listdir(tmp_path) == []
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 async def test_keep_goes_on_until_a_signal_and_leaves_nothing_behind(tmp_path: Path, number: int) -> None:
-    process = await begun(tmp_path, "--keep")
+    process = await begun("demo", "--keep", directory=tmp_path)
     assert process.stdout is not None
     async with asyncio.timeout(30):
         places = await process.stdout.readuntil(b"Ctrl-C")
     assert re.search(rb"http://127\.0\.0\.1:\d+\s+NATS: nats://127\.0\.0\.1:\d+", places)
-    assert len(processes_in(tmp_path)) == 1
+    assert len(processes_of(tmp_path)) == 1
     process.send_signal(number)
-    async with asyncio.timeout(10):
-        _, err = await process.communicate()
-    assert (process.returncode, err.decode()) == (0, "")
-    assert processes_in(tmp_path) == []
+    code, _, err = await ended(process, within_s=10)
+    assert (code, err) == (0, [])
+    assert processes_of(tmp_path) == {}
     assert os.listdir(tmp_path) == []
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="elsewhere nothing ends a child with its parent")
 async def test_a_kill_takes_its_nats_server_along(tmp_path: Path) -> None:
-    process = await begun(tmp_path)
-    await until(lambda: processes_in(tmp_path))
+    process = await begun("demo", directory=tmp_path)
+    await until(lambda: processes_of(tmp_path))
     process.kill()
-    await process.communicate()
-    await until(lambda: not processes_in(tmp_path))
+    await ended(process)
+    await until(lambda: not processes_of(tmp_path))
 
 
 async def test_what_is_not_as_scripted_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,12 +7,14 @@ from typing import Annotated
 import typer
 
 from .. import __version__
-from . import running
+from . import checking, running
 
 app = typer.Typer(name="task-bridge", no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 app.command()(running.serve)
 app.command()(running.demo)
 app.command()(running.simulate)
+app.command()(checking.provision)
+app.command()(checking.check)
 
 
 def _version(wanted: bool) -> None:

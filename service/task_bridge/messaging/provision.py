@@ -42,6 +42,7 @@ _STREAM_SAFETY = (
 _STREAM_OTHERS = ("storage", "num_replicas", "max_age", "compression", "allow_direct", "max_msgs", "max_bytes")
 _CONSUMER_SAFETY = ("ack_policy",)
 _CONSUMER_OTHERS = ("ack_wait", "max_deliver", "max_ack_pending")
+_DURATIONS = ("max_age", "ack_wait", "ttl")
 
 
 class Difference(NamedTuple):
@@ -56,7 +57,8 @@ class Difference(NamedTuple):
     def __str__(self) -> str:
         if self.field == "missing":
             return f"{self.where} is missing"
-        return f"{self.where}: {self.field} is {_shown(self.found)}, the bridge would make it {_shown(self.wanted)}"
+        found, wanted = _shown(self.field, self.found), _shown(self.field, self.wanted)
+        return f"{self.where}: {self.field} is {found}, the bridge would make it {wanted}"
 
 
 class Wanted(NamedTuple):
@@ -234,5 +236,7 @@ def _plain(value: Any) -> Any:
     return value
 
 
-def _shown(value: Any) -> str:
+def _shown(field: str, value: Any) -> str:
+    if field in _DURATIONS and value is not None:
+        return f"{value:.10g} s"
     return "unset" if value is None else str(value)

@@ -1,0 +1,243 @@
+"""Everything that the bridge depends on, asked once: what is, or what is wrong and its cure.
+
+Nothing is created and no event is published; a password is tried once, since SSO counts.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Coroutine
+from contextlib import asynccontextmanager
+from typing import Any, NamedTuple
+
+import nats.errors
+from nats.aio.client import Client
+
+from . import __version__
+from .errors import CannotStart, NatsUnavailable, VCenterUnavailable
+from .messaging.connection import Connection, server_version
+from .messaging.provision import Difference, Wanted, check_version, provision, wanted
+from .messaging.streams import Streams
+from .metrics import Metrics
+from .settings import Settings, VCenterSettings
+from .subjects import Names
+from .vcenter.http import Http
+from .vcenter.session import Session
+from .vcenter.tasks import BadAnswer, Gone, Tasks
+from .vcenter.wire import LOGIN
+
+REACH_S, ANSWER_S, PROBE_S = 5.0, 20.0, 2.0
+OUT_OF_REACH = 4
+_NO_TASK = "00000000-0000-0000-0000-000000000000:com.vmware.cis"
+_NO_STREAM = "task-bridge-check"
+_Asking = Callable[[], Coroutine[Any, Any, str]]
+
+
+class Finding(NamedTuple):
+    """About one thing: that it is well, or (not `ok`) what is wrong and what to do."""
+
+    about: str
+    said: str
+    ok: bool = True
+
+
+@asynccontextmanager
+async def reached(settings: Settings) -> AsyncIterator[Client]:
+    """A connection to NATS. Raises CannotStart when it can't be had soon (exit code 4), or is refused."""
+    connection = Connection(settings.nats, f"task-bridge {__version__}")
+    try:
+        try:
+            async with asyncio.timeout(REACH_S):
+                client = await connection.open()
+        except TimeoutError:
+            urls, why = ", ".join(settings.nats.urls), connection.reason or "no answer in time"
+            told = f"NATS at {urls} is out of reach ({why}). Start it, or set BRIDGE_NATS_URL to where it is."
+            raise CannotStart(told, exit_code=OUT_OF_REACH) from None
+        yield client
+    finally:
+        await connection.close()
+
+
+def all_wanted(settings: Settings) -> Wanted:
+    """The streams, consumers and bucket by these settings."""
+    return wanted(
+        Names(settings.subject_prefix),
+        replicas=settings.stream_replicas,
+        ack_wait_s=settings.ack_wait_s,
+        events_max_age_s=settings.events_max_age_s,
+    )
+
+
+async def findings(settings: Settings) -> AsyncIterator[Finding]:
+    """About everything, one after the other; what needs something that isn't there is left out."""
+    try:
+        async with reached(settings) as client:
+            async for finding in _nats(settings, client):
+                yield finding
+    except CannotStart as error:
+        yield Finding("NATS", str(error), ok=False)
+    for vcenter in settings.vcenters.values():
+        async for finding in _vcenter(vcenter):
+            yield finding
+
+
+# NATS
+
+
+async def _nats(settings: Settings, client: Client) -> AsyncIterator[Finding]:
+    where = client.connected_url.netloc if client.connected_url else ", ".join(settings.nats.urls)
+    yield Finding("NATS", f"connected to {where}, login: {settings.nats.login}")
+    version = server_version(client)
+    try:
+        check_version(version)
+        yield Finding("NATS version", ".".join(map(str, version)))
+    except CannotStart as error:
+        yield Finding("NATS version", str(error), ok=False)
+    streams, names = Streams(client, settings.nats.js_domain), Names(settings.subject_prefix)
+    try:
+        differences = await provision(streams, all_wanted(settings), create=False)
+    except NatsUnavailable as error:
+        yield Finding("JetStream", f"{error}{_denied(client)}", ok=False)
+        return
+    yield Finding("JetStream", "answers")
+    for finding in _streams(settings, differences):
+        yield finding
+    async for finding in _permissions(client, streams, names, differences):
+        yield finding
+
+
+def _streams(settings: Settings, differences: list[Difference]) -> list[Finding]:
+    missing = [difference.where for difference in differences if difference.field == "missing"]
+    found = [
+        Finding("streams", f"{difference}. See `task-bridge provision --check`.", ok=False)
+        for difference in differences
+        if difference.unsafe and difference.field != "missing"
+    ]
+    if missing:
+        by_serve = settings.provision == "auto"
+        cure = "`serve` will create them" if by_serve else "run `task-bridge provision`"
+        found.append(Finding("streams", f"not there yet: {', '.join(missing)}; {cure}", ok=by_serve))
+    if not found:
+        tuned = f"; {len(differences)} settings differ, see `task-bridge provision --check`" if differences else ""
+        found.append(Finding("streams", f"all there{tuned}"))
+    return found
+
+
+async def _permissions(
+    client: Client, streams: Streams, names: Names, differences: list[Difference]
+) -> AsyncIterator[Finding]:
+    """Whether this user may subscribe and publish as the bridge does."""
+    heard = (f"{names.api}.watch", f"{names.events}.*.*.abandoned.unwatched", "$SRV.PING")
+    told: tuple[str, ...] = (names.watch("check", "check"), names.put_event("check", "check", "check"))
+    if any(difference.field == "missing" for difference in differences):
+        told = ()  # nothing would answer
+    denied = [f"subscribe to {one}" for one in heard if not await _may_subscribe(client, streams, names, one)]
+    denied += [f"publish to {one}" for one in told if not await _may_publish(client, one)]
+    if denied:
+        cure = "let the bridge's NATS user do it"
+        yield Finding("permissions", f"not allowed: {', '.join(denied)}; {cure}", ok=False)
+    else:
+        yield Finding("permissions", "may subscribe and publish as the bridge does")
+
+
+async def _may_subscribe(client: Client, streams: Streams, names: Names, subject: str) -> bool:
+    before = client.last_error
+    probe = await client.subscribe(subject)
+    try:
+        # A round trip behind the subscription: nats-py's flush() may overtake it.
+        await _round_trip(streams, names)
+        return client.last_error is before
+    finally:
+        await probe.unsubscribe()
+
+
+async def _round_trip(streams: Streams, names: Names) -> None:
+    try:
+        await streams.js.stream_info(names.events_stream)
+    except (TimeoutError, nats.errors.Error):
+        return
+
+
+async def _may_publish(client: Client, subject: str) -> bool:
+    """Whether a publish reaches the stream; this one is for a stream that isn't there, so it is stored nowhere."""
+    try:
+        await client.request(subject, b"", timeout=PROBE_S, headers={"Nats-Expected-Stream": _NO_STREAM})
+    except (TimeoutError, nats.errors.Error):
+        return False
+    return True
+
+
+def _denied(client: Client) -> str:
+    told = str(client.last_error or "").removeprefix("nats: ")
+    return f" ({told})" if "permissions" in told.lower() else ""
+
+
+# vCenter
+
+
+async def _vcenter(settings: VCenterSettings) -> AsyncIterator[Finding]:
+    """Its address and certificate, the login, the tasks service, up to the first that fails."""
+    metrics = Metrics()
+    http = Http(settings, metrics)
+    session = Session(http, settings, metrics)
+    try:
+        parts: dict[str, _Asking] = {
+            "": lambda: _address(http, settings),
+            " login": lambda: _login(session, settings),
+            " tasks": lambda: _tasks(Tasks(session, settings)),
+        }
+        for part, ask in parts.items():
+            finding = await _found(f"vCenter {settings.name}{part}", ask(), settings)
+            yield finding
+            if not finding.ok:
+                return
+    finally:
+        await session.close()
+        await http.close()
+
+
+def _tls(settings: VCenterSettings) -> str:
+    if settings.url.startswith("http:"):
+        return "without TLS"
+    return "its certificate is trusted" if settings.verify_tls else "its certificate isn't looked at"
+
+
+async def _found(about: str, asking: Coroutine[Any, Any, str], settings: VCenterSettings) -> Finding:
+    try:
+        async with asyncio.timeout(ANSWER_S):
+            return Finding(about, await asking)
+    except VCenterUnavailable as error:
+        return Finding(about, _with_cure(str(error), settings), ok=False)
+    except TimeoutError:
+        return Finding(about, f"{settings.url} doesn't answer in time. It may be busy or restarting.", ok=False)
+
+
+async def _address(http: Http, settings: VCenterSettings) -> str:
+    await http.request("session", *LOGIN["api"].check, {})  # whatever it answers to a stranger
+    return f"{settings.url} answers, {_tls(settings)}"
+
+
+async def _login(session: Session, settings: VCenterSettings) -> str:
+    if not await session.check():
+        raise VCenterUnavailable("doesn't answer for the session that it gave. Is it starting?")
+    return f"as {settings.username()}"
+
+
+async def _tasks(tasks: Tasks) -> str:
+    """Asks for a task that there is not: a service that says so itself is there."""
+    try:
+        answer = await tasks.get(_NO_TASK, with_result=False)
+    except BadAnswer as error:
+        return f"answers, though: {error}"
+    if isinstance(answer, Gone) and not answer.well_formed:
+        cure = "Let this user read tasks." if answer.denied else "Wait until vCenter's services are up."
+        raise VCenterUnavailable(f"the tasks service doesn't answer: {answer.answer.message} {cure}")
+    return "the tasks service answers"
+
+
+def _with_cure(told: str, settings: VCenterSettings) -> str:
+    told = told.removeprefix(f"vCenter {settings.name} ")
+    if not told.startswith("refuses the user name or the password"):
+        return told
+    prefix = f"BRIDGE_VCENTERS__{settings.name.upper()}"
+    return f"{told.partition(' Tried again')[0]} Set {prefix}__USERNAME and {prefix}__PASSWORD right."

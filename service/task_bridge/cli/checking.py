@@ -1,0 +1,110 @@
+"""The commands that look whether the bridge can work: `provision` makes its streams, `check` asks all it needs."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from .. import logs
+from ..errors import CannotStart, NatsUnavailable
+from ..settings import Settings, load
+from .ending import give_up
+
+if TYPE_CHECKING:
+    from ..messaging.provision import Difference, Wanted
+    from ..messaging.streams import Streams
+
+# Imports inside the functions are of rooms that the other commands don't need.
+
+OnlyCheck = Annotated[bool, typer.Option("--check", help="Change nothing; 1 when something is missing or unsafe.")]
+OnlyPrint = Annotated[bool, typer.Option("--print", help="Print the commands of the nats CLI that would do it.")]
+
+
+def provision(check: OnlyCheck = False, only_print: OnlyPrint = False) -> None:
+    """Create the streams, consumers and bucket; tell what differs, then make it as the settings say.
+
+    Needs the settings of NATS only. What an operator tuned is printed before it is changed, and by nothing else.
+    """
+    logs.configure("auto", "error")
+    try:
+        settings = load(need_vcenters=False)
+        good = _print(settings) if only_print else asyncio.run(_provisioned(settings, only_check=check))
+    except CannotStart as error:
+        give_up(error)
+    raise typer.Exit(0 if good else 1)
+
+
+def _print(settings: Settings) -> bool:
+    from ..checks import all_wanted  # noqa: PLC0415
+    from ..messaging.commands import nats_commands  # noqa: PLC0415
+
+    for command in nats_commands(all_wanted(settings), settings.nats.js_domain):
+        typer.echo(command)
+    return True
+
+
+async def _provisioned(settings: Settings, *, only_check: bool) -> bool:
+    """Whether the bridge can work with what is there now."""
+    from .. import checks  # noqa: PLC0415
+    from ..messaging.connection import server_version  # noqa: PLC0415
+    from ..messaging.provision import check_version  # noqa: PLC0415
+    from ..messaging.provision import provision as provisioned  # noqa: PLC0415
+    from ..messaging.streams import Streams  # noqa: PLC0415
+
+    what, refused = checks.all_wanted(settings), False
+    try:
+        async with checks.reached(settings) as client:
+            check_version(server_version(client))
+            streams = Streams(client, settings.nats.js_domain)
+            found = await provisioned(streams, what, create=False)
+            for difference in found:
+                typer.echo(f"{difference}.")
+            if not only_check:
+                found, refused = await _changed(streams, what, found)
+    except NatsUnavailable as error:
+        raise CannotStart(str(error), exit_code=checks.OUT_OF_REACH) from error
+    good = not refused and not any(difference.unsafe for difference in found)
+    if good:
+        typer.echo("The bridge can work with it." if found else "Everything is as the bridge would make it.")
+    return good
+
+
+async def _changed(streams: Streams, what: Wanted, told: list[Difference]) -> tuple[list[Difference], bool]:
+    """Makes and changes what can be: what still differs then, and whether nats-server refused something."""
+    from ..messaging.amend import amend, how_to_replace, is_fixed  # noqa: PLC0415
+    from ..messaging.provision import provision as provisioned  # noqa: PLC0415
+
+    problems = await amend(streams, what, await provisioned(streams, what, create=True))
+    for line in problems:
+        typer.echo(line, err=True)
+    left = await provisioned(streams, what, create=False)
+    for difference in filter(is_fixed, left):
+        typer.echo(f"{difference.where}: {difference.field}. {how_to_replace(difference)}", err=True)
+    if done := len(told) - len(left):
+        typer.echo(f"{done} of {len(told)} made or changed.")
+    return left, bool(problems)
+
+
+def check() -> None:
+    """Ask everything that the bridge depends on, a line each, with the cure where something is wrong."""
+    logs.configure("auto", "error")
+    try:
+        settings = load()
+    except CannotStart as error:
+        give_up(error)
+    raise typer.Exit(0 if asyncio.run(_checked(settings)) else 1)
+
+
+async def _checked(settings: Settings) -> bool:
+    from ..checks import findings  # noqa: PLC0415
+
+    typer.echo("ok    settings: can be read")
+    for warning in settings.warnings:
+        typer.echo(f"note  settings: {warning}")
+    good = True
+    async for about, said, ok in findings(settings):
+        typer.echo(f"{'ok  ' if ok else 'FAIL'}  {about}: {said}")
+        good = good and ok
+    return good

@@ -1,0 +1,215 @@
+"""`provision` and `check`: what is told of good and bad surroundings, and what is done about them."""
+
+from __future__ import annotations
+
+import datetime
+import ssl
+from pathlib import Path
+
+import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import NameOID
+from nats.js.api import ConsumerConfig, RetentionPolicy, StreamConfig
+
+from commands import Ended, ran
+from lab import EVENTS, PREFIX, Lab, NatsServer
+from task_bridge.simulator.serve import serving
+
+WATCHES = "VCENTER_TASKS_WATCHES"
+
+
+def nats_only(lab: Lab, **more: str) -> dict[str, str]:
+    return {"BRIDGE_NATS_URL": lab.server.url, **more}
+
+
+def failures(of: Ended) -> list[str]:
+    return [line for line in of.out if line.startswith("FAIL")]
+
+
+class TestProvision:
+    async def test_it_makes_what_is_missing_and_has_nothing_to_say_the_next_time(
+        self, lab: Lab, tmp_path: Path
+    ) -> None:
+        first = await ran("provision", directory=tmp_path, environment=nats_only(lab))
+        again = await ran("provision", directory=tmp_path, environment=nats_only(lab))
+        assert (first.code, again.code) == (0, 0)
+        assert f"stream {EVENTS} is missing." in first.out
+        assert again.out == ["Everything is as the bridge would make it."]
+        async with lab.bridge(provision="verify"):
+            pass
+
+    async def test_check_changes_nothing_and_tells_what_is_missing_with_exit_code_1(
+        self, lab: Lab, tmp_path: Path
+    ) -> None:
+        code, out, _ = await ran("provision", "--check", directory=tmp_path, environment=nats_only(lab))
+        assert (code, len(out)) == (1, 6)
+        assert await lab.js.streams_info() == []
+
+    async def test_what_differs_is_told_and_only_that_is_changed(self, lab: Lab, tmp_path: Path) -> None:
+        await ran("provision", directory=tmp_path, environment=nats_only(lab))
+        config = (await lab.js.stream_info(EVENTS)).config
+        await lab.js.update_stream(config.evolve(max_age=3600.0, max_bytes=10_000_000))
+        wanted = nats_only(lab, BRIDGE_EVENTS_MAX_AGE="2h", BRIDGE_ACK_WAIT="20s")
+        checked = await ran("provision", "--check", directory=tmp_path, environment=wanted)
+        assert checked.code == 0
+        assert f"stream {EVENTS}: max_age is 3600 s, the bridge would make it 7200 s." in checked.out
+        assert (await lab.js.stream_info(EVENTS)).config.max_age == 3600.0
+        changed = await ran("provision", directory=tmp_path, environment=wanted)
+        assert (changed.code, changed.out[:-2]) == (0, checked.out[:-1])
+        now = (await lab.js.stream_info(EVENTS)).config
+        assert (now.max_age, now.max_bytes) == (7200.0, 10_000_000)
+        assert (await lab.js.consumer_info(WATCHES, "bridge")).config.ack_wait == 20.0
+        assert (await lab.js.stream_info("OBJ_VCENTER_TASKS_RESULTS")).config.max_age == 7200.0
+
+    async def test_what_safety_needs_is_put_right(self, lab: Lab, tmp_path: Path) -> None:
+        await lab.js.add_stream(StreamConfig(name=EVENTS, subjects=[f"{PREFIX}.internal.put.>"]))
+        assert (await ran("provision", directory=tmp_path, environment=nats_only(lab))).code == 0
+        async with lab.bridge(provision="verify"):
+            pass
+
+    async def test_what_cannot_be_changed_stays_and_the_way_out_is_told_with_exit_code_1(
+        self, lab: Lab, tmp_path: Path
+    ) -> None:
+        subjects = [f"{PREFIX}.internal.watches.>"]
+        await lab.js.add_stream(StreamConfig(name=WATCHES, subjects=subjects, retention=RetentionPolicy.LIMITS))
+        await lab.js.add_consumer(WATCHES, ConsumerConfig(durable_name="bridge", ack_policy="none"))  # type: ignore[arg-type] # as JSON has it
+        code, _, err = await ran("provision", directory=tmp_path, environment=nats_only(lab))
+        assert code == 1
+        assert any(f"nats stream rm {WATCHES}" in line for line in err)
+        assert any(f"nats consumer rm {WATCHES} bridge" in line for line in err)
+        assert (await lab.js.stream_info(WATCHES)).config.retention == RetentionPolicy.LIMITS
+
+    async def test_a_change_that_nats_server_refuses_is_told_with_exit_code_1(
+        self, lab: Lab, tmp_path: Path
+    ) -> None:
+        await ran("provision", directory=tmp_path, environment=nats_only(lab))
+        three = nats_only(lab, BRIDGE_STREAM_REPLICAS="3")
+        code, _, err = await ran("provision", directory=tmp_path, environment=three)
+        assert code == 1
+        assert any(line.startswith(f"stream {EVENTS}: nats-server refuses the change") for line in err)
+
+    async def test_print_needs_no_nats(self, tmp_path: Path) -> None:
+        given = {"BRIDGE_EVENTS_MAX_AGE": "1d", "BRIDGE_STREAM_REPLICAS": "3", "BRIDGE_NATS_JS_DOMAIN": "hub"}
+        code, out, _ = await ran("provision", "--print", directory=tmp_path, environment=given)
+        assert (code, len(out)) == (0, 6)
+        assert all(line.startswith("nats --js-domain=hub ") for line in out)
+        assert out[4] == (
+            "nats --js-domain=hub stream add VCENTER_TASKS_EVENTS '--description=Events of watched tasks, and "
+            "rejections' '--subjects=vcenter.tasks.internal.put.>' --subjects=vcenter.tasks.rejected "
+            "--retention=limits --storage=file --discard=old --replicas=3 --max-age=86400s --compression=s2 "
+            "--allow-direct '--transform-source=vcenter.tasks.internal.put.>' "
+            "'--transform-destination=vcenter.tasks.events.>' '--republish-source=vcenter.tasks.events.>' "
+            "'--republish-destination=vcenter.tasks.events.>' --defaults"
+        )
+
+    async def test_a_nats_that_is_away_is_told_with_exit_code_4(self, lab: Lab, tmp_path: Path) -> None:
+        lab.server.stop()
+        code, _, err = await ran("provision", directory=tmp_path, environment=nats_only(lab))
+        assert (code, len(err)) == (4, 1)
+        assert "BRIDGE_NATS_URL" in err[0]
+
+
+class TestCheck:
+    @pytest.mark.parametrize("provisioned", [True, False], ids=["provisioned", "new"])
+    async def test_all_is_well_and_nothing_is_left_behind(
+        self, lab: Lab, tmp_path: Path, provisioned: bool
+    ) -> None:
+        await lab.listen()
+        if provisioned:
+            await ran("provision", directory=tmp_path, environment=nats_only(lab))
+        checked = await ran("check", directory=tmp_path, environment=lab.environment())
+        assert (checked.code, failures(checked), checked.err) == (0, [], [])
+        assert any(line.startswith("ok    vCenter lab tasks:") for line in checked.out)
+        assert (len(lab.vcenter.sessions.live), lab.vcenter.sessions.counts.logins) == (0, 1)
+        assert all(info.state.messages == 0 for info in await lab.js.streams_info())
+        assert lab.live == []
+
+    async def test_a_nats_that_is_away_is_told_and_vcenter_is_looked_at_all_the_same(
+        self, lab: Lab, tmp_path: Path
+    ) -> None:
+        lab.server.stop()
+        checked = await ran("check", directory=tmp_path, environment=lab.environment())
+        assert (checked.code, len(failures(checked))) == (1, 1)
+        assert "BRIDGE_NATS_URL" in failures(checked)[0]
+        assert any(line.startswith("ok    vCenter lab login:") for line in checked.out)
+
+    async def test_a_wrong_password_is_tried_once_and_never_shown(self, lab: Lab, tmp_path: Path) -> None:
+        wrong = lab.environment(BRIDGE_VCENTERS__LAB__PASSWORD="a-wrong-secret")
+        checked = await ran("check", directory=tmp_path, environment=wrong)
+        assert (checked.code, len(failures(checked))) == (1, 1)
+        assert "BRIDGE_VCENTERS__LAB__PASSWORD" in failures(checked)[0]
+        assert lab.vcenter.sessions.counts.failed_logins == 1
+        assert "a-wrong-secret" not in "".join([*checked.out, *checked.err])
+
+    async def test_an_untrusted_certificate_is_told_and_no_password_is_sent(self, lab: Lab, tmp_path: Path) -> None:
+        async with serving(lab.vcenter, ssl=self_signed(tmp_path)) as url:
+            given = lab.environment(BRIDGE_VCENTERS__LAB__URL=url)
+            checked = await ran("check", directory=tmp_path, environment=given)
+        assert (checked.code, len(failures(checked))) == (1, 1)
+        assert "BRIDGE_VCENTERS__LAB__CA_FILE" in failures(checked)[0]
+        assert lab.vcenter.sessions.counts.failed_logins == 0
+
+    async def test_a_vcenter_that_is_away_is_told(self, lab: Lab, tmp_path: Path) -> None:
+        given = lab.environment(BRIDGE_VCENTERS__LAB__URL="http://127.0.0.1:9")
+        checked = await ran("check", directory=tmp_path, environment=given)
+        assert (checked.code, len(failures(checked))) == (1, 1)
+        assert "refuses the connection" in failures(checked)[0]
+
+    async def test_a_nats_user_who_may_not_do_it_is_told(self, lab: Lab, tmp_path: Path) -> None:
+        directory = tmp_path / "guarded"
+        directory.mkdir()
+        config = directory / "nats.conf"
+        denied = f'publish: {{deny: "{PREFIX}.internal.put.>"}}, subscribe: {{deny: "{PREFIX}.api.>"}}'
+        config.write_text(f"authorization {{users: [{{user: u, password: p, permissions: {{{denied}}}}}]}}")
+        guarded = NatsServer(directory, "-c", str(config))
+        guarded.start()
+        try:
+            given = lab.environment(BRIDGE_NATS_URL=guarded.url, BRIDGE_NATS_USER="u", BRIDGE_NATS_PASSWORD="p")
+            await ran("provision", directory=tmp_path, environment=given)
+            checked = await ran("check", directory=tmp_path, environment=given)
+        finally:
+            guarded.stop()
+        assert (checked.code, len(failures(checked))) == (1, 1)
+        told = failures(checked)[0]
+        assert f"subscribe to {PREFIX}.api.watch" in told
+        assert f"publish to {PREFIX}.internal.put." in told
+        assert "publish to vcenter.tasks.internal.watches" not in told
+
+    async def test_a_nats_without_jetstream_is_told(self, lab: Lab, tmp_path: Path) -> None:
+        directory = tmp_path / "bare"
+        directory.mkdir()
+        config = directory / "nats.conf"
+        config.write_text("accounts {A {users: [{user: u, password: p}]}}")
+        bare = NatsServer(directory, "-c", str(config))
+        bare.start()
+        try:
+            given = lab.environment(BRIDGE_NATS_URL=bare.url, BRIDGE_NATS_USER="u", BRIDGE_NATS_PASSWORD="p")
+            checked = await ran("check", directory=tmp_path, environment=given)
+        finally:
+            bare.stop()
+        assert (checked.code, len(failures(checked))) == (1, 1)
+        assert failures(checked)[0].startswith("FAIL  JetStream: ")
+
+    async def test_wrong_settings_are_told_with_exit_code_2(self, lab: Lab, tmp_path: Path) -> None:
+        wrong = lab.environment(BRIDGE_ACK_WAIT="soon")
+        code, out, err = await ran("check", directory=tmp_path, environment=wrong)
+        assert (code, out, len(err)) == (2, [], 1)
+        assert err[0].startswith("BRIDGE_ACK_WAIT")
+
+
+def self_signed(directory: Path) -> ssl.SSLContext:
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "vcenter.example.com")])
+    now, day = datetime.datetime.now(datetime.UTC), datetime.timedelta(days=1)
+    builder = x509.CertificateBuilder(
+        name, name, key.public_key(), x509.random_serial_number(), now - day, now + day
+    )
+    certificate = builder.sign(key, hashes.SHA256()).public_bytes(serialization.Encoding.PEM)
+    pem = directory / "vcenter.pem"
+    private = (serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
+    pem.write_bytes(key.private_bytes(*private) + certificate)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(pem)
+    return context
