@@ -7,10 +7,12 @@ from typing import Annotated
 import typer
 
 from .. import __version__
-from . import checking, running
+from . import asking, checking, running
 
 app = typer.Typer(name="task-bridge", no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 app.command()(running.serve)
+for ask in (asking.watch, asking.events, asking.list_, asking.get, asking.unwatch, asking.cancel):
+    app.command(ask.__name__.rstrip("_"))(ask)
 app.command()(running.demo)
 app.command()(running.simulate)
 app.command()(checking.provision)
