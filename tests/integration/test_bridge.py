@@ -194,3 +194,11 @@ async def test_the_session_is_one_and_gone_after_the_bridge(lab: Lab) -> None:
             await lab.ended(task)
         assert lab.vcenter.sessions.counts.most_live == 1
     assert (lab.vcenter.sessions.counts.logins, len(lab.vcenter.sessions.live)) == (1, 0)
+
+
+async def test_a_vcenter_without_watches_is_asked_once_and_then_a_minute_later(lab: Lab) -> None:
+    async with lab.bridge() as bridge:
+        await until(lambda: bridge.status.health().vcenters[0].state == "ok")
+        await lab.ask("list")
+        await lab.ask("list")
+        assert len(lab.vcenter.journal.of("session")) == 1

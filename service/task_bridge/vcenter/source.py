@@ -165,6 +165,7 @@ class CisSource:
         group = register.agenda.next_group(results_first=not self._results_last)
         if group is None:
             if self._ping_at() <= now:
+                self._pinged_at = now  # here: the task begins later, and until then more would be started
                 self._start(self._ping)
             return
         self._results_last = group.results
@@ -242,7 +243,6 @@ class CisSource:
 
     async def _ping(self) -> None:
         """Asks whether vCenter is there: nothing else would tell while no task is followed."""
-        self._pinged_at = self._monotonic()
         if not await self._session.check():
             raise VCenterUnavailable(f"vCenter {self._settings.name} doesn't answer for the session that it gave.")
         self._outage.over(self._monotonic())
