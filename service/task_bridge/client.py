@@ -29,7 +29,7 @@ from .errors import BridgeError, NatsUnavailable, Problem, Refused
 from .events import FINAL_KINDS, Event, from_cloudevent
 from .login import options
 from .ordered import Ordered
-from .requests import CancelReply, ErrorBody, GetReply, ListReply, UnwatchReply, WatchReply
+from .requests import CancelReply, ErrorBody, GetReply, ListReply, UnwatchReply, WatchReply, invalid
 from .settings import Settings, load
 from .subjects import Names, is_vcenter_name, task_token
 
@@ -128,9 +128,11 @@ class TaskBridge:
     async def ask(self, verb: str, request: Mapping[str, Any]) -> bytes:
         """The answer of `<prefix>.api.<verb>`. None isn't sent. Raises Refused and NatsUnavailable."""
         subject = f"{self.names.api}.{verb}"
-        body = msgspec.json.encode({key: value for key, value in request.items() if value is not None})
         try:
+            body = msgspec.json.encode({key: value for key, value in request.items() if value is not None})
             answer = await self._client.request(subject, body, timeout=ANSWER_S)
+        except UnicodeEncodeError as error:
+            raise invalid("The request isn't text that UTF-8 can carry.") from error
         except nats.errors.NoRespondersError as error:
             raise NatsUnavailable(f"No bridge answers on {subject}.") from error
         except (nats.errors.Error, OSError) as error:
@@ -244,7 +246,7 @@ class TaskBridge:
         since: datetime | None = None,
         follow: bool = False,
     ) -> AsyncGenerator[Stored, None]:
-        """The same, each with its CloudEvent as it is stored. Raises ValueError for what can't be asked for."""
+        """The same, each with its CloudEvent as it is stored. Raises Refused for what no event can have."""
         subject = _filter(self.names, vcenter, task, kind)
         stream = self.names.events_stream
         reading = Ordered(self._js, self._client, stream, [subject], since=since, follow=follow)
@@ -276,12 +278,12 @@ def _stored(message: Msg) -> Stored:
 
 
 def _filter(names: Names, vcenter: str | None, task: str | None, kind: str | None) -> str:
-    """The subject of these events. Raises ValueError for what no event can have."""
+    """The subject of these events. Raises Refused for what no event can have."""
     if vcenter is not None and not is_vcenter_name(vcenter):
-        raise ValueError(f"{vcenter!r} can't be a vCenter's name")
+        raise invalid(f"{vcenter!r} can't be a vCenter's name")
     if task == "":
-        raise ValueError("a task id isn't empty")
+        raise invalid("a task id isn't empty")
     if kind is not None and not kind.replace(".", "", 1).replace("_", "").isalpha():
-        raise ValueError(f"{kind!r} can't be a kind of event; kinds are like progress, completed, completed.failed")
+        raise invalid(f"{kind!r} can't be a kind of event; kinds are like progress, completed, completed.failed")
     kinds = ">" if kind is None else f"{kind}.*" if kind in FINAL_KINDS else kind
     return f"{names.events}.{vcenter or '*'}.{'*' if task is None else task_token(task)}.{kinds}"

@@ -44,6 +44,8 @@ class Shell:
             stdin=stdin,
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.PIPE,
+            # Tests that run in the background have Ctrl-C ignored, and so would their children.
+            preexec_fn=_heed_ctrl_c,
         )
 
     async def run(self, *words: str, given: str | None = None, **more: str) -> Ended:
@@ -73,6 +75,10 @@ class Shell:
         async with asyncio.timeout(15):
             shown = await reading
             return await process.wait(), shown
+
+
+def _heed_ctrl_c() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def _read_all(terminal: int) -> str:
@@ -262,6 +268,7 @@ async def test_list_and_get_tell_how_tasks_stand_in_words_and_as_json(lab: Lab, 
     assert "RUNNING  10 %" in second
     assert "workflow=patch-42" in second
     assert [watch["task"] for watch in listed_json.json[0]["watches"]] == [task, other]
+    assert got.out.splitlines()[0] == task
     assert "RUNNING 10 %" in got.out
     assert (got_json.json[0]["watching"], got_json.json[0]["task"]) == (True, task)
     assert {(ended.code, ended.err) for ended in (listed, listed_json, got, got_json)} == {(0, "")}

@@ -13,6 +13,7 @@ from typing import Annotated, Any, NoReturn
 
 import msgspec
 import typer
+from rich.text import Text
 
 from ..client import ErrorAnswer, TaskBridge
 from ..durations import parse_duration
@@ -67,16 +68,18 @@ def watch(
     """
     ids = list(dict.fromkeys(tasks or _from_stdin()))
     request = {"vcenter": vcenter, "timeout": timeout, "labels": dict(label) if label else None}
-    interrupted = f"The {'watch goes' if len(ids) == 1 else 'watches go'} on; task-bridge unwatch ends one."
-    _run(_watched(ids, request, as_json), interrupted)
+    _run(_watched(ids, request, as_json))
 
 
 def _from_stdin() -> list[str]:
     """Ids of standard input, JSON strings or bare."""
     if sys.stdin.isatty():
         raise typer.BadParameter("name a task, or send ids to standard input, one a line", param_hint="TASK")
-    lines = [line.strip() for line in sys.stdin.read().splitlines()]
-    ids = [_id_of(line) for line in lines if line]
+    try:
+        text = sys.stdin.buffer.read().decode()
+    except UnicodeDecodeError as error:
+        raise typer.BadParameter("standard input isn't UTF-8", param_hint="TASK") from error
+    ids = [_id_of(line) for line in map(str.strip, text.splitlines()) if line]
     if not ids:
         raise typer.BadParameter("there is no task id on standard input", param_hint="TASK")
     return ids
@@ -104,7 +107,12 @@ async def _watched(tasks: list[str], request: dict[str, Any], as_json: bool) -> 
         answers = await asyncio.gather(*map(ask, tasks))
         replies = [answer for answer in answers if isinstance(answer, WatchReply)]
         refused = [answer for answer in answers if isinstance(answer, Refused)]
-        return _exit_code(await _followed(bridge, replies, as_json), refused)
+        try:
+            return _exit_code(await _followed(bridge, replies, as_json), refused)
+        except asyncio.CancelledError:
+            go_on = "watch goes" if len(replies) == 1 else "watches go"
+            rendering.tell(f"The {go_on} on; task-bridge unwatch ends one.")
+            raise
 
 
 async def _followed(bridge: TaskBridge, replies: list[WatchReply], as_json: bool) -> Counter[str]:
@@ -143,14 +151,17 @@ def events(
     """Print stored events, oldest first."""
     moment = None if since is None else datetime.now(UTC) - timedelta(seconds=since)
     wanted = {"kind": kind, "vcenter": vcenter, "task": task, "since": moment, "follow": follow}
-    _run(_printed(wanted, as_json), None if follow else "")
+    _run(_printed(wanted, as_json), interrupted=0 if follow else INTERRUPTED)
 
 
 async def _printed(wanted: dict[str, Any], as_json: bool) -> int:
     shown = rendering.JsonLines() if as_json else rendering.Lines()
     async with _bridge() as bridge, contextlib.aclosing(bridge.stored(**wanted)) as stored_events:
-        async for stored in stored_events:
-            shown.show(stored)
+        try:
+            async for stored in stored_events:
+                shown.show(stored)
+        except Refused as refused:
+            raise typer.BadParameter(refused.message) from refused
     return 0
 
 
@@ -182,7 +193,10 @@ def get(task: Task, vcenter: VCenter = None, as_json: Json = False) -> None:
 
 def _show_state(answer: bytes) -> None:
     reply = msgspec.json.decode(answer, type=GetReply)
-    rendering.console().print(rendering.state(reply, from_cloudevent(reply.last_event, stalled_told=False)))
+    event = from_cloudevent(reply.last_event, stalled_told=False)
+    console = rendering.console()
+    console.print(Text(rendering.clean(reply.task), "bold"))
+    console.print(rendering.state(reply, event))
 
 
 def unwatch(task: Task, vcenter: VCenter = None, as_json: Json = False) -> None:
@@ -233,18 +247,14 @@ def _bridge() -> TaskBridge:
     return TaskBridge(on_connection=rendering.tell)
 
 
-def _run(main: Coroutine[Any, Any, int], interrupted: str | None = "") -> NoReturn:
-    """Runs a command and leaves with its exit code. `interrupted` is told at Ctrl-C; None: that is how it ends."""
+def _run(main: Coroutine[Any, Any, int], *, interrupted: int = INTERRUPTED) -> NoReturn:
+    """Runs a command and leaves with its exit code, at Ctrl-C with `interrupted`."""
     try:
         code = asyncio.run(main)
     except CannotStart as error:
         give_up(error)
     except KeyboardInterrupt:
-        if interrupted:
-            rendering.tell(interrupted)
-        code = 0 if interrupted is None else INTERRUPTED
-    except ValueError as error:
-        raise typer.BadParameter(str(error)) from error
+        code = interrupted
     except BridgeError as error:
         rendering.tell(str(error))
         code = AWAY if isinstance(error, NatsUnavailable) else FAILED

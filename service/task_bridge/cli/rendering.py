@@ -19,6 +19,7 @@ from ..task import Progress as Percentage
 
 _STYLES = {"completed.succeeded": "green", "completed.failed": "red", "completed.canceled": "yellow"}
 _SHORT, _WIDE = 24, 10_000
+_BESIDES = _SHORT + 16 + 4 + 3  # what stands beside the words of a bar
 
 
 def clean(text: object) -> str:
@@ -33,6 +34,12 @@ def short(task: str, width: int = _SHORT) -> str:
     return task if len(task) <= width else f"{task[:9]}…{task[-(width - 10) :]}"
 
 
+def cut(text: str, width: int) -> str:
+    """The text's beginning, as much as fits."""
+    text = clean(text)
+    return text if len(text) <= width else text[: max(width - 1, 0)] + "…"
+
+
 def on_terminal() -> bool:
     """Whether people watch standard output; FORCE_COLOR alone doesn't make it one."""
     return sys.stdout.isatty()
@@ -45,7 +52,8 @@ def console() -> Console:
 
 def tell(text: str) -> None:
     """A line on stderr."""
-    print(clean(text), file=sys.stderr, flush=True)  # noqa: T201 - this is for a command
+    width = None if sys.stderr.isatty() else _WIDE
+    Console(stderr=True, highlight=False, markup=False, emoji=False, width=width).print(Text(clean(text)))
 
 
 def style(event: Event) -> str:
@@ -76,7 +84,7 @@ def line(event: Event) -> Text:
         return Text(
             f"{time} {clean(event.data.vcenter)} {clean(event.data.task)} {event.kind} {said(event)}".rstrip()
         )
-    shown = Text(f"{time[5:10]} {time[11:19]} ", no_wrap=True, overflow="ellipsis")
+    shown = Text(f"{time[5:10]} {time[11:19]} ")
     shown.append(f"{clean(event.kind):<19} ", style(event))
     return shown.append(f"{short(event.data.task)} {said(event)}")
 
@@ -94,7 +102,7 @@ class Lines:
         """Nothing is kept."""
 
     def show(self, stored: Stored) -> None:
-        self._console.print(line(stored.event))
+        self._console.print(line(stored.event), no_wrap=True, overflow="ellipsis")
         self._console.file.flush()
 
 
@@ -151,7 +159,7 @@ class Bars:
             bar,
             total=100 if known else None,
             completed=data.progress.percent if data.progress and known else 0,
-            said=clean(f"{word} {message}")[:28],
+            said=cut(f"{word} {message}", self._progress.console.width - _BESIDES),
         )
 
 
@@ -178,8 +186,8 @@ def watches(listed: Iterable[ListedWatch], total: int) -> Iterable[Text]:
 
 
 def state(reply: GetReply, event: Event | None) -> Table:
-    """How a task stands, a field a line."""
-    fields: dict[str, Any] = {"task": reply.task, "vcenter": reply.vcenter}
+    """How a task stands, a field a line, below its id."""
+    fields: dict[str, Any] = {"vcenter": reply.vcenter}
     fields["watch"] = f"{'active' if reply.watching else 'over'}, {_span(reply.watch)}"
     fields["labels"] = " ".join(f"{key}={value}" for key, value in reply.watch.labels.items())
     if event is not None:
@@ -188,7 +196,7 @@ def state(reply: GetReply, event: Event | None) -> Table:
         fields["operation"] = " ".join(filter(None, (data.service, data.operation)))
         fields["target"] = " ".join(filter(None, (data.target.type, data.target.id))) if data.target else ""
         fields["user"] = data.user
-        fields["because"] = "; ".join(message.text for message in data.error.messages) if data.error else ""
+        fields["messages"] = " / ".join(message.text for message in data.error.messages) if data.error else ""
     shown = Table.grid(padding=(0, 2), pad_edge=False)
     shown.add_column(no_wrap=True)
     shown.add_column(overflow="fold")

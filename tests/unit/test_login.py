@@ -1,0 +1,43 @@
+"""How the settings log in to NATS, as nats-py wants to be told."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from task_bridge.login import options
+from task_bridge.settings import load
+
+URL = "nats://127.0.0.1:4222"
+
+
+@pytest.mark.parametrize(
+    ("environ", "told"),
+    [
+        ({}, {"token": None}),
+        ({"BRIDGE_NATS_TOKEN": "s3cret"}, {"token": "s3cret"}),
+        ({"BRIDGE_NATS_USER": "me", "BRIDGE_NATS_PASSWORD": "s3cret"}, {"user": "me", "password": "s3cret"}),
+        (
+            {"BRIDGE_NATS_USER": "me", "BRIDGE_NATS_PASSWORD_FILE": "{file}"},
+            {"user": "me", "password": "of a file"},
+        ),
+        ({"BRIDGE_NATS_CREDS_FILE": "{file}"}, {"user_credentials": "{file}"}),
+        ({"BRIDGE_NATS_NKEY_SEED_FILE": "{file}"}, {"nkeys_seed": "{file}"}),
+    ],
+    ids=["none", "token", "user", "password-file", "creds", "nkey"],
+)
+def test_each_way_to_log_in_is_told_as_nats_py_wants_it(
+    tmp_path: Path, environ: dict[str, str], told: dict[str, Any]
+) -> None:
+    file = tmp_path / "secret"
+    file.write_text("of a file\n")
+    given = {name: value.format(file=file) for name, value in environ.items()}
+    wanted = {name: value.format(file=file) if value else None for name, value in told.items()}
+    assert options(load(given, need_vcenters=False).nats) == {"servers": [URL], "tls": None, **wanted}
+
+
+def test_a_tls_url_trusts_the_systems_authorities() -> None:
+    context = options(load({"BRIDGE_NATS_URL": "tls://nats.example.com"}, need_vcenters=False).nats)["tls"]
+    assert context.check_hostname
