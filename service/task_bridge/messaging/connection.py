@@ -72,8 +72,7 @@ class Connection:
                 )
             client = connecting.result()
         finally:
-            connecting.cancel()
-            await asyncio.gather(connecting, return_exceptions=True)
+            await _canceled(connecting)
         self.reason = None
         server = client.connected_url.netloc if client.connected_url else None
         log.info("nats_connected", server=server, version=".".join(map(str, server_version(client))))
@@ -115,6 +114,15 @@ class Connection:
     async def _on_closed(self) -> None:
         if not self.closed.done() and not self._closing:
             self.closed.set_result(None)
+
+
+async def _canceled(connecting: asyncio.Future[Any]) -> None:
+    """Ends the attempt: nats-py may swallow a cancellation and go on trying without end (2.16, measured)."""
+    while not connecting.done():
+        connecting.cancel()
+        await asyncio.wait((connecting,), timeout=0.1)
+    if not connecting.cancelled():
+        connecting.exception()  # it has been told, or nobody waits for it any more
 
 
 def server_version(client: Client) -> tuple[int, int, int]:
