@@ -100,27 +100,37 @@ class TaskBridge:
 
     async def __aenter__(self) -> Self:
         """Connects. Raises NatsUnavailable within seconds."""
+        connecting = asyncio.ensure_future(self._connect())
         try:
-            async with asyncio.timeout(CONNECT_S):
-                await self._client.connect(
-                    **options(self._nats),
-                    name="task-bridge client",
-                    # nats-py goes on at a refused connection whatever it is told; the timeout ends it.
-                    max_reconnect_attempts=-1,
-                    reconnect_time_wait=1,
-                    connect_timeout=3,
-                    ping_interval=5,
-                    max_outstanding_pings=2,
-                    error_cb=self._on_error,
-                    disconnected_cb=self._on_disconnected,
-                    reconnected_cb=self._on_reconnected,
-                )
-        except (nats.errors.Error, OSError) as error:  # TimeoutError is one
+            await asyncio.wait((connecting,), timeout=CONNECT_S)
+        finally:
+            while not connecting.done():  # nats-py may swallow a cancellation and go on trying (2.16)
+                connecting.cancel()
+                await asyncio.wait((connecting,), timeout=0.1)
+        error = TimeoutError() if connecting.cancelled() else connecting.exception()
+        if error is not None:
             await self._client.close()
+            if not isinstance(error, (nats.errors.Error, OSError)):  # TimeoutError is one
+                raise error
             servers = ", ".join(self._nats.urls)
             raise NatsUnavailable(f"NATS can't be reached at {servers}: {self._trouble}.") from error
         self._js = self._client.jetstream(domain=self._nats.js_domain, timeout=5)
         return self
+
+    async def _connect(self) -> None:
+        await self._client.connect(
+            **options(self._nats),
+            name="task-bridge client",
+            # nats-py goes on at a refused connection whatever it is told; who waits for it ends that.
+            max_reconnect_attempts=-1,
+            reconnect_time_wait=1,
+            connect_timeout=3,
+            ping_interval=5,
+            max_outstanding_pings=2,
+            error_cb=self._on_error,
+            disconnected_cb=self._on_disconnected,
+            reconnected_cb=self._on_reconnected,
+        )
 
     async def __aexit__(self, *_: object) -> None:
         await self._client.close()
