@@ -38,7 +38,8 @@ log = structlog.get_logger(__name__)
 
 _FINDS_MAX = 100_000
 """So many finds that nobody took: no more looks until somebody does."""
-_CANCEL_S = 30.0
+_CANCEL_S = 15.0
+"""Below the time that the API gives a request, so that its sender is told what didn't answer."""
 _EARLY_PER_S, _EARLY_AT_ONCE = 2.0, 5.0
 """How often a first look or a result may go without gathering: promptness while idle, few requests under load."""
 
