@@ -21,6 +21,7 @@ async def watches(lab: Lab) -> StreamState:
 
 async def deliver(lab: Lab, watch: Watch) -> None:
     """Puts a watch's message where it lay before, as a redelivery finds it when the dedupe window is over."""
+    await until_empty(lab)  # the ack of the one that lay there may still be on its way
     await lab.js.publish(Names(PREFIX).watch(watch.vcenter, watch.task), msgspec.json.encode(watch))
     await until_empty(lab)
 
