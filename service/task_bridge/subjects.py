@@ -91,11 +91,6 @@ class Names:
         vcenter, token, *_ = subject.removeprefix(self.events + ".").split(".")
         return vcenter, task_of(token)
 
-    def task_of_watch(self, subject: str) -> tuple[str, str]:
-        """(vCenter, task id) of a subject made by `watch`."""
-        vcenter, token = subject.removeprefix(self.watches + ".").split(".")
-        return vcenter, task_of(token)
-
     @property
     def _upper(self) -> str:
         return self.prefix.upper().replace(".", "_")

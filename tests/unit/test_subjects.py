@@ -91,7 +91,6 @@ def test_subjects_tell_whose_they_are(task: str) -> None:
     event = NAMES.events_of("lab_2", task).replace(">", "completed.failed")
 
     assert NAMES.task_of_event(event) == ("lab_2", task)
-    assert NAMES.task_of_watch(NAMES.watch("lab_2", task)) == ("lab_2", task)
     assert NAMES.put_event("lab_2", task, "status").split(".")[-3:] == ["lab_2", task_token(task), "status"]
 
 
