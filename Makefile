@@ -26,8 +26,8 @@ test: setup ## All tests, against a real nats-server and a simulated vCenter
 test-unit: setup ## The pure core alone, in seconds
 	$(BIN)/pytest tests/unit
 
-bench: setup ## Measures, and prints tables
-	PYTHONPATH=tests $(BIN)/python tests/bench/promptness.py
+bench: setup ## Measures, and prints a table; ONLY="looks memory" measures some of it
+	@PYTHONPATH=tests $(BIN)/python -m bench $(ONLY)
 
 lint: setup ## Style, format and layers
 	$(BIN)/ruff check .

@@ -88,6 +88,7 @@ class Lab:
         self.vcenter = vcenter
         self.vcenter_url = vcenter_url
         self.live: list[tuple[str, dict[str, Any]]] = []
+        self.heard_at: dict[str, float] = {}
 
     def settings(self, **more: Any) -> Settings:
         """Settings of a bridge in this lab, quick to look."""
@@ -147,10 +148,12 @@ class Lab:
         return [body for _, body in await self.stored() if task in (None, body["subject"])]
 
     async def listen(self) -> None:
-        """From now on `live` has what a core subscriber of all events sees."""
+        """From now on `live` has what a core subscriber of all events sees, `heard_at` when a task's last came."""
 
         async def heard(message: Msg) -> None:
-            self.live.append((message.subject, json.loads(message.data)))
+            body = json.loads(message.data)
+            self.live.append((message.subject, body))
+            self.heard_at[body.get("subject")] = time.time()
 
         await self.client.subscribe(f"{PREFIX}.events.>", cb=heard)
         await self.client.subscribe(f"{PREFIX}.rejected", cb=heard)
@@ -185,6 +188,11 @@ class BridgeProcess:
                 stdout=log,
                 stderr=log,
             )
+
+    @property
+    def pid(self) -> int:
+        assert self._process is not None
+        return self._process.pid
 
     async def ready(self, within_s: float = 20.0) -> None:
         """Waits until the log of this run says that it is ready."""

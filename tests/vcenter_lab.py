@@ -141,23 +141,26 @@ class Lab:
 
 @asynccontextmanager
 async def lab(
-    vcenter: SimulatedVCenter | None = None,
-    *,
-    policy: LookPolicy = POLICY,
-    patience: Patience = PATIENCE,
-    ssl: SSLContext | None = None,
-    **given: Any,
+    vcenter: SimulatedVCenter | None = None, *, ssl: SSLContext | None = None, **looking: Any
 ) -> AsyncIterator[Lab]:
     """The simulated vCenter, served, and a source that looks at it."""
     vcenter = vcenter or SimulatedVCenter()
+    async with serving(vcenter, ssl=ssl) as url, looking_at(vcenter, url, **looking) as it:
+        yield it
+
+
+@asynccontextmanager
+async def looking_at(
+    vcenter: SimulatedVCenter, url: str, *, policy: LookPolicy = POLICY, patience: Patience = PATIENCE, **given: Any
+) -> AsyncIterator[Lab]:
+    """A source that looks at a vCenter which is served at `url`, or isn't."""
     metrics = Metrics()
-    async with serving(vcenter, ssl=ssl) as url:
-        source = CisSource(Given(**{"url": url, **given}), policy, metrics, patience=patience)
-        async with source:
-            it = Lab(vcenter, source, metrics, url)
-            taking = asyncio.create_task(it.take())
-            try:
-                yield it
-            finally:
-                taking.cancel()
-                await asyncio.gather(taking, return_exceptions=True)
+    source = CisSource(Given(**{"url": url, **given}), policy, metrics, patience=patience)
+    async with source:
+        it = Lab(vcenter, source, metrics, url)
+        taking = asyncio.create_task(it.take())
+        try:
+            yield it
+        finally:
+            taking.cancel()
+            await asyncio.gather(taking, return_exceptions=True)

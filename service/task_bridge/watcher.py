@@ -203,10 +203,14 @@ class Watcher:
         watch = held.watch
         self._held[held.key] = held
         self._arm(held)
-        if source := self._sources.get(watch.vcenter):
+        self._look_anew(held)
+        log.debug("watch_held", vcenter=watch.vcenter, task=watch.task, watch=watch.id)
+
+    def _look_anew(self, held: Held) -> None:
+        watch = held.watch
+        if self._held.get(held.key) is held and (source := self._sources.get(watch.vcenter)):
             seen = held.last is not None and held.last.data.status is not None
             source.follow(watch.task, watch.since, seen=seen, with_result=watch.partial_results)
-        log.debug("watch_held", vcenter=watch.vcenter, task=watch.task, watch=watch.id)
 
     async def _follow(self, vcenter: str, source: TaskSource) -> None:
         async for batch in source.looks():
@@ -215,10 +219,19 @@ class Watcher:
                 held = self._held.get((vcenter, task))
                 if held is None:
                     source.forget(task)
-                elif self._is_news(held, standing, now):
-                    self._settle_soon(held)
+                else:
+                    self._take_in(held, standing, now)
                 if number % YIELD_EVERY == YIELD_EVERY - 1:
                     await asyncio.sleep(0)
+
+    def _take_in(self, held: Held, standing: Standing, now: float) -> None:
+        try:
+            if self._is_news(held, standing, now):
+                self._settle_soon(held)
+        except Exception:
+            # One task's trouble mustn't keep the looks at all others from being taken in.
+            log.exception("look_not_taken_in", vcenter=held.watch.vcenter, task=held.watch.task)
+            asyncio.get_running_loop().call_later(UNSETTLED_S, self._look_anew, held)
 
     def _is_news(self, held: Held, standing: Standing, now: float) -> bool:
         """Takes one look into the view; whether something may follow from it."""
@@ -246,24 +259,29 @@ class Watcher:
         task.add_done_callback(self._tasks.discard)
 
     async def _settle(self, held: Held) -> None:
-        """Publishes what follows from the view until nothing does; then looks on, or the watch is over."""
-        pause_s = AT_ONCE_S
         try:
-            while not self._stopping and (draft := self._next(held)):
-                # Publish before remembering: a crash in between repeats a look, never loses an event.
-                entry = await self._journal.append(draft, held.fence)
-                if not self._remember(held, entry):
-                    return
-            if held.last is not None and held.last.data.final:
-                await self._over(held)
-                return
+            await self._say_what_follows(held)
         except Exception:
             log.exception("watch_not_settled", vcenter=held.watch.vcenter, task=held.watch.task)
-            pause_s = UNSETTLED_S
+            asyncio.get_running_loop().call_later(UNSETTLED_S, self._settle_again, held)
         finally:
             held.settling = False
+
+    def _settle_again(self, held: Held) -> None:
         if self._held.get(held.key) is held:
-            self._arm(held, pause_s)
+            self._settle_soon(held)
+
+    async def _say_what_follows(self, held: Held) -> None:
+        """Publishes what follows from the view until nothing does; then looks on, or the watch is over."""
+        while not self._stopping and (draft := self._next(held)):
+            # Publish before remembering: a crash in between repeats a look, never loses an event.
+            entry = await self._journal.append(draft, held.fence)
+            if not self._remember(held, entry):
+                return
+        if held.last is not None and held.last.data.final:
+            await self._over(held)
+        elif self._held.get(held.key) is held:
+            self._arm(held)
             self._look_on(held)
 
     def _next(self, held: Held) -> Draft | None:
@@ -310,14 +328,14 @@ class Watcher:
             held.owes_look = False
             source.again(held.watch.task)
 
-    def _arm(self, held: Held, at_least_s: float = AT_ONCE_S) -> None:
+    def _arm(self, held: Held) -> None:
         """Sets the timer to when the watch must be asked even if no look comes."""
         if held.timer is not None:
             held.timer.cancel()
         held.stalls_at = stall_at(held.watch, held.last, held.view)
         when = wake_at(held.watch, held.last, held.view, self._policy_of(held.watch.vcenter))
         if when < math.inf and not self._stopping:
-            delay = max(at_least_s, when - self._clock())
+            delay = max(AT_ONCE_S, when - self._clock())
             held.timer = asyncio.get_running_loop().call_later(delay, self._woken, held)
 
     def _woken(self, held: Held) -> None:

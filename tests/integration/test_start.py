@@ -108,6 +108,7 @@ async def test_streams_that_differ_in_what_safety_needs_end_the_start_with_exit_
     code, lines = await exit_of(lab.environment(), tmp_path)
     assert code == 1
     assert any("subject_transform" in line for line in lines)
+    assert (lab.vcenter.sessions.counts.logins, len(lab.vcenter.sessions.live)) == (1, 0)
 
 
 async def test_verify_creates_nothing_and_says_what_is_missing(lab: Lab, tmp_path: Path) -> None:

@@ -111,12 +111,13 @@ async def test_a_router_s_404_never_ends_a_task(old: bool) -> None:
         faults.bad_gateway(),
         faults.connection_reset(),
         faults.service_unavailable(),
+        faults.too_many_requests(),
         faults.resource_inaccessible(),
         faults.internal_server_error(),
         faults.unauthenticated(),
         faults.unauthenticated(empty=True),
     ],
-    ids=["404 page", "502", "reset", "503", "inaccessible", "500", "401", "empty 401"],
+    ids=["404 page", "502", "reset", "503", "429", "inaccessible", "500", "401", "empty 401"],
 )
 async def test_trouble_of_vcenter_ends_no_task(fault: faults.Effect) -> None:
     async with lab() as it:

@@ -235,7 +235,7 @@ async def test_without_a_list_every_task_is_asked_for_by_get_and_the_list_tried_
 
 @pytest.mark.parametrize(
     "fault",
-    [faults.truncated_json(), faults.non_object(), faults.invalid_utf8(), faults.huge_body(40_000_000)],
+    [faults.truncated_json(), faults.non_object(), faults.invalid_utf8(), faults.huge_body(50_000_000)],
     ids=["truncated", "not an object", "not UTF-8", "too large"],
 )
 async def test_an_answer_that_can_not_be_read_is_a_failed_look_and_no_more(fault: faults.Effect) -> None:

@@ -25,27 +25,63 @@ from task_bridge.simulator.app import SimulatedVCenter
 from task_bridge.simulator.options import Options
 from task_bridge.simulator.serve import serving
 from task_bridge.simulator.tasks import Script
-from task_bridge.vcenter import CisSource
+from task_bridge.vcenter import CisSource, LookPolicy
 from task_bridge.vcenter.http import Http
+from task_bridge.watcher import Unchanged
 from vcenter_lab import POLICY, Given, lab
 
+NOT_AUTHENTICATED = (
+    '{"error_type": "INTERNAL_SERVER_ERROR", "messages": [{"id": "x", "args": [], '
+    '"default_message": "Rejecting login on a session where login failed"}]}'
+)
 
-@pytest.mark.parametrize("empty", [False, True], ids=["JSON", "empty"])
-async def test_a_session_that_ended_is_begun_anew_once_for_all(empty: bool) -> None:
+
+@pytest.mark.parametrize(
+    "told",
+    [
+        None,
+        faults.unauthenticated(empty=True),
+        faults.answer(403, '{"error_type": "UNAUTHENTICATED", "messages": []}'),
+        faults.answer(500, NOT_AUTHENTICATED),
+    ],
+    ids=["401", "empty 401", "403", "500"],
+)
+async def test_a_session_that_ended_is_begun_anew_once_for_all(told: faults.Effect | None) -> None:
     vcenter = SimulatedVCenter(Options(list_enabled=False))
     async with lab(vcenter) as it:
         tasks = [vcenter.create(fates.runs_forever()) for _ in range(4)]
         it.follow(*tasks)
         await it.shown(*tasks)
         vcenter.sessions.invalidate()
-        if empty:
-            vcenter.faults.add(faults.unauthenticated(empty=True), operation="get", times=1)
+        if told:
+            vcenter.faults.add(told, operation="get", times=1)
         for task in tasks:
             await it.more_looks(task)
         assert vcenter.sessions.counts.logins == 2
         assert it.source.health.state == "ok"
         assert not it.is_gone(tasks[0])
     assert vcenter.sessions.live == []
+
+
+async def test_a_session_that_ends_in_the_middle_of_ten_thousand_looks_costs_one_login() -> None:
+    async with lab(policy=LookPolicy(1.0, 1.0, 30.0)) as it:
+        tasks = [it.vcenter.create(fates.runs_forever()) for _ in range(10_000)]
+        it.follow(*tasks)
+        await it.until(lambda: len({found.task for found in it.found}) == 10_000)
+        it.vcenter.options.latency_s = 0.02
+        await it.until(lambda: it.vcenter.journal.in_flight > 1)
+        it.vcenter.sessions.invalidate()
+        it.found.clear()
+        await it.until(lambda: len({found.task for found in it.found}) == 10_000)
+        assert {type(found.standing) for found in it.found} == {Unchanged}
+        assert it.vcenter.sessions.counts.logins == 2
+        assert it.counted("vcenter_logins_total", vcenter="lab", result="ok") == 2
+
+
+async def test_looking_keeps_a_session_alive() -> None:
+    async with lab(SimulatedVCenter(Options(idle_timeout_s=0.6))) as it:
+        await it.until(lambda: len(it.vcenter.journal.of("session")) >= 6)
+        assert it.vcenter.sessions.counts.logins == 1
 
 
 async def test_a_session_that_is_never_accepted_makes_no_flood_of_logins() -> None:
@@ -101,12 +137,17 @@ async def test_the_session_limit_is_told_by_its_own_line_and_metric() -> None:
     assert [line["event"] for line in logs].count("session_limit_reached") == 1
 
 
-async def test_retry_after_is_honoured() -> None:
+@pytest.mark.parametrize(
+    "fault",
+    [faults.service_unavailable(1), faults.gateway_unavailable(1), faults.too_many_requests(1)],
+    ids=["503", "503 page", "429"],
+)
+async def test_retry_after_is_honoured(fault: faults.Effect) -> None:
     async with lab() as it:
         task = it.vcenter.create(fates.runs_forever())
         it.follow(task)
         await it.shown(task)
-        it.vcenter.faults.add(faults.service_unavailable(retry_after_s=1), times=1)
+        it.vcenter.faults.add(fault, times=1)
         await it.until(lambda: it.source.health.state == "degraded")
         busy = time.time()
         await it.until(lambda: it.source.health.state == "ok")

@@ -9,12 +9,13 @@ from collections.abc import AsyncIterator, Callable, Mapping
 import msgspec
 import pytest
 
+from task_bridge import watcher
 from task_bridge.durations import rfc3339
 from task_bridge.errors import NatsUnavailable
 from task_bridge.events import Event, WatchRef
 from task_bridge.metrics import Metrics
-from task_bridge.task import NO_RESULT, TaskError
-from task_bridge.watch import Policy, Watch
+from task_bridge.task import NO_RESULT, Task, TaskError
+from task_bridge.watch import Policy, View, Watch, observe
 from task_bridge.watcher import UNCHANGED, Standing, Unanswered, Watcher
 from unit.builders import (
     NOW,
@@ -195,6 +196,40 @@ async def test_a_fault_over_one_event_stops_neither_the_watch_nor_the_others(bri
 
     assert [event.data.task for event in bridge.journal.events] == ["other", TASK]
     assert (bridge.watcher.held, handle.said) == (2, [])
+
+
+async def test_a_fault_over_one_look_keeps_no_other_from_being_taken_in(
+    bridge: Bridge, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def observing(view: View, last: Event | None, task: Task, now: float) -> None:
+        if task.operation == "poison":
+            raise ZeroDivisionError
+        observe(view, last, task, now)
+
+    monkeypatch.setattr(watcher, "observe", observing)
+    monkeypatch.setattr(watcher, "UNSETTLED_S", 0.01)
+    await bridge.take()
+    await bridge.take(a_watch(id="other", task="other"))
+    poison = msgspec.structs.replace(running(0), operation="poison")
+    bridge.source.give_batch([(TASK, poison), ("other", running(0))])
+    await idle()
+    assert [event.data.task for event in bridge.journal.events] == ["other"]
+
+    await until(lambda: bridge.source.calls.count(f"follow {TASK}") == 2)  # so that it is told anew
+    await bridge.see(running(0))
+    assert [event.data.task for event in bridge.journal.events] == ["other", TASK]
+
+
+async def test_what_could_not_be_said_is_said_a_little_later(
+    bridge: Bridge, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(watcher, "UNSETTLED_S", 0.01)
+    handle = await bridge.take()
+    bridge.journal.faults += [RuntimeError("a fault of the bridge's own")] * 2
+    await bridge.see(succeeded())  # and nothing more: the task ended
+
+    await until(lambda: handle.said == ["ack"])
+    assert bridge.journal.kinds == ["watching", "completed.succeeded"]
 
 
 # Handed over again, or by another

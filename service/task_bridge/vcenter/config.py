@@ -48,7 +48,8 @@ class Patience(NamedTuple):
     that the service answers. `together` and `hold_s`: so many vanishing together end nothing for so long.
     `gather_s`: due looks, under load. `gather_results_s`, `result_s`: fetching results together, and at all.
     `ping_s`: between questions while no task is followed. `relist_s`: until a list is tried again where it failed.
-    `finish_s` and `logout_s`: on the way out, for requests under way and for the session.
+    `phase_s`: for each step of a request, like the next bytes of an answer. `finish_s` and `logout_s`: on the way
+    out, for requests under way and for the session.
     """
 
     confirm_s: float = 5.0
@@ -60,6 +61,7 @@ class Patience(NamedTuple):
     result_s: float = 30.0
     ping_s: float = 60.0
     relist_s: float = 600.0
+    phase_s: float = 30.0
     finish_s: float = 0.3
     logout_s: float = 1.5
 

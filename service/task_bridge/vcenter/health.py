@@ -14,11 +14,13 @@ State = Literal["ok", "degraded", "unknown"]
 class Health:
     """`degraded` from a failed look or login until a good one; `unknown` before the first.
 
-    `last_good_look_at` is Unix seconds; `holding` says why tasks that vanished together aren't given up yet.
+    `last_good_look_at` is Unix seconds, `good_looks` counts them; `holding` says why tasks that vanished together
+    aren't given up yet.
     """
 
     def __init__(self, vcenter: str) -> None:
         self.last_good_look_at: float | None = None
+        self.good_looks = 0
         self.holding: str | None = None
         self._vcenter = vcenter
         self._troubles: dict[str, str] = {}
@@ -41,12 +43,13 @@ class Health:
         self._troubles[provider] = reason
 
     def failed_look(self, reason: str) -> None:
-        """A look at one task failed, which its own log line tells."""
+        """A look failed that may be about its tasks alone, which their own log lines tell."""
         self._failed_look = reason
 
     def good(self, at: float, provider: str = "") -> None:
         """vCenter answers, and so does this provider."""
         self.last_good_look_at, self._failed_look = at, None
+        self.good_looks += 1
         if self._troubles:
             self._over("")
             self._over(provider)

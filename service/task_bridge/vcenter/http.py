@@ -20,12 +20,11 @@ import httpx
 from ..errors import VCenterUnavailable
 from ..metrics import Metrics
 from .budget import Budget
-from .config import VCenterSettings
+from .config import PATIENCE, VCenterSettings
 from .trouble import is_tls, sentence
 
 MAX_BODY_BYTES = 32 * 1024 * 1024
 MAX_RETRY_AFTER_S = 3_600.0
-PHASE_S = 30.0
 CONNECT_S = 10.0
 TOTAL_S = 90.0
 """Longer than any phase: a list of 500 may take its time, a body that drips may not."""
@@ -78,11 +77,13 @@ class Http:
         settings: VCenterSettings,
         metrics: Metrics,
         *,
+        phase_s: float = PATIENCE.phase_s,
         clock: Callable[[], float] = time.monotonic,
         transport: httpx.AsyncBaseTransport | None = None,
     ) -> None:
         self._settings = settings
         self._metrics = metrics
+        self._phase_s = phase_s
         self._transport = transport
         # httpx collapses when many requests queue inside its pool, so they queue here.
         self._slots = asyncio.Semaphore(settings.max_concurrent_requests)
@@ -197,7 +198,7 @@ class Http:
             headers={"accept": "application/json", "accept-encoding": "identity"},
             verify=_tls_context(self._settings),
             proxy=self._settings.proxy,
-            timeout=httpx.Timeout(PHASE_S, connect=CONNECT_S),
+            timeout=httpx.Timeout(self._phase_s, connect=CONNECT_S),
             limits=httpx.Limits(max_connections=slots, max_keepalive_connections=slots, keepalive_expiry=60),
             trust_env=False,
             # The session goes by header; a cookie of an older one beside it would be wrong.

@@ -139,10 +139,11 @@ class Looks:
 
     def _doubtful(self, group: Group, batch: list[Followed], error: Doubtful) -> None:
         """It may be about these tasks or their provider alone: they wait. The log tells when it persists."""
-        self._health.failed_look(str(error))
         if group.way == "get":
+            self._failed_look(batch[0], str(error))
             self._failed_alone(batch[0], error, _DOUBTS_TOLD)
             return
+        self._health.failed_look(str(error))
         group.failures += 1
         if group.failures >= _DOUBTS_TOLD:
             self._health.failed(str(error), group.provider)
@@ -211,7 +212,7 @@ class Looks:
             self._answered(now, followed.provider)
         else:
             self._reached()
-            self._health.failed_look(f"vCenter doesn't offer its tasks: {gone.answer.message}")
+            self._failed_look(followed, f"vCenter doesn't offer its tasks: {gone.answer.message}")
         if followed.place != ASKED:
             return
         if followed.ended:
@@ -262,21 +263,21 @@ class Looks:
         if followed.ended:
             self._result_shown(followed, body, rendering, now)
             return
-        if not followed.seen or followed.failures or self._absences:
-            self._back(followed)
-        mark = hash(bytes(body))
-        if mark != followed.mark:
+        followed.seen = True
+        self._absences.forget(followed.id)
+        task, mark = followed.task, hash(bytes(body))
+        if task is None or mark != followed.mark:
             try:
                 task = read_task(body, rendering, with_result=followed.with_result)
             except Unreadable as error:
                 self._bad_answer(followed, BadAnswer(f"vCenter shows what can't be read: {error}."))
                 return
-            if task != followed.task:
-                self._register.changed(followed, task, now)
-                followed.mark = mark
-                return
-            followed.mark = mark
-        self._register.unchanged([followed], now)
+        if task == followed.task:
+            self._register.unchanged([followed], now)
+        else:
+            self._register.changed(followed, task, now)
+        followed.mark = mark
+        self._readable(followed)
 
     def _shown_safely(self, followed: Followed, body: msgspec.Raw, rendering: Rendering, now: float) -> None:
         try:
@@ -284,9 +285,7 @@ class Looks:
         except Exception as error:
             self._unexpected(followed, error)
 
-    def _back(self, followed: Followed) -> None:
-        followed.seen = True
-        self._absences.forget(followed.id)
+    def _readable(self, followed: Followed) -> None:
         followed.failures = 0
         if followed.told:
             followed.told = False
@@ -295,7 +294,7 @@ class Looks:
     def _bad_answer(self, followed: Followed, error: BadAnswer) -> None:
         """It concerns this task alone: told once, tried less and less often."""
         self._reached()
-        self._health.failed_look(str(error))
+        self._failed_look(followed, str(error))
         if followed.ended and isinstance(error, TooLarge):
             self._register.give_up_result(followed)
             return
@@ -303,6 +302,14 @@ class Looks:
         if followed.with_result and (isinstance(error, TooLarge) or followed.failures >= _PARTIAL_RESULTS_TRIED):
             # Better to see how the task does without its partial result than not at all.
             followed.with_result, followed.home = False, None
+
+    def _failed_look(self, followed: Followed, reason: str) -> None:
+        """It is about vCenter only when nothing was shown since the task's failure before: one bad task among
+        others must not make a vCenter's health flap.
+        """
+        if followed.good_looks_then == self._health.good_looks:
+            self._health.failed_look(reason)
+        followed.good_looks_then = self._health.good_looks
 
     def _failed_alone(self, followed: Followed, error: Exception, told_after: int) -> None:
         followed.failures += 1

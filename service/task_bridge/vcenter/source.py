@@ -68,7 +68,7 @@ class CisSource:
         self._patience = patience
         self._clock = clock
         self._monotonic = monotonic
-        self._http = Http(settings, metrics, clock=monotonic, transport=transport)
+        self._http = Http(settings, metrics, phase_s=patience.phase_s, clock=monotonic, transport=transport)
         self._session = Session(self._http, settings, metrics, clock=monotonic, rng=rng)
         self._tasks = Tasks(self._session, settings)
         agenda = Agenda(policy.poll_min_s, settings.max_concurrent_requests)

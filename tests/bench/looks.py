@@ -1,0 +1,78 @@
+"""What a look costs: the bridge, the floor under it, and what a user would write, at every size one after the other.
+
+Every task is looked at every 2 s by each of them. The bridge does everything else beside it: holds the watches,
+says so to JetStream, watches its loop. Nothing changes in vCenter meanwhile.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import sys
+import tempfile
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+from bench.stage import Row, Stage, Used, stage
+from lab import PASSWORD, USERNAME
+
+SIZES = (1_000, 10_000, 50_000)
+EVERY_2_S = {
+    "BRIDGE_POLL_MIN": "2s",
+    "BRIDGE_POLL_MAX": "2s",
+    "BRIDGE_VCENTERS__LAB__MAX_REQUESTS_PER_SECOND": "1000",
+}
+WINDOW_S = 10.0
+RIVALS = Path(__file__).with_name("rivals.py")
+
+
+async def measure() -> AsyncIterator[Row]:
+    for size in SIZES:
+        async for row in at(size):
+            yield row
+
+
+async def at(size: int) -> AsyncIterator[Row]:
+    async with stage(**EVERY_2_S) as it:
+        tasks = await it.create(size, fate="runs_forever")
+        with tempfile.TemporaryDirectory() as name:
+            file = Path(name) / "tasks.json"
+            file.write_text(json.dumps({"session": await session(it), "tasks": tasks}))
+            floor = await rival("floor", it, file, 4.0)
+            program = await rival("program", it, file, WINDOW_S)
+            by_hand = {way: await rival(way, it, file, 8.0) for way in written_by_hand(size)}
+        await it.watch(tasks)
+        await it.watching(size)
+        await asyncio.sleep(4.0)
+        bridge = await it.used_in(WINDOW_S)
+    ratio = bridge.us_a_look / program.us_a_look
+    yield Row(
+        f"a look at {size:,}: the bridge",
+        f"{bridge.us_a_look:.1f} µs, {ratio:.2f} of the program; {bridge.looks / bridge.seconds:,.0f}/s",
+        "≤ 1.5 of the program",
+    )
+    yield Row("   lists every 2 s, and nothing else", f"{program.us_a_look:.1f} µs")
+    yield Row("   lists in a tight loop", f"{floor.us_a_look:.1f} µs")
+    for way, used in by_hand.items():
+        asked = used.looks / used.seconds
+        yield Row(f"   a coroutine a task, {way}", f"{used.us_a_look:,.0f} µs; {asked:,.0f}/s of {size / 2:,.0f}")
+
+
+def written_by_hand(size: int) -> tuple[str, ...]:
+    return {1_000: ("aiohttp", "httpx"), 10_000: ("aiohttp",)}.get(size, ())
+
+
+async def session(it: Stage) -> str:
+    answer = await it.http.post(f"{it.url}/api/session", auth=(USERNAME, PASSWORD))
+    answer.raise_for_status()
+    return str(answer.json())
+
+
+async def rival(way: str, it: Stage, file: Path, seconds: float) -> Used:
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, str(RIVALS), way, it.url, str(file), str(seconds), stdout=asyncio.subprocess.PIPE
+    )
+    told, _ = await process.communicate()
+    assert process.returncode == 0, way
+    used = json.loads(told)
+    return Used(used["seconds"], used["cpu_s"], used["looks"], 0, 0)

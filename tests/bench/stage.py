@@ -1,0 +1,192 @@
+"""What the benches stand on: nats-server, a simulated vCenter and the bridge, each a process of its own.
+
+On a small machine they share its cores with the bench itself, so CPU seconds of the bridge's process count more
+than times.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from collections import Counter
+from collections.abc import AsyncIterator, Iterable
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import httpx
+import nats
+from nats.aio.client import Client
+from prometheus_client.parser import text_string_to_metric_families
+
+from lab import PASSWORD, USERNAME, BridgeProcess, NatsServer, until
+
+PER_SECOND = 1 / os.sysconf("SC_CLK_TCK")
+VCENTER = f"""
+import asyncio, gc, uvloop
+from task_bridge.simulator import Options, SimulatedVCenter
+from task_bridge.simulator.serve import serving
+async def main():
+    gc.set_threshold(200_000, 20, 100)
+    async with serving(SimulatedVCenter(Options(username={USERNAME!r}, password={PASSWORD!r}))) as url:
+        print(url, flush=True)
+        await asyncio.Event().wait()
+uvloop.run(main())
+"""
+
+
+class Row(NamedTuple):
+    """A line of the table; `load` is the machine's load average over the last minute."""
+
+    what: str
+    measured: str
+    goal: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.what:<46} {self.measured:<50} {self.goal:<24} {os.getloadavg()[0]:4.1f}"
+
+
+class Used(NamedTuple):
+    """What a process used and did, from one moment to another."""
+
+    seconds: float
+    cpu_s: float
+    looks: float
+    requests: float
+    events: float
+
+    def until(self, later: Used) -> Used:
+        return Used(*(after - before for before, after in zip(self, later, strict=True)))
+
+    @property
+    def core_percent(self) -> float:
+        return 100 * self.cpu_s / self.seconds
+
+    @property
+    def us_a_look(self) -> float:
+        return 1e6 * self.cpu_s / self.looks
+
+
+class Stage:
+    """A bridge at work, and what happens around it."""
+
+    def __init__(self, server: NatsServer, url: str, bridge: BridgeProcess, client: Client) -> None:
+        self.url = url
+        self.bridge = bridge
+        self.client = client
+        self.http = httpx.AsyncClient(trust_env=False, timeout=60)
+        self._server = server
+        self._pages = f"http://127.0.0.1:{_port(bridge.log)}"
+
+    async def create(self, count: int, **about: Any) -> list[str]:
+        """So many tasks in vCenter, of one fate or script."""
+        answer = await self.http.post(f"{self.url}/simulator/tasks", json={"count": count, **about})
+        answer.raise_for_status()
+        tasks: list[str] = answer.json()["tasks"]
+        return tasks
+
+    async def watch(self, tasks: Iterable[str]) -> None:
+        """Publishes a request for each."""
+        for task in tasks:
+            await self.client.publish("vcenter.tasks.watch", json.dumps(task).encode())
+        await self.client.flush()
+
+    async def watching(self, count: int, within_s: float = 120.0) -> None:
+        """Waits until so many watches have begun."""
+        async with asyncio.timeout(within_s):
+            while (await self.counted())["watching"] < count:
+                await asyncio.sleep(0.5)
+
+    async def counted(self) -> Counter[str]:
+        """The bridge's metrics by name, over all labels; and `watching`, those events alone."""
+        answer = await self.http.get(f"{self._pages}/metrics")
+        sums: Counter[str] = Counter()
+        for family in text_string_to_metric_families(answer.text):
+            for sample in family.samples:
+                sums[sample.name.removeprefix("task_bridge_")] += sample.value  # type: ignore[assignment]
+                if sample.labels.get("kind") == "watching" and sample.name.endswith("events_total"):
+                    sums["watching"] += sample.value  # type: ignore[assignment]
+        return sums
+
+    async def used(self) -> Used:
+        """All that the bridge used and did so far."""
+        counted, seconds = await self.counted(), asyncio.get_running_loop().time()
+        done = [counted[name] for name in ("looks_total", "vcenter_requests_total", "events_total")]
+        return Used(seconds, self.cpu_s(), *done)
+
+    async def used_in(self, seconds: float) -> Used:
+        before = await self.used()
+        await asyncio.sleep(seconds)
+        return before.until(await self.used())
+
+    def cpu_s(self) -> float:
+        fields = Path(f"/proc/{self.bridge.pid}/stat").read_text().rsplit(")", 1)[1].split()
+        return (int(fields[11]) + int(fields[12])) * PER_SECOND
+
+    def rss_mb(self) -> float:
+        pages = int(Path(f"/proc/{self.bridge.pid}/statm").read_text().split()[1])
+        return pages * os.sysconf("SC_PAGE_SIZE") / 1e6
+
+    async def lag_s(self) -> float:
+        """The longest that the event loop was late within the last half to whole minute."""
+        return float((await self.counted())["event_loop_lag_seconds"])
+
+
+@asynccontextmanager
+async def stage(**environment: str) -> AsyncIterator[Stage]:
+    """All of it, on default settings but for `environment`; gone afterwards."""
+    with tempfile.TemporaryDirectory() as name:
+        directory = Path(name)
+        server = NatsServer(directory)
+        server.start()
+        async with vcenter() as url:
+            bridge = BridgeProcess(_environment(server.url, url, environment), directory)
+            try:
+                await bridge.start()
+                await bridge.ready()
+                client = await nats.connect(server.url)
+                it = Stage(server, url, bridge, client)
+                yield it
+                await it.http.aclose()
+                await client.close()
+                await bridge.end(within_s=30)
+            finally:
+                await bridge.close()
+                server.stop()
+
+
+@asynccontextmanager
+async def vcenter() -> AsyncIterator[str]:
+    """The URL of a simulated vCenter in a process of its own."""
+    # ASYNC220: starting it takes a moment, and nothing else runs here yet.
+    process = subprocess.Popen([sys.executable, "-c", VCENTER], stdout=subprocess.PIPE, text=True)  # noqa: ASYNC220
+    assert process.stdout is not None
+    try:
+        yield process.stdout.readline().strip()
+    finally:
+        process.terminate()
+        process.wait(15)
+
+
+def _environment(nats_url: str, vcenter_url: str, more: dict[str, str]) -> dict[str, str]:
+    return {
+        **os.environ,
+        "BRIDGE_NATS_URL": nats_url,
+        "BRIDGE_VCENTERS__LAB__URL": vcenter_url,
+        "BRIDGE_VCENTERS__LAB__USERNAME": USERNAME,
+        "BRIDGE_VCENTERS__LAB__PASSWORD": PASSWORD,
+        "BRIDGE_HTTP_LISTEN": "127.0.0.1:0",
+        **more,
+    }
+
+
+def _port(log: Path) -> int:
+    line = next(line for line in log.read_text().splitlines() if '"http_listening"' in line)
+    return int(json.loads(line)["port"])
+
+
+__all__ = ["Row", "Stage", "Used", "stage", "until", "vcenter"]
