@@ -6,7 +6,6 @@ import asyncio
 import sys
 
 from bench import looks, promptness
-from bench.stage import Row
 
 PARTS = {"promptness": promptness.measure, "looks": looks.measure}
 

@@ -1,4 +1,4 @@
-"""What a look costs: the bridge, the floor under it, and what a user would write, at every size one after the other.
+"""What a look costs: the bridge, the floor under it, and what a user would write, one after the other by size.
 
 Every task is looked at every 2 s by each of them. The bridge does everything else beside it: holds the watches,
 says so to JetStream, watches its loop. Nothing changes in vCenter meanwhile.

@@ -12,6 +12,7 @@ import os
 import subprocess
 import sys
 import tempfile
+import time
 from collections import Counter
 from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager
@@ -23,7 +24,7 @@ import nats
 from nats.aio.client import Client
 from prometheus_client.parser import text_string_to_metric_families
 
-from lab import PASSWORD, USERNAME, BridgeProcess, NatsServer, until
+from lab import PASSWORD, USERNAME, BridgeProcess, NatsServer
 
 PER_SECOND = 1 / os.sysconf("SC_CLK_TCK")
 VCENTER = f"""
@@ -97,9 +98,10 @@ class Stage:
 
     async def watching(self, count: int, within_s: float = 120.0) -> None:
         """Waits until so many watches have begun."""
-        async with asyncio.timeout(within_s):
-            while (await self.counted())["watching"] < count:
-                await asyncio.sleep(0.5)
+        deadline = time.monotonic() + within_s
+        while (await self.counted())["watching"] < count:
+            assert time.monotonic() < deadline, f"not {count} watches within {within_s} s"
+            await asyncio.sleep(0.5)
 
     async def counted(self) -> Counter[str]:
         """The bridge's metrics by name, over all labels; and `watching`, those events alone."""
@@ -187,6 +189,3 @@ def _environment(nats_url: str, vcenter_url: str, more: dict[str, str]) -> dict[
 def _port(log: Path) -> int:
     line = next(line for line in log.read_text().splitlines() if '"http_listening"' in line)
     return int(json.loads(line)["port"])
-
-
-__all__ = ["Row", "Stage", "Used", "stage", "until", "vcenter"]
