@@ -1,0 +1,86 @@
+"""What a round of chaos leaves behind for the checker to judge. Pure data."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+
+class Stored(NamedTuple):
+    """A message of the events stream; `stored_at` in Unix seconds, by nats-server's clock."""
+
+    subject: str
+    sequence: int
+    stored_at: float
+    headers: Mapping[str, str]
+    body: bytes
+
+
+class Heard(NamedTuple):
+    """What a plain core subscriber got; `sequence` by the header that republishing adds."""
+
+    subject: str
+    sequence: int
+    body: bytes
+
+
+class Asked(NamedTuple):
+    """A request that JetStream confirmed to have stored under `sequence`; `valid`: it can be served."""
+
+    sequence: int
+    task: str
+    sent_at: float
+    valid: bool = True
+
+
+class Answered(NamedTuple):
+    """A reply of the API. `outcome` may be an error's code; `last_event` is the id of the event in it."""
+
+    verb: str
+    task: str
+    outcome: str
+    watch: str | None = None
+    last_event: str | None = None
+
+
+class Was(NamedTuple):
+    """A state of a task. `progress` is (completed, total), `error` its type, `result` as `/api` shows it."""
+
+    at: float
+    status: str
+    progress: tuple[int, int] | None = None
+    result: Any = None
+    error: str | None = None
+
+
+class Truth(NamedTuple):
+    """What a task went through. `unseen_at`: when vCenter forgot or hid it, `denied_at`: refused to show it."""
+
+    states: tuple[Was, ...]
+    unseen_at: float | None = None
+    denied_at: float | None = None
+
+
+class Remains(NamedTuple):
+    """What there is when all is over: watches by (id, task), messages in the stream of requests, watches that are
+    delivered and not acknowledged, or never delivered; sessions, and how many couldn't be logged out of."""
+
+    watches: tuple[tuple[str, str], ...] = ()
+    requests: int = 0
+    held: int = 0
+    waiting: int = 0
+    sessions: int = 0
+    excused_sessions: int = 0
+
+
+class Account(NamedTuple):
+    """A whole history. `heard_all`: the subscriber was connected all the time."""
+
+    prefix: str
+    stored: tuple[Stored, ...]
+    asked: tuple[Asked, ...] = ()
+    answered: tuple[Answered, ...] = ()
+    truths: Mapping[str, Truth] = {}
+    heard: tuple[Heard, ...] = ()
+    heard_all: bool = True
+    remains: Remains = Remains()

@@ -1,0 +1,367 @@
+"""The checker accepts what is right and rejects what isn't: a table of broken histories, and mutations."""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Callable
+from datetime import UTC, datetime
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from chaos.account import Account, Answered, Asked, Heard, Remains, Stored, Truth, Was
+from chaos.checker import RULES, violations
+
+PREFIX, BEGAN = "vcenter.tasks", 1_764_000_000.0
+RUNNING, DONE, FAILED = Was(BEGAN, "RUNNING", (1, 4)), Was(BEGAN + 9, "SUCCEEDED", (4, 4), {"ok": 1}), "FAILED"
+TASK, OTHER = "one:vlcm", "o.ther:vlcm"
+
+
+def rfc3339(at: float) -> str:
+    return datetime.fromtimestamp(at, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+
+class Writer:
+    """Writes right histories, event by event, as the bridge would."""
+
+    def __init__(self) -> None:
+        self.stored: list[Stored] = []
+        self.last: dict[str, dict[str, Any]] = {}
+
+    def event(self, watch: str, task: str, kind: str, state: Was | None, at: float, **more: Any) -> None:
+        before = self.last.get(watch)
+        name, _, outcome = kind.partition(".")
+        data: dict[str, Any] = {
+            "vcenter": "lab",
+            "task": task,
+            "watch": {
+                "id": watch,
+                "since": rfc3339(int(watch.split("-")[0]) / 1000),
+                "timeout_at": None,
+                "labels": {},
+            },
+            "kind": name,
+            "outcome": outcome or None,
+            "final": bool(outcome),
+            "sequence": before["sequence"] + 1 if before else 1,
+            "status": state and state.status,
+            "previous_status": before["status"] if before else None,
+            "progress": None,
+            "error": None if outcome in ("", "succeeded") else {"type": "X"},
+            "result": None,
+            "result_state": "none",
+            "result_ref": None,
+        }
+        if state and state.progress:
+            data["progress"] = {"completed": state.progress[0], "total": state.progress[1]}
+        if name == "completed" and state and state.result is not None:
+            data |= {"result": state.result, "result_state": "inline"}
+        data |= more
+        self.last[watch] = data
+        body = {"id": f"{watch}/{data['sequence']}", "time": rfc3339(at), "data": data}
+        self._store(task, kind, at, body | ({"outcome": outcome} if outcome else {}))
+
+    def _store(self, task: str, kind: str, at: float, body: dict[str, Any]) -> None:
+        data = body["data"]
+        headers = {
+            "Nats-Msg-Id": body["id"],
+            "Bridge-Watch": data["watch"]["id"],
+            "Bridge-Sequence": str(data["sequence"]),
+            "Bridge-Kind": kind,
+        }
+        subject = f"{PREFIX}.events.lab.{task.replace('.', '%2E')}.{kind}"
+        self.stored.append(Stored(subject, len(self.stored) + 1, at, headers, json.dumps(body).encode()))
+
+    def rejection(self, sequence: int, at: float) -> None:
+        body = json.dumps({"id": f"{at * 1000:.0f}-{sequence}", "data": {"error": {}}}).encode()
+        self.stored.append(Stored(f"{PREFIX}.rejected", len(self.stored) + 1, at, {}, body))
+
+
+def a_watch(sequence: int | str, at: float) -> str:
+    return f"{at * 1000:.0f}-{sequence}"
+
+
+def right() -> Account:
+    """Two tasks: one ended after an earlier watch was given up on request, one is still watched."""
+    first, second, third = a_watch(1, BEGAN + 1), a_watch("aff", BEGAN + 4), a_watch(3, BEGAN + 2)
+    writer = Writer()
+    writer.event(first, TASK, "watching", Was(BEGAN, "PENDING"), BEGAN + 1)
+    writer.event(first, TASK, "status", RUNNING, BEGAN + 2)
+    writer.event(third, OTHER, "watching", RUNNING, BEGAN + 2.5)
+    writer.event(first, TASK, "abandoned.unwatched", RUNNING, BEGAN + 3)
+    writer.event(second, TASK, "watching", RUNNING, BEGAN + 5)
+    writer.rejection(4, BEGAN + 5)
+    writer.event(second, TASK, "progress", RUNNING._replace(progress=(2, 4)), BEGAN + 7)
+    writer.event(second, TASK, "completed.succeeded", DONE, BEGAN + 9.5)
+    states = (Was(BEGAN, "PENDING"), RUNNING, Was(BEGAN + 6, "RUNNING", (2, 4)), Was(BEGAN + 8, "BLOCKED"), DONE)
+    return Account(
+        prefix=PREFIX,
+        stored=tuple(writer.stored),
+        asked=(
+            Asked(1, TASK, BEGAN + 1),
+            Asked(2, TASK, BEGAN + 2),
+            Asked(3, OTHER, BEGAN + 2),
+            Asked(4, "task-1", BEGAN + 5, valid=False),
+        ),
+        answered=(
+            Answered("watch", TASK, "accepted", second),
+            Answered("watch", TASK, "already_completed", second, f"{second}/3"),
+            Answered("unwatch", TASK, "unwatched", first, f"{first}/3"),
+            Answered("unwatch", TASK, "already_ended", None, f"{second}/3"),
+            Answered("unwatch", TASK, "unavailable"),
+        ),
+        truths={TASK: Truth(states), OTHER: Truth((RUNNING, DONE))},
+        heard=tuple(Heard(message.subject, message.sequence, message.body) for message in writer.stored),
+        remains=Remains(watches=((third, OTHER),), held=1),
+    )
+
+
+def test_a_right_history_is_accepted() -> None:
+    assert violations(right()) == []
+
+
+def altered(account: Account, number: int, **data: Any) -> Account:
+    """The account with other `data` in the event at this place of the stream, told and heard alike."""
+    stored = list(account.stored)
+    body = json.loads(stored[number].body)
+    body["data"] |= data
+    stored[number] = stored[number]._replace(body=json.dumps(body).encode())
+    return heard(account._replace(stored=tuple(stored)))
+
+
+def heard(account: Account) -> Account:
+    """The account whose listener heard all that is stored."""
+    return account._replace(heard=tuple(Heard(m.subject, m.sequence, m.body) for m in account.stored))
+
+
+def placed(account: Account, *order: int) -> Account:
+    """The account with the stored events of these places, in this order, one behind the other."""
+    stored = [account.stored[place]._replace(sequence=n + 1) for n, place in enumerate(order)]
+    return heard(account._replace(stored=tuple(stored)))
+
+
+def ending_as(account: Account, status: str, **more: Any) -> Account:
+    """The account whose ended task went another way in truth."""
+    truth = account.truths[TASK]
+    last = truth.states[-1]._replace(status=status, **more)
+    return account._replace(truths={**account.truths, TASK: Truth((*truth.states[:-1], last))})
+
+
+def remaining(account: Account, **changes: Any) -> Account:
+    return account._replace(remains=account.remains._replace(**changes))
+
+
+def asking(account: Account, *asked: Asked) -> Account:
+    return account._replace(asked=(*account.asked, *asked))
+
+
+def answering(account: Account, *answered: Answered) -> Account:
+    return account._replace(answered=(*account.answered, *answered))
+
+
+def given_up(outcome: str, **data: Any) -> Account:
+    """The account whose first watch ended with another outcome."""
+    account = altered(right(), 3, outcome=outcome, **data)
+    body = json.loads(account.stored[3].body) | {"outcome": outcome}
+    subject = account.stored[3].subject.replace("unwatched", outcome)
+    headers = {**account.stored[3].headers, "Bridge-Kind": f"abandoned.{outcome}"}
+    message = account.stored[3]._replace(body=json.dumps(body).encode(), subject=subject, headers=headers)
+    stored = (*account.stored[:3], message, *account.stored[4:])
+    return heard(account._replace(stored=stored, answered=account.answered[:2]))
+
+
+SECOND = a_watch("aff", BEGAN + 4)
+BROKEN: dict[str, tuple[str, Account]] = {
+    "a gap": ("numbered", placed(right(), 0, 2, 3, 4, 5, 6, 7)),
+    "a repeat": ("numbered", placed(right(), 0, 1, 1, 2, 3, 4, 5, 6, 7)),
+    "two swapped": ("numbered", placed(right(), 1, 0, 2, 3, 4, 5, 6, 7)),
+    "no ending": ("ended_once", placed(right(), 0, 1, 2, 3, 4, 5, 6)),
+    "two endings": ("ended_once", altered(right(), 6, kind="completed", final=True)),
+    "an event after the ending": ("ended_once", placed(right(), 0, 1, 2, 3, 4, 5, 7, 6)),
+    "a watch after completed": ("one_watch_at_a_time", placed(right(), 4, 5, 6, 7, 0, 1, 2, 3)),
+    "two watches at once": ("one_watch_at_a_time", placed(right(), 0, 1, 2, 4, 3, 5, 6, 7)),
+    "not begun by watching": ("begun_rightly", altered(right(), 4, kind="status")),
+    "begun twice": ("begun_rightly", altered(right(), 6, kind="watching")),
+    "an unknown kind": ("begun_rightly", altered(right(), 6, kind="moved")),
+    "no JSON": ("readable", heard(right()._replace(stored=(*right().stored, Stored("x", 9, 0.0, {}, b"{"))))),
+    "a body without data": (
+        "readable",
+        heard(right()._replace(stored=(*right().stored, Stored("x", 9, 0.0, {}, b"{}")))),
+    ),
+    "another kind in the subject": ("in_place", altered(right(), 1, kind="progress")),
+    "another task in the subject": ("in_place", altered(right(), 1, task="else:where")),
+    "another number in the header": (
+        "in_place",
+        right()._replace(stored=(right().stored[0]._replace(headers={}), *right().stored[1:])),
+    ),
+    "final untold": ("in_place", altered(right(), 7, final=False)),
+    "other labels": (
+        "same_throughout",
+        altered(right(), 1, watch={"id": a_watch(1, BEGAN + 1), "since": rfc3339(BEGAN)}),
+    ),
+    "a wrong previous status": ("same_throughout", altered(right(), 1, previous_status="BLOCKED")),
+    "a state that never was": ("follows_the_task", altered(right(), 6, status="SUSPENDED")),
+    "a progress that never was": ("follows_the_task", altered(right(), 6, progress={"completed": 3, "total": 4})),
+    "a state from before": ("follows_the_task", altered(right(), 6, status="PENDING", progress=None)),
+    "a state that was still to come": (
+        "follows_the_task",
+        right()._replace(truths={**right().truths, OTHER: Truth((RUNNING._replace(at=BEGAN + 3), DONE))}),
+    ),
+    "an event of no task": ("follows_the_task", right()._replace(truths={TASK: right().truths[TASK]})),
+    "completed while it runs": ("ends_as_the_task", ending_as(right(), "RUNNING")),
+    "success told of a failure": ("ends_as_the_task", ending_as(right(), FAILED)),
+    "failure told of a success": ("ends_as_the_task", altered(right(), 7, outcome="failed")),
+    "an error beside success": ("ends_as_the_task", altered(right(), 7, error={"type": "X"})),
+    "another result": ("ends_as_the_task", altered(right(), 7, result={"ok": 2})),
+    "a result left out": ("ends_as_the_task", altered(right(), 7, result=None, result_state="none")),
+    "a stored result without a place": (
+        "ends_as_the_task",
+        altered(right(), 7, result=None, result_state="stored"),
+    ),
+    "lost and there": ("ends_as_the_task", given_up("lost")),
+    "denied and shown": ("ends_as_the_task", given_up("denied")),
+    "timed out without a timeout": ("ends_as_the_task", given_up("watch_timed_out")),
+    "unwatched by nobody": ("ends_as_the_task", right()._replace(answered=right().answered[:2])),
+    "an outcome of no contract": ("ends_as_the_task", given_up("forgotten")),
+    "a request without a trace": ("requests_served", asking(right(), Asked(9, "no:where", BEGAN))),
+    "a request after the last ending": (
+        "requests_served",
+        placed(asking(right(), Asked(9, TASK, BEGAN + 4)), 0, 1, 2, 3, 5),
+    ),
+    "a request that became two watches": (
+        "requests_served",
+        remaining(right(), watches=((a_watch(3, BEGAN + 2), OTHER), (a_watch(3, BEGAN + 3), OTHER)), held=2),
+    ),
+    "a good request rejected": ("requests_served", right()._replace(asked=(Asked(4, TASK, BEGAN),))),
+    "a bad request not rejected": ("requests_served", asking(right(), Asked(8, "task-2", BEGAN, valid=False))),
+    "rejected twice": ("requests_served", placed(right(), 0, 1, 2, 3, 4, 5, 5, 6, 7)),
+    "a bad request watched": ("requests_served", asking(right(), Asked(3, OTHER, BEGAN, valid=False))),
+    "served twice": (
+        "not_served_twice",
+        asking(
+            altered(
+                altered(right(), 4, watch={"id": a_watch(2, BEGAN + 2), "since": rfc3339(BEGAN + 2)}),
+                6,
+                watch={"id": a_watch(2, BEGAN + 2), "since": rfc3339(BEGAN + 2)},
+            ),
+        ),
+    ),
+    "accepted for nothing": ("answers_true", answering(right(), Answered("watch", TASK, "accepted", "1-a2"))),
+    "watched by nobody": ("answers_true", answering(right(), Answered("watch", TASK, "already_watching", "1-a2"))),
+    "completed and not stored": (
+        "answers_true",
+        answering(right(), Answered("watch", TASK, "already_completed", SECOND, f"{SECOND}/9")),
+    ),
+    "unwatched and not stored": (
+        "answers_true",
+        answering(right(), Answered("unwatch", TASK, "unwatched", "1-2", "1-2/1")),
+    ),
+    "ended and not stored": (
+        "answers_true",
+        answering(right(), Answered("unwatch", TASK, "already_ended", None, "1-2/1")),
+    ),
+    "two winners": ("one_winner", answering(right(), right().answered[2])),
+    "heard and not stored": (
+        "heard_what_is_stored",
+        right()._replace(heard=(*right().heard, Heard("x", 99, b"{}"))),
+    ),
+    "heard otherwise": (
+        "heard_what_is_stored",
+        right()._replace(heard=(right().heard[0]._replace(body=b"{}"), *right().heard[1:])),
+    ),
+    "heard twice": ("heard_what_is_stored", right()._replace(heard=(*right().heard, right().heard[-1]))),
+    "heard in another order": ("heard_what_is_stored", right()._replace(heard=right().heard[::-1])),
+    "not heard": ("heard_what_is_stored", right()._replace(heard=right().heard[1:])),
+    "a message of an ended watch": ("nothing_orphaned", remaining(right(), watches=((SECOND, TASK),))),
+    "a watch that waits for what completed": (
+        "nothing_orphaned",
+        remaining(right(), watches=((a_watch(3, BEGAN + 2), OTHER), ("1-77", TASK)), held=2),
+    ),
+    "a watch that nobody is to get": ("nothing_orphaned", remaining(right(), held=0)),
+    "held without a message": ("nothing_orphaned", remaining(right(), held=2)),
+    "a request left": ("nothing_orphaned", remaining(right(), requests=1)),
+    "a session left": ("sessions_closed", remaining(right(), sessions=2, excused_sessions=1)),
+}
+
+
+@pytest.mark.parametrize(("rule", "account"), BROKEN.values(), ids=BROKEN)
+def test_a_broken_history_is_rejected(rule: str, account: Account) -> None:
+    assert rule in {violation.rule for violation in violations(account)}
+
+
+def test_every_rule_has_a_history_that_breaks_it() -> None:
+    assert {rule.__name__.strip("_") for rule in RULES} == {rule for rule, _ in BROKEN.values()}
+
+
+def generated(chance: random.Random) -> Account:
+    """A right history of some watches, interleaved as chance has it; every one of them ended."""
+    writer, truths, asked, pending = Writer(), {}, [], []
+    for number in range(chance.randint(1, 5)):
+        task, at = f"t{number}:vlcm", BEGAN + number
+        states = [Was(at, "PENDING"), *(Was(at + n, "RUNNING", (n, 9)) for n in range(1, chance.randint(2, 7)))]
+        states.append(Was(at + 8, "SUCCEEDED", (9, 9), {"n": number}))
+        truths[task] = Truth(tuple(states))
+        seen = sorted(chance.sample(range(len(states) - 1), chance.randint(1, len(states) - 1)))
+        watch = a_watch(number + 1, at)
+        asked.append(Asked(number + 1, task, at))
+        steps = [(watch, task, "progress" if n else "watching", states[place]) for n, place in enumerate(seen)]
+        pending.append([*steps, (watch, task, "completed.succeeded", states[-1])])
+    while any(pending):
+        watch, task, kind, state = chance.choice([steps for steps in pending if steps]).pop(0)
+        writer.event(watch, task, kind, state, state.at + 1)
+    return heard(Account(PREFIX, tuple(writer.stored), tuple(asked), (), truths))
+
+
+def _left_out(account: Account, place: int) -> Account:
+    return placed(account, *(n for n in range(len(account.stored)) if n != place))
+
+
+def _repeated(account: Account, place: int) -> Account:
+    return placed(account, *range(place + 1), *range(place, len(account.stored)))
+
+
+def _moved_to_the_end(account: Account, place: int) -> Account:
+    """Behind the ending of its own watch, where it isn't that ending itself."""
+    return placed(account, *(n for n in range(len(account.stored)) if n != place), place)
+
+
+def _renumbered(account: Account, place: int) -> Account:
+    return altered(account, place, sequence=json.loads(account.stored[place].body)["data"]["sequence"] + 1)
+
+
+def _of_another_status(account: Account, place: int) -> Account:
+    return altered(account, place, status="BLOCKED")
+
+
+def _unheard(account: Account, place: int) -> Account:
+    return account._replace(heard=(*account.heard[:place], *account.heard[place + 1 :]))
+
+
+def _request_forgotten(account: Account, place: int) -> Account:
+    watch = account.stored[place].headers["Bridge-Watch"]
+    return placed(account, *(n for n, m in enumerate(account.stored) if m.headers["Bridge-Watch"] != watch))
+
+
+MUTATIONS = [_left_out, _repeated, _renumbered, _of_another_status, _unheard, _request_forgotten]
+
+
+@settings(max_examples=150, deadline=None)
+@given(seed=st.integers(0, 2**32), mutate=st.sampled_from(MUTATIONS), where=st.floats(0, 0.999))
+def test_whatever_is_changed_in_a_right_history_is_found(
+    seed: int, mutate: Callable[[Account, int], Account], where: float
+) -> None:
+    account = generated(random.Random(seed))
+    assert violations(account) == []
+    assert violations(mutate(account, int(where * len(account.stored))))
+
+
+@settings(max_examples=100, deadline=None)
+@given(seed=st.integers(0, 2**32), where=st.floats(0, 0.999))
+def test_an_event_behind_its_watchs_ending_is_found(seed: int, where: float) -> None:
+    account = generated(random.Random(seed))
+    place = int(where * len(account.stored))
+    ends = account.stored[place].headers["Bridge-Kind"] == "completed.succeeded"
+    assert ends or violations(_moved_to_the_end(account, place))
