@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help setup demo test test-unit bench check lint format types lock clean
+.PHONY: help setup demo test test-unit chaos bench check lint format types lock clean
 
 help: ## This list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -25,6 +25,9 @@ test: setup ## All tests, against a real nats-server and a simulated vCenter
 
 test-unit: setup ## The pure core alone, in seconds
 	$(BIN)/pytest tests/unit
+
+chaos: setup ## Seeded rounds of kills, outages and races, judged by a checker: ROUNDS=10 SEED=7 R=1 or 3
+	PYTHONPATH=tests $(BIN)/python -m chaos.rounds
 
 bench: setup ## Measures, and prints a table; ONLY="looks memory" measures some of it
 	@PYTHONPATH=tests $(BIN)/python -m bench $(ONLY)

@@ -27,7 +27,7 @@ from task_bridge.simulator import Options, SimulatedVCenter
 from task_bridge.simulator.serve import serving
 
 USERNAME, PASSWORD = "task-bridge@vsphere.local", "a-made-up-secret"
-SERVER = Path(sys.executable).with_name("nats-server")
+SERVER = Path(os.environ.get("TEST_NATS_SERVER") or Path(sys.executable).with_name("nats-server"))
 PREFIX = "vcenter.tasks"
 EVENTS = "VCENTER_TASKS_EVENTS"
 T = TypeVar("T")
@@ -70,6 +70,15 @@ class NatsServer:
             assert time.monotonic() < deadline, "nats-server isn't up after 10 s"
             time.sleep(0.01)
         self.port = int(json.loads(file.read_text())["nats"][0].rsplit(":", 1)[1])
+
+    @property
+    def running(self) -> bool:
+        return self._process is not None
+
+    def send(self, number: int) -> None:
+        """Sends a signal that doesn't end it."""
+        if self._process is not None:
+            self._process.send_signal(number)
 
     def stop(self, number: int = signal.SIGKILL) -> None:
         if self._process is not None:
@@ -174,9 +183,15 @@ class BridgeProcess:
         self._environment = environment
         self._directory = directory
         self._process: asyncio.subprocess.Process | None = None
+        self._ready_before = self._starts_before = 0
         self.log = directory / "bridge.log"
 
+    @property
+    def running(self) -> bool:
+        return self._process is not None and self._process.returncode is None
+
     async def start(self) -> None:
+        self._ready_before, self._starts_before = self._told("ready"), self._told("starting")
         with self.log.open("ab") as log:
             self._process = await asyncio.create_subprocess_exec(
                 sys.executable,
@@ -196,8 +211,21 @@ class BridgeProcess:
 
     async def ready(self, within_s: float = 20.0) -> None:
         """Waits until the log of this run says that it is ready."""
-        count = self.log.read_text().count('"event": "ready"')
-        await until(lambda: self.log.read_text().count('"event": "ready"') > count, within_s)
+        await until(lambda: self._told("ready") > self._ready_before, within_s)
+
+    @property
+    def hears_signals(self) -> bool:
+        """Whether this run is past what Python does before any of the bridge's code."""
+        return self._told("starting") > self._starts_before
+
+    def _told(self, event: str) -> int:
+        return self.log.read_text().count(f'"event": "{event}"') if self.log.exists() else 0
+
+    def send(self, number: int) -> None:
+        """Sends a signal that doesn't end it."""
+        assert self._process is not None
+        with contextlib.suppress(ProcessLookupError):
+            self._process.send_signal(number)
 
     async def end(self, number: int = signal.SIGTERM, within_s: float = 10.0) -> int:
         """Sends the signal; the exit code."""

@@ -18,7 +18,7 @@ from . import __version__
 from .errors import CannotStart, NatsUnavailable
 from .messaging.admission import Watches
 from .messaging.api import Api
-from .messaging.connection import Connection, server_version
+from .messaging.connection import Connection, canceled, server_version
 from .messaging.intake import Intake
 from .messaging.journal import Journal
 from .messaging.monitor import Monitor
@@ -73,7 +73,7 @@ class Bridge:
                 await stack.enter_async_context(source)
             starting = asyncio.create_task(self._start(stack, failed))
             starting.add_done_callback(lambda task: _fails_with(failed, task))
-            stack.push_async_callback(_end, [starting])
+            stack.push_async_callback(canceled, starting)
             try:
                 yield failed
             finally:
@@ -168,17 +168,11 @@ async def _hand_over(
     loops: list[asyncio.Task[None]], api: Api, intake: Intake, watcher: Watcher, ownership: Ownership
 ) -> None:
     """Takes no more, finishes what is in flight, and naks the watches, so that others have them at once."""
-    await _end(loops)
-    with contextlib.suppress(TimeoutError):
-        async with asyncio.timeout(FINISH_S):
-            await asyncio.gather(api.stop(), intake.drain(), watcher.stop())
+    await canceled(*loops)
+    finishing = [asyncio.create_task(part) for part in (api.stop(), intake.drain(), watcher.stop())]
+    await asyncio.wait(finishing, timeout=FINISH_S)
+    await canceled(*finishing)
     await ownership.hand_back()
-
-
-async def _end(tasks: list[asyncio.Task[None]]) -> None:
-    for task in tasks:
-        task.cancel()
-    await asyncio.gather(*tasks, return_exceptions=True)
 
 
 def _fails_with(failed: asyncio.Future[None], task: asyncio.Task[None]) -> None:

@@ -10,6 +10,7 @@ import asyncio
 import secrets
 from collections.abc import Callable
 from typing import NamedTuple
+from weakref import WeakValueDictionary
 
 import msgspec
 
@@ -38,6 +39,12 @@ class StoredWatch(NamedTuple):
 
     watch: Watch
     sequence: int
+
+    def is_served_by(self, last: Entry) -> bool:
+        """Whether the message is about to go: its watch ended, or was served before it began, which whoever
+        admitted it or takes it up is about to see.
+        """
+        return is_served(self.watch, last.event, last.stored_at)
 
 
 def new_watch(
@@ -94,6 +101,7 @@ class Watches:
         self._journal = journal
         self._policy_of = policy_of
         self._clock = clock
+        self._unwatching: WeakValueDictionary[tuple[str, str], asyncio.Lock] = WeakValueDictionary()
 
     async def admit(self, watch: Watch) -> Admitted:
         """Begins the watch unless the task is watched or has completed.
@@ -112,9 +120,9 @@ class Watches:
             if present is None:
                 await asyncio.sleep(0.005)  # R3 frees a subject some milliseconds after the ack (measured)
                 continue
-            if present.watch.id == watch.id or not _ended(last, present.watch):
+            if present.watch.id == watch.id or last is None or not present.is_served_by(last):
                 return Admitted("already_watching", present.watch.ref, own_event(last, present.watch))
-            if last and last.event.data.kind == "completed":
+            if last.event.data.kind == "completed":
                 return Admitted("already_completed", last.event.data.watch, last)
             # The old watch was abandoned and its message is about to go: it makes room now.
             await self._streams.delete(self._names.watches_stream, present.sequence)
@@ -160,10 +168,16 @@ class Watches:
 
         Raises Refused: 409 `already_ended` when it ended first, 404 `not_watched`; and NatsUnavailable.
         """
+        # Of those who want it over at the same time one ends it, and the others are told so. Across replicas it
+        # is the writer's instance that tells, inside of one it is their order.
+        async with self._unwatching.setdefault((vcenter, task), asyncio.Lock()):
+            return await self._unwatch(vcenter, task)
+
+    async def _unwatch(self, vcenter: str, task: str) -> tuple[Watch, Entry]:
         while True:
             present = await self.present(vcenter, task)
             last = await self._journal.last(vcenter, task, leader=True)
-            if present is None or _ended(last, present.watch):
+            if present is None or (last and present.is_served_by(last)):
                 raise _not_watched(vcenter, task, last)
             watch = present.watch
             own = own_event(last, watch)
@@ -173,7 +187,8 @@ class Watches:
             if draft is None:
                 continue
             stored = await self._journal.append(draft, last.sequence if last else 0)
-            if stored.event.id == draft.event.id and stored.event.kind == draft.event.kind:
+            own_event_stored = (stored.event.id, stored.event.kind) == (draft.event.id, draft.event.kind)
+            if own_event_stored and stored.instance == self._journal.instance:
                 await self._streams.delete(self._names.watches_stream, present.sequence)
                 return watch, stored
 
@@ -196,7 +211,3 @@ def _not_watched(vcenter: str, task: str, last: Entry | None) -> Refused:
 def own_event(last: Entry | None, watch: Watch) -> Entry | None:
     """The last event, if it is one of `watch`."""
     return last if last and last.event.data.watch.id == watch.id else None
-
-
-def _ended(last: Entry | None, watch: Watch) -> bool:
-    return (own := own_event(last, watch)) is not None and own.event.data.final

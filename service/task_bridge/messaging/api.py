@@ -145,7 +145,7 @@ class Api:
             raise Refused(
                 404, "unknown_task", f"{asked.task!r} on {vcenter!r} is neither watched nor in the stream."
             )
-        watching = present is not None and not (last and _ends(last, present))
+        watching = present is not None and not (last and present.is_served_by(last))
         if watching and present is not None:
             ref, last = present.watch.ref, own_event(last, present.watch)
         else:
@@ -216,10 +216,6 @@ class Api:
 
 
 list_of = list  # the verb `list` hides the builtin inside the class
-
-
-def _ends(last: Entry, present: StoredWatch) -> bool:
-    return last.event.data.final and last.event.data.watch.id == present.watch.id
 
 
 def _raw(entry: Entry | None) -> msgspec.Raw:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 from collections.abc import Callable
 from typing import Any
 
@@ -72,7 +71,7 @@ class Connection:
                 )
             client = connecting.result()
         finally:
-            await _canceled(connecting)
+            await canceled(connecting)
         self.reason = None
         server = client.connected_url.netloc if client.connected_url else None
         log.info("nats_connected", server=server, version=".".join(map(str, server_version(client))))
@@ -85,9 +84,9 @@ class Connection:
     async def close(self) -> None:
         """Flushes and closes; never raises, never takes long."""
         self._closing = True
-        with contextlib.suppress(Exception):
-            async with asyncio.timeout(2):
-                await self.broker.stop()
+        stopping = asyncio.ensure_future(self.broker.stop())
+        await asyncio.wait((stopping,), timeout=2)
+        await canceled(stopping)
 
     async def _on_error(self, error: Exception) -> None:
         told = str(error) or type(error).__name__
@@ -116,13 +115,20 @@ class Connection:
             self.closed.set_result(None)
 
 
-async def _canceled(connecting: asyncio.Future[Any]) -> None:
-    """Ends the attempt: nats-py may swallow a cancellation and go on trying without end (2.16, measured)."""
-    while not connecting.done():
-        connecting.cancel()
-        await asyncio.wait((connecting,), timeout=0.1)
-    if not connecting.cancelled():
-        connecting.exception()  # it has been told, or nobody waits for it any more
+async def canceled(*doomed: asyncio.Future[Any]) -> None:
+    """Ends them, whatever they make of it, asking again and again.
+
+    A cancellation gets lost: nats-py swallows one and goes on connecting (2.16, measured), and so does
+    `asyncio.wait_for`, under every request of nats-py, when it meets the answer (Python 3.11: a bridge told to stop
+    went on for ever).
+    """
+    while pending := [one for one in doomed if not one.done()]:
+        for one in pending:
+            one.cancel()
+        await asyncio.wait(pending, timeout=0.1)
+    for one in doomed:
+        if not one.cancelled():
+            one.exception()  # it has been told, or nobody waits for it any more
 
 
 def server_version(client: Client) -> tuple[int, int, int]:

@@ -1,0 +1,115 @@
+"""Several clients that ask at the same time, again, wrongly, and take back what they asked."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import time
+
+from chaos.world import World
+from task_bridge.simulator import Script, fates
+
+BAD = [b"{", b'{"task": "a:b", "tmeout": 5}', b'"task-12"', b'{"task": "a:b", "timeout": NaN}', b"\xff"]
+
+
+def a_fate(chance: random.Random) -> Script:
+    """A task of any kind that ends within some ten seconds, or never by itself."""
+    after_s = chance.uniform(0.5, 10)
+    return chance.choice(
+        [
+            fates.succeeds(after_s, looks=chance.randint(1, 12)),
+            fates.succeeds(after_s),
+            fates.blocked_then_succeeds(after_s / 3, after_s),
+            fates.partial_results(after_s),
+            fates.large_result(400_000, after_s),
+            fates.bare_success(after_s),
+            fates.fails_with_error(after_s),
+            fates.fails_by_result(after_s),
+            fates.canceled(after_s),
+            fates.progress_backwards(after_s),
+            fates.cancelable_flips(after_s),
+            fates.succeeds_at_once(),
+            fates.runs_forever(),
+            fates.runs_forever(),
+        ]
+    )
+
+
+class Clients:
+    """Asks for `until` seconds, as chance has it. `unknown`: ids that vCenter never had are asked for too."""
+
+    def __init__(self, world: World, chance: random.Random, *, unknown: bool) -> None:
+        self.tasks: list[str] = []
+        self._world = world
+        self._chance = chance
+        self._asking: set[asyncio.Task[object]] = set()
+        self._actions = [self._new, self._new, self._new_from_many, self._again, self._unwatch, self._unwatch_race]
+        self._actions += [self._bad, *([self._unknown] if unknown else [])]
+
+    async def run(self, for_s: float, pace_s: float) -> None:
+        """Acts about every `pace_s` seconds, however slow the answers are; then waits for the answers."""
+        until = time.monotonic() + for_s
+        while time.monotonic() < until:
+            self._chance.choice(self._actions)()
+            await asyncio.sleep(self._chance.uniform(0, 2 * pace_s))
+        await asyncio.gather(*self._asking)
+
+    def _create(self) -> str:
+        task = self._world.vcenter.create(a_fate(self._chance))
+        self.tasks.append(task)
+        return task
+
+    def _some(self) -> str:
+        return self._chance.choice(self.tasks) if self.tasks else self._create()
+
+    def _new(self) -> None:
+        self._ask_for(self._create())
+
+    def _new_from_many(self) -> None:
+        task = self._create()
+        for _ in range(self._chance.randint(2, 5)):
+            self._ask_for(task)
+
+    def _again(self) -> None:
+        self._ask_for(self._some())
+
+    def _unknown(self) -> None:
+        self._ask_for(f"never-there-{self._chance.getrandbits(32):x}:x")
+
+    def _bad(self) -> None:
+        self._begin(self._world.store(self._chance.choice(BAD), "", valid=False, at=time.time()))
+
+    def _unwatch(self) -> None:
+        task = self._some()
+        self._begin(self._world.ask("unwatch", task, {"task": task}))
+
+    def _unwatch_race(self) -> None:
+        """Several want it over while it ends by itself and somebody asks for it anew."""
+        task = self._some()
+        for _ in range(2):
+            self._begin(self._world.ask("unwatch", task, {"task": task}))
+        if self._chance.random() < 0.5:
+            end(self._world, task)
+        self._ask_for(task)
+
+    def _ask_for(self, task: str) -> None:
+        chance = self._chance
+        request: dict[str, object] = {"task": task, "partial_results": chance.random() < 0.3}
+        if chance.random() < 0.2:
+            request["timeout"] = chance.choice([0.5, 1.5, 4])
+        if chance.random() < 0.5:
+            self._begin(self._world.store(request, task, at=time.time()))
+        else:
+            self._begin(self._world.ask("watch", task, request))
+
+    def _begin(self, asking: object) -> None:
+        task = asyncio.ensure_future(asking)  # type: ignore[call-overload] # any awaitable
+        self._asking.add(task)
+        task.add_done_callback(self._asking.discard)
+
+
+def end(world: World, task: str) -> None:
+    """The task succeeds now, unless it has ended or is gone."""
+    there = {one.id: one for one in world.vcenter.tasks}.get(task)
+    if there is not None and there.at(time.time()).status not in ("SUCCEEDED", "FAILED"):
+        world.vcenter.set(task, status="SUCCEEDED")

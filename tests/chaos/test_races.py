@@ -1,0 +1,212 @@
+"""Whoever races for a task through the bridge's own protocols: there is one winner, and the others are told."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import time
+from collections import Counter
+from collections.abc import AsyncIterator, Awaitable, Callable
+
+import pytest
+
+from chaos.servers import Servers
+from task_bridge.errors import Refused
+from task_bridge.events import Event
+from task_bridge.messaging.admission import Admitted, Watches
+from task_bridge.messaging.journal import Entry, Journal
+from task_bridge.messaging.provision import provision, wanted
+from task_bridge.messaging.streams import Streams
+from task_bridge.metrics import Metrics
+from task_bridge.subjects import Names
+from task_bridge.task import Task
+from task_bridge.watch import Draft, Policy, Watch, next_event, observe, resume
+from unit.builders import running, succeeded
+
+RACES, AT_ONCE, MEETING_S = 300, 30, 0.04
+POLICY = Policy("https://vcenter.example.com", progress_interval_s=0.0, events_max_age_s=604_800.0)
+_prefixes = iter(range(10_000))
+
+
+class Side:
+    """What one replica races with: its own connection, journal and admission."""
+
+    def __init__(self, streams: Streams, names: Names) -> None:
+        self.streams = streams
+        self.names = names
+        self.journal = Journal(streams, names, Metrics(), time.time)
+        self.watches = Watches(streams, names, self.journal, lambda _: POLICY, time.time)
+
+    async def ends(self, watch: Watch, last: Event | None, after: int, task: Task) -> Entry:
+        return await self.journal.append(draft_of(watch, last, task), after)
+
+
+def draft_of(watch: Watch, last: Event | None, task: Task) -> Draft:
+    """The event that follows from a look at the task."""
+    view = resume(last)
+    observe(view, last, task, time.time())
+    draft = next_event(watch, last, view, time.time(), POLICY)
+    assert draft is not None
+    return draft
+
+
+def a_watch(number: int, maker: str = "a") -> Watch:
+    now = time.time()
+    return Watch(id=f"{now * 1000:.0f}-{maker}{number}", vcenter="lab", task=f"t{number}:x", since=now)
+
+
+async def raced(one: Side, number: int) -> tuple[Watch, Entry]:
+    """A watch that lies in the stream and whose first event is stored."""
+    watch = a_watch(number)
+    await one.watches.admit(watch)
+    return watch, await one.ends(watch, None, 0, running(1))
+
+
+@pytest.fixture
+async def sides(servers: Servers) -> AsyncIterator[tuple[Side, Side]]:
+    clients = [await servers.connected() for _ in range(2)]
+    await servers.ready(clients[0])
+    names = Names(f"races{next(_prefixes)}")
+    sides = [Side(Streams(client), names) for client in clients]
+    for side in sides:
+        await side.streams.open()
+    what = wanted(names, replicas=servers.replicas, ack_wait_s=10, events_max_age_s=604_800)
+    await provision(sides[0].streams, what, create=True)
+    yield sides[0], sides[1]
+    for stream in (names.events_stream, names.watches_stream, names.requests_stream):
+        await clients[0].jetstream().delete_stream(stream)
+    for client in clients:
+        await client.close()
+
+
+async def in_batches(race: Callable[[int], Awaitable[None]]) -> None:
+    """Thirty at once, so that they meet at the server too."""
+    for start in range(0, RACES, AT_ONCE):
+        await asyncio.gather(*map(race, range(start, start + AT_ONCE)))
+
+
+async def stored_of(side: Side, watch: Watch) -> list[str]:
+    """The kinds of all events of the watch's task."""
+    subject = side.names.events_of(watch.vcenter, watch.task)
+    page, _ = await side.streams.page(side.names.events_stream, subject, 0, 100)
+    return [stored.headers["Bridge-Kind"] for stored in page]
+
+
+async def test_of_two_owners_one_writes_the_next_event(sides: tuple[Side, Side]) -> None:
+    one, other = sides
+    winners: Counter[str] = Counter()
+
+    async def race(number: int) -> None:
+        watch, first = await raced(one, number)
+        entries = await asyncio.gather(
+            *(side.ends(watch, first.event, first.sequence, running(number + 2)) for side in sides)
+        )
+        assert entries[0].sequence == entries[1].sequence
+        assert entries[0].instance == entries[1].instance
+        assert await stored_of(one, watch) == ["watching", "progress"]
+        winners[entries[0].instance] += 1
+
+    await in_batches(race)
+    assert winners.total() == RACES
+    assert set(winners) == {one.journal.instance, other.journal.instance}  # else it wasn't a race
+
+
+async def test_of_many_that_ask_for_a_task_one_begins_the_watch(sides: tuple[Side, Side]) -> None:
+    async def race(number: int) -> None:
+        asked = [(side, a_watch(number, maker)) for maker, side in zip("abcd", (*sides, *sides), strict=True)]
+        admitted = await asyncio.gather(*(side.watches.admit(watch) for side, watch in asked))
+        assert sorted(one.outcome for one in admitted) == ["accepted", *["already_watching"] * 3]
+        assert len({one.watch.id for one in admitted}) == 1
+
+    await in_batches(race)
+
+
+async def test_a_watch_that_ends_and_is_unwatched_has_one_ending(sides: tuple[Side, Side]) -> None:
+    owner, other = sides
+    endings: Counter[str] = Counter()
+
+    async def ends_soon(watch: Watch, first: Entry) -> Entry:
+        await asyncio.sleep(random.uniform(0, MEETING_S))  # an unwatch reads twice before it writes
+        return await owner.ends(watch, first.event, first.sequence, succeeded())
+
+    async def race(number: int) -> None:
+        watch, first = await raced(owner, number)
+        entry, unwatched = await asyncio.gather(
+            ends_soon(watch, first),
+            other.watches.unwatch("lab", watch.task),
+            return_exceptions=True,
+        )
+        assert isinstance(entry, Entry)
+        endings[entry.event.kind] += 1
+        assert await stored_of(owner, watch) == ["watching", entry.event.kind]
+        if entry.event.kind == "completed.succeeded":
+            assert isinstance(unwatched, Refused)
+            assert unwatched.code == "already_ended"
+        else:
+            assert isinstance(unwatched, tuple)
+            assert unwatched[1].event.id == entry.event.id
+
+    await in_batches(race)
+    assert set(endings) == {"completed.succeeded", "abandoned.unwatched"}
+
+
+async def test_of_many_that_unwatch_one_ended_it_and_the_others_are_told(sides: tuple[Side, Side]) -> None:
+    async def race(number: int) -> None:
+        watch, _ = await raced(sides[0], number)
+        asking = [side.watches.unwatch("lab", watch.task) for side in (*sides, *sides)]
+        told = await asyncio.gather(*asking, return_exceptions=True)
+        refused = [one for one in told if isinstance(one, Refused)]
+        assert len(told) - len(refused) == 1
+        assert {one.code for one in refused} <= {"already_ended"}
+        assert await stored_of(sides[0], watch) == ["watching", "abandoned.unwatched"]
+        assert await sides[0].watches.present("lab", watch.task) is None
+
+    await in_batches(race)
+
+
+async def test_after_an_abandoned_watch_one_of_many_begins_the_next(sides: tuple[Side, Side]) -> None:
+    one, _ = sides
+
+    async def race(number: int) -> None:
+        watch, first = await raced(one, number)
+        view = resume(first.event)
+        view.unwatched = True  # its final event is stored, and its message lies there still
+        draft = next_event(watch, first.event, view, time.time(), POLICY)
+        assert draft is not None
+        await one.journal.append(draft, first.sequence)
+        asking = [side.watches.admit(a_watch(number, maker)) for maker, side in zip("bc", sides, strict=True)]
+        admitted = await asyncio.gather(*asking)
+        assert sorted(told.outcome for told in admitted) == ["accepted", "already_watching"]
+        present = await one.watches.present("lab", watch.task)
+        assert present is not None
+        assert {told.watch.id for told in admitted} == {present.watch.id}
+
+    await in_batches(race)
+
+
+async def test_a_task_that_completed_is_watched_and_unwatched_no_more(sides: tuple[Side, Side]) -> None:
+    """Whatever lies in the stream of watches for a moment: nothing follows `completed`, and nobody is told else."""
+    one, other = sides
+
+    async def race(number: int) -> None:
+        watch, first = await raced(one, number)
+        done = await one.ends(watch, first.event, first.sequence, succeeded())
+        present = await one.watches.present("lab", watch.task)
+        assert present is not None
+        await one.streams.delete(one.names.watches_stream, present.sequence)
+        told = await asyncio.gather(
+            one.watches.admit(a_watch(number, "b")),
+            other.watches.admit(a_watch(number, "c")),
+            other.watches.unwatch("lab", watch.task),
+            return_exceptions=True,
+        )
+        for answer in told[:2]:
+            assert isinstance(answer, Admitted)
+            assert (answer.outcome, answer.watch.id) == ("already_completed", watch.id)
+        assert isinstance(told[2], Refused)
+        assert told[2].code == "already_ended"
+        last = await other.journal.last("lab", watch.task, leader=True)
+        assert last is not None
+        assert last.sequence == done.sequence
+
+    await in_batches(race)

@@ -1,0 +1,19 @@
+"""A short run of the chaos suite: `make chaos` plays as many rounds as wanted, on one server or on three."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from chaos.rounds import played
+from chaos.servers import Servers
+
+SEED = 20
+
+
+@pytest.mark.timeout(150)
+async def test_a_round_of_chaos_breaks_no_promise(servers: Servers, tmp_path: Path) -> None:
+    verdict = await played(servers, tmp_path, SEED + servers.replicas, chaos_s=4.0)
+    assert verdict.wrong == [], "\n".join([str(verdict), *verdict.told, *verdict.wrong])
+    assert verdict.events > 20
