@@ -1,4 +1,4 @@
-"""A vCenter that isn't there: sessions and CIS tasks as far as HTTP shows them.
+"""A vCenter that isn't there: sessions, CIS tasks and classic ones as far as HTTP shows them.
 
     vcenter = SimulatedVCenter()
     task = vcenter.create(fates.succeeds(after_s=0.3))
@@ -28,6 +28,7 @@ from .faults import Faults
 from .journal import Journal
 from .options import Options
 from .routes import Routes
+from .sdk import Sdk
 from .sessions import Session, Sessions
 from .tasks import Flavour, Script
 from .tasks_service import State, TasksService, provider_of
@@ -48,7 +49,8 @@ class SimulatedVCenter:
         self.journal = Journal(clock, self.options.remembered_requests)
         self.default_script = fates.succeeds()
         self.next_scripts: deque[Script] = deque()
-        self._router = Router([*Control(self).routes(), *Routes(self).all()])
+        self.sdk = Sdk(self)
+        self._router = Router([*Control(self).routes(), *self.sdk.routes(), *Routes(self).all()])
 
     @property
     def app(self) -> ASGIApp:
@@ -67,8 +69,14 @@ class SimulatedVCenter:
         user: str | None = "Administrator@VSPHERE.LOCAL",
         parent: str = "",
     ) -> str:
-        """Starts a task now and returns its id. A given id's suffix is its service, unless that is given too."""
+        """Starts a task now and returns its id. A given id's suffix is its service, unless that is given too.
+
+        A classic task (flavour `vim`) is about a VM of its own where no target is given.
+        """
         flavour = flavour or script.flavour
+        if flavour == "vim":
+            id = id or self.tasks.new_id(flavour, "")  # noqa: A001
+            target = Target("VirtualMachine", id.replace("task", "vm")) if target is CLUSTER else target
         about = About(
             flavour,
             service or provider_of(id or "") or SERVICES[flavour],
@@ -78,12 +86,17 @@ class SimulatedVCenter:
             user,
             parent,
             flavour != "appliance" if script.cancelable is None else script.cancelable,
+            f"name of {target.id}" if flavour == "vim" and target else None,
         )
         return self.tasks.create(script, about, id)
 
     def next_script(self) -> Script:
         """What becomes of the next task that a client creates over vCenter's own API."""
         return self.next_scripts.popleft() if self.next_scripts else self.default_script
+
+    def next_vim_script(self) -> Script:
+        """The same of a classic task made by CreateTask, which otherwise waits for its owner to set its state."""
+        return self.next_scripts.popleft() if self.next_scripts else fates.stays_pending()
 
     def set(self, task: str, *removes: str, **fields: Any) -> None:
         """Changes the task now: `vcenter.set(task, "end_time", status="FAILED")` fails it without an end_time."""
@@ -95,6 +108,18 @@ class SimulatedVCenter:
     def forget_all(self) -> None:
         """A restart of the service: no task is known any more; sessions stay."""
         self.tasks.forget_all()
+
+    def retire(self, task: str) -> None:
+        """A classic task's object goes, as it does some time after its end; its history stays."""
+        self.tasks.forget(task, retired=True)
+
+    def restart(self, *, forget: bool = True) -> None:
+        """All sessions end with what belongs to them; with `forget`, no task is known and numbers begin anew."""
+        self.sessions.invalidate()
+        self.sdk.forget_collectors()
+        if forget:
+            self.tasks.forget_all()
+            self.tasks.reuse_ids()
 
     def hide(self, task: str) -> None:
         """404 until `unhide`, and missing in lists."""

@@ -2,7 +2,7 @@
 
 Flavours differ as real providers do: vLCM says `"parent": ""` for no parent, localizes its messages and adds
 fields that Info doesn't have; the appliance leaves parent, target and user out; `minimal` is what the script says
-and no more.
+and no more. `vim` tasks are classic ones: the CIS tasks service doesn't know them, `/sdk` shows them.
 """
 
 from datetime import UTC, datetime, timedelta, timezone
@@ -18,12 +18,19 @@ SERVICES: dict[Flavour, str] = {
     "vlcm": "com.vmware.esx.settings.clusters.software",
     "appliance": "com.vmware.appliance.vcenter.settings.v1.config",
     "minimal": "com.vmware.simulator",
+    "vim": "VirtualMachine",
 }
-OPERATIONS: dict[Flavour, str] = {"vlcm": "apply$task", "appliance": "scan_desired_state", "minimal": "run"}
+OPERATIONS: dict[Flavour, str] = {
+    "vlcm": "apply$task",
+    "appliance": "scan_desired_state",
+    "minimal": "run",
+    "vim": "powerOn",
+}
 DESCRIPTIONS: dict[Flavour, str] = {
     "vlcm": "Simulated change of a cluster's image",
     "appliance": "Simulated scan of the appliance",
     "minimal": "Simulated task",
+    "vim": "Power On virtual machine",
 }
 
 
@@ -36,7 +43,7 @@ CLUSTER = Target("ClusterComputeResource", "domain-c9")
 
 
 class About(Struct, frozen=True):
-    """What a task is, and stays: filters of list go by this, whatever its body shows."""
+    """What a task is, and stays: filters of list go by this, whatever its body shows. `name` is its target's."""
 
     flavour: Flavour
     service: str
@@ -46,6 +53,7 @@ class About(Struct, frozen=True):
     user: str | None = None
     parent: str = ""
     cancelable: bool = True
+    name: str | None = None
 
 
 class View(Struct, frozen=True):

@@ -3,7 +3,8 @@
     GET    /simulator                      names and arguments of the fates and the faults
     POST   /simulator/tasks                {"fate": "succeeds", "with": {"after_s": 3}} -> 201 {"tasks": [id]}
                                            or {"script": {"steps": [{"after_s": 0, "changes": {"status": "RUNNING"},
-                                           "removes": ["user"]}], "flavour": "vlcm", "appliance" or "minimal",
+                                           "removes": ["user"]}], "flavour": "vlcm", "appliance", "minimal"
+                                           or "vim" (a classic task, shown at /sdk),
                                            "cancelable": true, "cancel_takes_s": 0.5}};
                                            beside it id, flavour, service, operation, description,
                                            target {"type", "id"}, user, parent, count
@@ -24,6 +25,7 @@
     DELETE /simulator/journal              forgets
     GET    /simulator/sessions             {"live": n, counts}
     DELETE /simulator/sessions             invalidates all
+    POST   /simulator/restart              all sessions end, with {"forget": true} all tasks too, numbers begin anew
     PATCH  /simulator/options              any of `options.Options` by name
 
 What only does something answers 204. A mistake is 400 {"problem": text}, an unknown task, fault or path 404.
@@ -90,6 +92,10 @@ class TaskChange(Struct, kw_only=True, forbid_unknown_fields=True):
     denied: bool | None = None
 
 
+class Restart(Struct, kw_only=True, forbid_unknown_fields=True):
+    forget: bool = False
+
+
 class NewFault(Struct, kw_only=True, forbid_unknown_fields=True):
     kind: str
     arguments: Fields = msgspec.field(name="with", default_factory=dict)
@@ -123,6 +129,7 @@ class Control:
             _route("DELETE", "/journal", self._clear_journal),
             _route("GET", "/sessions", self._sessions),
             _route("DELETE", "/sessions", self._invalidate_sessions),
+            _route("POST", "/restart", self._restart),
             _route("PATCH", "/options", self._set_options),
             Route(CONTROL + "{path:path}", _nowhere, methods=ANY_METHOD),
         ]
@@ -226,6 +233,10 @@ class Control:
 
     def _invalidate_sessions(self, _request: Request, _body: bytes) -> Response:
         return json_answer({"invalidated": self._vcenter.invalidate_sessions()})
+
+    def _restart(self, _request: Request, body: bytes) -> Response:
+        self._vcenter.restart(forget=_read(body, Restart).forget)
+        return _done()
 
     def _set_options(self, _request: Request, body: bytes) -> Response:
         changes, options = _read(body, Fields), self._vcenter.options

@@ -13,6 +13,7 @@ import itertools
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from typing import Any
+from xml.sax.saxutils import escape
 
 import msgspec
 from msgspec import Struct
@@ -160,6 +161,18 @@ def too_many_requests(retry_after_s: int | None = None) -> Effect:
     return Effect(status=429, body=b"", headers=_retry_after(retry_after_s))
 
 
+def soap_fault(kind: str = "SystemError", said: str = "A general system error occurred.") -> Effect:
+    """A fault of `/sdk` with a detail of this type; without a kind there is no detail."""
+    detail = f'<detail><{kind}Fault xmlns="urn:vim25" xsi:type="{kind}"/></detail>' if kind else ""
+    body = (
+        '<?xml version="1.0"?><soapenv:Envelope xmlns:soapenv="http://schemas.xmlsoap.org/soap/envelope/" '
+        'xmlns:xsi="http://www.w3.org/2001/XMLSchema-instance"><soapenv:Body><soapenv:Fault>'
+        f"<faultcode>ServerFaultCode</faultcode><faultstring>{escape(said)}</faultstring>{detail}"
+        "</soapenv:Fault></soapenv:Body></soapenv:Envelope>"
+    )
+    return Effect(status=500, body=body.encode(), headers=(("content-type", "text/xml"),))
+
+
 # What proxies say while services restart
 
 
@@ -241,6 +254,7 @@ FAULTS: dict[str, Callable[..., Effect]] = {
         resource_inaccessible,
         internal_server_error,
         service_unavailable,
+        soap_fault,
         too_many_requests,
         html_error,
         bad_gateway,

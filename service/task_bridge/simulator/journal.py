@@ -9,9 +9,9 @@ from .clock import Clock
 
 
 class Request(Struct):
-    """One request. `operation` is `login`, `session`, `logout`, `get`, `list`, `cancel`, `create` or `unknown`;
-    `tasks` is how many task ids it named; `status` is None until answered, and for good when no answer was given.
-    `fault` names the fault it met. The session and the user are those it was let in with.
+    """One request. `operation` is `login`, `session`, `logout`, `get`, `list`, `cancel`, `create` or `unknown`, at
+    `/sdk` the method's name; `tasks` is how many task ids it named; `status` is None until answered, and for good
+    when no answer was given. `fault` names the fault it met. The session and the user are those it was let in with.
     """
 
     at: float

@@ -15,7 +15,7 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 Fields = dict[str, Any]
-Flavour = Literal["vlcm", "appliance", "minimal"]
+Flavour = Literal["vlcm", "appliance", "minimal", "vim"]
 
 ENDED = frozenset({"SUCCEEDED", "FAILED"})
 

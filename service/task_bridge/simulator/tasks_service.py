@@ -1,8 +1,9 @@
 """The tasks that a simulated vCenter holds, and its Tasks service: get, list, cancel."""
 
+import itertools
 import secrets
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from itertools import islice, takewhile
 
 import msgspec
@@ -13,7 +14,7 @@ from .bodies import About, Target, View, body, unchanging
 from .clock import Clock
 from .fates import CANCELED
 from .options import Options, Timestamps
-from .tasks import ENDED, Fields, Frame, Script, frames, is_due
+from .tasks import ENDED, Fields, Flavour, Frame, Script, frames, is_due
 
 
 class FilterSpec(Struct):
@@ -48,6 +49,7 @@ class Task:
         "frame",
         "gone_at",
         "id",
+        "retired",
         "script",
     )
 
@@ -58,10 +60,15 @@ class Task:
         self.created_at = created_at
         self.gone_at: float | None = None
         self.canceling = False
+        self.retired = False
         self._written: tuple[Frame, View, Timestamps, Raw] | None = None
         self.fixed = unchanging(about)
         self.frame = Frame()
         self._passed = 0
+
+    @property
+    def is_vim(self) -> bool:
+        return self.about.flavour == "vim"
 
     def at(self, now: float) -> Frame:
         steps = self.script.steps
@@ -106,28 +113,43 @@ class TasksService:
         self._denied: set[str] = set()
         self._gone: deque[Task] = deque(maxlen=options.remembered_tasks)
         self._swept_at = clock()
+        self._numbers = itertools.count(101)
+        self.on_vim_change: Callable[[Task], None] = _nobody
+        """Hears of each classic task that was created, changed, hidden or forgotten."""
 
     # Driving
 
     def create(self, script: Script, about: About, task_id: str | None = None) -> str:
         """The id of the new task; an id that was there before is taken over."""
         self._sweep()
-        task = Task(task_id or f"{_base_id()}:{about.service}", about, script, self._clock())
+        task = Task(task_id or self.new_id(about.flavour, about.service), about, script, self._clock())
         if task.id in self._tasks:
             self.forget(task.id)
         self._tasks[task.id] = task
+        self._tell(task)
         return task.id
+
+    def new_id(self, flavour: Flavour, service: str) -> str:
+        return f"task-{next(self._numbers)}" if flavour == "vim" else f"{_base_id()}:{service}"
+
+    def reuse_ids(self) -> None:
+        """Classic tasks are numbered from the beginning again, as after a restart of vCenter."""
+        self._numbers = itertools.count(101)
 
     def set(self, task_id: str, changes: Fields, removes: tuple[str, ...] = ()) -> None:
         task = self._tasks[task_id]
         now = self._clock()
         task.at(now)
         task.script = task.script.amended(now - task.created_at, changes, removes)
+        self._tell(task)
 
-    def forget(self, task_id: str) -> None:
+    def forget(self, task_id: str, *, retired: bool = False) -> None:
+        """`retired`: of a classic task the history stays."""
         task = self._tasks.pop(task_id)
         task.gone_at = self._clock()
+        task.retired = retired
         self._gone.append(task)
+        self._tell(task)
 
     def forget_all(self) -> None:
         for task_id in list(self._tasks):
@@ -135,9 +157,15 @@ class TasksService:
 
     def hide(self, task_id: str, hidden: bool = True) -> None:
         _put(self._hidden, task_id, hidden)
+        self._tell(self._tasks.get(task_id))
 
     def deny(self, task_id: str, denied: bool = True) -> None:
         _put(self._denied, task_id, denied)
+        self._tell(self._tasks.get(task_id))
+
+    def _tell(self, task: Task | None) -> None:
+        if task is not None and task.is_vim:
+            self.on_vim_change(task)
 
     def everything(self) -> Iterator[Task]:
         """All tasks, those forgotten first."""
@@ -157,11 +185,12 @@ class TasksService:
 
     # What vCenter answers
 
-    def get(self, task_id: str) -> Task:
+    def get(self, task_id: str, *, vim: bool = False) -> Task:
+        """A CIS task, or a classic one: neither API knows the other's."""
         task = self._visible(task_id)
         if task_id in self._denied:
             raise errors.unauthorized(task_id)
-        if task is None:
+        if task is None or task.is_vim is not vim:
             raise errors.task_not_found(task_id)
         return task
 
@@ -174,8 +203,8 @@ class TasksService:
             raise errors.too_many_tasks(self._options.max_listed)
         return found
 
-    def cancel(self, task_id: str) -> None:
-        task = self.get(task_id)
+    def cancel(self, task_id: str, *, vim: bool = False) -> None:
+        task = self.get(task_id, vim=vim)
         now = self._clock()
         frame = task.at(now)
         if frame.status in ENDED:
@@ -185,6 +214,7 @@ class TasksService:
         if not task.canceling:
             task.canceling = True
             task.script = task.script.canceled(now - task.created_at, CANCELED)
+            self._tell(task)
 
     def infos(self, found: Iterable[Task], view: View) -> dict[str, Fields]:
         now, timestamps = self._clock(), self._options.timestamps
@@ -197,13 +227,22 @@ class TasksService:
     def _visible(self, task_id: str) -> Task | None:
         task = self._tasks.get(task_id)
         if task and task.is_purged(self._clock(), self._options.retention_s):
-            self.forget(task_id)
+            self.forget(task_id, retired=True)
             return None
         return None if task_id in self._hidden else task
 
+    def visible_vim(self, task_id: str) -> Task | None:
+        """The classic task of this id, denied or not."""
+        task = self._visible(task_id)
+        return task if task and task.is_vim else None
+
+    @property
+    def denied(self) -> Collection[str]:
+        return self._denied
+
     def _listed(self, task_id: str, wanted: FilterSpec) -> Task | None:
         task = self._tasks.get(task_id)
-        if task is None or task_id in self._denied or not _is_about(task.about, wanted):
+        if task is None or task.is_vim or task_id in self._denied or not _is_about(task.about, wanted):
             return None
         if wanted.status and task.at(self._clock()).status not in wanted.status:
             return None
@@ -217,7 +256,11 @@ class TasksService:
         self._swept_at = now
         for task in list(self._tasks.values()):
             if task.is_purged(now, retention_s):
-                self.forget(task.id)
+                self.forget(task.id, retired=True)
+
+
+def _nobody(_task: Task) -> None:
+    """There is no `/sdk`."""
 
 
 def provider_of(task_id: str) -> str:

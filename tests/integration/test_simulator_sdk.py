@@ -1,0 +1,304 @@
+"""The simulated vCenter's `/sdk`, used by pyVmomi: a client that knows nothing of this one."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import threading
+import time
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, TypeVar
+from urllib.parse import urlsplit
+
+import pytest
+import pyVim.connect
+import pyVim.task
+import pyVmomi
+
+from task_bridge.simulator import Options, SimulatedVCenter, fates
+from task_bridge.simulator.serve import serving
+from task_bridge.simulator.tasks import Script, Step
+
+pytestmark = pytest.mark.timeout(30)
+
+T = TypeVar("T")
+# Its types aren't fit for mypy's strict mode.
+vim: Any = pyVmomi.vim
+vmodl: Any = pyVmomi.vmodl
+connect: Any = pyVim.connect
+WaitForTask: Any = pyVim.task.WaitForTask
+USER, PASSWORD = "administrator@vsphere.local", "simulated"
+
+
+class Served:
+    """A simulated vCenter; `by_pyvmomi` runs a function with a logged-in ServiceInstance in a thread."""
+
+    def __init__(self, vcenter: SimulatedVCenter, url: str) -> None:
+        self.vcenter = vcenter
+        self._address = urlsplit(url)
+
+    @contextmanager
+    def connected(self, password: str = PASSWORD) -> Iterator[Any]:
+        where = {"host": self._address.hostname, "port": self._address.port, "protocol": "http"}
+        instance = connect.SmartConnect(**where, user=USER, pwd=password)
+        try:
+            yield instance
+        finally:
+            connect.Disconnect(instance)
+
+    async def by_pyvmomi(self, does: Callable[[Any], T]) -> T:
+        def whole() -> T:
+            with self.connected() as instance:
+                return does(instance)
+
+        return await asyncio.to_thread(whole)
+
+
+@pytest.fixture
+async def served() -> AsyncIterator[Served]:
+    vcenter = SimulatedVCenter(Options(username=USER, password=PASSWORD))
+    async with serving(vcenter) as url:
+        yield Served(vcenter, url)
+
+
+def task_of(instance: Any, task_id: str) -> Any:
+    return vim.Task(task_id, instance._stub)
+
+
+async def test_a_task_that_its_owner_creates_and_completes_is_waited_for(served: Served) -> None:
+    def does(instance: Any) -> tuple[str, Any, Any]:
+        vm = vim.VirtualMachine("vm-7", instance._stub)
+        made = instance.content.taskManager.CreateTask(vm, "com.example.backup", "me", True)
+        assert (made.state, made.descriptionId, made.entity) == ("queued", "com.example.backup", vm)
+
+        def owner() -> None:
+            with served.connected() as other:
+                task = task_of(other, made.task._moId)
+                task.SetTaskState("running")
+                task.UpdateProgress(40)
+                task.SetTaskDescription(vmodl.LocalizableMessage(key="a", message="Copying disks"))
+                task.SetTaskState("success", vm)
+
+        thread = threading.Timer(0.2, owner)
+        thread.start()
+        state = WaitForTask(made.task, si=instance)
+        thread.join()
+        return state, made.task.info, vm
+
+    state, info, vm = await served.by_pyvmomi(does)
+    assert (state, info.state, info.result, info.entity) == ("success", "success", vm, vm)
+    assert info.description.message == "Copying disks"
+    assert info.reason.userName == USER
+    assert info.queueTime <= info.startTime <= info.completeTime
+    assert (served.vcenter.sessions.counts.logins, served.vcenter.sessions.live) == (2, [])
+
+
+@pytest.mark.parametrize(
+    ("script", "fault"),
+    [
+        (fates.fails_with_error(after_s=0.2), vmodl.fault.SystemError),
+        (fates.canceled(after_s=0.2), vmodl.fault.RequestCanceled),
+    ],
+    ids=["failed", "canceled"],
+)
+async def test_scripted_failures_are_raised_by_its_waiter(served: Served, script: Script, fault: type) -> None:
+    task_id = served.vcenter.create(script, flavour="vim")
+
+    def does(instance: Any) -> Any:
+        with pytest.raises(fault):
+            WaitForTask(task_of(instance, task_id), si=instance)
+        return task_of(instance, task_id).info
+
+    info = await served.by_pyvmomi(does)
+    assert (info.key, info.state) == (task_id, "error")
+    assert info.error.msg
+
+
+async def test_a_question_blocks_until_it_is_answered(served: Served) -> None:
+    task_id = served.vcenter.create(Script((Step(0.0, {"status": "BLOCKED"}),)), flavour="vim", operation="clone")
+
+    def does(instance: Any) -> str:
+        task = task_of(instance, task_id)
+        with pytest.raises(pyVim.task.TaskBlocked):
+            WaitForTask(task, si=instance)
+        vm = task.info.entity
+        assert vm.runtime.question.choice.choiceInfo[0].label == "Yes"
+        vm.AnswerVM(vm.runtime.question.id, "0")
+        return str(task.info.state)
+
+    assert await served.by_pyvmomi(does) == "running"
+    assert served.vcenter.tasks[task_id].frame.status == "RUNNING"
+
+
+async def test_many_tasks_that_end_at_once_cost_what_changes(served: Served) -> None:
+    tasks = [served.vcenter.create(fates.runs_forever(), flavour="vim") for _ in range(1_500)]
+
+    def does(instance: Any) -> tuple[int, float]:
+        content, query = instance.content, vmodl.query.PropertyCollector
+        collector = content.propertyCollector
+        view = content.viewManager.CreateListView([task_of(instance, task) for task in tasks])
+        through = query.TraversalSpec(name="view", type=vim.view.ListView, path="view", skip=False)
+        of = query.ObjectSpec(obj=view, skip=True, selectSet=[through])
+        wanted = query.PropertySpec(type=vim.Task, pathSet=["info.state"])
+        collector.CreateFilter(query.FilterSpec(objectSet=[of], propSet=[wanted]), True)
+        ended, version, options, began = 0, "", query.WaitOptions(maxWaitSeconds=5), 0.0
+        while ended < len(tasks):
+            found = collector.WaitForUpdatesEx(version, options)
+            version = found.version
+            updates = found.filterSet[0].objectSet
+            ended += sum(update.changeSet[0].val == "success" for update in updates)
+            if not began and not found.truncated:
+                began = time.monotonic()
+                for task in tasks:
+                    served.vcenter.set(task, status="SUCCEEDED")
+        return ended, time.monotonic() - began
+
+    ended, seconds = await served.by_pyvmomi(does)
+    assert ended == 1_500
+    assert seconds < 10  # 15 update sets; a second, most of it pyVmomi's
+
+
+async def test_a_list_view_grows_during_a_wait_and_names_what_it_cannot_resolve(served: Served) -> None:
+    first = served.vcenter.create(fates.runs_forever(), flavour="vim")
+    second = served.vcenter.create(fates.succeeds_at_once(), flavour="vim")
+
+    def does(instance: Any) -> tuple[Any, ...]:
+        content, query = instance.content, vmodl.query.PropertyCollector
+        view = content.viewManager.CreateListView([])
+        with pytest.raises(vmodl.fault.ManagedObjectNotFound):
+            content.viewManager.CreateListView([task_of(instance, "task-9")])
+        collector = content.propertyCollector.CreatePropertyCollector()
+        through = query.TraversalSpec(name="view", type=vim.view.ListView, path="view", skip=False)
+        of = query.ObjectSpec(obj=view, skip=True, selectSet=[through])
+        wanted = query.PropertySpec(type=vim.Task, pathSet=["info.state"])
+        collector.CreateFilter(query.FilterSpec(objectSet=[of], propSet=[wanted]), True)
+        options = query.WaitOptions(maxWaitSeconds=0)
+        assert collector.WaitForUpdatesEx("", options) is None
+        unresolved = view.Modify([task_of(instance, first), task_of(instance, "task-9")], [])
+        one = collector.WaitForUpdatesEx("", options)
+
+        def add() -> None:
+            with_time = task_of(instance, second)
+            view.Modify([with_time], [task_of(instance, first)])
+
+        threading.Timer(0.2, add).start()
+        two = collector.WaitForUpdatesEx(one.version, query.WaitOptions(maxWaitSeconds=5))
+        with pytest.raises(vmodl.query.InvalidCollectorVersion):
+            collector.WaitForUpdatesEx("99", options)
+        return unresolved, one, two
+
+    unresolved, one, two = await served.by_pyvmomi(does)
+    assert [ref._moId for ref in unresolved] == ["task-9"]
+    entered = one.filterSet[0].objectSet[0]
+    assert (entered.kind, entered.obj._moId, entered.changeSet[0].val) == ("enter", first, "running")
+    assert {(update.kind, update.obj._moId) for update in two.filterSet[0].objectSet} == {
+        ("leave", first),
+        ("enter", second),
+    }
+
+
+async def test_update_sets_are_truncated_and_go_on(served: Served) -> None:
+    tasks = [served.vcenter.create(fates.runs_forever(), flavour="vim") for _ in range(25)]
+
+    def does(instance: Any) -> list[tuple[int, bool]]:
+        query = vmodl.query.PropertyCollector
+        collector = instance.content.propertyCollector
+        named = [query.ObjectSpec(obj=task_of(instance, task)) for task in tasks]
+        wanted = query.PropertySpec(type=vim.Task, pathSet=["info.state"])
+        collector.CreateFilter(query.FilterSpec(objectSet=named, propSet=[wanted]), True)
+        seen: list[tuple[int, bool]] = []
+        version = ""
+        while not seen or seen[-1][1]:
+            found = collector.WaitForUpdatesEx(version, query.WaitOptions(maxWaitSeconds=1, maxObjectUpdates=10))
+            version = found.version
+            seen.append((len(found.filterSet[0].objectSet), bool(found.truncated)))
+        return seen
+
+    assert await served.by_pyvmomi(does) == [(10, True), (10, True), (5, False)]
+
+
+async def test_an_ended_session_shows_two_faces(served: Served) -> None:
+    task_id = served.vcenter.create(fates.runs_forever(), flavour="vim")
+    loop = asyncio.get_running_loop()
+
+    def does(instance: Any) -> Any:
+        query = vmodl.query.PropertyCollector
+        collector, task = instance.content.propertyCollector, task_of(instance, task_id)
+        wanted = query.PropertySpec(type=vim.Task, pathSet=["info.state"])
+        spec = query.FilterSpec(objectSet=[query.ObjectSpec(obj=task)], propSet=[wanted])
+        collector.CreateFilter(spec, True)
+        version = collector.WaitForUpdatesEx("", None).version
+        loop.call_soon_threadsafe(lambda: loop.call_later(0.2, served.vcenter.invalidate_sessions))
+        with pytest.raises(vim.fault.NotAuthenticated):
+            collector.WaitForUpdatesEx(version, None)
+        return collector.RetrievePropertiesEx([spec], query.RetrieveOptions())
+
+    (shown,) = (await served.by_pyvmomi(does)).objects
+    assert (shown.obj._moId, shown.propSet) == (task_id, [])
+    assert isinstance(shown.missingSet[0].fault, vim.fault.NotAuthenticated)
+
+
+async def test_a_retired_task_is_only_in_the_history_and_a_forgotten_one_nowhere(served: Served) -> None:
+    kept, retired, forgotten = (served.vcenter.create(fates.succeeds_at_once(), flavour="vim") for _ in range(3))
+    served.vcenter.retire(retired)
+    served.vcenter.forget(forgotten)
+
+    def does(instance: Any) -> tuple[list[str], list[str]]:
+        for gone in (retired, forgotten):
+            with pytest.raises(vmodl.fault.ManagedObjectNotFound):
+                _ = task_of(instance, gone).info
+        history = instance.content.taskManager.CreateCollectorForTasks(vim.TaskFilterSpec())
+        forward = [info.key for info in history.ReadNextTasks(10)]
+        history.ResetCollector()
+        backward = [info.key for info in history.ReadPreviousTasks(1)]
+        history.DestroyCollector()
+        return forward, backward
+
+    assert await served.by_pyvmomi(does) == ([kept, retired], [retired])
+
+
+async def test_neither_api_knows_the_others_tasks(served: Served) -> None:
+    classic = served.vcenter.create(fates.runs_forever(), flavour="vim")
+    cis = served.vcenter.create(fates.runs_forever())
+
+    def does(instance: Any) -> None:
+        assert task_of(instance, classic).info.state == "running"
+        with pytest.raises(vmodl.fault.ManagedObjectNotFound):
+            _ = task_of(instance, cis).info
+
+    await served.by_pyvmomi(does)
+    assert [task.id for task in served.vcenter.tasks if not task.is_vim] == [cis]
+
+
+async def test_a_cancel_is_refused_as_vcenter_refuses_it(served: Served) -> None:
+    runs, fixed, ended = (
+        served.vcenter.create(script, flavour="vim")
+        for script in (
+            fates.runs_forever(cancel_takes_s=0.1),
+            fates.runs_forever(cancelable=False),
+            fates.succeeds_at_once(),
+        )
+    )
+
+    def does(instance: Any) -> Any:
+        for task, fault in ((fixed, vmodl.fault.NotSupported), (ended, vim.fault.InvalidState)):
+            with pytest.raises(fault):
+                task_of(instance, task).CancelTask()
+        task = task_of(instance, runs)
+        task.CancelTask()
+        return WaitForTask(task, si=instance, raiseOnError=False), task.info
+
+    state, info = await served.by_pyvmomi(does)
+    assert (state, info.cancelled, isinstance(info.error, vmodl.fault.RequestCanceled)) == ("error", True, True)
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # it leaves its connection open
+async def test_a_wrong_password_is_an_invalid_login(served: Served) -> None:
+    def does() -> None:
+        with pytest.raises(vim.fault.InvalidLogin), served.connected("wrong"):
+            pass
+        gc.collect()
+
+    await asyncio.to_thread(does)
+    assert served.vcenter.sessions.counts.failed_logins == 1
