@@ -5,9 +5,15 @@ from __future__ import annotations
 import asyncio
 import sys
 
-from bench import looks, promptness
+from bench import looks, memory, promptness, scale
 
-PARTS = {"promptness": promptness.measure, "looks": looks.measure}
+PARTS = {
+    "promptness": promptness.measure,
+    "looks": looks.measure,
+    "ten": scale.ten_thousand,
+    "fifty": scale.fifty_thousand,
+    "memory": memory.measure,
+}
 
 
 async def main(only: list[str]) -> None:

@@ -42,7 +42,7 @@ async def at(size: int) -> AsyncIterator[Row]:
             program = await rival("program", it, file, WINDOW_S)
             by_hand = {way: await rival(way, it, file, 8.0) for way in written_by_hand(size)}
         await it.watch(tasks)
-        await it.watching(size)
+        await it.has("watching", size)
         await asyncio.sleep(4.0)
         bridge = await it.used_in(WINDOW_S)
     ratio = bridge.us_a_look / program.us_a_look

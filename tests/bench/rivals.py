@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import random
 import sys
 import time
@@ -112,9 +113,8 @@ async def main(way: str, url: str, file: str, seconds: float) -> None:
     if running.done():
         running.result()
     used = {"looks": rival.looks - looks, "cpu_s": time.process_time() - cpu_s, "seconds": time.monotonic() - began}
-    running.cancel()
-    await asyncio.wait([running])
-    print(json.dumps(used))
+    print(json.dumps(used), flush=True)
+    os._exit(0)  # to cancel a thousand requests takes httpx minutes
 
 
 if __name__ == "__main__":

@@ -96,11 +96,11 @@ class Stage:
             await self.client.publish("vcenter.tasks.watch", json.dumps(task).encode())
         await self.client.flush()
 
-    async def watching(self, count: int, within_s: float = 120.0) -> None:
-        """Waits until so many watches have begun."""
+    async def has(self, name: str, count: int, within_s: float = 180.0) -> None:
+        """Waits until the bridge has counted so many."""
         deadline = time.monotonic() + within_s
-        while (await self.counted())["watching"] < count:
-            assert time.monotonic() < deadline, f"not {count} watches within {within_s} s"
+        while (await self.counted())[name] < count:
+            assert time.monotonic() < deadline, f"not {count} {name} within {within_s} s"
             await asyncio.sleep(0.5)
 
     async def counted(self) -> Counter[str]:
@@ -116,9 +116,9 @@ class Stage:
 
     async def used(self) -> Used:
         """All that the bridge used and did so far."""
-        counted, seconds = await self.counted(), asyncio.get_running_loop().time()
+        seconds, cpu_s, counted = asyncio.get_running_loop().time(), self.cpu_s(), await self.counted()
         done = [counted[name] for name in ("looks_total", "vcenter_requests_total", "events_total")]
-        return Used(seconds, self.cpu_s(), *done)
+        return Used(seconds, cpu_s, *done)
 
     async def used_in(self, seconds: float) -> Used:
         before = await self.used()

@@ -101,6 +101,9 @@ class _Slots:
     def add(self, followed: Followed) -> None:
         self._slots[int(followed.due * self._per_s)].append(followed)
 
+    def add_all(self, those: list[Followed], due: float) -> None:
+        self._slots[int(due * self._per_s)] += those
+
     def first(self) -> float:
         """When the first slot begins, infinity when there is none. Those in it may have been moved since."""
         return min(self._slots) / self._per_s if self._slots else math.inf
@@ -130,6 +133,12 @@ class Agenda:
     def wait(self, followed: Followed, now: float, due: float) -> None:
         followed.place, followed.due = WAITING, due
         (self._slow if due - now >= SLOW_S else self._fast).add(followed)
+
+    def wait_together(self, those: list[Followed], now: float, due: float) -> None:
+        for followed in those:
+            followed.place, followed.due = WAITING, due
+        if those:
+            (self._slow if due - now >= SLOW_S else self._fast).add_all(those, due)
 
     def first(self) -> float:
         """When the next waiting task is due, infinity when none waits."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import math
 import random
-from collections.abc import AsyncIterator, Callable, Iterable
+from collections.abc import AsyncIterator, Callable, Sequence
 
 import msgspec
 import structlog
@@ -129,18 +129,23 @@ class Register:
 
     # What was found
 
-    def unchanged(self, those: Iterable[Followed], now: float) -> None:
-        """The hottest loop of the bridge: so many tasks are shown as they were."""
-        wait, give, chance = self.agenda.wait, self.finds.waiting.append, self.rng.random
-        settled_s = self.policy.poll_max_s * self.stretch
-        spread = min(schedule.JITTER, 1 - self.policy.poll_min_s / self.policy.poll_max_s)
+    def unchanged(self, those: Sequence[Followed], now: float) -> None:
+        """The hottest loop of the bridge: so many tasks are shown as they were.
+
+        Those that are looked at as seldom as can be stay together, as one list again.
+        """
+        settled = []
         for followed in those:
             if followed.hurried:
                 self._no_hurry(followed)
-            settled = followed.settled
-            interval_s = settled_s * (1 - spread * chance()) if settled else self.interval_s(followed, now)
-            wait(followed, now, now + interval_s)
-            give((followed.id, UNCHANGED))
+            if followed.settled:
+                settled.append(followed)
+            else:
+                self.agenda.wait(followed, now, now + self.interval_s(followed, now))
+        spread = min(schedule.JITTER, 1 - self.policy.poll_min_s / self.policy.poll_max_s)
+        longest_s = self.policy.poll_max_s * self.stretch
+        self.agenda.wait_together(settled, now, now + longest_s * (1 - spread * self.rng.random()))
+        self.finds.waiting += [(followed.id, UNCHANGED) for followed in those]
         self.finds.tell()
 
     def changed(self, followed: Followed, task: Task, now: float) -> None:
