@@ -29,11 +29,13 @@ from ..requests import (
     WatchRequest,
     error_body,
     parse,
+    told_of,
     trace_of,
     unknown_vcenter,
 )
 from ..subjects import SERVICE, VERBS, is_vcenter_name
 from .admission import AlreadyEnded, StoredWatch, new_watch, own_event
+from .asker import asked_by, is_answerable, reply_of
 from .journal import Entry
 from .ports import Ports
 
@@ -73,6 +75,9 @@ class Api:
 
     def _handler(self, verb: Callable[[Request], Awaitable[Any]]) -> Callable[[Request], Awaitable[None]]:
         async def handle(request: Request) -> None:
+            if not is_answerable(reply := reply_of(request), self._ports.names.prefix):
+                log.warning("request_dropped", subject=request.subject, reply=reply)
+                return
             # nats.micro calls an endpoint's handler for one request after the other.
             task = asyncio.create_task(self._answer(verb, request))
             self._tasks.add(task)
@@ -205,13 +210,31 @@ class Api:
         return UnwatchReply("unwatched", vcenter, asked.task, watch.ref, _raw(final))
 
     async def cancel(self, request: Request) -> CancelReply:
-        """Asks vCenter to cancel a task."""
-        asked = parse(TaskRequest, request.data)
+        """Asks vCenter to cancel a task. Whatever the answer, one line of the log tells who asked for what."""
+        answer = "unavailable"
+        try:
+            reply = await self._cancel(request.data)
+        except Refused as refused:
+            answer = refused.code
+            raise
+        except VCenterUnavailable:
+            answer = "vcenter_unavailable"
+            raise
+        else:
+            answer = reply.outcome
+            return reply
+        finally:
+            told = told_of(request.data)
+            task, by = (told["task"] or "")[:256], asked_by(request.headers, reply_of(request))
+            vcenter = told["vcenter"] or self._ports.routes.default
+            log.info("cancel", answer=answer, vcenter=vcenter, task=task, by=by)
+
+    async def _cancel(self, body: bytes) -> CancelReply:
+        asked = parse(TaskRequest, body)
         vcenter = self._ports.routes.configured(asked.vcenter)
         if not self._allow_cancel:
             raise Refused(403, "forbidden", "Canceling is switched off; BRIDGE_ALLOW_CANCEL=true switches it on.")
         await self._ports.sources[vcenter].cancel(asked.task)
-        log.info("cancel_requested", vcenter=vcenter, task=asked.task)
         return CancelReply("cancel_requested", vcenter, asked.task)
 
 

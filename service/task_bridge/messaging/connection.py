@@ -24,6 +24,8 @@ from ..settings import NatsSettings
 log = structlog.get_logger(__name__)
 
 PING_S = 1
+INBOX = "_INBOX.bridge"
+"""A place of its own for answers, that permissions can keep others from listening at."""
 _REFUSED = ("authorization violation", "authentication", "user authentication", "account authentication")
 
 
@@ -40,6 +42,7 @@ class Connection:
         self.broker = NatsBroker(
             list(settings.urls),
             name=name,
+            inbox_prefix=INBOX,
             security=_security(settings),
             allow_reconnect=True,
             # nats-py would give up after 60 tries, and FastStream then spins deaf to SIGTERM (measured).
