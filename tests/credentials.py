@@ -1,0 +1,143 @@
+"""Made-up credentials for the tests: certificates, NKeys, and the JWTs of a NATS in operator mode."""
+
+from __future__ import annotations
+
+import base64
+import datetime
+import hashlib
+import ipaddress
+import json
+import os
+import time
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import nkeys
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import NameOID
+
+
+class Pair(NamedTuple):
+    """A certificate and its key, as PEM files."""
+
+    certificate: Path
+    key: Path
+
+
+class Authority:
+    """A certificate authority; `file` holds its own certificate."""
+
+    def __init__(self, directory: Path) -> None:
+        self._directory = directory
+        self._key = ec.generate_private_key(ec.SECP256R1())
+        self._name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "test authority")])
+        certificate = self._built(self._name, self._key, is_authority=True)
+        self.file = directory / "ca.pem"
+        self.file.write_bytes(certificate.public_bytes(serialization.Encoding.PEM))
+
+    def pair(self, name: str) -> Pair:
+        """A certificate for `name`, and for 127.0.0.1."""
+        key = ec.generate_private_key(ec.SECP256R1())
+        certificate = self._built(x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)]), key)
+        pair = Pair(self._directory / f"{name}.pem", self._directory / f"{name}.key")
+        pair.certificate.write_bytes(certificate.public_bytes(serialization.Encoding.PEM))
+        pair.key.write_bytes(
+            key.private_bytes(
+                serialization.Encoding.PEM,
+                serialization.PrivateFormat.PKCS8,
+                serialization.NoEncryption(),
+            )
+        )
+        return pair
+
+    def _built(
+        self, subject: x509.Name, key: ec.EllipticCurvePrivateKey, *, is_authority: bool = False
+    ) -> x509.Certificate:
+        now = datetime.datetime.now(datetime.UTC)
+        issuer = x509.AuthorityKeyIdentifier.from_issuer_public_key(self._key.public_key())
+        loopback = x509.SubjectAlternativeName([x509.IPAddress(ipaddress.ip_address("127.0.0.1"))])
+        return (
+            x509.CertificateBuilder()
+            .subject_name(subject)
+            .issuer_name(self._name)
+            .public_key(key.public_key())
+            .serial_number(x509.random_serial_number())
+            .not_valid_before(now - datetime.timedelta(hours=1))
+            .not_valid_after(now + datetime.timedelta(hours=1))
+            .add_extension(x509.BasicConstraints(ca=is_authority, path_length=None), critical=True)
+            .add_extension(loopback, critical=False)
+            .add_extension(
+                x509.AuthorityKeyIdentifier.from_issuer_public_key(self._key.public_key()), critical=False
+            )
+            .add_extension(x509.SubjectKeyIdentifier.from_public_key(key.public_key()), critical=False)
+            .sign(self._key, hashes.SHA256())
+        )
+
+
+class NKey(NamedTuple):
+    """An NKey: its public half as text, its seed, and what signs."""
+
+    public: str
+    seed: str
+    pair: nkeys.KeyPair
+
+
+def nkey(prefix: int = nkeys.PREFIX_BYTE_USER) -> NKey:
+    """A new one, of a user unless told otherwise."""
+    seed = nkeys.encode_seed(os.urandom(32), prefix)
+    pair = nkeys.from_seed(bytearray(seed))
+    return NKey(bytes(pair.public_key).decode(), bytes(seed).decode(), pair)
+
+
+def _jwt(issuer: NKey, subject: str, name: str, claims: dict[str, Any]) -> str:
+    """A NATS JWT, version 2."""
+    body = {"iat": int(time.time()), "iss": issuer.public, "name": name, "sub": subject}
+    body["nats"] = {"version": 2, **claims}
+    body["jti"] = base64.b32encode(hashlib.sha256(json.dumps(body).encode()).digest()).decode().rstrip("=")
+    signed = f"{_part({'typ': 'JWT', 'alg': 'ed25519-nkey'})}.{_part(body)}"
+    return f"{signed}.{_base64(issuer.pair.sign(signed.encode()))}"
+
+
+def _part(value: dict[str, Any]) -> str:
+    return _base64(json.dumps(value, separators=(",", ":")).encode())
+
+
+def _base64(value: bytes) -> str:
+    return base64.urlsafe_b64encode(value).decode().rstrip("=")
+
+
+class Operated(NamedTuple):
+    """A NATS in operator mode: its configuration, and a user's credentials file as text."""
+
+    config: str
+    credentials: str
+
+
+def operated() -> Operated:
+    """One account with JetStream and one user in it."""
+    operator, account, system, user = (
+        nkey(nkeys.PREFIX_BYTE_OPERATOR),
+        nkey(nkeys.PREFIX_BYTE_ACCOUNT),
+        nkey(nkeys.PREFIX_BYTE_ACCOUNT),
+        nkey(),
+    )
+    unlimited = {
+        **dict.fromkeys(("subs", "data", "payload", "imports", "exports", "conn", "leaf"), -1),
+        **dict.fromkeys(("mem_storage", "disk_storage", "streams", "consumer"), -1),
+        "wildcards": True,
+    }
+    operators = _jwt(operator, operator.public, "operator", {"type": "operator", "system_account": system.public})
+    accounts = _jwt(operator, account.public, "tasks", {"type": "account", "limits": unlimited})
+    systems = _jwt(operator, system.public, "system", {"type": "account", "limits": {"conn": -1, "subs": -1}})
+    users = _jwt(account, user.public, "bridge", {"type": "user", "subs": -1, "data": -1, "payload": -1})
+    config = (
+        f"operator: {operators}\nsystem_account: {system.public}\nresolver: MEMORY\n"
+        f"resolver_preload: {{ {account.public}: {accounts}, {system.public}: {systems} }}\n"
+    )
+    credentials = (
+        f"-----BEGIN NATS USER JWT-----\n{users}\n------END NATS USER JWT------\n\n"
+        f"-----BEGIN USER NKEY SEED-----\n{user.seed}\n------END USER NKEY SEED------\n"
+    )
+    return Operated(config, credentials)

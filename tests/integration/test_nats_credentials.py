@@ -1,0 +1,102 @@
+"""`serve` logs in to NATS by each kind of credential there is, and ends with a cure where it is the wrong one."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+from credentials import Authority, nkey, operated
+from lab import BridgeProcess, Lab, NatsServer, until
+
+SECRET = "s3cr3t-that-no-log-tells"
+
+
+class Kind(NamedTuple):
+    """A server's configuration, the bridge's settings for it, and settings that it refuses."""
+
+    server: str
+    right: dict[str, str]
+    wrong: dict[str, str]
+
+
+def _file(directory: Path, name: str, text: str) -> str:
+    (directory / name).write_text(text)
+    return str(directory / name)
+
+
+def password(directory: Path) -> Kind:
+    right, wrong = _file(directory, "right", f"{SECRET}\n"), _file(directory, "wrong", f"not {SECRET}")
+    return Kind(
+        f"authorization: {{ user: bridge, password: {SECRET} }}",
+        {"BRIDGE_NATS_USER": "bridge", "BRIDGE_NATS_PASSWORD_FILE": right},
+        {"BRIDGE_NATS_USER": "bridge", "BRIDGE_NATS_PASSWORD_FILE": wrong},
+    )
+
+
+def token(directory: Path) -> Kind:
+    right, wrong = _file(directory, "right", f"{SECRET}\n"), _file(directory, "wrong", f"not {SECRET}")
+    server = f"authorization: {{ token: {SECRET} }}"
+    return Kind(server, {"BRIDGE_NATS_TOKEN_FILE": right}, {"BRIDGE_NATS_TOKEN_FILE": wrong})
+
+
+def seed(directory: Path) -> Kind:
+    known, unknown = nkey(), nkey()
+    right, wrong = _file(directory, "right", known.seed), _file(directory, "wrong", unknown.seed)
+    server = f"authorization: {{ users: [{{ nkey: {known.public} }}] }}"
+    return Kind(server, {"BRIDGE_NATS_NKEY_SEED_FILE": right}, {"BRIDGE_NATS_NKEY_SEED_FILE": wrong})
+
+
+def credentials(directory: Path) -> Kind:
+    known, unknown = operated(), operated()
+    right, wrong = _file(directory, "right", known.credentials), _file(directory, "wrong", unknown.credentials)
+    return Kind(known.config, {"BRIDGE_NATS_CREDS_FILE": right}, {"BRIDGE_NATS_CREDS_FILE": wrong})
+
+
+def certificate(directory: Path) -> Kind:
+    authority = Authority(directory)
+    server, known, unknown = (authority.pair(name) for name in ("server", "bridge", "stranger"))
+    tls = f"cert_file: '{server.certificate}', key_file: '{server.key}', ca_file: '{authority.file}'"
+    users = "authorization: { users: [{ user: 'CN=bridge' }] }"
+    settings = [
+        {
+            "BRIDGE_NATS_TLS_CA_FILE": str(authority.file),
+            "BRIDGE_NATS_TLS_CERT_FILE": str(pair.certificate),
+            "BRIDGE_NATS_TLS_KEY_FILE": str(pair.key),
+        }
+        for pair in (known, unknown)
+    ]
+    return Kind(f"tls: {{ {tls}, verify_and_map: true }}\n{users}", *settings)
+
+
+@pytest.mark.parametrize("kind", [password, token, seed, credentials, certificate])
+async def test_serve_logs_in(lab: Lab, tmp_path: Path, kind: Callable[[Path], Kind]) -> None:
+    directory = tmp_path / "guarded"
+    directory.mkdir()
+    given = kind(directory)
+    server = NatsServer(directory, "-c", _file(directory, "nats.conf", given.server))
+    server.start()
+    process = BridgeProcess(lab.environment(BRIDGE_NATS_URL=server.url, **given.right), tmp_path)
+    refused = BridgeProcess(lab.environment(BRIDGE_NATS_URL=server.url, **given.wrong), directory)
+    try:
+        for bridge in (process, refused):
+            await bridge.start()
+        await process.ready()
+        server.stop()
+        server.start()
+        await until(lambda: '"nats_back"' in process.log.read_text())
+        assert await refused.exit() == 1
+        assert await process.end() == 0
+    finally:
+        for bridge in (process, refused):
+            await bridge.close()
+        server.stop()
+    told = [line for line in refused.log.read_text().splitlines() if not line.startswith("{")]
+    assert len(told) == 1
+    assert "BRIDGE_NATS" in told[0]
+    assert all(json.loads(line)["level"] != "error" for line in process.log.read_text().splitlines())
+    for log in (process.log, refused.log):
+        assert SECRET not in log.read_text()
