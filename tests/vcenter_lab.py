@@ -11,12 +11,12 @@ from pathlib import Path
 from ssl import SSLContext
 from typing import Any, Literal, TypeVar
 
+from task_bridge.link.config import Patience
 from task_bridge.metrics import Metrics
 from task_bridge.simulator.app import SimulatedVCenter
 from task_bridge.simulator.serve import serving
 from task_bridge.task import Task
 from task_bridge.vcenter import CisSource, LookPolicy
-from task_bridge.vcenter.config import Patience
 from task_bridge.watch import Absence
 from task_bridge.watcher import Standing, Unanswered, Unchanged
 

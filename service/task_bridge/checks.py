@@ -15,13 +15,13 @@ from nats.aio.client import Client
 
 from . import __version__
 from .errors import CannotStart, NatsUnavailable, VCenterUnavailable
+from .link.http import Http
 from .messaging.connection import Connection, server_version
 from .messaging.provision import Difference, Wanted, check_version, provision, wanted
 from .messaging.streams import Streams
 from .metrics import Metrics
 from .settings import Settings, VCenterSettings
 from .subjects import Names
-from .vcenter.http import Http
 from .vcenter.session import Session
 from .vcenter.tasks import BadAnswer, Gone, Tasks
 from .vcenter.wire import LOGIN

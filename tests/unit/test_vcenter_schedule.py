@@ -8,14 +8,14 @@ import time
 import pytest
 
 from task_bridge.errors import VCenterUnavailable
+from task_bridge.link.budget import Budget
+from task_bridge.link.config import PATIENCE
+from task_bridge.link.outage import Outage, backoff_s
 from task_bridge.task import Progress, Task
 from task_bridge.vcenter import LookPolicy
-from task_bridge.vcenter.budget import Budget
-from task_bridge.vcenter.config import PATIENCE
 from task_bridge.vcenter.followed import ASKED, GONE, PARKED, Agenda, Followed
-from task_bridge.vcenter.outage import Outage
 from task_bridge.vcenter.register import Register
-from task_bridge.vcenter.schedule import backoff_s, interval_s, remaining_s, stretch
+from task_bridge.vcenter.schedule import interval_s, remaining_s, stretch
 
 POLICY = LookPolicy(poll_min_s=1.0, poll_max_s=15.0)
 

@@ -13,9 +13,9 @@ import httpx
 import pytest
 
 from task_bridge.errors import VCenterUnavailable
+from task_bridge.link.gate import doubled
+from task_bridge.link.http import MAX_BODY_BYTES, Answer, AnswerTooLarge, Doubtful, Http
 from task_bridge.metrics import Metrics
-from task_bridge.vcenter.gate import doubled
-from task_bridge.vcenter.http import MAX_BODY_BYTES, Answer, AnswerTooLarge, Doubtful, Http
 from task_bridge.vcenter.session import Session
 from vcenter_lab import Given
 

@@ -14,11 +14,11 @@ import pytest
 from structlog.testing import capture_logs
 
 from task_bridge.errors import Refused, VCenterUnavailable
+from task_bridge.link.config import Patience
 from task_bridge.metrics import Metrics
 from task_bridge.simulator.app import SimulatedVCenter
 from task_bridge.task import UNAVAILABLE, Task
 from task_bridge.vcenter import CisSource, LookPolicy
-from task_bridge.vcenter.config import Patience
 from vcenter_lab import PATIENCE, POLICY, Given, Lab
 
 RUNNING = {"status": "RUNNING"}

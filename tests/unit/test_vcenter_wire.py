@@ -10,9 +10,9 @@ from urllib.parse import unquote
 import msgspec
 import pytest
 
+from task_bridge.link.http import Answer
 from task_bridge.task import NO_RESULT, Rendering, Task
 from task_bridge.vcenter import wire
-from task_bridge.vcenter.http import Answer
 from task_bridge.vcenter.reading import read_task
 from task_bridge.vcenter.wire import SessionFault, Unreadable
 

@@ -4,14 +4,14 @@ source     the loop: what is due is asked for, as many requests at once as allow
 looks      what follows from an answer: shown, missing, gone, or nothing that helps
 register   who is followed and what was found        followed   where each task is between two looks
 lists      many tasks by few lists                   tasks      list, get and cancel
-session    one session, begun anew when it ended     gate       when a login may be tried
-http       the only place that knows httpx           budget     how many requests a second
-wire       the two renderings of vCenter's API       trouble    what goes wrong on the way, in sentences
-schedule, absence, outage, reading, health           rules and state, each by itself
+session    one session, begun anew when it ended     schedule   when to look at a task again
+wire       the two renderings of vCenter's API       reading    from vCenter's JSON to a task
+
+What it stands on (HTTP, budget, health, proof of absence) is in `link/`.
 """
 
-from .config import LookPolicy, VCenterSettings
-from .health import Health
+from ..link.config import LookPolicy, VCenterSettings
+from ..link.health import Health
 from .source import CisSource
 
 __all__ = ["CisSource", "Health", "LookPolicy", "VCenterSettings"]

@@ -13,15 +13,15 @@ import msgspec
 import structlog
 
 from ..errors import VCenterUnavailable
+from ..link.health import Health
+from ..link.http import Doubtful
+from ..link.outage import Outage
 from ..metrics import Metrics
 from ..task import Rendering, Task
 from ..watch import Absence
 from ..watcher import Unanswered
 from .followed import ASKED, Followed, Group
-from .health import Health
-from .http import Doubtful
 from .lists import Lists
-from .outage import Outage
 from .reading import read_task
 from .register import Register
 from .session import Session

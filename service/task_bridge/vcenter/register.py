@@ -5,48 +5,21 @@ from __future__ import annotations
 import asyncio
 import math
 import random
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import Callable, Sequence
 
 import msgspec
 import structlog
 
+from ..link.absence import Absences
+from ..link.config import LookPolicy, Patience
+from ..link.finds import Finds
+from ..link.outage import JITTER, backoff_s
 from ..task import UNAVAILABLE, Task
 from ..watcher import UNCHANGED, Standing, Unanswered
 from . import schedule
-from .absence import Absences
-from .config import LookPolicy, Patience
 from .followed import ASKED, GONE, PARKED, WAITING, Agenda, Followed
 
 log = structlog.get_logger(__name__)
-
-
-class Finds:
-    """What was found, until it is taken away, all at once."""
-
-    def __init__(self) -> None:
-        self.waiting: list[tuple[str, Standing]] = []
-        self._news = asyncio.Event()
-        self._closed = False
-
-    def give(self, task: str, standing: Standing) -> None:
-        self.waiting.append((task, standing))
-        self.tell()
-
-    def tell(self) -> None:
-        """Wakes whoever takes them."""
-        self._news.set()
-
-    def close(self) -> None:
-        self._closed = True
-        self._news.set()
-
-    async def batches(self) -> AsyncIterator[list[tuple[str, Standing]]]:
-        while not self._closed:
-            await self._news.wait()
-            self._news.clear()
-            if self.waiting:
-                batch, self.waiting = self.waiting, []
-                yield batch
 
 
 class Register:
@@ -142,7 +115,7 @@ class Register:
                 settled.append(followed)
             else:
                 self.agenda.wait(followed, now, now + self.interval_s(followed, now))
-        spread = min(schedule.JITTER, 1 - self.policy.poll_min_s / self.policy.poll_max_s)
+        spread = min(JITTER, 1 - self.policy.poll_min_s / self.policy.poll_max_s)
         longest_s = self.policy.poll_max_s * self.stretch
         self.agenda.wait_together(settled, now, now + longest_s * (1 - spread * self.rng.random()))
         self.finds.waiting += [(followed.id, UNCHANGED) for followed in those]
@@ -198,14 +171,14 @@ class Register:
             left_s = schedule.remaining_s(followed.percent, followed.first_percent, since_s)
         interval = schedule.interval_s(self.policy, now - followed.begun, left_s, 1.0, self.rng.random())
         # While nothing is new a task only gets older, and what it takes only more.
-        followed.settled = interval >= self.policy.poll_max_s * (1 - schedule.JITTER)
+        followed.settled = interval >= self.policy.poll_max_s * (1 - JITTER)
         demand = 1 / interval
         self.demand += demand - followed.demand
         followed.demand = demand
         return interval * self.stretch
 
     def backoff_s(self, failures: int) -> float:
-        return schedule.backoff_s(failures, self.policy, self.rng.random())
+        return backoff_s(failures, self.policy, self.rng.random())
 
     def look_around(self, provider: str, at_most: int) -> None:
         """Makes others due now, of this provider first: what vanished may not have vanished alone."""

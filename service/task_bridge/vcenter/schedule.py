@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from .config import LookPolicy
+from ..link.config import LookPolicy
+from ..link.outage import JITTER
 
 _SPARE = 0.8
 """What looks may take of the requests per second; results, logins and cancels need some too."""
-JITTER = 0.1
 
 
 def interval_s(policy: LookPolicy, age_s: float, remaining_s: float | None, stretch: float, chance: float) -> float:
@@ -33,11 +33,3 @@ def remaining_s(percent: float, first_percent: float, since_first_s: float) -> f
 def stretch(looks_per_s: float, tasks_a_request: int, requests_per_s: float) -> float:
     """By how much intervals must grow so that `looks_per_s` fit into the requests; 1 when they fit."""
     return max(1.0, looks_per_s / (tasks_a_request * requests_per_s * _SPARE))
-
-
-def backoff_s(failures: int, policy: LookPolicy, chance: float, retry_after_s: float | None = None) -> float:
-    """How long to wait after the `failures`-th failure in a row: doubling up to the longest interval, spread by
-    half, and never shorter than vCenter asked for."""
-    longest = min(policy.poll_min_s * 2.0 ** min(failures - 1, 20), policy.poll_max_s)
-    asked = (retry_after_s or 0.0) * (1 + JITTER * chance)
-    return max(longest * (1 - chance / 2), asked)

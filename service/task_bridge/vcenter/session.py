@@ -15,11 +15,11 @@ import time
 from collections.abc import Callable
 
 from ..errors import VCenterUnavailable
+from ..link.config import VCenterSettings
+from ..link.gate import LoginGate
+from ..link.http import Answer, Http
 from ..metrics import Metrics
 from ..task import Rendering
-from .config import VCenterSettings
-from .gate import LoginGate
-from .http import Answer, Http
 from .wire import LOGIN, LoginCalls, SessionFault, is_no_route, read_token, said, session_fault
 
 ALIVE_S = 3.0
@@ -49,7 +49,7 @@ class Session:
         self._rendering: Rendering | None = None
         self._login: asyncio.Task[str] | None = None
         self._good_at = -ALIVE_S
-        self._gate = LoginGate(settings, clock, rng or random.Random())  # noqa: S311 - spreads logins, keeps no secret
+        self.gate = LoginGate(settings, clock, rng or random.Random())  # noqa: S311 - spreads logins, keeps no secret
         self._closed = False
 
     async def request(self, operation: str, method: str, target: str, content: bytes | None = None) -> Answer:
@@ -64,7 +64,7 @@ class Session:
         token = await self._logged_in(stale=token)
         answer = await self._ask(token, operation, method, target, content)
         if session_fault(answer) is SessionFault.CERTAIN:
-            raise self._gate.unaccepted(str(said(answer)))
+            raise self.gate.unaccepted(str(said(answer)))
         return answer
 
     async def check(self) -> bool:
@@ -94,7 +94,7 @@ class Session:
         answer = await self._http.request(operation, method, target, headers, content)
         if answer.ok and token == self._token:
             self._good_at = self._clock()
-            self._gate.served()
+            self.gate.served()
         return answer
 
     async def _is_over(self, token: str, answer: Answer) -> bool:
@@ -133,16 +133,17 @@ class Session:
             login.exception()  # told to those who wait, if anybody still does
 
     async def _log_in(self) -> str:
-        username, password = self._credentials()
-        self._gate.check(username, password)
-        self._token = None
-        answer = await self._login_answer(username, password)
-        if answer.ok and (token := read_token(answer.body)):
-            self._gate.logged_in()
-            self._count("ok")
-            self._token, self._good_at = token, self._clock()
-            return token
-        raise self._refusal(answer, username, password)
+        async with self.gate.turn:
+            username, password = self._credentials()
+            self.gate.check(username, password)
+            self._token = None
+            answer = await self._login_answer(username, password)
+            if answer.ok and (token := read_token(answer.body)):
+                self.gate.logged_in()
+                self._count("ok")
+                self._token, self._good_at = token, self._clock()
+                return token
+            raise self._refusal(answer, username, password)
 
     def _credentials(self) -> tuple[str, str]:
         try:
@@ -181,10 +182,10 @@ class Session:
         name, words = self._settings.name, said(answer)
         if answer.status in (401, 403):
             self._count("refused")
-            return self._gate.refused(username, password, str(words))
+            return self.gate.refused(username, password, str(words))
         if answer.status == 503 and words.mentions(_SESSION_LIMIT):
             self._count("session_limit")
-            return self._gate.capped(str(words), answer.retry_after_s)
+            return self.gate.capped(str(words), answer.retry_after_s)
         self._count("failed")
         if is_no_route(answer):
             text = f"{self._settings.url} has no login of a vCenter: {words}. Check the URL of vCenter {name}."

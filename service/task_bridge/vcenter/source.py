@@ -20,16 +20,17 @@ import httpx
 import structlog
 
 from ..errors import VCenterUnavailable
+from ..link.budget import Budget
+from ..link.config import PATIENCE, LookPolicy, Patience, VCenterSettings
+from ..link.health import Health
+from ..link.http import Http
+from ..link.link import Link
+from ..link.outage import Outage
 from ..metrics import Metrics
 from ..watcher import Standing
 from . import schedule
-from .budget import Budget
-from .config import PATIENCE, LookPolicy, Patience, VCenterSettings
 from .followed import Agenda
-from .health import Health
-from .http import Http
 from .looks import Looks
-from .outage import Outage
 from .register import Register
 from .session import Session
 from .tasks import Tasks
@@ -106,6 +107,11 @@ class CisSource:
             async with asyncio.timeout(self._patience.logout_s):
                 await self._session.close()
         await self._http.close()
+
+    @property
+    def link(self) -> Link:
+        """What another kind of tasks of this vCenter shares with this one; it must be left first."""
+        return Link(self._http, self._session.gate, self.health, self._register.finds)
 
     # The port
 

@@ -9,10 +9,10 @@ from typing import NamedTuple
 import msgspec
 
 from ..errors import Refused, VCenterUnavailable
+from ..link.config import VCenterSettings
+from ..link.http import Answer, AnswerTooLarge, Doubtful
 from ..task import Rendering, TaskError
 from . import wire
-from .config import VCenterSettings
-from .http import Answer, AnswerTooLarge, Doubtful
 from .session import Session
 
 

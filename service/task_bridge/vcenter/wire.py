@@ -15,8 +15,8 @@ from urllib.parse import quote
 
 import msgspec
 
+from ..link.http import Answer
 from ..task import Message, Rendering, TaskError, parse_error
-from .http import Answer
 
 Call = tuple[str, str]
 """A method and a target."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import random
 from collections.abc import Callable
 
@@ -23,10 +24,12 @@ class LoginGate:
     """Closed for a while after a login that failed in a way which another one would make worse.
 
     A refused password closes it until the password changes, a session limit or a session that vCenter gave and
-    didn't accept for a time that doubles.
+    didn't accept for a time that doubles. `turn` is held while logging in: with several sessions to begin, a wrong
+    password is tried by one of them.
     """
 
     def __init__(self, settings: VCenterSettings, clock: Callable[[], float], rng: random.Random) -> None:
+        self.turn = asyncio.Lock()
         self._settings = settings
         self._clock = clock
         self._rng = rng

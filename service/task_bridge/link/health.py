@@ -48,10 +48,15 @@ class Health:
 
     def good(self, at: float, provider: str = "") -> None:
         """vCenter answers, and so does this provider."""
+        self.good_alone(at, provider)
+        if self._troubles:
+            self._over("")
+
+    def good_alone(self, at: float, provider: str) -> None:
+        """This provider answers, which says nothing about others: it stands behind another API."""
         self.last_good_look_at, self._failed_look = at, None
         self.good_looks += 1
         if self._troubles:
-            self._over("")
             self._over(provider)
 
     def answered(self) -> None:

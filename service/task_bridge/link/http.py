@@ -30,7 +30,7 @@ TOTAL_S = 90.0
 """Longer than any phase: a list of 500 may take its time, a body that drips may not."""
 
 
-_SAFE_TO_REPEAT = frozenset({"list", "get", "result", "session"})
+_SAFE_TO_REPEAT = frozenset({"list", "get", "result", "session", "pull"})
 _DROPPED = (httpx.RemoteProtocolError, httpx.ReadError, httpx.WriteError)
 _UNREACHABLE = (httpx.ConnectError, httpx.ConnectTimeout, httpx.ProxyError, httpx.UnsupportedProtocol)
 
@@ -44,19 +44,40 @@ class _LeftBehind(Doubtful):
 
 
 class AnswerTooLarge(VCenterUnavailable):
-    """The body is larger than MAX_BODY_BYTES: fewer tasks at once, or never."""
+    """The body is larger than is taken in: fewer tasks at once, or never."""
 
 
 class Answer(NamedTuple):
-    """What vCenter answered. `retry_after_s` is set when it named a time."""
+    """What vCenter answered. `retry_after_s` is set when it named a time; `set_cookie` is that header."""
 
     status: int
     body: bytes
     retry_after_s: float | None = None
+    set_cookie: str = ""
 
     @property
     def ok(self) -> bool:
         return 200 <= self.status < 300
+
+
+class Allowance(NamedTuple):
+    """How long an answer may let wait for its next bytes (else as all steps), and how large it may be."""
+
+    read_s: float | None = None
+    max_bytes: int = MAX_BODY_BYTES
+
+
+ALLOWED = Allowance()
+
+
+class _Asked(NamedTuple):
+    operation: str
+    method: str
+    target: str
+    headers: Mapping[str, str]
+    content: bytes | None
+    urgent: bool
+    allowed: Allowance
 
 
 class _Client:
@@ -99,39 +120,32 @@ class Http:
         content: bytes | None = None,
         *,
         urgent: bool = False,
+        allowed: Allowance = ALLOWED,
     ) -> Answer:
         """The answer to one request, counted by `operation`. Raises VCenterUnavailable.
 
         `urgent` doesn't wait for the budget, which then has one less for others.
         """
+        asked = _Asked(operation, method, target, headers, content, urgent, allowed)
         try:
-            return await self._request(operation, method, target, headers, content, urgent=urgent)
+            return await self._request(asked)
         except _LeftBehind:
             if operation not in _SAFE_TO_REPEAT:
                 raise
-        return await self._request(operation, method, target, headers, content, urgent=urgent)
+        return await self._request(asked)
 
-    async def _request(
-        self,
-        operation: str,
-        method: str,
-        target: str,
-        headers: Mapping[str, str],
-        content: bytes | None,
-        *,
-        urgent: bool,
-    ) -> Answer:
+    async def _request(self, asked: _Asked) -> Answer:
         async with self._slots:
-            if urgent:
+            if asked.urgent:
                 self.budget.spend()
             else:
                 await self.budget.take()
             try:
-                answer = await self._answer(method, target, headers, content)
+                answer = await self._answer(asked)
             except VCenterUnavailable:
-                self._count(operation, "error")
+                self._count(asked.operation, "error")
                 raise
-        self._count(operation, str(answer.status))
+        self._count(asked.operation, str(answer.status))
         return answer
 
     async def close(self) -> None:
@@ -139,7 +153,7 @@ class Http:
             await self._current.client.aclose()
             self._current = None
 
-    async def _answer(self, method: str, target: str, headers: Mapping[str, str], content: bytes | None) -> Answer:
+    async def _answer(self, asked: _Asked) -> Answer:
         done: set[str] = set()
 
         async def trace(event: str, _: object) -> None:
@@ -148,28 +162,36 @@ class Http:
         seen = {"trace": trace}
         try:
             async with asyncio.timeout(TOTAL_S), self._client() as client:
-                request = client.build_request(method, target, headers=headers, content=content, extensions=seen)
-                return await self._sent(client, request)
+                request = client.build_request(
+                    asked.method,
+                    asked.target,
+                    headers=asked.headers,
+                    content=asked.content,
+                    timeout=self._timeout(asked.allowed.read_s),
+                    extensions=seen,
+                )
+                return await self._sent(client, request, asked.allowed.max_bytes)
         except (httpx.HTTPError, httpx.InvalidURL, TimeoutError, OSError) as error:
             if is_tls(error) and self._current is not None:
                 self._current.stale = True  # the CA file may be another, though it looks the same
             raise _kind_of(error, done)(sentence(error, self._settings)) from error
 
-    async def _sent(self, client: httpx.AsyncClient, request: httpx.Request) -> Answer:
+    async def _sent(self, client: httpx.AsyncClient, request: httpx.Request, max_bytes: int) -> Answer:
         response = await client.send(request, stream=True)
         try:
-            return Answer(response.status_code, await self._body(response), _retry_after_s(response.headers))
+            body, headers = await self._body(response, max_bytes), response.headers
+            return Answer(response.status_code, body, _retry_after_s(headers), headers.get("set-cookie", ""))
         finally:
             await response.aclose()
 
-    async def _body(self, response: httpx.Response) -> bytes:
+    async def _body(self, response: httpx.Response, max_bytes: int) -> bytes:
         chunks, size = [], 0
         async for chunk in response.aiter_bytes():
             chunks.append(chunk)
             size += len(chunk)
-            if size > MAX_BODY_BYTES:
+            if size > max_bytes:
                 raise AnswerTooLarge(
-                    f"vCenter {self._settings.name} answered with more than {MAX_BODY_BYTES} bytes, "
+                    f"vCenter {self._settings.name} answered with more than {max_bytes} bytes, "
                     "more than the bridge takes in."
                 )
         return b"".join(chunks)
@@ -198,13 +220,15 @@ class Http:
             headers={"accept": "application/json", "accept-encoding": "identity"},
             verify=_tls_context(self._settings),
             proxy=self._settings.proxy,
-            timeout=httpx.Timeout(self._phase_s, connect=CONNECT_S),
             limits=httpx.Limits(max_connections=slots, max_keepalive_connections=slots, keepalive_expiry=60),
             trust_env=False,
             # The session goes by header; a cookie of an older one beside it would be wrong.
             cookies=CookieJar(DefaultCookiePolicy(allowed_domains=[])),
             transport=self._transport,
         )
+
+    def _timeout(self, read_s: float | None) -> httpx.Timeout:
+        return httpx.Timeout(self._phase_s, connect=CONNECT_S, read=read_s or self._phase_s)
 
     def _count(self, operation: str, code: str) -> None:
         self._metrics.vcenter_requests.labels(self._settings.name, operation, code).inc()

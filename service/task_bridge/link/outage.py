@@ -6,9 +6,9 @@ import random
 
 from ..errors import VCenterUnavailable
 from .config import LookPolicy
-from .schedule import backoff_s
 
 _DOUBTS_MAX = 3
+JITTER = 0.1
 
 
 class Outage:
@@ -41,3 +41,11 @@ class Outage:
         """vCenter answered."""
         self.down, self.until, self._answered_at = False, 0.0, now
         self._failures = self._doubts = 0
+
+
+def backoff_s(failures: int, policy: LookPolicy, chance: float, retry_after_s: float | None = None) -> float:
+    """How long to wait after the `failures`-th failure in a row: doubling up to the longest interval, spread by
+    half, and never shorter than vCenter asked for."""
+    longest = min(policy.poll_min_s * 2.0 ** min(failures - 1, 20), policy.poll_max_s)
+    asked = (retry_after_s or 0.0) * (1 + JITTER * chance)
+    return max(longest * (1 - chance / 2), asked)
