@@ -26,6 +26,7 @@ from chaos.clients import Clients, end
 from chaos.servers import Servers
 from chaos.troubles import Troubles
 from chaos.world import World, killed, world
+from lab import until
 
 CHAOS_S = 6.0
 SETTLE_S = 60.0
@@ -96,6 +97,7 @@ async def _ended(here: World) -> list[str]:
     await here.heard_everything()
     codes = here.book.codes
     for replica in here.replicas:
+        await until(lambda of=replica.process: of.hears_signals)  # type: ignore[misc] # of this replica
         codes[f"{replica.name} at the end"] = await killed(here, replica, signal.SIGTERM)
     wrong = [f"exit code {code}: {which}" for which, code in codes.items() if code]
     return wrong + [f"{replica.name}: {line}" for replica in here.replicas for line in replica.complaints()]

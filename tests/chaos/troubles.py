@@ -80,9 +80,8 @@ class Troubles:
     async def term_bridge(self) -> None:
         if (replica := self._idle()) and replica.process.hears_signals:
             async with replica.busy:
-                self._tell(f"SIGTERM {replica.name}")
-                code = await killed(self._world, replica, signal.SIGTERM)
-                self._world.book.codes[f"{replica.name} at {self.told[-1]}"] = code
+                self._tell(told := f"SIGTERM {replica.name}")
+                self._world.book.codes[told] = await killed(self._world, replica, signal.SIGTERM)
                 await self._wait(0, 2)
                 await replica.process.start()
                 self._tell(f"start {replica.name}")
