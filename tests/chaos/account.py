@@ -74,7 +74,7 @@ class Remains(NamedTuple):
 
 
 class Account(NamedTuple):
-    """A whole history. `heard_all`: the subscriber was connected all the time."""
+    """A whole history. `heard_all`: no nats-server was disturbed, so the subscriber heard all, and each once."""
 
     prefix: str
     stored: tuple[Stored, ...]

@@ -314,7 +314,11 @@ def _one_winner(histories: Histories) -> Iterator[str]:
 
 
 def _heard_what_is_stored(histories: Histories) -> Iterator[str]:
-    """A plain subscriber gets what is stored, once and in order, and nothing else; a rejection may come twice."""
+    """A plain subscriber gets what is stored, in order, and nothing else.
+
+    A rejection may come twice; and so may an event that was the newest when a stream's leader was killed: the next
+    leader republishes what it applies (nats-server 2.15, measured), with the same id.
+    """
     account = histories.account
     rejected = f"{account.prefix}.rejected"
     stored = {message.sequence: (message.subject, message.body) for message in account.stored}
@@ -323,9 +327,10 @@ def _heard_what_is_stored(histories: Histories) -> Iterator[str]:
         if stored.get(message.sequence) != (message.subject, message.body):
             yield f"heard and not stored: {message.subject}, stream {message.sequence}"
     sequences = [message.sequence for message in heard]
-    if len(set(sequences)) != len(sequences):
+    if account.heard_all and len(set(sequences)) != len(sequences):
         yield f"heard twice: {[n for n, times in Counter(sequences).items() if times > 1]}"
-    if sequences != sorted(sequences):
+    first_heard = list(dict.fromkeys(sequences))
+    if first_heard != sorted(first_heard):
         yield "heard in another order than stored"
     missing = {number for number, (subject, _) in stored.items() if subject != rejected} - set(sequences)
     if account.heard_all and missing:

@@ -42,6 +42,7 @@ log = structlog.get_logger(__name__)
 RETRY_S = 0.25
 RETRY_MAX_S = 4.0
 STORE_RESULT_S = 30.0
+_UNANSWERED = (nats.errors.TimeoutError, nats.errors.NoRespondersError, nats.js.errors.NoStreamResponseError)
 _HEADERS_MAX_BYTES = 4096
 _CHUNK_BYTES = 128 * 1024
 
@@ -175,12 +176,22 @@ class Journal:
             return placed(event, UNAVAILABLE)
 
     async def _store(self, event: Event, result: Result) -> ResultRef:
+        """Uploads the result. Of two owners each has its own object where their results differ."""
         bucket = self._names.results_bucket
-        store = await self._streams.js.object_store(bucket)
+        digest = hashlib.sha256(result.json).hexdigest()
+        name = f"{event.id}-{digest[:16]}"
         chunk = min(_CHUNK_BYTES, self._streams.connection.max_payload)
-        meta = ObjectMeta(name=event.id, options=ObjectMetaOptions(max_chunk_size=chunk))
-        await store.put(event.id, result.json, meta)
-        return ResultRef(bucket, event.id, len(result.json), hashlib.sha256(result.json).hexdigest())
+        while True:
+            try:
+                store = await self._streams.js.object_store(bucket)
+                await store.put(
+                    name, result.json, ObjectMeta(name=name, options=ObjectMetaOptions(max_chunk_size=chunk))
+                )
+            except _UNANSWERED as error:
+                log.debug("result_not_stored_yet", object=name, reason=str(error))
+                await asyncio.sleep(RETRY_S)
+            else:
+                return ResultRef(bucket, name, len(result.json), digest)
 
 
 class _Pauses:
