@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help setup demo test test-unit chaos bench check lint format types lock clean
+.PHONY: help setup demo test test-unit chaos bench check lint format types schemas lock clean
 
 help: ## This list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -44,6 +44,10 @@ check: lint types test ## What CI runs: lint, format, types, layers, tests
 
 format: setup ## Formats the code
 	$(BIN)/ruff check --fix . && $(BIN)/ruff format .
+
+schemas: setup ## Writes the schema files and docs/events.md anew
+	$(BIN)/python -m task_bridge.schemas
+	PYTHONPATH=tests $(BIN)/python -m contract.reference > docs/events.md
 
 lock: setup ## Locks the dependencies anew, with hashes
 	$(BIN)/pip install --quiet pip-tools

@@ -22,9 +22,11 @@ from nats.js import JetStreamContext
 from nats.js.api import RawStreamMsg
 
 from task_bridge.app import Bridge
+from task_bridge.ordered import Ordered
 from task_bridge.settings import Settings
 from task_bridge.simulator import Options, SimulatedVCenter
 from task_bridge.simulator.serve import serving
+from validity import check_event, check_reply
 
 USERNAME, PASSWORD = "task-bridge@vsphere.local", "a-made-up-secret"
 SERVER = Path(os.environ.get("TEST_NATS_SERVER") or Path(sys.executable).with_name("nats-server"))
@@ -55,6 +57,10 @@ class NatsServer:
     def url(self) -> str:
         return f"nats://127.0.0.1:{self.port}"
 
+    @property
+    def running(self) -> bool:
+        return self._process is not None
+
     def start(self) -> None:
         log = (self._directory / "nats.log").open("ab")
         port = str(self.port or -1)
@@ -70,10 +76,6 @@ class NatsServer:
             assert time.monotonic() < deadline, "nats-server isn't up after 10 s"
             time.sleep(0.01)
         self.port = int(json.loads(file.read_text())["nats"][0].rsplit(":", 1)[1])
-
-    @property
-    def running(self) -> bool:
-        return self._process is not None
 
     def send(self, number: int) -> None:
         """Sends a signal that doesn't end it."""
@@ -144,7 +146,9 @@ class Lab:
 
     async def reply(self, verb: str, request: object = None) -> Msg:
         body = request if isinstance(request, bytes) else b"" if request is None else json.dumps(request).encode()
-        return await self.client.request(f"{PREFIX}.api.{verb}", body, timeout=15)
+        reply = await self.client.request(f"{PREFIX}.api.{verb}", body, timeout=15)
+        check_reply(verb, reply.data, refused="Nats-Service-Error-Code" in (reply.headers or {}))
+        return reply
 
     async def stored(self) -> list[tuple[RawStreamMsg, dict[str, Any]]]:
         """All that the events stream holds, in order, with decoded bodies."""
@@ -261,5 +265,22 @@ async def lab_in(directory: Path) -> AsyncIterator[Lab]:
                 yield Lab(server, client, vcenter, url)
             finally:
                 await client.close()
+        if not server.running:
+            server.start()
+        await _check_events(server.url)
     finally:
         server.stop()
+
+
+async def _check_events(url: str) -> None:
+    """All that the bridge published, whatever the test was about, is what the schemas promise to consumers."""
+    client = await nats.connect(url)
+    try:
+        js = client.jetstream()
+        for stream in [info.config.name or "" for info in await js.streams_info()]:
+            if stream.endswith("_EVENTS"):
+                async for message in Ordered(js, client, stream, [">"], follow=False).messages():
+                    if "Bridge-Instance" in (message.headers or {}) or message.subject.endswith(".rejected"):
+                        check_event(message.data)
+    finally:
+        await client.close()

@@ -57,7 +57,9 @@ class Bridge:
         self._sources = {name: CisSource(of, looks, self._metrics) for name, of in settings.vcenters.items()}
         self._routes = Routes({name: of.url for name, of in settings.vcenters.items()}, _default(settings))
         self._watchdog = Watchdog(self._metrics.event_loop_lag)
-        self.status = Status(settings.capacity, self._sources, self._metrics, lambda: self._watchdog.lag_s)
+        self.status = Status(
+            settings.capacity, self._names, self._sources, self._metrics, lambda: self._watchdog.lag_s
+        )
         self.web = WebServer(build_web(self.status), settings.http_listen)
 
     @asynccontextmanager

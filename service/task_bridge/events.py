@@ -61,7 +61,7 @@ class EventData(msgspec.Struct, frozen=True):
     cancelable: bool | None = None
     progress: Progress | None = None
     error: TaskError | None = None
-    result: msgspec.Raw = NULL
+    result: msgspec.Raw = msgspec.field(default_factory=lambda: NULL)  # a bare default has no JSON Schema
     result_state: str = "none"
     result_ref: ResultRef | None = None
     extra: Any = None

@@ -89,8 +89,9 @@ class TaskRequest(_Request):
 
 
 class WatchRequest(TaskRequest):
-    """Watch a task until it ends. Durations are in seconds once they are read."""
+    """Watch a task until it ends."""
 
+    # Durations are in seconds once they are read.
     timeout: Annotated[Duration | None, BeforeValidator(_check_duration), AfterValidator(_check_timeout)] = None
     stalled_after: Annotated[Duration | None, BeforeValidator(_check_duration)] = None
     partial_results: bool = False

@@ -9,9 +9,12 @@ from collections.abc import Callable, Mapping
 
 from prometheus_client import CollectorRegistry
 
+from . import schemas
 from .messaging.connection import Connection
 from .messaging.monitor import Monitor, Part
 from .metrics import Metrics
+from .schemas.asyncapi import document
+from .subjects import Names
 from .vcenter import CisSource
 from .watcher import Watcher
 from .web.health import Check, Health, NatsHealth, VCenterHealth
@@ -21,9 +24,15 @@ class Status:
     """The web room's state. The rooms that are there only once NATS is are set when they are."""
 
     def __init__(
-        self, capacity: int, sources: Mapping[str, CisSource], metrics: Metrics, lag_s: Callable[[], float]
+        self,
+        capacity: int,
+        names: Names,
+        sources: Mapping[str, CisSource],
+        metrics: Metrics,
+        lag_s: Callable[[], float],
     ) -> None:
         self._capacity = capacity
+        self._names = names
         self._sources = sources
         self._metrics = metrics
         self._lag_s = lag_s
@@ -65,9 +74,9 @@ class Status:
         metrics.nats_connected.set(self._nats().connected)
         return metrics.registry
 
-    def asyncapi(self) -> bytes | None:
-        """Not there yet."""
-        return None
+    def asyncapi(self) -> bytes:
+        """What can be said to this bridge and heard of it."""
+        return schemas.written(document(self._names)).encode()
 
     def _standing(self) -> Counter[tuple[str, str]]:
         return self.watcher.standing() if self.watcher else Counter()

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from .. import __version__
-from . import asking, checking, running
+from . import asking, checking, running, schema
 
 app = typer.Typer(name="task-bridge", no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 app.command()(running.serve)
@@ -17,6 +17,7 @@ app.command()(running.demo)
 app.command()(running.simulate)
 app.command()(checking.provision)
 app.command()(checking.check)
+app.command()(schema.schema)
 
 
 def _version(wanted: bool) -> None:

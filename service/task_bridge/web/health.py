@@ -74,8 +74,8 @@ class State(Protocol):
         """Asked at each scrape: the moment to set gauges that grow by themselves, like ages."""
         ...
 
-    def asyncapi(self) -> bytes | None:
-        """The AsyncAPI document as JSON, None while there is none."""
+    def asyncapi(self) -> bytes:
+        """The AsyncAPI document as JSON."""
         ...
 
 

@@ -62,10 +62,7 @@ class _Pages:
         return Response(encode(self._state.metrics()), headers={"Content-Type": content_type})
 
     async def asyncapi(self, _: Request) -> Response:
-        document = self._state.asyncapi()
-        if document is None:
-            return JSONResponse({"error": "there is no AsyncAPI document here"}, 404)
-        return Response(document, media_type="application/json")
+        return Response(self._state.asyncapi(), media_type="application/json")
 
 
 class _SecurityHeaders:
