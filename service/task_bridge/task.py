@@ -10,6 +10,7 @@ the appliance leaves out parent, target and user; `/rest` renders maps as key/va
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Iterator
 from fractions import Fraction
 from typing import Any, Literal
@@ -127,7 +128,7 @@ def parse_task(body: object, rendering: Rendering, *, with_result: bool) -> Task
     info: dict[str, Any] = plain(body) if rendering == "rest" else body
     started, ended = parse_time(info.get("start_time")), parse_time(info.get("end_time"))
     return Task(
-        status=info["status"],
+        status=sys.intern(info["status"]),
         service=_text(info.get("service")),
         operation=_text(info.get("operation")),
         description=_message_text(info.get("description")),
@@ -266,8 +267,8 @@ def _message_text(value: object) -> str | None:
 
 
 def _text(value: object) -> str | None:
-    """A non-empty string or None: vLCM says `""` for "none"."""
-    return value if isinstance(value, str) and value else None
+    """A non-empty string or None: vLCM says `""` for "none". Interned: most tasks say the same in most fields."""
+    return sys.intern(value) if isinstance(value, str) and value else None
 
 
 def _target(value: object) -> Target | None:

@@ -39,6 +39,8 @@ log = structlog.get_logger(__name__)
 YIELD_EVERY = 25
 AT_ONCE_S = 0.005
 UNSETTLED_S = 5.0
+SOON_S = 600.0
+_CHUNK = 500
 LISTED_STATUSES = ("PENDING", "RUNNING", "BLOCKED", "SUCCEEDED", "FAILED")
 
 
@@ -184,6 +186,7 @@ class Watcher:
     async def run(self) -> None:
         """Follows the looks of every source, without end."""
         async with asyncio.TaskGroup() as group:
+            group.create_task(self._arm_in_time())
             for name, source in self._sources.items():
                 group.create_task(self._follow(name, source))
 
@@ -351,14 +354,24 @@ class Watcher:
             source.again(held.watch.task)
 
     def _arm(self, held: Held) -> None:
-        """Sets the timer to when the watch must be asked even if no look comes."""
+        """Sets the timer to when the watch must be asked even if no look comes, if that is soon."""
         if held.timer is not None:
             held.timer.cancel()
+            held.timer = None
         held.stalls_at = stall_at(held.watch, held.last, held.view)
-        when = wake_at(held.watch, held.last, held.view, self._policy_of(held.watch.vcenter))
-        if when < math.inf and not self._stopping:
-            delay = max(AT_ONCE_S, when - self._clock())
-            held.timer = asyncio.get_running_loop().call_later(delay, self._woken, held)
+        delay = wake_at(held.watch, held.last, held.view, self._policy_of(held.watch.vcenter)) - self._clock()
+        if delay <= SOON_S and not self._stopping:
+            held.timer = asyncio.get_running_loop().call_later(max(AT_ONCE_S, delay), self._woken, held)
+
+    async def _arm_in_time(self) -> None:
+        """Sets the timers that weren't soon before: one for each watch would take a sixth of its memory."""
+        while True:
+            await asyncio.sleep(SOON_S / 2)
+            for number, held in enumerate(list(self._held.values())):
+                if held.timer is None and not held.settling:
+                    self._arm(held)
+                if number % _CHUNK == _CHUNK - 1:
+                    await asyncio.sleep(0)
 
     def _woken(self, held: Held) -> None:
         view = held.view

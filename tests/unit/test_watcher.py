@@ -232,6 +232,14 @@ async def test_what_could_not_be_said_is_said_a_little_later(
     assert bridge.journal.kinds == ["watching", "completed.succeeded"]
 
 
+async def test_what_is_due_late_is_still_woken(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(watcher, "SOON_S", 0.02)
+    async with a_bridge() as bridge:
+        bridge.source.on_hurry = Unanswered()
+        await bridge.take(a_watch(timeout_at=bridge.clock() + 0.2))
+        await until(lambda: bridge.journal.kinds == ["abandoned.watch_timed_out"])
+
+
 # Handed over again, or by another
 
 
@@ -641,6 +649,11 @@ async def test_watches_are_counted_by_vcenter_and_status(bridge: Bridge) -> None
         ("gone", "UNCONFIGURED"): 1,
     }
     assert bridge.watcher.held == 8
+
+    await bridge.see(running(0), task="PENDING")
+    await bridge.see(succeeded(), task="ended")
+    assert bridge.watcher.standing()["lab", "RUNNING"] == 2
+    assert bridge.watcher.standing().total() == bridge.watcher.held == 7
 
 
 @pytest.mark.parametrize(

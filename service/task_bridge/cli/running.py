@@ -46,8 +46,8 @@ def serve(embedded_nats: DataDirectory = None) -> None:
         settings = load()
         logs.configure(settings.log_format, settings.log_level)
         # A burst of watches allocates what stays: the default looked through all of it again and again (a quarter
-        # of the CPU of taking up 10,000).
-        gc.set_threshold(200_000, 20, 100)
+        # of the CPU of taking up 10,000). Small steps, for the event loop stands still in each.
+        gc.set_threshold(10_000, 3, 3_000)
         uvloop.run(run(settings) if embedded_nats is None else _with_nats(settings, embedded_nats))
     except CannotStart as error:
         give_up(error)
