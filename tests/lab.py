@@ -82,6 +82,17 @@ class NatsServer:
         if self._process is not None:
             self._process.send_signal(number)
 
+    def reload(self) -> None:
+        """Reads its configuration file anew; it has, afterwards."""
+        assert self._process is not None
+        log, told = self._directory / "nats.log", "Reloaded server configuration"
+        count = log.read_text().count(told)
+        self._process.send_signal(signal.SIGHUP)
+        deadline = time.monotonic() + 10
+        while log.read_text().count(told) == count:
+            assert time.monotonic() < deadline, "nats-server didn't reload within 10 s"
+            time.sleep(0.01)
+
     def stop(self, number: int = signal.SIGKILL) -> None:
         if self._process is not None:
             self._process.send_signal(number)
@@ -150,11 +161,14 @@ class Lab:
         check_reply(verb, reply.data, refused="Nats-Service-Error-Code" in (reply.headers or {}))
         return reply
 
-    async def stored(self) -> list[tuple[RawStreamMsg, dict[str, Any]]]:
-        """All that the events stream holds, in order, with decoded bodies."""
+    async def messages(self) -> list[RawStreamMsg]:
+        """All that the events stream holds, in order."""
         state = (await self.js.stream_info(EVENTS)).state
-        messages = [await self.js.get_msg(EVENTS, number) for number in range(state.first_seq, state.last_seq + 1)]
-        return [(message, json.loads(message.data or b"null")) for message in messages]
+        return [await self.js.get_msg(EVENTS, number) for number in range(state.first_seq, state.last_seq + 1)]
+
+    async def stored(self) -> list[tuple[RawStreamMsg, dict[str, Any]]]:
+        """The same with decoded bodies."""
+        return [(message, json.loads(message.data or b"null")) for message in await self.messages()]
 
     async def events(self, task: str | None = None) -> list[dict[str, Any]]:
         """The stored events, of one task or of all."""
@@ -183,7 +197,8 @@ class Lab:
 class BridgeProcess:
     """`task-bridge serve` in a process of its own."""
 
-    def __init__(self, environment: dict[str, str], directory: Path) -> None:
+    def __init__(self, environment: dict[str, str], directory: Path, command: list[str] | None = None) -> None:
+        self._command = command or [sys.executable, "-m", "task_bridge", "serve"]
         self._environment = environment
         self._directory = directory
         self._process: asyncio.subprocess.Process | None = None
@@ -198,10 +213,7 @@ class BridgeProcess:
         self._ready_before, self._starts_before = self._told("ready"), self._told("starting")
         with self.log.open("ab") as log:
             self._process = await asyncio.create_subprocess_exec(
-                sys.executable,
-                "-m",
-                "task_bridge",
-                "serve",
+                *self._command,
                 env=self._environment,
                 cwd=self._directory,
                 stdout=log,

@@ -18,13 +18,16 @@ from . import __version__
 from .errors import CannotStart, NatsUnavailable
 from .messaging.admission import Watches
 from .messaging.api import Api
+from .messaging.aside import Aside
 from .messaging.connection import Connection, canceled, server_version
 from .messaging.intake import Intake
 from .messaging.journal import Journal
 from .messaging.monitor import Monitor
+from .messaging.neighbours import Neighbours, Word
 from .messaging.ownership import Ownership
 from .messaging.ports import Ports
 from .messaging.provision import check_version, wanted
+from .messaging.rejections import Rejections
 from .messaging.streams import Streams
 from .metrics import Metrics
 from .requests import Routes
@@ -117,7 +120,8 @@ class Bridge:
         journal = Journal(streams, names, metrics, time.time)
         watches = Watches(streams, names, journal, self._policy_of, time.time)
         watcher = Watcher(self._sources, journal, self._policy_of, metrics, time.time)
-        ports = Ports(streams, names, watches, journal, self._routes, self._sources, metrics, time.time)
+        rejections = Rejections(streams, names, self._routes, time.time)
+        ports = Ports(streams, names, watches, journal, rejections, self._routes, self._sources, metrics, time.time)
         intake = Intake(ports, stalled_after_s=settings.stalled_after_s)
         api = Api(ports, stalled_after_s=settings.stalled_after_s, allow_cancel=settings.allow_cancel)
         ownership = Ownership(
@@ -127,6 +131,17 @@ class Bridge:
             capacity=settings.capacity,
             ack_wait_s=monitor.ack_wait_s,
             take=watcher.take,
+            put_aside=Aside(ports).put,
+        )
+        word = Word(journal.instance, 0, settings.capacity)
+        neighbours = Neighbours(
+            streams.connection,
+            names.replicas,
+            word,
+            ownership,
+            watcher,
+            self._sources,
+            ack_wait_s=monitor.ack_wait_s,
         )
         self.status.watcher = watcher
         intake.subscribe(connection.broker)
@@ -137,6 +152,7 @@ class Bridge:
             # A round trip behind the subscriptions, so that who is told "ready" is heard: nats-py's flush()
             # overtakes them (2.16, measured).
             await monitor.read()
+        monitor.mind(intake.pull, ownership.pull)
         for pull in (intake.pull, ownership.pull):
             connection.on_return(pull.reset)
         loops = [
@@ -144,10 +160,12 @@ class Bridge:
             asyncio.create_task(ownership.run(), name="the ownership of watches"),
             asyncio.create_task(intake.pull.run(), name="the intake of requests"),
             asyncio.create_task(monitor.run(), name="the monitor of JetStream"),
+            asyncio.create_task(neighbours.run(), name="the talk with other replicas"),
+            asyncio.create_task(watcher.sweep(), name="the sweep of the watches"),
         ]
         for loop in loops:
             loop.add_done_callback(lambda task: _fails_at_end(failed, task.get_name(), task))
-        stack.push_async_callback(_hand_over, loops, api, intake, watcher, ownership)
+        stack.push_async_callback(_hand_over, loops, api, intake, watcher, ownership, neighbours)
         self.status.consuming = True
 
     def _policy_of(self, vcenter: str) -> Policy:
@@ -167,14 +185,20 @@ async def _hear_of_unwatched(client: Client, names: Names, watcher: Watcher) -> 
 
 
 async def _hand_over(
-    loops: list[asyncio.Task[None]], api: Api, intake: Intake, watcher: Watcher, ownership: Ownership
+    loops: list[asyncio.Task[None]],
+    api: Api,
+    intake: Intake,
+    watcher: Watcher,
+    ownership: Ownership,
+    neighbours: Neighbours,
 ) -> None:
     """Takes no more, finishes what is in flight, and naks the watches, so that others have them at once."""
     await canceled(*loops)
     finishing = [asyncio.create_task(part) for part in (api.stop(), intake.drain(), watcher.stop())]
     await asyncio.wait(finishing, timeout=FINISH_S)
     await canceled(*finishing)
-    await ownership.hand_back()
+    await neighbours.leave()
+    await ownership.hand_all_back()
 
 
 def _fails_with(failed: asyncio.Future[None], task: asyncio.Task[None]) -> None:

@@ -82,8 +82,10 @@ class Status:
         return self.watcher.standing() if self.watcher else Counter()
 
     def _nats(self) -> NatsHealth:
-        reason = self.connection.reason if self.connection else "not connected yet"
-        return NatsHealth(reason is None, reason)
+        connection = self.connection
+        if connection is None:
+            return NatsHealth(connected=False, reason="not connected yet")
+        return NatsHealth(connection.reason is None, connection.reason or connection.forbidden)
 
     def _vcenter(self, name: str, watches: int) -> VCenterHealth:
         source = self._sources.get(name)

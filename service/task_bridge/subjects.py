@@ -70,6 +70,11 @@ class Names:
     def put(self) -> str:
         return f"{self.prefix}.internal.put"
 
+    @property
+    def replicas(self) -> str:
+        """Where replicas tell each other how they are."""
+        return f"{self.prefix}.internal.replicas"
+
     def watch(self, vcenter: str, task: str) -> str:
         """Where the one watch message of a task lies."""
         return f"{self.watches}.{vcenter}.{task_token(task)}"
@@ -90,6 +95,17 @@ class Names:
         """(vCenter, task id) of an event's subject."""
         vcenter, token, *_ = subject.removeprefix(self.events + ".").split(".")
         return vcenter, task_of(token)
+
+    def task_of_watch(self, subject: str) -> tuple[str, str] | None:
+        """(vCenter, task id) of a watch message's subject, None when it isn't the bridge's own making."""
+        tokens = subject.removeprefix(self.watches + ".").split(".")
+        if len(tokens) != 2 or not is_vcenter_name(tokens[0]):
+            return None
+        try:
+            task = task_of(tokens[1])
+        except UnicodeDecodeError:
+            return None
+        return (tokens[0], task) if task_token(task) == tokens[1] else None
 
     @property
     def _upper(self) -> str:

@@ -7,15 +7,18 @@ was said. Here they meet.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import math
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Mapping
+from itertools import islice
 from typing import Protocol
 
 import msgspec
 import structlog
 
 from .durations import parse_time
+from .errors import NatsUnavailable
 from .events import Event
 from .metrics import Metrics
 from .task import Task, TaskError
@@ -41,6 +44,7 @@ AT_ONCE_S = 0.005
 UNSETTLED_S = 5.0
 SOON_S = 600.0
 _CHUNK = 500
+SWEEP_S = 600.0
 LISTED_STATUSES = ("PENDING", "RUNNING", "BLOCKED", "SUCCEEDED", "FAILED")
 
 
@@ -81,6 +85,13 @@ class TaskSource(Protocol):
 
     def forget(self, task: str) -> None:
         """Looks no more. Unknown tasks are fine."""
+
+    @property
+    def absent(self) -> int:
+        """How many followed tasks that were seen before aren't shown any more."""
+
+    def absent_elsewhere(self, count: int) -> None:
+        """So many other replicas miss: tasks that vanish together are given up later, whoever follows them."""
 
     def looks(self) -> AsyncIterator[list[tuple[str, Standing]]]:
         """What the looks found, in batches, without end."""
@@ -383,14 +394,37 @@ class Watcher:
                 view.last_look_over = True
         self._settle_soon(held)
 
-    async def check(self, vcenter: str, task: str) -> None:
-        """A hint that the watch may have been ended by somebody else. Raises NatsUnavailable."""
+    async def check(self, vcenter: str, task: str, *, leader: bool = True) -> None:
+        """The watch may have been ended, or be owned, by somebody else. Raises NatsUnavailable."""
         held = self._held.get((vcenter, task))
         if held is None or held.settling:
             return
-        last = await self._journal.last(vcenter, task, leader=True)
-        if last is not None and last.event.data.final and last.event.data.watch.id == held.watch.id:
+        last = await self._journal.last(vcenter, task, leader=leader)
+        if self._held.get(held.key) is not held or held.settling or last is None or last.sequence <= held.fence:
+            return
+        if not self._remember(held, last):
+            return
+        if last.event.data.final:
             await self._over(held)
+
+    async def sweep(self) -> None:
+        """Asks now and then of every watch whether somebody else wrote: a hint may have been missed."""
+        keys: list[tuple[str, str]] = []
+        while True:
+            await asyncio.sleep(1.0)
+            keys = keys or list(self._held)
+            a_second = math.ceil(len(self._held) / SWEEP_S)
+            asked, keys = keys[:a_second], keys[a_second:]
+            with contextlib.suppress(NatsUnavailable):
+                await asyncio.gather(*(self.check(*key, leader=False) for key in asked))
+
+    def release(self, count: int) -> list[tuple[str, str]]:
+        """Gives up to `count` watches out of hand, of which nothing is being published: (vCenter, task) of each."""
+        idle = (held for held in self._held.values() if not held.settling and held.last is not None)
+        released = list(islice(idle, count))
+        for held in released:
+            self._forget(held)
+        return [held.key for held in released]
 
     async def stop(self) -> None:
         """Finishes the publishes in flight; nothing new begins."""

@@ -65,6 +65,13 @@ class FakeSource:
         self.calls.append(f"forget {task}")
         self.followed.pop(task, None)
 
+    @property
+    def absent(self) -> int:
+        return 0
+
+    def absent_elsewhere(self, count: int) -> None:
+        self.calls.append(f"absent elsewhere {count}")
+
     async def looks(self) -> AsyncIterator[list[tuple[str, Standing]]]:
         while True:
             yield await self._batches.get()

@@ -43,6 +43,27 @@ def test_an_absent_task_is_over_when_vcenter_says_so_again_after_a_while(
     assert [absences.told("a", denied, at) for at in asked_at] == over
 
 
+def test_those_that_other_replicas_miss_count_too(absences: Absences) -> None:
+    absences.missed("a", True, 0.0)
+    absences.told("a", False, 0.0)
+    assert absences.together == 1
+    assert absences.missed_elsewhere(2)
+    assert not absences.missed_elsewhere(2)
+    assert absences.holding is not None
+    assert not absences.told("a", False, 10.0)
+    absences.forget("a")
+    assert absences.holding is None
+    absences.missed("b", True, 20.0)
+    assert absences.holding is not None
+
+
+def test_those_that_only_others_miss_hold_nothing(absences: Absences) -> None:
+    absences.missed_elsewhere(10)
+    assert absences.holding is None
+    absences.missed("a", False, 0.0)
+    assert absences.holding is None
+
+
 def test_two_different_answers_do_not_confirm_each_other(absences: Absences) -> None:
     absences.missed("a", True, 0.0)
     assert not absences.told("a", False, 0.0)

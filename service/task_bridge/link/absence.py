@@ -3,7 +3,8 @@
 A task is absent from the first look that didn't show it until one does. It is over when vCenter has said so
 twice with some time between, and something else proves that its tasks service answers. When several that were
 seen before are absent together, the service is more likely to have forgotten than the tasks to be gone: nothing
-ends then until vCenter has answered for a good while. That while is counted in time in which it answers.
+ends then until vCenter has answered for a good while. That while is counted in time in which it answers. Those
+that other replicas miss count too.
 """
 
 from __future__ import annotations
@@ -38,6 +39,7 @@ class Absences:
         self._patience = patience
         self._absent: dict[str, _Absent] = {}
         self._together = 0
+        self._elsewhere = 0
         self._answering_s = 0.0
         self._answered_at: float | None = None
         self._held_from: float | None = None
@@ -70,9 +72,22 @@ class Absences:
             return False
         self._absent[task] = _Absent(seen, now, self._answering_s)
         self._together += seen
-        if self._together >= self._patience.together and self._held_from is None:
-            self._held_from = self._answering_s
+        self._hold_if_many()
         return seen
+
+    def missed_elsewhere(self, count: int) -> bool:
+        """Other replicas miss so many that were seen before. True when these are more than they told before."""
+        more = count > self._elsewhere
+        self._elsewhere = count
+        self._hold_if_many()
+        return more
+
+    def _hold_if_many(self) -> None:
+        if self._together and self._held_from is None and self._many(self._together):
+            self._held_from = self._answering_s
+
+    def _many(self, here: int) -> bool:
+        return here + self._elsewhere >= self._patience.together
 
     def told(self, task: str, denied: bool, now: float) -> bool:
         """vCenter answered about this task alone that it isn't there, or is `denied`.
@@ -126,14 +141,20 @@ class Absences:
         return len(self._absent)
 
     @property
+    def together(self) -> int:
+        """How many tasks that were seen before are absent, and not yet for long enough to end all the same."""
+        return self._together
+
+    @property
     def holding(self) -> str | None:
         """The sentence for operators while nothing is given up, else None."""
         if self._held_from is None:
             return None
         left_min = max(0.0, self._patience.hold_s - self._held_s) / 60
+        many = self._together + self._elsewhere
         return (
-            f"{self._together} tasks that were seen before are no longer shown by vCenter, all together: none is "
-            f"given up before vCenter has answered for {left_min:.0f} more minutes. Check its services."
+            f"{many} tasks that were seen before are no longer shown by vCenter, all together: none is given up "
+            f"before vCenter has answered for {left_min:.0f} more minutes. Check its services."
         )
 
     @property
@@ -163,4 +184,4 @@ class Absences:
                 absent.excused = True
         rest = [absent.counted_from for absent in held if absent.seen and not absent.excused]
         self._together = len(rest)
-        self._held_from = min(rest) if len(rest) >= self._patience.together else None
+        self._held_from = min(rest) if rest and self._many(len(rest)) else None

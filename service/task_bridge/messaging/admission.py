@@ -14,7 +14,7 @@ from weakref import WeakValueDictionary
 
 import msgspec
 
-from ..errors import Refused
+from ..errors import NatsUnavailable, Refused
 from ..events import WatchRef
 from ..requests import WatchRequest
 from ..subjects import Names
@@ -22,7 +22,7 @@ from ..watch import Policy, Watch, is_served, next_event, resume
 from .journal import Entry, Journal
 from .streams import Stored, StoreRefused, Streams
 
-_TAKEN = 10077  # maximum messages per subject exceeded
+_TRIES = 500
 _decoder = msgspec.json.Decoder(Watch)
 
 
@@ -109,7 +109,7 @@ class Watches:
         Whether a stored request was served before is left to who takes the watch up, and reads the last event
         anyway: nobody waits for an answer.
         """
-        while True:
+        for _ in range(_TRIES):
             taken = await self._put(watch)
             if taken is not None and watch.stored_request:
                 return Admitted("accepted", watch.ref, None)
@@ -118,7 +118,9 @@ class Watches:
                 return await self._admitted(watch, taken, last)
             present = await self.present(watch.vcenter, watch.task)
             if present is None:
-                await asyncio.sleep(0.005)  # R3 frees a subject some milliseconds after the ack (measured)
+                # R3 frees a subject some milliseconds after the ack (measured), and one that can't be read is
+                # being put aside by whoever was handed it.
+                await asyncio.sleep(0.005)
                 continue
             if present.watch.id == watch.id or last is None or not present.is_served_by(last):
                 return Admitted("already_watching", present.watch.ref, own_event(last, present.watch))
@@ -126,6 +128,7 @@ class Watches:
                 return Admitted("already_completed", last.event.data.watch, last)
             # The old watch was abandoned and its message is about to go: it makes room now.
             await self._streams.delete(self._names.watches_stream, present.sequence)
+        raise NatsUnavailable(f"The place of {watch.task!r} among the watches doesn't become free.")
 
     async def _admitted(self, watch: Watch, sequence: int, last: Entry | None) -> Admitted:
         if last is None or not is_served(watch, last.event, last.stored_at):
@@ -138,9 +141,10 @@ class Watches:
         subject = self._names.watch(watch.vcenter, watch.task)
         headers = {"Nats-Msg-Id": watch.id}
         try:
-            return (await self._streams.publish(subject, msgspec.json.encode(watch), headers)).seq
+            body = msgspec.json.encode(watch)
+            return (await self._streams.publish(self._names.watches_stream, subject, body, headers)).seq
         except StoreRefused as refused:
-            if refused.code == _TAKEN:
+            if refused.is_taken:
                 return None
             raise
 
@@ -179,18 +183,31 @@ class Watches:
             last = await self._journal.last(vcenter, task, leader=True)
             if present is None or (last and present.is_served_by(last)):
                 raise _not_watched(vcenter, task, last)
-            watch = present.watch
-            own = own_event(last, watch)
-            view = resume(own.event if own else None)
-            view.unwatched = True
-            draft = next_event(watch, own.event if own else None, view, self._clock(), self._policy_of(vcenter))
-            if draft is None:
-                continue
-            stored = await self._journal.append(draft, last.sequence if last else 0)
-            own_event_stored = (stored.event.id, stored.event.kind) == (draft.event.id, draft.event.kind)
-            if own_event_stored and stored.instance == self._journal.instance:
+            stored = await self._unwatched(present.watch, last)
+            if stored is not None:
                 await self._streams.delete(self._names.watches_stream, present.sequence)
-                return watch, stored
+                return present.watch, stored
+
+    async def give_up(self, watch: Watch) -> None:
+        """Ends a watch whose message can't be read, unless it has ended."""
+        while True:
+            last = await self._journal.last(watch.vcenter, watch.task, leader=True)
+            if last and is_served(watch, last.event, last.stored_at):
+                return
+            if await self._unwatched(watch, last):
+                return
+
+    async def _unwatched(self, watch: Watch, last: Entry | None) -> Entry | None:
+        """The final event, None when something else was stored behind `last`."""
+        own = own_event(last, watch)
+        view = resume(own.event if own else None)
+        view.unwatched = True
+        draft = next_event(watch, own.event if own else None, view, self._clock(), self._policy_of(watch.vcenter))
+        if draft is None:
+            return None
+        stored = await self._journal.append(draft, last.sequence if last else 0)
+        own_event_stored = (stored.event.id, stored.event.kind) == (draft.event.id, draft.event.kind)
+        return stored if own_event_stored and stored.instance == self._journal.instance else None
 
 
 class AlreadyEnded(Refused):

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import math
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -26,6 +28,10 @@ log = structlog.get_logger(__name__)
 PING_S = 1
 INBOX = "_INBOX.bridge"
 """A place of its own for answers, that permissions can keep others from listening at."""
+_FORBIDDEN = "permissions violation"
+_ASK_AGAIN_S = 12.0
+_FORBIDDEN_HOLDS_S = 15.0
+_SERVICE_ASKED = "$SRV"
 _REFUSED = ("authorization violation", "authentication", "user authentication", "account authentication")
 
 
@@ -37,6 +43,9 @@ class Connection:
         self._refused: asyncio.Future[str] = asyncio.get_running_loop().create_future()
         self._on_return: list[Callable[[], None]] = []
         self._closing = False
+        self._forbidden = (-math.inf, "")
+        self._asking_again: asyncio.Task[None] | None = None
+        self._client: Client | None = None
         self.closed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self.reason: str | None = "not connected yet"
         self.broker = NatsBroker(
@@ -72,7 +81,7 @@ class Connection:
                     f"NATS at {', '.join(self._settings.urls)} refuses the bridge: {self._refused.result()}. "
                     "Check BRIDGE_NATS_CREDS_FILE, _NKEY_SEED_FILE, _USER and _PASSWORD, or _TOKEN."
                 )
-            client = connecting.result()
+            client = self._client = connecting.result()
         finally:
             await canceled(connecting)
         self.reason = None
@@ -87,6 +96,8 @@ class Connection:
     async def close(self) -> None:
         """Flushes and closes; never raises, never takes long."""
         self._closing = True
+        if self._asking_again is not None:
+            self._asking_again.cancel()
         stopping = asyncio.ensure_future(self.broker.stop())
         await asyncio.wait((stopping,), timeout=2)
         await canceled(stopping)
@@ -96,11 +107,36 @@ class Connection:
         if any(word in told.lower() for word in _REFUSED):
             if not self._refused.done():
                 self._refused.set_result(told.removeprefix("nats: "))
+        elif _FORBIDDEN in told.lower():
+            self._is_forbidden(told.removeprefix("nats: "))
         elif self.reason is None:
             log.warning("nats_error", reason=told)
         elif self.reason != told:
             log.warning("nats_away", reason=told, servers=list(self._settings.urls))
             self.reason = told
+
+    def _is_forbidden(self, told: str) -> None:
+        if _SERVICE_ASKED in told:
+            log.warning("nats_error", reason=told)  # answers to $SRV.PING and the like; nothing depends on them
+            return
+        if self.forbidden is None:
+            log.warning("nats_forbids", reason=told, cure="give the bridge's user this permission (deploy/nats)")
+        self._forbidden = time.monotonic() + _FORBIDDEN_HOLDS_S, told
+        if "subscription" in told.lower() and self._asking_again is None:
+            self._asking_again = asyncio.create_task(self._ask_again())
+
+    async def _ask_again(self) -> None:
+        """A subscription is refused once and not heard of again; a new connection asks for it anew."""
+        await asyncio.sleep(_ASK_AGAIN_S)
+        self._asking_again = None
+        if self._client is not None and not self._closing:
+            await self._client.force_reconnect()
+
+    @property
+    def forbidden(self) -> str | None:
+        """What nats-server doesn't permit the bridge's user, None when it's all that was tried of late."""
+        until, told = self._forbidden
+        return told if time.monotonic() < until else None
 
     async def _on_disconnected(self) -> None:
         if self.reason is None and not self._closing:

@@ -8,18 +8,14 @@ from __future__ import annotations
 
 import asyncio
 
-import msgspec
-import nats.errors
 import structlog
 from faststream import AckPolicy
 from faststream.nats import NatsBroker, NatsMessage
 from nats.aio.msg import Msg
 
-from ..durations import rfc3339
 from ..errors import NatsUnavailable, Refused
-from ..events import CONTENT_TYPE, TYPE_PREFIX
-from ..requests import WatchRequest, error_body, parse, told_of, trace_of
-from ..subjects import CONSUMER, SERVICE
+from ..requests import WatchRequest, parse, trace_of
+from ..subjects import CONSUMER
 from .admission import new_watch
 from .ports import Ports
 from .pull import Pull
@@ -96,31 +92,12 @@ class Intake:
 
     async def _rejected(self, message: Msg, refused: Refused) -> None:
         """Publishes the rejection, then ends the request: in this order a crash repeats it, and the id drops it."""
-        told = told_of(message.data)
         metadata = message.metadata
         request_id = f"{int(metadata.timestamp.timestamp() * 1000)}-{metadata.sequence.stream}"
-        traceparent, tracestate = trace_of(message.headers)
-        if told["task"] is not None and told["vcenter"] is None:
-            told["vcenter"] = self._ports.routes.default
-        event = {
-            "specversion": "1.0",
-            "id": request_id,
-            "source": self._ports.routes.urls.get(told["vcenter"] or "", f"/{SERVICE}"),
-            "type": f"{TYPE_PREFIX}.request.rejected.v1",
-            "time": rfc3339(self._ports.clock()),
-            "datacontenttype": "application/json",
-            **({"subject": told["task"]} if told["task"] else {}),
-            **({"traceparent": traceparent} if traceparent else {}),
-            **({"tracestate": tracestate} if tracestate else {}),
-            "data": {"error": error_body(refused), **told},
-        }
-        headers = {"Content-Type": CONTENT_TYPE, "Nats-Msg-Id": f"rejected-{request_id}"}
         try:
-            await self._ports.streams.js.publish(
-                self._ports.names.rejected, msgspec.json.encode(event), headers=headers
-            )
-        except (TimeoutError, nats.errors.Error) as error:
-            log.warning("rejection_kept", reason=str(error) or type(error).__name__)
+            await self._ports.rejections.publish(request_id, refused, message.data, message.headers)
+        except NatsUnavailable as error:
+            log.warning("rejection_kept", reason=str(error))
             await self._say(message, nak_later(RETRY_S))
             return
         await self._say(message, TERM)

@@ -142,7 +142,7 @@ class Journal:
             headers["Bridge-Stalled"] = "1"
         subject = self._names.put_event(data.vcenter, data.task, event.kind)
         try:
-            ack = await self._streams.publish(subject, body, headers)
+            ack = await self._streams.publish(self._names.events_stream, subject, body, headers)
         except NatsUnavailable as error:
             pauses.reason = str(error)
             return None
@@ -195,7 +195,7 @@ class Journal:
 
 
 class _Pauses:
-    """The pauses between tries, growing; tries that go on and on are told once, with the last reason."""
+    """The pauses between tries, growing. That tries go on and on is told of the stream, not of each event."""
 
     def __init__(self, event: Event) -> None:
         self.reason = ""
@@ -205,7 +205,7 @@ class _Pauses:
     async def pause(self) -> None:
         if self._next_s == RETRY_MAX_S / 2:
             data = self._event.data
-            log.warning("event_not_stored_yet", vcenter=data.vcenter, task=data.task, reason=self.reason)
+            log.debug("event_not_stored_yet", vcenter=data.vcenter, task=data.task, reason=self.reason)
         await asyncio.sleep(self._next_s)
         self._next_s = min(self._next_s * 2, RETRY_MAX_S)
 

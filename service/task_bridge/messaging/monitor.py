@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import math
+import time
 from typing import NamedTuple
 
 import nats.errors
@@ -11,12 +13,15 @@ import structlog
 from ..errors import CannotStart, NatsUnavailable
 from ..subjects import CONSUMER, Names
 from .provision import Difference, Wanted, provision
+from .pull import Pull
 from .streams import Streams
 
 log = structlog.get_logger(__name__)
 
 EVERY_S = 2.0
 RETRY_S = 1.0
+MISSING_S = 5.0
+"""So long a stream or a consumer may be missing: an operator may be making it anew."""
 
 
 class Part(NamedTuple):
@@ -37,6 +42,8 @@ class Monitor:
         self._told: set[str] = set()
         self._trouble: str | None = "not looked for yet"
         self._unsafe: dict[str, str] = {}
+        self._missing_since = math.inf
+        self._pulls: dict[str, Pull] = {}
         self.waiting: int | None = None
         self.ack_wait_s: float = 10.0
         self.events_max_age_s: float = 0.0
@@ -58,20 +65,31 @@ class Monitor:
                 return
 
     async def run(self) -> None:
-        """Looks again and again; what went missing is made again where provisioning is allowed."""
+        """Looks again and again; what went missing is made again where provisioning is allowed.
+
+        Where it isn't the bridge can't go on, and says so. Raises CannotStart then.
+        """
         while True:
             await asyncio.sleep(EVERY_S)
             try:
                 differences = await provision(self._streams, self._what, create=self._create)
-                await self.read()
+                missing = [difference for difference in differences if difference.field == "missing"]
+                if not missing:
+                    await self.read()
             except (NatsUnavailable, CannotStart) as error:
                 self._failed(str(error))
                 continue
+            self._end_if_missing(missing)
             if self._trouble is not None:
                 log.info("jetstream_back")
             self._trouble = None
             self._unsafe = {d.where: str(d) for d in differences if d.unsafe}
             self._tell(differences)
+
+    def _end_if_missing(self, missing: list[Difference]) -> None:
+        self._missing_since = min(self._missing_since, time.monotonic()) if missing else math.inf
+        if time.monotonic() - self._missing_since >= MISSING_S:
+            raise CannotStart(*map(_cure, missing))
 
     def streams(self) -> tuple[Part, ...]:
         """The streams and the bucket, each with what is wrong."""
@@ -84,7 +102,16 @@ class Monitor:
         return self._parts([f"consumer {stream}/{CONSUMER}" for stream in durables])
 
     def _parts(self, wheres: list[str]) -> tuple[Part, ...]:
-        return tuple(Part(where.split(" ", 1)[1], self._trouble or self._unsafe.get(where)) for where in wheres)
+        return tuple(self._part(where.split(" ", 1)[1], where) for where in wheres)
+
+    def _part(self, name: str, where: str) -> Part:
+        pull = self._pulls.get(name)
+        asked = pull.trouble if pull else self._streams.refusal(name)
+        return Part(name, self._trouble or self._unsafe.get(where) or asked)
+
+    def mind(self, *pulls: Pull) -> None:
+        """From now on a consumer isn't well either when the pull on it isn't."""
+        self._pulls = {pull.name: pull for pull in pulls}
 
     async def read(self) -> None:
         """Reads what changes by itself, and what an operator may have tuned. Raises NatsUnavailable."""

@@ -7,7 +7,8 @@ saying so, and JetStream hands the message to another. An ack is never the fence
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine, Iterable
+from typing import Any
 
 import msgspec
 import structlog
@@ -18,13 +19,17 @@ from ..metrics import Metrics
 from ..subjects import CONSUMER, Names
 from ..watch import Watch
 from .pull import Pull
-from .streams import ACK, IN_PROGRESS, NAK, Streams, say
+from .streams import ACK, IN_PROGRESS, NAK, TERM, Stored, Streams, say
 
 log = structlog.get_logger(__name__)
 
 _CHUNK = 500
+_SHARED_AT_ONCE = 50
 _MAX_ASKED = 5_000
 _decoder = msgspec.json.Decoder(Watch)
+
+Key = tuple[str, str]
+"""(vCenter, task)."""
 
 
 class Handle:
@@ -32,7 +37,7 @@ class Handle:
 
     __slots__ = ("_owner", "key", "reply")
 
-    def __init__(self, owner: Ownership, key: tuple[str, str], reply: str) -> None:
+    def __init__(self, owner: Ownership, key: Key, reply: str) -> None:
         self._owner = owner
         self.key = key
         self.reply = reply
@@ -58,19 +63,26 @@ class Ownership:
         capacity: int,
         ack_wait_s: float,
         take: Callable[[Watch, Handle], Awaitable[str]],
+        put_aside: Callable[[Stored], Awaitable[None]],
     ) -> None:
         self._streams = streams
         self._capacity = capacity
         self._beat_s = ack_wait_s / 3
         self._take = take
+        self._put_aside = put_aside
+        self._surplus = 0
         self._metrics = metrics
-        self._handles: dict[tuple[str, str], Handle] = {}
+        self._handles: dict[Key, Handle] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         inbox = streams.connection.new_inbox()
         self.pull = Pull(streams, names.watches_stream, CONSUMER, inbox, self._room)
 
     def _room(self) -> int:
-        return min(_MAX_ASKED, self._capacity - len(self._handles))
+        return 0 if self._surplus else min(_MAX_ASKED, self._capacity - len(self._handles))
+
+    @property
+    def held(self) -> int:
+        return len(self._handles)
 
     async def run(self) -> None:
         """Takes and holds watches, without end. The heartbeat runs before the first message can come."""
@@ -92,13 +104,27 @@ class Ownership:
             watch = _decoder.decode(message.data)
         except (msgspec.DecodeError, msgspec.ValidationError) as error:
             log.error("watch_unreadable", subject=message.subject, reason=str(error))  # noqa: TRY400 - one line
+            self._start(self._unreadable(message))
             return
         key = (watch.vcenter, watch.task)
         handle = self._handles[key] = Handle(self, key, message.reply)
         first = message.reply.split(".")[-5] == "1"  # …<delivered>.<stream seq>.<consumer seq>.<time>.<pending>
-        task = asyncio.create_task(self._taken(watch, handle, first=first))
+        self._start(self._taken(watch, handle, first=first))
+
+    def _start(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+
+    async def _unreadable(self, message: Msg) -> None:
+        metadata = message.metadata
+        stored_at, sequence = metadata.timestamp.timestamp(), metadata.sequence.stream
+        try:
+            await self._put_aside(Stored(message.subject, sequence, stored_at, message.headers or {}, message.data))
+        except NatsUnavailable as error:
+            log.warning("watch_not_put_aside", subject=message.subject, reason=str(error))  # it is delivered again
+            return
+        await say(self._streams.connection, message.reply, TERM)
 
     async def _taken(self, watch: Watch, handle: Handle, *, first: bool) -> None:
         try:
@@ -131,8 +157,25 @@ class Ownership:
             del self._handles[handle.key]
             self.pull.again()
 
-    async def hand_back(self) -> None:
-        """Naks all that is still held, so that others take over at once. Nothing may be pulled any more."""
-        for handle in list(self._handles.values()):
-            await say(self._streams.connection, handle.reply, NAK)
-        self._handles.clear()
+    async def share(self, surplus: int, release: Callable[[int], Iterable[Key]]) -> bool:
+        """So many more are held here than should be: takes none for now, and hands some back for others to take.
+
+        True when it did; at first what had been asked for may still come.
+        """
+        if self._surplus and not surplus:
+            self.pull.again()
+        self._surplus = surplus
+        if not surplus or self.pull.is_open:
+            return False
+        await self.hand_back(release(min(surplus, max(_SHARED_AT_ONCE, surplus // 4))))
+        return True
+
+    async def hand_back(self, keys: Iterable[Key]) -> None:
+        """Naks what is held, so that others have it at once; nothing may be published of it any more."""
+        for key in list(keys):
+            if (handle := self._handles.pop(key, None)) is not None:
+                await say(self._streams.connection, handle.reply, NAK)
+
+    async def hand_all_back(self) -> None:
+        """On the way out. Nothing may be pulled any more."""
+        await self.hand_back(self._handles)

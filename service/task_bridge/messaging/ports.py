@@ -11,6 +11,7 @@ from ..subjects import Names
 from ..watcher import TaskSource
 from .admission import Watches
 from .journal import Journal
+from .rejections import Rejections
 from .streams import Streams
 
 
@@ -21,6 +22,7 @@ class Ports(NamedTuple):
     names: Names
     watches: Watches
     journal: Journal
+    rejections: Rejections
     routes: Routes
     sources: Mapping[str, TaskSource]
     metrics: Metrics

@@ -19,9 +19,9 @@ from .streams import Streams
 
 log = structlog.get_logger(__name__)
 
-EXPIRES_S = 30.0
-IDLE_HEARTBEAT_S = 5.0
-SILENCE_S = 12.0
+EXPIRES_S = 10.0
+IDLE_HEARTBEAT_S = 2.0
+SILENCE_S = 5.0
 PAUSE_S = 1.0
 _TEMPORARY = ("404", "408")
 
@@ -33,7 +33,7 @@ class Pull:
         self.inbox = inbox
         self._streams = streams
         self._subject = f"{streams.prefix}.CONSUMER.MSG.NEXT.{stream}.{consumer}"
-        self._name = f"{stream}/{consumer}"
+        self.name = f"{stream}/{consumer}"
         self._room = room
         self._open = 0
         self._heard_at = time.monotonic()
@@ -54,12 +54,18 @@ class Pull:
             self._open -= int((message.headers or {}).get("Nats-Pending-Messages", self._open))
         elif status != "100":
             # 409: consumer or leader gone, server shutting down; 503: nobody serves this consumer.
-            self.trouble = (message.headers or {}).get("Description", "no consumer answers")
+            told = (message.headers or {}).get("Description", "").splitlines()  # of 503 nats-py reads it wrongly
+            self.trouble = (told and told[0]) or "no consumer answers"
             self._open, self._pause = 0, True
         else:
             self.trouble = None
         self._wake.set()
         return True
+
+    @property
+    def is_open(self) -> bool:
+        """Whether messages may come still."""
+        return self._open > 0
 
     def again(self) -> None:
         """There is room again, or the connection came back and what was asked may be lost."""
@@ -78,12 +84,14 @@ class Pull:
                 async with asyncio.timeout(IDLE_HEARTBEAT_S):
                     await self._wake.wait()
             except TimeoutError:
-                if time.monotonic() - self._heard_at > SILENCE_S:
-                    self._open = 0
+                if self._open and time.monotonic() - self._heard_at > SILENCE_S:
+                    self._open, self._heard_at = 0, time.monotonic()
+                    self.trouble = f"no answer to the pull on {self._subject}; may the bridge's user publish there?"
+                    log.warning("pull_unanswered", consumer=self.name)
             self._wake.clear()
             if self._pause:
                 self._pause = False
-                log.warning("pull_interrupted", consumer=self._name, reason=self.trouble)
+                log.warning("pull_interrupted", consumer=self.name, reason=self.trouble)
                 await asyncio.sleep(PAUSE_S)
 
     async def _ask(self) -> None:
@@ -100,7 +108,7 @@ class Pull:
         try:
             await self._streams.connection.publish(self._subject, json.dumps(request).encode(), self.inbox)
         except nats.errors.Error as error:
-            log.debug("pull_not_asked", consumer=self._name, reason=str(error))
+            log.debug("pull_not_asked", consumer=self.name, reason=str(error))
             return
         self._open += missing
         self._heard_at = time.monotonic()

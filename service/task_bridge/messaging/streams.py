@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import itertools
 import json
+import math
+import time
 from collections.abc import Awaitable
 from typing import Any, NamedTuple, TypeVar
 
@@ -25,6 +27,10 @@ log = structlog.get_logger(__name__)
 T = TypeVar("T")
 
 
+_REFUSAL_HOLDS_S = 10.0
+"""So long a refusal counts: what is to be stored is tried again within four seconds."""
+
+
 class Stored(NamedTuple):
     """A message as it lies in a stream. `stored_at`: Unix seconds by nats-server's clock."""
 
@@ -43,6 +49,7 @@ class Streams:
         self.js: JetStreamContext = connection.jetstream(domain=domain, timeout=5)
         self.prefix = f"$JS.{domain}.API" if domain else "$JS.API"
         self._asking = Asking(connection)
+        self._refusals: dict[str, tuple[str, float]] = {}
 
     async def last(self, stream: str, subject: str, *, leader: bool = False) -> Stored | None:
         """The newest message of `subject` (wildcards allowed), None when there is none.
@@ -60,8 +67,34 @@ class Streams:
         """Makes `publish` possible."""
         await self._asking.open()
 
-    async def publish(self, subject: str, body: bytes, headers: dict[str, str]) -> PubAck:
+    async def publish(self, stream: str, subject: str, body: bytes, headers: dict[str, str]) -> PubAck:
         """Stores a message. Raises NatsUnavailable when no answer came, and StoreRefused when it was a no."""
+        try:
+            ack = await self._published(subject, body, headers)
+        except NatsUnavailable as error:
+            if isinstance(error, StoreRefused) and (error.is_taken or error.is_fenced):
+                self._takes(stream)
+            elif self.connection.is_connected:
+                self._refuses(stream, str(error))
+            raise
+        self._takes(stream)
+        return ack
+
+    def refusal(self, stream: str) -> str | None:
+        """Why the stream takes no message, None when it does or nobody has tried for a while."""
+        reason, at = self._refusals.get(stream, ("", -math.inf))
+        return reason if time.monotonic() - at < _REFUSAL_HOLDS_S else None
+
+    def _refuses(self, stream: str, reason: str) -> None:
+        if self.refusal(stream) is None:
+            log.warning("stream_refuses", stream=stream, reason=reason, cure="task-bridge check tells more")
+        self._refusals[stream] = reason, time.monotonic()
+
+    def _takes(self, stream: str) -> None:
+        if self._refusals.pop(stream, None) is not None:
+            log.info("stream_takes_again", stream=stream)
+
+    async def _published(self, subject: str, body: bytes, headers: dict[str, str]) -> PubAck:
         try:
             # Not js.publish_async: an error answer never reaches its future (nats-py 2.16, measured).
             answer = await self._asking.ask(subject, body, headers)
@@ -195,6 +228,16 @@ class StoreRefused(NatsUnavailable):
     def __init__(self, code: int, message: str) -> None:
         super().__init__(message)
         self.code = code
+
+    @property
+    def is_taken(self) -> bool:
+        """Whether a message of the subject lies there already. The same code stands for a full stream (2.15)."""
+        return self.code == 10077 and "per subject" in str(self)
+
+    @property
+    def is_fenced(self) -> bool:
+        """Whether it wasn't the next one, or not certainly."""
+        return self.code in (10071, 10158, 10164)
 
 
 async def say(connection: Client, reply: str, word: bytes) -> None:

@@ -37,6 +37,8 @@ from .tasks import Tasks
 
 log = structlog.get_logger(__name__)
 
+_LOOK_AROUND = 200
+"""So many are looked at when another replica tells that tasks vanished."""
 _FINDS_MAX = 100_000
 """So many finds that nobody took: no more looks until somebody does."""
 _CANCEL_S = 15.0
@@ -131,6 +133,15 @@ class CisSource:
 
     def forget(self, task: str) -> None:
         self._register.forget(task)
+
+    @property
+    def absent(self) -> int:
+        return self._register.absences.together
+
+    def absent_elsewhere(self, count: int) -> None:
+        if self._register.absences.missed_elsewhere(count):
+            self._register.look_around("", _LOOK_AROUND)
+            self._news.set()
 
     def looks(self) -> AsyncIterator[list[tuple[str, Standing]]]:
         return self._register.finds.batches()

@@ -15,6 +15,8 @@ Status = Literal["ok", "degraded", "unready"]
 
 @dataclass(frozen=True, slots=True)
 class NatsHealth:
+    """`reason`: why the bridge can't work with it, connected or not."""
+
     connected: bool
     reason: str | None = None
 
@@ -60,7 +62,8 @@ class Health:
     @property
     def status(self) -> Status:
         """`unready` only for what stops the service; a vCenter that is away degrades it."""
-        if self.stopping or not self.nats.connected or not _all_ok(self.streams) or not _all_ok(self.consumers):
+        nats_ok = self.nats.connected and self.nats.reason is None
+        if self.stopping or not nats_ok or not _all_ok(self.streams) or not _all_ok(self.consumers):
             return "unready"
         return "degraded" if any(vcenter.state == "degraded" for vcenter in self.vcenters) else "ok"
 
