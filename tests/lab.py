@@ -265,9 +265,9 @@ class BridgeProcess:
 
 
 @asynccontextmanager
-async def lab_in(directory: Path) -> AsyncIterator[Lab]:
+async def lab_in(directory: Path, *config: str) -> AsyncIterator[Lab]:
     """A lab whose nats-server keeps its data in `directory`."""
-    server = NatsServer(directory)
+    server = NatsServer(directory, *config)
     server.start()
     vcenter = SimulatedVCenter(Options(username=USERNAME, password=PASSWORD))
     try:

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import random
+import signal
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable
 
 import pytest
+from nats.aio.msg import Msg
 
 from chaos.servers import Servers
+from lab import until
 from task_bridge.errors import Refused
 from task_bridge.events import Event
 from task_bridge.messaging.admission import Admitted, Watches
@@ -210,3 +213,42 @@ async def test_a_task_that_completed_is_watched_and_unwatched_no_more(sides: tup
         assert last.sequence == done.sequence
 
     await in_batches(race)
+
+
+@pytest.mark.timeout(120)
+async def test_a_core_subscriber_hears_nothing_that_the_stream_refused_whoever_is_killed(
+    servers: Servers, sides: tuple[Side, Side]
+) -> None:
+    one, _ = sides
+    heard: list[Msg] = []
+    listener = await servers.connected()
+
+    async def hear(message: Msg) -> None:
+        heard.append(message)
+
+    await listener.subscribe(f"{one.names.events}.>", cb=hear)
+    await listener.jetstream().account_info()  # a round trip behind the subscription
+
+    async def race(number: int) -> None:
+        watch, first = await raced(one, number)
+        last, fence = first.event, first.sequence
+        for step in range(4):
+            entries = await asyncio.gather(*(side.ends(watch, last, fence, running(step + 2)) for side in sides))
+            assert entries[0].sequence == entries[1].sequence
+            last, fence = entries[0].event, entries[0].sequence
+
+    async def kill() -> None:
+        for server, after in zip(servers.all, (40, 120, 240), strict=False):
+            await until(lambda after=after: len(heard) > after)  # type: ignore[misc]
+            server.stop(signal.SIGKILL)
+            server.start()
+
+    await asyncio.gather(kill(), *map(race, range(100)))
+    await listener.jetstream(timeout=20).account_info()
+    stored, following = await one.streams.page(one.names.events_stream, ">", 0, 1_000)
+    await listener.close()
+    assert (len(stored), following) == (500, 0)
+    by_sequence = {message.sequence: (message.subject, message.body) for message in stored}
+    for message in heard:
+        assert by_sequence[int((message.headers or {})["Nats-Sequence"])] == (message.subject, message.data)
+    assert len(heard) > 100
