@@ -14,7 +14,7 @@ import structlog
 from nats.aio.client import Client
 from nats.aio.msg import Msg
 
-from . import __version__
+from . import __version__, tracing
 from .errors import CannotStart, NatsUnavailable
 from .messaging.admission import Watches
 from .messaging.api import Api
@@ -231,9 +231,13 @@ async def serve(settings: Settings) -> None:
         log.warning("setting", problem=warning)
     log.info("starting", version=__version__, **settings.describe())
     asked = asyncio.create_task(stop.wait())
-    async with Bridge(settings).running() as failed:
-        await asyncio.wait((asked, failed), return_when=asyncio.FIRST_COMPLETED)
-        log.info("stopping")
+    tracing.begin()
+    try:
+        async with Bridge(settings).running() as failed:
+            await asyncio.wait((asked, failed), return_when=asyncio.FIRST_COMPLETED)
+            log.info("stopping")
+    finally:
+        tracing.end()
     asked.cancel()
     if failed.done():
         failed.result()

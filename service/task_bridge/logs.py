@@ -56,6 +56,28 @@ def configure(log_format: LogFormat = "auto", level: str = "info", *, stream: Te
     threading.excepthook = _uncaught_in_thread
 
 
+class Trouble:
+    """A failure that many things may meet at once: told once by the name `begins`, and its end once by `ends`."""
+
+    def __init__(self, logger: Any, begins: str, ends: str) -> None:
+        self._logger = logger
+        self._begins = begins
+        self._ends = ends
+        self._told = False
+
+    def begins(self, **keys: object) -> None:
+        """Tells that it has begun, unless that is told already."""
+        if not self._told:
+            self._told = True
+            self._logger.warning(self._begins, **keys)
+
+    def over(self) -> None:
+        """Tells that it is over, if it was told."""
+        if self._told:
+            self._told = False
+            self._logger.info(self._ends)
+
+
 def _take_over(handler: logging.Handler, level: str) -> None:
     """Makes `handler` the only one. Libraries that bring their own lose it."""
     # FastStream's import gives its logger a handler of its own: not before then can it be taken away.

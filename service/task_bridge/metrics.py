@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
 from . import __version__
 
+_LATENCY_BUCKETS_S = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
 _DETECTION_BUCKETS_S = (0.1, 0.25, 0.5, 1, 2, 3, 5, 10, 15, 30, 60, 300, 3600)
 
 
@@ -21,6 +24,9 @@ class Metrics:
         def gauge(name: str, text: str, *labels: str) -> Gauge:
             return Gauge(f"task_bridge_{name}", text, labels, registry=registry)
 
+        def histogram(name: str, text: str, buckets: Sequence[float], *labels: str) -> Histogram:
+            return Histogram(f"task_bridge_{name}", text, labels, buckets=buckets, registry=registry)
+
         self.watches = gauge("watches", "Watches held by this replica now", "vcenter", "status")
         self.watches_waiting = gauge("watches_waiting", "Watches stored and held by nobody")
         self.events = counter("events", "Events stored", "vcenter", "kind", "outcome")
@@ -32,14 +38,28 @@ class Metrics:
         )
         self.vcenter_logins = counter("vcenter_logins", "Logins by result", "vcenter", "result")
         self.looks = counter("looks", "Task looks (a list of 500 tasks is 500)", "vcenter")
-        self.detection = Histogram(
-            "task_bridge_detection_seconds",
-            "From a task's end in vCenter to its event in the stream",
-            buckets=_DETECTION_BUCKETS_S,
-            registry=registry,
+        self.detection = histogram(
+            "detection_seconds", "From a task's end in vCenter to its event in the stream", _DETECTION_BUCKETS_S
         )
         self.publish_retries = counter("publish_retries", "Publishes of an event tried again")
         self.fenced = counter("fenced", "Publishes refused because another owner wrote")
+        # What an operator needs besides the names that are promised.
+        self.capacity = gauge("capacity", "Watches that this replica holds at most")
+        self.takeovers = counter("takeovers", "Watches taken up that were handed out before: another owner is gone")
+        self.heartbeat_lag = gauge("heartbeat_lag_seconds", "How late the last round of heartbeats ended")
+        self.publish_seconds = histogram(
+            "publish_seconds", "From an event's publish to JetStream's answer", _LATENCY_BUCKETS_S
+        )
+        self.vcenter_seconds = histogram(
+            "vcenter_request_seconds",
+            "How long vCenter takes to answer",
+            _LATENCY_BUCKETS_S,
+            "vcenter",
+            "operation",
+        )
+        self.budget_used = gauge(
+            "vcenter_budget_used_ratio", "Of a second's requests to vCenter; above 1 requests wait", "vcenter"
+        )
         self.nats_connected = gauge("nats_connected", "1 while connected to NATS")
         self.event_loop_lag = gauge("event_loop_lag_seconds", "How late the event loop ticks")
         gauge("build_info", "1, by version", "version").labels(__version__).set(1)

@@ -35,6 +35,7 @@ class Status:
         self._names = names
         self._sources = sources
         self._metrics = metrics
+        metrics.capacity.set(capacity)
         self._lag_s = lag_s
         self.connection: Connection | None = None
         self.monitor: Monitor | None = None
@@ -70,6 +71,7 @@ class Status:
             metrics.watches_waiting.set(self.monitor.waiting)
         for name, source in self._sources.items():
             age_s = _age_s(source.health.last_good_look_at)
+            metrics.budget_used.labels(name).set(max(0.0, source.budget_used))
             metrics.last_look_age.labels(name).set(math.nan if age_s is None else age_s)
         metrics.nats_connected.set(self._nats().connected)
         return metrics.registry

@@ -45,6 +45,12 @@ class Watch(msgspec.Struct, frozen=True):
         return WatchRef(self.id, rfc3339(self.since), timeout_at, self.labels)
 
     @property
+    def log_keys(self) -> dict[str, str]:
+        """What every log line about the watch carries."""
+        keys = {"vcenter": self.vcenter, "task": self.task, "watch": self.id}
+        return {**keys, "trace_id": self.traceparent.split("-")[1]} if self.traceparent else keys
+
+    @property
     def deadline(self) -> float:
         return math.inf if self.timeout_at is None else self.timeout_at
 

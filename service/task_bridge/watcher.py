@@ -337,11 +337,11 @@ class Watcher:
 
     def _tell(self, held: Held, event: Event) -> None:
         data = event.data
-        keys = {"vcenter": data.vcenter, "task": data.task, "sequence": data.sequence, "status": data.status}
+        keys = {**held.watch.log_keys, "sequence": data.sequence, "status": data.status}
         if not data.final:
             log.debug("event", kind=event.kind, **keys)
             return
-        log.info("watch_over", outcome=event.kind, watch=data.watch.id, **keys)
+        log.info("watch_over", outcome=event.kind, **keys)
         ended_at = parse_time(data.ended_at)
         if data.kind == "completed" and ended_at is not None:
             self._metrics.detection.observe(max(0.0, self._clock() - ended_at))

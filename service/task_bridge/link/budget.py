@@ -30,6 +30,12 @@ class Budget:
         self._refill()
         return self._tokens >= self._capacity / 2
 
+    @property
+    def used(self) -> float:
+        """The part of what may be spent at once that is spent; above 1 there are requests that wait."""
+        self._refill()
+        return 1.0 - self._tokens / self._capacity
+
     def spend(self) -> None:
         """Takes a token whether there is one or not: those who come later wait for it."""
         self._refill()

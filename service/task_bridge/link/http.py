@@ -19,6 +19,7 @@ import httpx
 
 from ..errors import VCenterUnavailable
 from ..metrics import Metrics
+from ..tracing import span
 from .budget import Budget
 from .config import PATIENCE, VCenterSettings
 from .trouble import is_tls, sentence
@@ -140,11 +141,17 @@ class Http:
                 self.budget.spend()
             else:
                 await self.budget.take()
+            began = time.monotonic()
             try:
-                answer = await self._answer(asked)
+                with span(f"vcenter {asked.operation}", "CLIENT", **self._span_keys(asked.method)) as told:
+                    answer = await self._answer(asked)
+                    if told is not None:
+                        told.set_attribute("http.response.status_code", answer.status)
             except VCenterUnavailable:
                 self._count(asked.operation, "error")
                 raise
+        took_s = time.monotonic() - began
+        self._metrics.vcenter_seconds.labels(self._settings.name, asked.operation).observe(took_s)
         self._count(asked.operation, str(answer.status))
         return answer
 
@@ -229,6 +236,9 @@ class Http:
 
     def _timeout(self, read_s: float | None) -> httpx.Timeout:
         return httpx.Timeout(self._phase_s, connect=CONNECT_S, read=read_s or self._phase_s)
+
+    def _span_keys(self, method: str) -> dict[str, str]:
+        return {"http.request.method": method, "server.address": self._settings.url, "vcenter": self._settings.name}
 
     def _count(self, operation: str, code: str) -> None:
         self._metrics.vcenter_requests.labels(self._settings.name, operation, code).inc()

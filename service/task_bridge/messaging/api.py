@@ -34,6 +34,7 @@ from ..requests import (
     unknown_vcenter,
 )
 from ..subjects import SERVICE, VERBS, is_vcenter_name
+from ..tracing import span
 from .admission import AlreadyEnded, StoredWatch, new_watch, own_event
 from .asker import asked_by, is_answerable, reply_of
 from .journal import Entry
@@ -125,9 +126,10 @@ class Api:
             stalled_after_s=self._stalled_after_s,
             trace=trace_of(request.headers),
         )
-        admitted = await ports.watches.admit(watch)
+        with span("accept watch", "SERVER", parent=watch.traceparent, **watch.log_keys):
+            admitted = await ports.watches.admit(watch)
         ports.metrics.requests.labels(admitted.outcome).inc()
-        log.info("request", outcome=admitted.outcome, vcenter=vcenter, task=asked.task, watch=admitted.watch.id)
+        log.info("request", outcome=admitted.outcome, **{**watch.log_keys, "watch": admitted.watch.id})
         return WatchReply(
             admitted.outcome,
             vcenter,
@@ -206,7 +208,7 @@ class Api:
             if refused.code == "not_watched" and vcenter not in ports.routes.urls:
                 raise unknown_vcenter(vcenter, ports.routes.urls) from refused
             raise
-        log.info("watch_over", outcome="unwatched", vcenter=vcenter, task=asked.task, watch=watch.id)
+        log.info("watch_over", outcome="unwatched", **watch.log_keys)
         return UnwatchReply("unwatched", vcenter, asked.task, watch.ref, _raw(final))
 
     async def cancel(self, request: Request) -> CancelReply:

@@ -21,6 +21,7 @@ from nats.aio.client import Client
 
 from ..errors import CannotStart
 from ..login import tls_context
+from ..logs import Trouble
 from ..settings import NatsSettings
 
 log = structlog.get_logger(__name__)
@@ -46,6 +47,7 @@ class Connection:
         self._forbidden = (-math.inf, "")
         self._asking_again: asyncio.Task[None] | None = None
         self._client: Client | None = None
+        self._trouble = Trouble(log, "nats_away", "nats_back")
         self.closed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self.reason: str | None = "not connected yet"
         self.broker = NatsBroker(
@@ -85,6 +87,7 @@ class Connection:
         finally:
             await canceled(connecting)
         self.reason = None
+        self._trouble.over()
         server = client.connected_url.netloc if client.connected_url else None
         log.info("nats_connected", server=server, version=".".join(map(str, server_version(client))))
         return client
@@ -111,9 +114,9 @@ class Connection:
             self._is_forbidden(told.removeprefix("nats: "))
         elif self.reason is None:
             log.warning("nats_error", reason=told)
-        elif self.reason != told:
-            log.warning("nats_away", reason=told, servers=list(self._settings.urls))
+        else:
             self.reason = told
+            self._trouble.begins(reason=told, servers=list(self._settings.urls))
 
     def _is_forbidden(self, told: str) -> None:
         if _SERVICE_ASKED in told:
@@ -141,11 +144,11 @@ class Connection:
     async def _on_disconnected(self) -> None:
         if self.reason is None and not self._closing:
             self.reason = "connection lost"
-            log.warning("nats_away", reason=self.reason)
+            self._trouble.begins(reason=self.reason, servers=list(self._settings.urls))
 
     async def _on_reconnected(self) -> None:
         self.reason = None
-        log.info("nats_back")
+        self._trouble.over()
         for call in self._on_return:
             call()
 

@@ -14,8 +14,10 @@ from faststream.nats import NatsBroker, NatsMessage
 from nats.aio.msg import Msg
 
 from ..errors import NatsUnavailable, Refused
+from ..logs import Trouble
 from ..requests import WatchRequest, parse, trace_of
 from ..subjects import CONSUMER
+from ..tracing import span
 from .admission import new_watch
 from .ports import Ports
 from .pull import Pull
@@ -33,6 +35,7 @@ class Intake:
     def __init__(self, ports: Ports, *, stalled_after_s: float) -> None:
         self._ports = ports
         self._stalled_after_s = stalled_after_s
+        self._trouble = Trouble(log, "requests_kept", "requests_served_again")
         self._tasks: set[asyncio.Task[None]] = set()
         inbox = ports.streams.connection.new_inbox()
         self.pull = Pull(ports.streams, ports.names.requests_stream, CONSUMER, inbox, lambda: BATCH)
@@ -61,13 +64,14 @@ class Intake:
         try:
             await self._admit(message)
             await self._say(message, ACK)
+            self._trouble.over()
         except Refused as refused:
             await self._rejected(message, refused)
         except NatsUnavailable as error:
-            log.warning("request_kept", reason=str(error))
+            self._trouble.begins(reason=str(error))
             await self._say(message, nak_later(RETRY_S))
         except Exception:
-            log.exception("request_kept")
+            log.exception("request_failed", subject=message.subject)
             await self._say(message, nak_later(RETRY_S))
 
     async def _say(self, message: Msg, word: bytes) -> None:
@@ -85,10 +89,11 @@ class Intake:
             stalled_after_s=self._stalled_after_s,
             trace=trace_of(message.headers),
         )
-        admitted = await self._ports.watches.admit(watch)
+        with span("accept watch", "CONSUMER", parent=watch.traceparent, **watch.log_keys):
+            admitted = await self._ports.watches.admit(watch)
         if admitted.outcome != "accepted":  # else told by who takes it up
             self._ports.metrics.requests.labels(admitted.outcome).inc()
-            log.info("request", outcome=admitted.outcome, vcenter=vcenter, task=watch.task, watch=admitted.watch.id)
+            log.info("request", outcome=admitted.outcome, **{**watch.log_keys, "watch": admitted.watch.id})
 
     async def _rejected(self, message: Msg, refused: Refused) -> None:
         """Publishes the rejection, then ends the request: in this order a crash repeats it, and the id drops it."""
@@ -97,7 +102,7 @@ class Intake:
         try:
             await self._ports.rejections.publish(request_id, refused, message.data, message.headers)
         except NatsUnavailable as error:
-            log.warning("rejection_kept", reason=str(error))
+            self._trouble.begins(reason=str(error))
             await self._say(message, nak_later(RETRY_S))
             return
         await self._say(message, TERM)

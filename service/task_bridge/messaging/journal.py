@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import secrets
+import time
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -34,6 +35,7 @@ from ..events import (
 from ..metrics import Metrics
 from ..subjects import Names
 from ..task import UNAVAILABLE, Result
+from ..tracing import span
 from ..watch import Draft
 from .streams import Newest, Stored, Streams
 
@@ -44,6 +46,7 @@ RETRY_MAX_S = 4.0
 STORE_RESULT_S = 30.0
 _UNANSWERED = (nats.errors.TimeoutError, nats.errors.NoRespondersError, nats.js.errors.NoStreamResponseError)
 _HEADERS_MAX_BYTES = 4096
+_TASK = "vcenter.task"
 _CHUNK_BYTES = 128 * 1024
 
 
@@ -141,11 +144,14 @@ class Journal:
         if event.stalled_told:
             headers["Bridge-Stalled"] = "1"
         subject = self._names.put_event(data.vcenter, data.task, event.kind)
+        began = time.perf_counter()
         try:
-            ack = await self._streams.publish(self._names.events_stream, subject, body, headers)
+            with span(f"publish {event.kind}", "PRODUCER", parent=event.traceparent, **{_TASK: data.task}):
+                ack = await self._streams.publish(self._names.events_stream, subject, body, headers)
         except NatsUnavailable as error:
             pauses.reason = str(error)
             return None
+        self._metrics.publish_seconds.observe(time.perf_counter() - began)
         return None if ack.duplicate else ack.seq
 
     def _count(self, event: Event) -> None:

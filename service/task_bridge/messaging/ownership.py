@@ -15,6 +15,7 @@ import structlog
 from nats.aio.msg import Msg
 
 from ..errors import NatsUnavailable
+from ..logs import Trouble
 from ..metrics import Metrics
 from ..subjects import CONSUMER, Names
 from ..watch import Watch
@@ -72,6 +73,7 @@ class Ownership:
         self._put_aside = put_aside
         self._surplus = 0
         self._metrics = metrics
+        self._trouble = Trouble(log, "watches_not_taken_up", "watches_taken_up_again")
         self._handles: dict[Key, Handle] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         inbox = streams.connection.new_inbox()
@@ -107,8 +109,11 @@ class Ownership:
             self._start(self._unreadable(message))
             return
         key = (watch.vcenter, watch.task)
+        held = key in self._handles
         handle = self._handles[key] = Handle(self, key, message.reply)
         first = message.reply.split(".")[-5] == "1"  # …<delivered>.<stream seq>.<consumer seq>.<time>.<pending>
+        if not (first or held):
+            self._metrics.takeovers.inc()
         self._start(self._taken(watch, handle, first=first))
 
     def _start(self, work: Coroutine[Any, Any, None]) -> None:
@@ -131,22 +136,29 @@ class Ownership:
             outcome = await self._take(watch, handle)
         except NatsUnavailable as error:
             # Not said to be in progress any more, so it is delivered again.
-            log.warning("watch_not_taken_up", vcenter=watch.vcenter, task=watch.task, reason=str(error))
+            self._trouble.begins(vcenter=watch.vcenter, task=watch.task, reason=str(error))
             handle.drop()
             return
+        self._trouble.over()
         if first and watch.stored_request:
             self._metrics.requests.labels(outcome).inc()
-            log.info("request", outcome=outcome, vcenter=watch.vcenter, task=watch.task, watch=watch.id)
+            log.info("request", outcome=outcome, **watch.log_keys)
 
     async def _beat(self) -> None:
+        clock = asyncio.get_running_loop().time
         while True:
+            due = clock() + self._beat_s
             await asyncio.sleep(self._beat_s)
-            for number, handle in enumerate(list(self._handles.values())):
-                if number % _CHUNK == _CHUNK - 1:
-                    await asyncio.sleep(0)
-                if not self._streams.connection.is_connected:
-                    break  # nats-py would buffer them, and fail past 2 MiB
-                await say(self._streams.connection, handle.reply, IN_PROGRESS)
+            await self._beat_once()
+            self._metrics.heartbeat_lag.set(clock() - due)
+
+    async def _beat_once(self) -> None:
+        for number, handle in enumerate(list(self._handles.values())):
+            if number % _CHUNK == _CHUNK - 1:
+                await asyncio.sleep(0)
+            if not self._streams.connection.is_connected:
+                break  # nats-py would buffer them, and fail past 2 MiB
+            await say(self._streams.connection, handle.reply, IN_PROGRESS)
 
     async def acked(self, handle: Handle) -> None:
         self.dropped(handle)

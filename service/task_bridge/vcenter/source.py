@@ -115,6 +115,11 @@ class CisSource:
         """What another kind of tasks of this vCenter shares with this one; it must be left first."""
         return Link(self._http, self._session.gate, self.health, self._register.finds)
 
+    @property
+    def budget_used(self) -> float:
+        """How much of the budget of requests is spent; above 1 requests wait."""
+        return self._http.budget.used
+
     # The port
 
     def follow(self, task: str, since: float, *, seen: bool, with_result: bool) -> None:
