@@ -1,0 +1,46 @@
+"""The pages: links that lead somewhere, and a reference that is what the schema says."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+from contract.reference import reference
+
+ROOT = Path(__file__).parents[2]
+PAGES = [ROOT / "README.md", ROOT / "CHANGELOG.md", ROOT / "service/README.md"]
+PAGES += sorted(page for folder in ("docs", "examples", "deploy") for page in (ROOT / folder).rglob("*.md"))
+PAGES = [page for page in PAGES if "node_modules" not in page.parts]
+_LINK = re.compile(r"\[[^\]]+\]\(([^)\s]+)\)")
+_FENCED = re.compile(r"^```.*?^```$", re.M | re.S)
+
+
+def test_the_event_reference_is_what_the_schema_says() -> None:
+    assert (ROOT / "docs/events.md").read_text() == reference(), "make schemas writes it anew"
+
+
+def links_of(text: str) -> list[str]:
+    return [link for link in _LINK.findall(_FENCED.sub("", text)) if "://" not in link]
+
+
+def anchors_of(text: str) -> set[str]:
+    titles = re.findall(r"^#+ (.+)$", _FENCED.sub("", text), re.M)
+    return {re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in titles}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_the_links_of_a_page_lead_somewhere(page: Path) -> None:
+    broken = []
+    for link in links_of(page.read_text()):
+        path, _, anchor = link.partition("#")
+        target = (page.parent / path).resolve() if path else page
+        if not target.exists() or (anchor and anchor not in anchors_of(target.read_text())):
+            broken.append(link)
+    assert broken == []
+
+
+def test_a_link_that_leads_nowhere_is_found() -> None:
+    assert links_of("[a](b.md) and `[x]` [c](https://d)\n```\n[e](f)\n```\n[g](#h)") == ["b.md", "#h"]
+    assert anchors_of("# A title, of `data`\n") == {"a-title-of-data"}
