@@ -242,7 +242,7 @@ def _wrong_completion(data: dict[str, Any], last: Was) -> str | None:
         "inline": data["result"] != last.result,
         "none": last.result is not None or data["result"] is not None,
         "stored": data["result_ref"] is None or last.result is None,
-        "unavailable": last.result is None,
+        "unavailable": False,  # what can't be fetched any more can't be known to be none
     }
     return f"its result is {data['result_state']}" if wrong.get(data["result_state"], True) else None
 

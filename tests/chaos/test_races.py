@@ -167,6 +167,24 @@ async def test_of_many_that_unwatch_one_ended_it_and_the_others_are_told(sides: 
     await in_batches(race)
 
 
+async def test_a_watch_that_ends_before_its_asker_is_answered_was_accepted(sides: tuple[Side, Side]) -> None:
+    one, other = sides
+
+    class Overtaken(Journal):
+        """Whose answer to an admission comes when somebody else has already unwatched what was admitted."""
+
+        async def last(self, vcenter: str, task: str, *, leader: bool = False) -> Entry | None:
+            await other.watches.unwatch(vcenter, task)
+            return await super().last(vcenter, task, leader=leader)
+
+    journal = Overtaken(one.streams, one.names, Metrics(), time.time)
+    watches = Watches(one.streams, one.names, journal, lambda _: POLICY, time.time)
+    admitted = await watches.admit(watch := a_watch(1))
+    assert (admitted.outcome, admitted.watch.id) == ("accepted", watch.id)
+    assert admitted.last is not None
+    assert admitted.last.event.kind == "abandoned.unwatched"
+
+
 async def test_after_an_abandoned_watch_one_of_many_begins_the_next(sides: tuple[Side, Side]) -> None:
     one, _ = sides
 
@@ -244,7 +262,7 @@ async def test_a_core_subscriber_hears_nothing_that_the_stream_refused_whoever_i
             server.start()
 
     await asyncio.gather(kill(), *map(race, range(100)))
-    await listener.jetstream(timeout=20).account_info()
+    await servers.ready(listener)
     stored, following = await one.streams.page(one.names.events_stream, ">", 0, 1_000)
     await listener.close()
     assert (len(stored), following) == (500, 0)

@@ -131,7 +131,8 @@ class Watches:
         raise NatsUnavailable(f"The place of {watch.task!r} among the watches doesn't become free.")
 
     async def _admitted(self, watch: Watch, sequence: int, last: Entry | None) -> Admitted:
-        if last is None or not is_served(watch, last.event, last.stored_at):
+        if last is None or last.event.data.watch.id == watch.id or not is_served(watch, last.event, last.stored_at):
+            # It may even have ended already, by whoever took it up or unwatched it meanwhile.
             return Admitted("accepted", watch.ref, last and own_event(last, watch))
         await self._streams.delete(self._names.watches_stream, sequence)
         return Admitted("already_completed", last.event.data.watch, last)

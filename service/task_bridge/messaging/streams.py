@@ -183,6 +183,7 @@ class Newest:
             except NatsUnavailable as error:
                 for answer in asked.values():
                     answer.set_exception(error)
+                    answer.exception()  # who asked may have been canceled, and asyncio would tell that nobody heard
             else:
                 for subject, answer in asked.items():
                     answer.set_result(found.get(subject))
