@@ -26,6 +26,7 @@ from task_bridge.simulator import Options, SimulatedVCenter
 from task_bridge.simulator.serve import serving
 from task_bridge.simulator.tasks_service import State
 from task_bridge.subjects import CONSUMER, Names
+from validity import check_event
 
 ACK_WAIT_S = 2.0
 HANGS = 999
@@ -193,6 +194,8 @@ class World:
     async def account(self) -> Account:
         """The whole history, for the checker."""
         stored = await self._all(self.names.events_stream)
+        for message in stored:
+            check_event(message.body)
         watches = [json.loads(message.body) for message in await self._all(self.names.watches_stream)]
         consumer = await self.js.consumer_info(self.names.watches_stream, CONSUMER)
         requests, _ = await self.left()
