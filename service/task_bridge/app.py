@@ -20,6 +20,7 @@ from .messaging.admission import Watches
 from .messaging.api import Api
 from .messaging.aside import Aside
 from .messaging.connection import Connection, canceled, server_version
+from .messaging.feed import Feed
 from .messaging.intake import Intake
 from .messaging.journal import Journal
 from .messaging.monitor import Monitor
@@ -63,7 +64,8 @@ class Bridge:
         self.status = Status(
             settings.capacity, self._names, self._sources, self._metrics, lambda: self._watchdog.lag_s
         )
-        self.web = WebServer(build_web(self.status), settings.http_listen)
+        self._feed = Feed(settings.nats, self._names)
+        self.web = WebServer(build_web(self.status, self._feed), settings.http_listen)
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[asyncio.Future[None]]:
@@ -74,6 +76,7 @@ class Bridge:
             stack.push_async_callback(self._watchdog.stop)
             await self.web.start()
             stack.push_async_callback(self.web.stop)
+            stack.push_async_callback(self._feed.close)
             for source in self._sources.values():
                 await stack.enter_async_context(source)
             starting = asyncio.create_task(self._start(stack, failed))
@@ -143,7 +146,7 @@ class Bridge:
             self._sources,
             ack_wait_s=monitor.ack_wait_s,
         )
-        self.status.watcher = watcher
+        self.status.watcher, self.status.instance = watcher, journal.instance
         intake.subscribe(connection.broker)
         await connection.broker.start()
         await _hear_of_unwatched(streams.connection, names, watcher)

@@ -27,7 +27,7 @@ from nats.aio.msg import Msg
 
 from .errors import BridgeError, NatsUnavailable, Problem, Refused
 from .events import FINAL_KINDS, Event, from_cloudevent
-from .login import options
+from .login import connect
 from .ordered import Ordered
 from .requests import CancelReply, ErrorBody, GetReply, ListReply, UnwatchReply, WatchReply, invalid
 from .settings import Settings, load
@@ -96,41 +96,22 @@ class TaskBridge:
         self._nats = settings.nats
         self._client = Client()
         self._told = on_connection
-        self._trouble = "no answer"
 
     async def __aenter__(self) -> Self:
         """Connects. Raises NatsUnavailable within seconds."""
-        connecting = asyncio.ensure_future(self._connect())
-        try:
-            await asyncio.wait((connecting,), timeout=CONNECT_S)
-        finally:
-            while not connecting.done():  # nats-py may swallow a cancellation and go on trying (2.16)
-                connecting.cancel()
-                await asyncio.wait((connecting,), timeout=0.1)
-        error = TimeoutError() if connecting.cancelled() else connecting.exception()
-        if error is not None:
-            await self._client.close()
-            if not isinstance(error, (nats.errors.Error, OSError)):  # TimeoutError is one
-                raise error
-            servers = ", ".join(self._nats.urls)
-            raise NatsUnavailable(f"NATS can't be reached at {servers}: {self._trouble}.") from error
-        self._js = self._client.jetstream(domain=self._nats.js_domain, timeout=5)
-        return self
-
-    async def _connect(self) -> None:
-        await self._client.connect(
-            **options(self._nats),
+        self._client = await connect(
+            self._nats,
+            CONNECT_S,
             name="task-bridge client",
-            # nats-py goes on at a refused connection whatever it is told; who waits for it ends that.
             max_reconnect_attempts=-1,
             reconnect_time_wait=1,
-            connect_timeout=3,
             ping_interval=5,
             max_outstanding_pings=2,
-            error_cb=self._on_error,
             disconnected_cb=self._on_disconnected,
             reconnected_cb=self._on_reconnected,
         )
+        self._js = self._client.jetstream(domain=self._nats.js_domain, timeout=5)
+        return self
 
     async def __aexit__(self, *_: object) -> None:
         await self._client.close()
@@ -263,10 +244,6 @@ class TaskBridge:
         async with aclosing(reading.messages()) as messages:
             async for message in messages:
                 yield _stored(message)
-
-    async def _on_error(self, error: Exception) -> None:
-        self._trouble = (str(error) or type(error).__name__).removeprefix("nats: ")
-        log.debug("NATS: %s", self._trouble)
 
     async def _on_disconnected(self) -> None:
         if not self._client.is_closed:

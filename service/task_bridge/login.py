@@ -1,11 +1,19 @@
-"""How one connects to NATS by the settings: what nats-py's `connect` wants to be told."""
+"""How one connects to NATS by the settings: what nats-py's `connect` wants to be told, and a try that ends."""
 
 from __future__ import annotations
 
+import asyncio
+import logging
 import ssl
 from typing import Any
 
+import nats.errors
+from nats.aio.client import Client
+
+from .errors import NatsUnavailable
 from .settings import NatsSettings
+
+log = logging.getLogger(__name__)
 
 
 def options(settings: NatsSettings) -> dict[str, Any]:
@@ -30,3 +38,30 @@ def tls_context(settings: NatsSettings) -> ssl.SSLContext | None:
     if settings.tls_cert_file:
         context.load_cert_chain(settings.tls_cert_file, settings.tls_key_file)
     return context
+
+
+async def connect(settings: NatsSettings, within_s: float, **more: Any) -> Client:
+    """A connection with the options of nats-py in `more`. Raises NatsUnavailable when it can't be had in time."""
+    client, trouble = Client(), ["no answer"]
+
+    async def hear(error: Exception) -> None:
+        trouble[0] = (str(error) or type(error).__name__).removeprefix("nats: ")
+        log.debug("NATS: %s", trouble[0])
+
+    connecting = asyncio.ensure_future(
+        # nats-py goes on at a refused connection whatever it is told; who waits for it ends that.
+        client.connect(**options(settings), error_cb=hear, connect_timeout=3, **more)
+    )
+    try:
+        await asyncio.wait((connecting,), timeout=within_s)
+    finally:
+        while not connecting.done():  # nats-py may swallow a cancellation and go on trying (2.16)
+            connecting.cancel()
+            await asyncio.wait((connecting,), timeout=0.1)
+    error = TimeoutError() if connecting.cancelled() else connecting.exception()
+    if error is None:
+        return client
+    await client.close()
+    if not isinstance(error, (nats.errors.Error, OSError)):  # TimeoutError is one
+        raise error
+    raise NatsUnavailable(f"NATS can't be reached at {', '.join(settings.urls)}: {trouble[0]}.") from error

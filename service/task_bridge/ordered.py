@@ -7,7 +7,6 @@ piles up in the connection. This one waits, and knows by sequence where it was.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 from datetime import datetime
@@ -20,6 +19,7 @@ from nats.js import JetStreamContext
 from nats.js.api import AckPolicy, ConsumerConfig, DeliverPolicy
 
 from .errors import NatsUnavailable
+from .heard import Heard, hearing
 
 HEARTBEAT_S = 1.0
 SILENCE_S = 2.5
@@ -27,7 +27,8 @@ PAUSE_S = 0.2
 
 
 class Ordered:
-    """The messages of `stream` under `subjects`, all or those stored since a moment; `async for` over `messages`.
+    """The messages of `stream` under `subjects`, all, those stored since a moment, or from sequence `first` on;
+    `async for` over `messages`.
 
     With `follow` without end, else up to the newest.
     """
@@ -41,6 +42,7 @@ class Ordered:
         *,
         since: datetime | None = None,
         follow: bool = True,
+        first: int = 1,
     ) -> None:
         self._js = js
         self._client = client
@@ -48,7 +50,7 @@ class Ordered:
         self._subjects = list(subjects)
         self._since = since
         self._follow = follow
-        self._next = 1
+        self._next = first
         self._left: int | None = None  # None until JetStream said how many there are
 
     async def messages(self) -> AsyncGenerator[Msg, None]:
@@ -71,27 +73,28 @@ class Ordered:
     async def _of_one_consumer(self) -> AsyncGenerator[Msg, None]:
         """Until all was read, or the consumer is gone or left something out."""
         inbox = self._client.new_inbox()
-        subscription = await self._client.subscribe(inbox)
         try:
-            number = 0
-            await self._create(inbox)
-            while not self._over():
-                message = await subscription.next_msg(timeout=SILENCE_S)
-                if "Status" in (message.headers or {}):
-                    if await self._delivered(message, number) != number:
-                        return
-                    continue
-                number += 1
-                place = message.metadata
-                if place.sequence.consumer != number:
-                    return
-                self._next, self._left = place.sequence.stream + 1, place.num_pending
-                yield message
+            async with hearing(self._client, inbox) as heard:
+                async for message in self._heard(heard, inbox):
+                    yield message
         except (nats.errors.Error, TimeoutError, OSError):  # the heart stopped beating; BridgeErrors go through
             await asyncio.sleep(PAUSE_S)
-        finally:
-            with contextlib.suppress(nats.errors.Error):
-                await subscription.unsubscribe()
+
+    async def _heard(self, heard: Heard, inbox: str) -> AsyncGenerator[Msg, None]:
+        number = 0
+        await self._create(inbox)
+        while not self._over():
+            message = await heard.next(SILENCE_S)
+            if "Status" in (message.headers or {}):
+                if await self._delivered(message, number) != number:
+                    return
+                continue
+            number += 1
+            place = message.metadata
+            if place.sequence.consumer != number:
+                return
+            self._next, self._left = place.sequence.stream + 1, place.num_pending
+            yield message
 
     async def _create(self, inbox: str) -> None:
         """Has JetStream deliver from where this one was. A stream that was there will be again."""

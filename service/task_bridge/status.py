@@ -40,6 +40,7 @@ class Status:
         self.connection: Connection | None = None
         self.monitor: Monitor | None = None
         self.watcher: Watcher | None = None
+        self.instance = ""
         self.consuming = False
         self.stopping = False
 
@@ -59,6 +60,7 @@ class Status:
             capacity=self._capacity,
             loop_lag_s=self._lag_s(),
             stopping=self.stopping,
+            instance=self.instance,
         )
 
     def metrics(self) -> CollectorRegistry:

@@ -20,6 +20,7 @@ from nats.js import JetStreamContext
 
 from ..durations import parse_time
 from ..errors import NatsUnavailable
+from ..heard import Heard, hearing
 from .asking import Asking
 
 log = structlog.get_logger(__name__)
@@ -125,26 +126,28 @@ class Streams:
     async def _batch(self, stream: str, request: dict[str, Any]) -> tuple[list[Stored], int]:
         """The answers of one direct get, and how many messages follow the last one."""
         inbox = self.connection.new_inbox()
-        answers = await self.connection.subscribe(inbox)
-        found: list[Stored] = []
-        pending = 0
         try:
-            await self.connection.publish(f"{self.prefix}.DIRECT.GET.{stream}", json.dumps(request).encode(), inbox)
-            while True:
-                message = await answers.next_msg(timeout=5)
-                headers = message.headers or {}
-                status = headers.get("Status")
-                if status in ("204", "404"):  # the batch ends, or nothing is there
-                    return found, int(headers.get("Nats-Num-Pending", pending))
-                if status is not None:
-                    raise NatsUnavailable(f"stream {stream}: {headers.get('Description', status)}")
-                pending = int(headers.get("Nats-Num-Pending", 0))
-                found.append(_stored(message))
-        except nats.errors.Error as error:
+            async with hearing(self.connection, inbox) as heard:
+                asked = json.dumps(request).encode()
+                await self.connection.publish(f"{self.prefix}.DIRECT.GET.{stream}", asked, inbox)
+                return await _answers(heard, stream)
+        except (TimeoutError, nats.errors.Error) as error:
             raise NatsUnavailable(f"stream {stream} didn't answer: {error or type(error).__name__}") from error
-        finally:
-            if not self.connection.is_closed:
-                await answers.unsubscribe()
+
+
+async def _answers(heard: Heard, stream: str) -> tuple[list[Stored], int]:
+    found: list[Stored] = []
+    pending = 0
+    while True:
+        message = await heard.next(5.0)
+        headers = message.headers or {}
+        status = headers.get("Status")
+        if status in ("204", "404"):  # the batch ends, or nothing is there
+            return found, int(headers.get("Nats-Num-Pending", pending))
+        if status is not None:
+            raise NatsUnavailable(f"stream {stream}: {headers.get('Description', status)}")
+        pending = int(headers.get("Nats-Num-Pending", 0))
+        found.append(_stored(message))
 
 
 class Newest:

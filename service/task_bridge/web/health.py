@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass
 from typing import Any, Literal, Protocol
 
 from prometheus_client import CollectorRegistry
 
 from .. import __version__
+from ..overview import Overview
 
 Status = Literal["ok", "degraded", "unready"]
 
@@ -46,7 +48,8 @@ class VCenterHealth:
 class Health:
     """`held` of at most `capacity` watches by this replica; `waiting`: stored and held by nobody, None if unknown.
 
-    Streams and consumers are listed once they are looked for; none at all counts as not ready.
+    Streams and consumers are listed once they are looked for; none at all counts as not ready. `instance` is what
+    this replica writes into the events that are its own.
     """
 
     nats: NatsHealth
@@ -58,6 +61,7 @@ class Health:
     capacity: int = 0
     loop_lag_s: float = 0.0
     stopping: bool = False
+    instance: str = ""
 
     @property
     def status(self) -> Status:
@@ -80,6 +84,22 @@ class State(Protocol):
     def asyncapi(self) -> bytes:
         """The AsyncAPI document as JSON."""
         ...
+
+
+class Feed(Protocol):
+    """What the board shows besides: the watches of all replicas, read while somebody looks."""
+
+    @property
+    def overview(self) -> Overview | None:
+        """None until it was read."""
+        ...
+
+    @property
+    def trouble(self) -> str | None:
+        """Why it isn't up to date."""
+        ...
+
+    def looked_at(self) -> AbstractContextManager[None]: ...
 
 
 def readiness(health: Health) -> dict[str, Any]:

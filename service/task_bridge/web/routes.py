@@ -2,20 +2,27 @@
 
 from __future__ import annotations
 
+import asyncio
+import time
+from functools import cache
+from importlib.resources import files
+
 from prometheus_client.exposition import choose_encoder
 from starlette.applications import Starlette
-from starlette.datastructures import MutableHeaders
+from starlette.datastructures import MutableHeaders, QueryParams
 from starlette.requests import Request
-from starlette.responses import HTMLResponse, JSONResponse, Response
+from starlette.responses import HTMLResponse, JSONResponse, PlainTextResponse, Response
 from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from .board import STYLE_HASH, page
-from .health import State, readiness
+from ..overview import Filter
+from .board import View, page
+from .health import Feed, State, readiness
+from .live import Live, Viewers
 
-_POLICY = f"default-src 'none'; style-src 'sha256-{STYLE_HASH}'; base-uri 'none'; form-action 'none'"
 _HEADERS = {
-    "Content-Security-Policy": f"{_POLICY}; frame-ancestors 'none'",
+    "Content-Security-Policy": "default-src 'none'; style-src 'self'; script-src 'self'; img-src 'self'; "
+    "connect-src 'self'; form-action 'self'; base-uri 'none'; frame-ancestors 'none'",
     "X-Content-Type-Options": "nosniff",
     "X-Frame-Options": "DENY",
     "Referrer-Policy": "no-referrer",
@@ -23,14 +30,19 @@ _HEADERS = {
     "Cross-Origin-Resource-Policy": "same-origin",
     "Cache-Control": "no-store",
 }
+_ASSETS = {"board.css": "text/css", "board.js": "text/javascript", "board.svg": "image/svg+xml"}
+_FIRST_READ_S, _TICK_S = 3.0, 0.05
+_MAX_WORDS = 200
 
 
-def build_web(state: State) -> ASGIApp:
+def build_web(state: State, feed: Feed) -> ASGIApp:
     """The ASGI app of all pages."""
-    pages = _Pages(state)
+    pages = _Pages(state, feed)
     web = Starlette(
         routes=[
             Route("/", pages.board),
+            Route("/live", pages.live),
+            Route("/static/{name}", pages.asset),
             Route("/livez", pages.livez),
             Route("/readyz", pages.readyz),
             Route("/metrics", pages.metrics),
@@ -42,13 +54,48 @@ def build_web(state: State) -> ASGIApp:
 
 
 class _Pages:
-    """The answers. Coroutines although nothing waits: Starlette runs plain functions in threads."""
+    """The answers. Coroutines although hardly any waits: Starlette runs plain functions in threads."""
 
-    def __init__(self, state: State) -> None:
+    def __init__(self, state: State, feed: Feed) -> None:
         self._state = state
+        self._feed = feed
+        self._viewers = Viewers()
 
-    async def board(self, _: Request) -> Response:
-        return HTMLResponse(page(self._state.health()))
+    async def board(self, request: Request) -> Response:
+        asked = _filter(request.query_params)
+        if request.method == "HEAD":  # a probe isn't somebody who looks
+            return HTMLResponse(page(self._view(asked)))
+        with self._feed.looked_at():
+            await self._first_read()
+            return HTMLResponse(page(self._view(asked)))
+
+    async def _first_read(self) -> None:
+        """Waits, within reason, for what a first viewer would miss."""
+        until = time.monotonic() + _FIRST_READ_S
+        while time.monotonic() < until and self._state.health().nats.connected:
+            overview = self._feed.overview
+            if self._feed.trouble or (overview and overview.complete):
+                return
+            await asyncio.sleep(_TICK_S)
+
+    async def live(self, request: Request) -> Response:
+        if self._viewers.full():
+            told = f"{self._viewers.count} look at the board live already; reload instead, or try again.\n"
+            return PlainTextResponse(told, 503, headers={"Retry-After": "10"})
+        if request.method == "HEAD":
+            return Response(media_type="text/event-stream")
+        asked = _filter(request.query_params)
+        return Live(self._viewers, self._feed, lambda: self._view(asked))
+
+    def _view(self, asked: Filter) -> View:
+        feed = self._feed
+        return View(self._state.health(), feed.overview, feed.trouble, asked, time.time())
+
+    async def asset(self, request: Request) -> Response:
+        name = request.path_params["name"]
+        if name not in _ASSETS:
+            return PlainTextResponse("Not Found", 404)
+        return Response(_asset(name), media_type=_ASSETS[name])
 
     async def livez(self, _: Request) -> Response:
         return JSONResponse({"status": "ok"})  # whoever gets it knows that the event loop ticks
@@ -63,6 +110,17 @@ class _Pages:
 
     async def asyncapi(self, _: Request) -> Response:
         return Response(self._state.asyncapi(), media_type="application/json")
+
+
+@cache
+def _asset(name: str) -> bytes:
+    return (files(__package__) / "static" / name).read_bytes()
+
+
+def _filter(query: QueryParams) -> Filter:
+    number = query.get("page", "1")
+    page_number = int(number) if number.isascii() and number.isdigit() and len(number) < 8 else 1
+    return Filter(query.get("q", "")[:_MAX_WORDS], query.get("vcenter", "")[:_MAX_WORDS], page_number)
 
 
 class _SecurityHeaders:
