@@ -1,5 +1,8 @@
-"""The messages of a subscription, one after the other, at the cost of none: `next_msg` of nats-py makes a task of each,
-so that in a busy event loop a thousand that have arrived take seconds (2.16, measured)."""
+"""The messages of a subscription, one after the other.
+
+`next_msg` of nats-py makes a task of each, so that in a busy event loop a thousand that have arrived take seconds
+(2.16, measured).
+"""
 
 from __future__ import annotations
 
@@ -28,7 +31,8 @@ class Heard:
         """The next message. Raises TimeoutError."""
         self._taken += 1
         if self._messages.empty():
-            return await asyncio.wait_for(self._messages.get(), within_s)
+            async with asyncio.timeout(within_s):  # wait_for of 3.11 may swallow a cancellation
+                return await self._messages.get()
         if self._taken % _IN_A_ROW == 0:
             await asyncio.sleep(0)  # others have work too
         return self._messages.get_nowait()

@@ -90,7 +90,7 @@ class Overview:
 
     def unseen(self) -> list[Row]:
         """The watches of which no event is known yet, oldest request first."""
-        return [row for row in self._in_order() if not row.number]
+        return [row for row in self.in_order() if not row.number]
 
     def expect(self) -> None:
         """The watches begin to be read: what events tell from now on is newer."""
@@ -143,7 +143,7 @@ class Overview:
     def select(self, asked: Filter) -> Selection:
         """One page of the watches that match, oldest request first, and the endings that match, newest first."""
         words = asked.words.casefold().split()
-        matching = _matching(self._in_order(), asked.vcenter, words)
+        matching = _matching(self.in_order(), asked.vcenter, words)
         pages = max(1, math.ceil(len(matching) / PAGE_ROWS))
         page = min(max(1, asked.page), pages)
         first = (page - 1) * PAGE_ROWS
@@ -151,7 +151,8 @@ class Overview:
         rows = matching[first : first + PAGE_ROWS]
         return Selection(rows, endings, len(matching), first + 1, page, pages)
 
-    def _in_order(self) -> Iterator[Row]:
+    def in_order(self) -> Iterator[Row]:
+        """All watches, oldest request first."""
         if self._order is None:
             ordered = sorted(self._rows.values(), key=lambda row: (row.since, row.watch))
             self._order = [row.key for row in ordered]

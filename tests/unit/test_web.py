@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-import base64
-import hashlib
+import json
 import logging
 import re
 import signal
 import socket
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
@@ -19,15 +19,31 @@ from prometheus_client import CollectorRegistry
 from starlette.types import Receive, Scope, Send
 
 from task_bridge import __version__
+from task_bridge.durations import rfc3339
 from task_bridge.errors import CannotStart
+from task_bridge.events import Event, EventData, WatchRef
 from task_bridge.metrics import Metrics
+from task_bridge.overview import Filter, Overview
 from task_bridge.settings import Listen
-from task_bridge.web.board import page
+from task_bridge.task import Progress, TaskError
+from task_bridge.web.board import View, page
 from task_bridge.web.health import Check, Health, NatsHealth, VCenterHealth
 from task_bridge.web.routes import build_web
 from task_bridge.web.server import WebServer
 
-PATHS = ["/", "/livez", "/readyz", "/metrics", "/asyncapi.json", "/nowhere", "/readyz/"]
+PATHS = [
+    "/",
+    "/live",
+    "/static/board.css",
+    "/static/board.js",
+    "/static/nothing",
+    "/livez",
+    "/readyz",
+    "/metrics",
+    "/asyncapi.json",
+    "/nowhere",
+    "/readyz/",
+]
 ANY_PORT = Listen("127.0.0.1", 0)
 
 HEALTHY = Health(
@@ -41,6 +57,57 @@ HEALTHY = Health(
     loop_lag_s=0.00149,
 )
 AWAY = VCenterHealth("old", "degraded", "no answer within 10 s", 61.0, 2)
+
+
+def event(
+    number: str,
+    *,
+    kind: str,
+    outcome: str | None = None,
+    percent: float | None = None,
+    message: str = "",
+    labels: dict[str, str] | None = None,
+    task: str = "",
+) -> Event:
+    """An event of the watch `number` of a task, which began that many seconds after a moment."""
+    since = rfc3339(1_700_000_000 + int(number, 36))
+    error = TaskError("ERROR", message) if outcome == "failed" else None
+    data = EventData(
+        vcenter="lab",
+        api="cis",
+        task=task or f"task-{number}",
+        watch=WatchRef(f"w-{number}", since, None, labels or {}),
+        kind=kind,
+        outcome=outcome,
+        final=kind == "completed",
+        sequence=2,
+        status="RUNNING",
+        progress=Progress(1, 2, percent, message),
+        error=error,
+    )
+    return Event("https://lab", 1_700_000_000 + int(number, 36), data)
+
+
+class FakeFeed:
+    """Somebody who has read what the test put there, and counts who looks."""
+
+    def __init__(self) -> None:
+        self.overview: Overview | None = Overview()
+        self.overview.complete = True
+        self.trouble: str | None = None
+        self.looks = 0
+        self.looking = 0
+        self.left = asyncio.Event()
+
+    @contextmanager
+    def looked_at(self) -> Iterator[None]:
+        self.looks += 1
+        self.looking += 1
+        try:
+            yield
+        finally:
+            self.looking -= 1
+            self.left.set()
 
 
 class FakeState:
@@ -66,8 +133,13 @@ def state() -> FakeState:
 
 
 @pytest.fixture
-async def web(state: FakeState) -> AsyncIterator[httpx.AsyncClient]:
-    transport = httpx.ASGITransport(build_web(state))
+def feed() -> FakeFeed:
+    return FakeFeed()
+
+
+@pytest.fixture
+async def web(state: FakeState, feed: FakeFeed) -> AsyncIterator[httpx.AsyncClient]:
+    transport = httpx.ASGITransport(build_web(state, feed))
     async with httpx.AsyncClient(transport=transport, base_url="http://bridge") as client:
         yield client
 
@@ -141,34 +213,174 @@ async def test_the_page_tells_what_readiness_tells(web: httpx.AsyncClient, state
     state.now = replace(HEALTHY, vcenters=(AWAY, *HEALTHY.vcenters))
     answer = await web.get("/")
     assert answer.headers["content-type"] == "text/html; charset=utf-8"
-    for text in (__version__, "degraded", "connected", "VCENTER_TASKS_EVENTS", "old", "61 s ago", "within 10 s"):
+    for text in (__version__, "degraded", "connected", "VCENTER_TASKS_EVENTS", "old", "1 min", "within 10 s"):
         assert text in answer.text
     for path in ("/readyz", "/livez", "/metrics", "/asyncapi.json"):
         assert f'href="{path}"' in answer.text
 
 
-def test_everything_on_the_page_is_escaped() -> None:
-    evil = "<script>alert('1')</script>"
-    text = page(
-        Health(
-            nats=NatsHealth(connected=False, reason=evil),
-            streams=(Check(evil, ok=False, reason=evil),),
-            vcenters=(VCenterHealth(evil, "degraded", evil),),
-        )
+def test_everything_on_the_page_is_escaped_and_cannot_turn_around_what_stands_beside_it() -> None:
+    evil = "<script>alert('1')</script>\x1b[31m\u202e"
+    overview = Overview()
+    overview.tell(event("a", kind="progress", message=evil, labels={evil: evil}, task=evil), owner=evil)
+    overview.tell(event("b", kind="completed", outcome="failed", message=evil, task=evil + "2"), owner=evil)
+    overview.complete = True
+    health = Health(
+        nats=NatsHealth(connected=False, reason=evil),
+        streams=(Check(evil, ok=False, reason=evil),),
+        vcenters=(VCenterHealth(evil, "degraded", evil),),
     )
-    assert "<script" not in text
-    assert text.count("&lt;script&gt;alert(&#x27;1&#x27;)") == 5
+    text = page(View(health, overview, None, Filter(evil, evil), 0.0))
+    whole = page(View(health, overview, None, Filter(), 0.0))
+    for html in (text, whole):
+        assert html.count("<script") == 1  # its own
+        assert html.count("&lt;script&gt;alert(&#x27;1&#x27;)") >= 5
+        assert "\x1b" not in html
+        assert "\u202e" not in html
+    assert whole.count("&lt;script&gt;") > 12
 
 
 async def test_the_page_needs_nothing_from_outside_and_its_policy_allows_nothing_else(
     web: httpx.AsyncClient,
 ) -> None:
     answer = await web.get("/")
-    (style,) = re.findall("<style>(.*?)</style>", answer.text, re.DOTALL)
-    of_style = base64.b64encode(hashlib.sha256(style.encode()).digest()).decode()
-    assert f"default-src 'none'; style-src 'sha256-{of_style}'" in answer.headers["content-security-policy"]
-    assert not re.search(r"src=|url\(|@import|https?://|style=|<script|<link", answer.text)
-    assert "color-scheme: light dark" in style
+    policy = answer.headers["content-security-policy"]
+    assert "default-src 'none'; style-src 'self'; script-src 'self'" in policy
+    assert "unsafe" not in policy
+    assert not re.search(r"https?://|style=|<style|<script>| on[a-z]+=", answer.text)
+    assets = re.findall(r'(?:src|href)="(/static/[^"]+)"', answer.text)
+    assert len(assets) == 3
+    for asset in assets:
+        found = await web.get(asset)
+        assert found.status_code == 200
+        outside = found.text.replace("http://www.w3.org/2000/svg", "")
+        assert not re.search(r"https?://|url\(|@import", outside)
+
+
+async def test_the_page_shows_the_watches_oldest_first_how_they_stand_and_the_latest_endings(
+    web: httpx.AsyncClient, feed: FakeFeed
+) -> None:
+    assert feed.overview
+    feed.overview.tell(event("2", kind="progress", percent=42.0, message="Host 2 of 5"), "0123456789")
+    feed.overview.tell(event("1", kind="stalled", labels={"workflow": "patch-42"}), "fedcba987654")
+    feed.overview.tell(event("3", kind="completed", outcome="failed", message="No space left"), "0123456789")
+    text = (await web.get("/")).text
+    assert text.index("task-1") < text.index("task-2") < text.index("task-3")
+    for told in ('value="42.0"', "Host 2 of 5", "workflow=patch-42", "stalled", "01234567", "✗ failed", "No space"):
+        assert told in text
+    assert '<time datetime="2023-11-14T22:13:22.000Z">' in text
+    assert re.search(r"\d+ d \d+ h</time>", text)
+
+
+async def test_a_filter_is_a_link_that_can_be_shared_and_pages_are_links(
+    web: httpx.AsyncClient, feed: FakeFeed
+) -> None:
+    assert feed.overview
+    for number in range(450):
+        feed.overview.tell(event(f"{number:04}", kind="progress"), "x")
+    whole, second, one = [(await web.get(path)).text for path in ("/", "/?page=2", "/?q=TASK-0449+running")]
+    assert (whole.count("<code>"), second.count("<code>"), one.count("<code><bdi>task-0449")) == (200 + 200, 400, 1)
+    assert "1 to 200 of 450" in whole
+    assert 'href="/?q=&amp;vcenter=&amp;page=3" rel="next"' in second
+    assert "1 of 450" in one
+    nothing = (await web.get("/?vcenter=other&page=no")).text
+    assert "No watch matches." in nothing
+
+
+async def test_nothing_is_read_for_probes(web: httpx.AsyncClient, feed: FakeFeed) -> None:
+    for path in ("/livez", "/readyz", "/metrics"):
+        await web.get(path)
+    await web.head("/")
+    assert feed.looks == 0
+    await web.get("/")
+    assert (feed.looks, feed.looking) == (1, 0)
+
+
+async def test_a_board_that_is_not_up_to_date_says_so(
+    web: httpx.AsyncClient, feed: FakeFeed, state: FakeState
+) -> None:
+    feed.trouble = "no answer"
+    assert "isn't up to date: no answer" in (await web.get("/")).text
+    state.now = replace(HEALTHY, nats=NatsHealth(connected=False, reason="connection lost"))
+    assert "NATS is away: connection lost." in (await web.get("/")).text
+
+
+class Viewer:
+    """Reads `/live` of a server as a browser does."""
+
+    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self._reader = reader
+        self.writer = writer
+
+    @classmethod
+    async def of(cls, server: WebServer, path: str = "/live") -> Viewer:
+        assert server.address
+        reader, writer = await asyncio.open_connection("127.0.0.1", server.address.port)
+        writer.write(f"GET {path} HTTP/1.1\r\nHost: x\r\n\r\n".encode())
+        return cls(reader, writer)
+
+    async def status(self) -> int:
+        return int((await self._reader.readline()).split()[1])
+
+    async def told(self) -> dict[str, str]:
+        """The parts of the next message."""
+        async with asyncio.timeout(10):
+            while not (line := await self._reader.readline()).startswith(b"data: "):
+                assert line
+        return json.loads(line[6:])["parts"]  # type: ignore[no-any-return]
+
+    async def ends(self) -> None:
+        """It is told so, before anybody cuts it off."""
+        async with asyncio.timeout(3):
+            while await self._reader.readline() != b"0\r\n":
+                assert not self._reader.at_eof()
+
+
+async def test_what_changes_is_told_live_and_only_that(state: FakeState, feed: FakeFeed) -> None:
+    assert feed.overview
+    server = WebServer(build_web(state, feed), ANY_PORT)
+    await server.start()
+    viewer = await Viewer.of(server)
+    first = await viewer.told()
+    feed.overview.tell(event("1", kind="progress"), "x")
+    second = await viewer.told()
+    assert set(first) == {"state", "vcenters", "watches", "endings", "nats"}
+    assert "task-1" in second["watches"]
+    assert not {"nats", "endings", "state"} & set(second)
+    assert feed.looking == 1
+    viewer.writer.close()
+    await asyncio.wait_for(feed.left.wait(), 5)
+    await server.stop()
+
+
+async def test_a_bridge_that_stops_ends_what_it_tells_live_at_once(
+    state: FakeState, feed: FakeFeed, caplog: pytest.LogCaptureFixture
+) -> None:
+    server = WebServer(build_web(state, feed), ANY_PORT)
+    await server.start()
+    viewer = await Viewer.of(server)
+    await viewer.told()
+    state.now = replace(HEALTHY, stopping=True)
+    await viewer.ends()
+    viewer.writer.close()
+    await asyncio.wait_for(server.stop(), 2)
+    assert "Cancel" not in caplog.text
+
+
+async def test_more_viewers_than_it_bears_are_asked_to_come_back(
+    state: FakeState, feed: FakeFeed, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("task_bridge.web.live.MAX_VIEWERS", 2)
+    server = WebServer(build_web(state, feed), ANY_PORT)
+    await server.start()
+    viewers = [await Viewer.of(server) for _ in range(2)]
+    for viewer in viewers:
+        await viewer.told()
+    third = await Viewer.of(server)
+    assert await third.status() == 503
+    for viewer in [*viewers, third]:
+        viewer.writer.close()
+    await server.stop()
 
 
 @pytest.mark.parametrize("path", PATHS)
@@ -176,6 +388,8 @@ async def test_the_page_needs_nothing_from_outside_and_its_policy_allows_nothing
 async def test_every_answer_is_guarded_and_nothing_can_be_changed(
     web: httpx.AsyncClient, path: str, method: str
 ) -> None:
+    if (path, method) == ("/live", "GET"):
+        path = "/"  # it doesn't end
     answer = await web.request(method, path)
     assert "default-src 'none'" in answer.headers["content-security-policy"]
     assert "frame-ancestors 'none'" in answer.headers["content-security-policy"]
@@ -183,7 +397,7 @@ async def test_every_answer_is_guarded_and_nothing_can_be_changed(
     assert answer.headers["x-frame-options"] == "DENY"
     assert answer.headers["referrer-policy"] == "no-referrer"
     assert answer.headers["cache-control"] == "no-store"
-    if path in ("/nowhere", "/readyz/"):
+    if path in ("/nowhere", "/readyz/") or (path == "/static/nothing" and method in ("GET", "HEAD")):
         assert answer.status_code == 404
     elif method not in ("GET", "HEAD"):
         assert answer.status_code == 405
@@ -194,7 +408,7 @@ async def test_a_page_that_fails_tells_nothing_about_why(state: FakeState) -> No
         def health(self) -> Health:
             raise RuntimeError("secret")
 
-    transport = httpx.ASGITransport(build_web(Broken()), raise_app_exceptions=False)
+    transport = httpx.ASGITransport(build_web(Broken(), FakeFeed()), raise_app_exceptions=False)
     async with httpx.AsyncClient(transport=transport, base_url="http://bridge") as client:
         answer = await client.get("/readyz")
     assert (answer.status_code, answer.text) == (500, "Internal Server Error")
@@ -202,7 +416,7 @@ async def test_a_page_that_fails_tells_nothing_about_why(state: FakeState) -> No
 
 
 async def test_it_serves_on_the_port_it_picked_and_stops(state: FakeState) -> None:
-    server = WebServer(build_web(state), ANY_PORT)
+    server = WebServer(build_web(state, FakeFeed()), ANY_PORT)
     await server.start()
     assert server.address
     url = f"http://127.0.0.1:{server.address.port}/livez"
@@ -218,7 +432,7 @@ async def test_it_serves_on_the_port_it_picked_and_stops(state: FakeState) -> No
 
 async def test_a_name_and_an_ipv6_address_can_be_listened_on(state: FakeState) -> None:
     for host, found in (("localhost", "127.0.0.1"), ("::1", "::1")):
-        server = WebServer(build_web(state), Listen(host, 0))
+        server = WebServer(build_web(state, FakeFeed()), Listen(host, 0))
         await server.start()
         assert server.address
         assert server.address.host == found
@@ -227,7 +441,7 @@ async def test_a_name_and_an_ipv6_address_can_be_listened_on(state: FakeState) -
 
 async def test_signals_stay_with_the_process(state: FakeState) -> None:
     before = [signal.getsignal(one) for one in (signal.SIGINT, signal.SIGTERM)]
-    server = WebServer(build_web(state), ANY_PORT)
+    server = WebServer(build_web(state, FakeFeed()), ANY_PORT)
     await server.start()
     async with httpx.AsyncClient(trust_env=False) as client:
         assert server.address
@@ -237,7 +451,7 @@ async def test_signals_stay_with_the_process(state: FakeState) -> None:
 
 
 async def test_off_listens_nowhere(state: FakeState) -> None:
-    server = WebServer(build_web(state), None)
+    server = WebServer(build_web(state, FakeFeed()), None)
     await server.start()
     assert server.address is None
     await server.stop()
@@ -257,7 +471,7 @@ async def test_an_address_that_cannot_be_had_stops_the_start_with_one_line(
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         with pytest.raises(CannotStart) as stop:
-            await WebServer(build_web(state), Listen(host, port)).start()
+            await WebServer(build_web(state, FakeFeed()), Listen(host, port)).start()
     (line,) = stop.value.lines
     assert stop.value.exit_code == 1
     assert line.startswith(f"BRIDGE_HTTP_LISTEN: {host}:{port} {told}")

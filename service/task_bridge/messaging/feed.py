@@ -27,6 +27,7 @@ from ..settings import NatsSettings
 from ..subjects import Names
 from ..watch import Watch
 from .admission import read_watch
+from .connection import canceled
 from .streams import Stored, Streams, translated
 
 log = structlog.get_logger(__name__)
@@ -72,7 +73,7 @@ class Feed:
         reading = self._reading
         self._stop()
         if reading is not None:
-            await asyncio.gather(reading, return_exceptions=True)
+            await canceled(reading)
 
     def _stop(self) -> None:
         if self._rest is not None:
@@ -227,6 +228,4 @@ async def _first_to_fail(*endless: Coroutine[None, None, None]) -> None:
     try:
         await asyncio.gather(*running)
     finally:
-        for one in running:
-            one.cancel()
-        await asyncio.gather(*running, return_exceptions=True)
+        await canceled(*running)

@@ -106,12 +106,12 @@ def _form(view: View) -> str:
     asked, counts = view.asked, view.overview.counts() if view.overview else {}
     names = sorted({*counts, *(vcenter.name for vcenter in view.health.vcenters)} | {asked.vcenter} - {""})
     options = "".join(
-        f'<option value="{escape(name)}"{" selected" if name == asked.vcenter else ""}>{escape(name)}</option>'
+        f'<option value="{_text(name)}"{" selected" if name == asked.vcenter else ""}>{_text(name)}</option>'
         for name in names
     )
     return (
         '<form id="filter" method="get" action="/" role="search">'
-        f'<label>Filter <input type="search" name="q" value="{escape(asked.words)}" maxlength="200" '
+        f'<label>Filter <input type="search" name="q" value="{_text(asked.words)}" maxlength="200" '
         'placeholder="id, status, label, message" autocomplete="off" spellcheck="false"></label> '
         f'<label>vCenter <select name="vcenter"><option value="">all</option>{options}</select></label> '
         '<button type="submit">Filter</button></form>'

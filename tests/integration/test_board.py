@@ -1,0 +1,253 @@
+"""The board of a running bridge: what it reads of the streams, and in a real browser."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import shutil
+import socket
+import time
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import httpx
+import pytest
+from playwright.async_api import Browser, Page, async_playwright, expect
+
+from lab import PREFIX, BridgeProcess, Lab, until
+from task_bridge.app import Bridge
+from task_bridge.messaging.feed import Feed
+from task_bridge.overview import Overview
+from task_bridge.settings import NatsSettings
+from task_bridge.simulator import fates
+from task_bridge.simulator.tasks import std_error
+from task_bridge.subjects import Names
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+QUIET = ("--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking")
+ARGUMENTS = ["--headless=new", "--no-sandbox", *QUIET, "--disable-component-update", "--disable-sync"]
+HOSTILE = "<img src=x onerror=\"document.title='owned'\"> \x1b[31m\u202e&amp;"
+in_browser = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium is installed")
+
+
+def url_of(bridge: Bridge) -> str:
+    assert bridge.web.address
+    return f"http://127.0.0.1:{bridge.web.address.port}/"
+
+
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        return int(listener.getsockname()[1])
+
+
+class TestFeed:
+    async def test_it_shows_what_the_streams_hold_and_follows(self, lab: Lab) -> None:
+        runs = lab.vcenter.create(fates.runs_forever())
+        over = lab.vcenter.create(fates.fails_with_error(after_s=0.1))
+        feed = Feed(NatsSettings(urls=lab.server.url), Names(PREFIX))
+        async with lab.bridge() as bridge:
+            await lab.listen()
+            await lab.publish({"task": runs, "labels": {"workflow": "patch-42"}})
+            await lab.publish(over)
+            await lab.ended(over)
+            await until(lambda: lab.heard(runs))
+            with feed.looked_at():
+                overview = await until(lambda: complete(feed))
+                (row,) = overview.in_order()
+                assert (row.task, row.labels, row.status) == (runs, "workflow=patch-42", "RUNNING")
+                assert row.owner == bridge.status.instance
+                assert [(ending.task, ending.kind) for ending in overview.endings] == [(over, "completed.failed")]
+                late = lab.vcenter.create(fates.succeeds(after_s=0.1))
+                await lab.publish(late)
+                await until(lambda: overview.endings[0].task == late)
+                await lab.ask("unwatch", runs)
+                await until(lambda: not list(overview.in_order()))
+                assert overview.endings[0].kind == "abandoned.unwatched"
+        await feed.close()
+
+    async def test_it_survives_a_restart_of_nats(self, lab: Lab) -> None:
+        task = lab.vcenter.create(fates.runs_forever())
+        feed = Feed(NatsSettings(urls=lab.server.url), Names(PREFIX))
+        async with lab.bridge():
+            await lab.listen()
+            await lab.publish(task)
+            await until(lambda: lab.heard(task))
+            with feed.looked_at():
+                before = await until(lambda: complete(feed))
+                lab.server.stop()
+                await until(lambda: feed.trouble)
+                assert feed.overview is before  # what was known stays to be seen
+                lab.server.start()
+                after = await until(lambda: None if complete(feed) is before else complete(feed))
+                assert [row.task for row in after.in_order()] == [task]
+        await feed.close()
+
+    async def test_watches_of_which_no_event_is_there_yet_are_shown(self, lab: Lab) -> None:
+        async with lab.bridge(not_found_grace_s=60.0):
+            await lab.ask("watch", "nobody-has-seen-it")
+            feed = Feed(NatsSettings(urls=lab.server.url), Names(PREFIX))
+            with feed.looked_at():
+                overview = await until(lambda: complete(feed))
+                (row,) = overview.in_order()
+            await feed.close()
+        assert (row.task, row.status, row.number, row.read) == ("nobody-has-seen-it", None, 0, True)
+
+    async def test_only_the_newest_endings_are_read_however_many_there_are(self, lab: Lab) -> None:
+        tasks = [lab.vcenter.create(fates.succeeds_at_once()) for _ in range(250)]
+        async with lab.bridge():
+            await lab.listen()
+            for task in tasks:
+                await lab.client.publish(f"{PREFIX}.watch", json.dumps(task).encode())
+            for task in tasks:
+                await lab.ended(task)
+            ended = [event["subject"] for event in await lab.events() if event["data"]["final"]]
+            feed = Feed(NatsSettings(urls=lab.server.url), Names(PREFIX))
+            with feed.looked_at():
+                overview = await until(lambda: complete(feed))
+            await feed.close()
+        assert {row.task for row in overview.endings} == set(ended[-100:])
+
+    async def test_nobody_who_looks_nothing_that_is_read(self, lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr("task_bridge.messaging.feed.LINGER_S", 0.05)
+        feed = Feed(NatsSettings(urls=lab.server.url), Names(PREFIX))
+        async with lab.bridge():
+            with feed.looked_at(), feed.looked_at():
+                await until(lambda: complete(feed))
+            await until(lambda: feed.overview is None)
+            await feed.close()
+
+
+def complete(feed: Feed) -> Overview | None:
+    return feed.overview if feed.overview and feed.overview.complete else None
+
+
+@pytest.fixture
+async def browser() -> AsyncIterator[Browser]:
+    async with async_playwright() as playwright:
+        browser = await playwright.chromium.launch(executable_path=CHROMIUM, args=ARGUMENTS)
+        yield browser
+        await browser.close()
+
+
+async def opened(browser: Browser, url: str, *, javascript: bool = True) -> tuple[Page, list[str]]:
+    """The page, and what its console complains of: a refused script or style would be."""
+    context = await browser.new_context(java_script_enabled=javascript)
+    page = await context.new_page()
+    complaints: list[str] = []
+    page.on("console", lambda message: complaints.append(message.text))
+    page.on("pageerror", lambda error: complaints.append(str(error)))
+    await page.goto(url)
+    return page, complaints
+
+
+@in_browser
+class TestInABrowser:
+    async def test_watches_come_go_on_and_end_before_ones_eyes(self, lab: Lab, browser: Browser) -> None:
+        async with lab.bridge() as bridge:
+            page, complaints = await opened(browser, url_of(bridge))
+            await expect(page.locator("#live")).to_have_text("Live.")
+            await expect(page.locator("#watches")).to_contain_text("Nothing is watched.")
+            task = lab.vcenter.create(fates.succeeds(after_s=3, looks=30))
+            await lab.publish({"task": task, "labels": {"workflow": "patch-42"}})
+            row = page.locator("#watches tr", has_text=task)
+            await expect(row).to_contain_text("workflow=patch-42")
+            await expect(row.locator("progress")).to_be_visible()
+            ending = page.locator("#endings tr", has_text=task)
+            await expect(ending).to_contain_text("✓ succeeded", timeout=10_000)
+            await expect(row).to_have_count(0)
+            assert complaints == []
+
+    async def test_what_strangers_wrote_is_text(self, lab: Lab, browser: Browser) -> None:
+        error = std_error("INTERNAL_SERVER_ERROR", {"id": "x", "default_message": HOSTILE, "args": []})
+        fails = lab.vcenter.create(fates.fails_with_error(after_s=0.1, error=error))
+        runs = lab.vcenter.create(fates.runs_forever())
+        async with lab.bridge(not_found_grace_s=60.0) as bridge:
+            await lab.listen()
+            for request in ({"task": fails}, {"task": runs, "labels": {HOSTILE[:60]: HOSTILE}}):
+                await lab.publish(request)
+            await lab.publish({"task": "<script>document.title='owned'<script>"})
+            await lab.ended(fails)
+            page, complaints = await opened(browser, url_of(bridge) + "?q=%3Cscript%3Ealert(1)")
+            await page.get_by_label("Filter").fill("")
+            await expect(page.locator("#endings")).to_contain_text("onerror=")
+            await expect(page.locator("#watches tbody tr")).to_have_count(2)
+            assert await page.locator("main img, main script").count() == 0
+            assert (await page.title(), complaints) == ("vcenter-task-bridge", [])
+            text = await page.locator("body").inner_text()
+            assert "\x1b" not in text
+            assert "\u202e" not in text
+
+    async def test_the_filter_is_the_servers_and_by_keyboard(self, lab: Lab, browser: Browser) -> None:
+        async with lab.bridge(not_found_grace_s=60.0) as bridge:
+            for number in range(230):
+                await lab.client.publish(f"{PREFIX}.watch", json.dumps(f"task:{number:03}").encode())
+            page, complaints = await opened(browser, url_of(bridge))
+            await expect(page.locator("#watches tbody tr")).to_have_count(200)
+            await page.get_by_role("link", name="Later").press("Enter")
+            await expect(page.locator("#watches tbody tr")).to_have_count(30)
+            assert page.url.endswith("page=2")
+            await page.get_by_label("Filter").press_sequentially("TASK:229")
+            await expect(page.locator("#watches tbody tr")).to_have_count(1)
+            await expect(page.locator("#watches h2")).to_contain_text("1 of 230")
+            await expect(page.get_by_label("Filter")).to_be_focused()
+            assert page.url.endswith("/?q=TASK%3A229")
+            assert complaints == []
+
+    async def test_it_can_be_read_and_filtered_without_scripts(self, lab: Lab, browser: Browser) -> None:
+        async with lab.bridge(not_found_grace_s=60.0) as bridge:
+            for task in ("one", "two"):
+                await lab.ask("watch", task)
+            page, _ = await opened(browser, url_of(bridge), javascript=False)
+            await expect(page.locator("#watches tbody tr")).to_have_count(2)
+            await page.get_by_label("Filter").fill("two")
+            await page.get_by_role("button", name="Filter").click()
+            await expect(page.locator("#watches tbody tr")).to_have_count(1)
+
+    async def test_it_lives_on_over_a_restart_of_the_bridge(
+        self, lab: Lab, browser: Browser, tmp_path: Path
+    ) -> None:
+        task = lab.vcenter.create(fates.runs_forever())
+        port = free_port()
+        bridge = BridgeProcess(lab.environment(BRIDGE_HTTP_LISTEN=f"127.0.0.1:{port}"), tmp_path)
+        bridge.log.touch()
+        try:
+            await bridge.start()
+            await bridge.ready()
+            await lab.ask("watch", task)
+            page, _ = await opened(browser, f"http://127.0.0.1:{port}/")
+            await expect(page.locator("#live")).to_have_text("Live.")
+            began = time.monotonic()
+            assert await bridge.end() == 0
+            assert time.monotonic() - began < 5
+            await expect(page.locator("#live")).to_contain_text("Not live")
+            await bridge.start()
+            await bridge.ready()
+            await expect(page.locator("#live")).to_have_text("Live.", timeout=15_000)
+            await expect(page.locator("#watches")).to_contain_text(task)
+        finally:
+            await bridge.close()
+
+    async def test_a_phone_shows_cards_and_nothing_sticks_out(self, lab: Lab, browser: Browser) -> None:
+        async with lab.bridge(not_found_grace_s=60.0) as bridge:
+            await lab.ask("watch", {"task": "x" * 250, "labels": {"long": "y" * 250}})
+            context = await browser.new_context(viewport={"width": 360, "height": 740}, color_scheme="dark")
+            page = await context.new_page()
+            await page.goto(url_of(bridge))
+            await expect(page.locator("#watches")).to_contain_text("x" * 250)
+            assert await page.evaluate("document.documentElement.scrollWidth") == 360
+            await expect(page.get_by_role("row")).not_to_have_count(0)  # still a table to a screen reader
+
+
+async def test_the_board_holds_up_no_end(lab: Lab, process: BridgeProcess) -> None:
+    await process.start()
+    await process.ready()
+    (listening,) = [line for line in process.log.read_text().splitlines() if "http_listening" in line]
+    url = f"http://127.0.0.1:{json.loads(listening)['port']}/live"
+    async with httpx.AsyncClient(trust_env=False) as client, client.stream("GET", url) as live:
+        lines = live.aiter_lines()
+        while not (await asyncio.wait_for(anext(lines), 10)).startswith("data: "):
+            pass
+        began = time.monotonic()
+        assert await process.end() == 0
+        assert time.monotonic() - began < 5
+    assert '"level": "error"' not in process.log.read_text()
