@@ -246,7 +246,7 @@ class TaskBridge:
                 yield _stored(message)
 
     async def _on_disconnected(self) -> None:
-        if not self._client.is_closed:
+        if self._client.is_reconnecting:  # not: it was closed, or never opened
             self._told("The connection to NATS is lost; waiting for it.")
 
     async def _on_reconnected(self) -> None:

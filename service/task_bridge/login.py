@@ -45,8 +45,10 @@ async def connect(settings: NatsSettings, within_s: float, **more: Any) -> Clien
     client, trouble = Client(), ["no answer"]
 
     async def hear(error: Exception) -> None:
-        trouble[0] = (str(error) or type(error).__name__).removeprefix("nats: ")
-        log.debug("NATS: %s", trouble[0])
+        told = (str(error) or type(error).__name__).removeprefix("nats: ")
+        log.debug("NATS: %s", told)
+        if "auth" not in trouble[0].lower():  # who is refused is then cut off, which is told too
+            trouble[0] = told
 
     connecting = asyncio.ensure_future(
         # nats-py goes on at a refused connection whatever it is told; who waits for it ends that.

@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
 
+import httpx
 import nats
 import nats.errors
 import pytest
@@ -91,7 +92,7 @@ async def operator(users: Users) -> Callable[[], Any]:
 async def test_the_bridge_does_all_of_its_work_and_is_refused_nothing(users: Users) -> None:
     large = users.lab.vcenter.create(fates.succeeds(0.2, result={"text": "x" * 400_000}))
     canceled = users.lab.vcenter.create(fates.runs_forever())
-    async with users.bridge(allow_cancel=True):
+    async with users.bridge(allow_cancel=True) as bridge:
         workflow = await users.connect("workflow")
         asked = await workflow.request("vcenter.tasks.api.watch", json.dumps(large).encode(), timeout=10)
         events = await workflow.jetstream(domain=DOMAIN).pull_subscribe(
@@ -105,11 +106,19 @@ async def test_the_bridge_does_all_of_its_work_and_is_refused_nothing(users: Use
             answer = await workflow.request(f"vcenter.tasks.api.{verb}", json.dumps(body).encode(), timeout=10)
             assert "error" not in json.loads(answer.data)
         await workflow.request("$SRV.PING.vcenter-task-bridge", timeout=5)
+        async with httpx.AsyncClient() as http:
+            await until_shown(http, f"http://127.0.0.1:{bridge.web.address.port}/", canceled)
         log = await users.connect("bridge")
     assert len(result.data or b"") > 400_000
     assert log.last_error is None
     assert users.refused == []
     assert "permissions violation" not in (users.server._directory / "nats.log").read_text().lower()
+
+
+async def until_shown(http: httpx.AsyncClient, board: str, task: str, within_s: float = 20.0) -> None:
+    async with asyncio.timeout(within_s):
+        while task.split(":")[0] not in (await http.get(board)).text:  # noqa: ASYNC110 - a line may break at the colon
+            await asyncio.sleep(0.1)
 
 
 async def _final(events: Any) -> dict[str, Any]:
@@ -129,9 +138,9 @@ async def test_who_asks_gets_answers_and_can_do_nothing_else(users: Users) -> No
         task = users.lab.vcenter.create(fates.runs_forever())
         ack = await requester.request("vcenter.tasks.watch", json.dumps(task).encode(), timeout=10)
         assert json.loads(ack.data)["stream"] == "VCENTER_TASKS_REQUESTS"
+        await live.next_msg(timeout=10)
         answer = await requester.request("vcenter.tasks.api.get", json.dumps(task).encode(), timeout=10)
         assert json.loads(answer.data)["watching"]
-        await live.next_msg(timeout=10)
         count = await stored()
         for subject in (
             "vcenter.tasks.events.lab.t.completed.succeeded",

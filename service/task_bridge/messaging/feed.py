@@ -27,7 +27,7 @@ from ..settings import NatsSettings
 from ..subjects import Names
 from ..watch import Watch
 from .admission import read_watch
-from .connection import canceled
+from .connection import INBOX, canceled
 from .streams import Stored, Streams, translated
 
 log = structlog.get_logger(__name__)
@@ -37,7 +37,7 @@ LINGER_S = 20.0
 """How long it goes on when nobody looks any more: a page without scripts comes back every ten seconds."""
 REREAD_S = 30.0
 _PAGE, _AT_ONCE = 1000, 50
-_CONNECTION = {"allow_reconnect": False, "ping_interval": 5, "max_outstanding_pings": 2}
+_CONNECTION = {"inbox_prefix": INBOX, "allow_reconnect": False, "ping_interval": 5, "max_outstanding_pings": 2}
 
 
 class Feed:
