@@ -154,7 +154,7 @@ class Replica:
         self.watch = watch
         self.policy = policy
         self.stream: list[Stored] = [] if stream is None else stream
-        self.now = now
+        self.began = self.now = now
         self.last = self.stream[-1].read() if self.stream else None
         self.view: View = resume(self.last)
         self._inline_max = inline_max
