@@ -20,8 +20,8 @@ $(VENV)/ready: tests/requirements.txt pyproject.toml Makefile
 demo: setup ## Everything on this machine: NATS, a simulated vCenter, the bridge, a task of every fate
 	$(BIN)/task-bridge demo
 
-test: setup ## All tests, against a real nats-server and a simulated vCenter
-	$(BIN)/pytest
+test: setup ## All tests, against a real nats-server and a simulated vCenter, some at a time
+	$(BIN)/pytest -n 3 --dist worksteal
 
 test-unit: setup ## The pure core alone, in seconds
 	$(BIN)/pytest tests/unit

@@ -348,7 +348,7 @@ def _request_forgotten(account: Account, place: int) -> Account:
 MUTATIONS = [_left_out, _repeated, _renumbered, _of_another_status, _unheard, _request_forgotten]
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(seed=st.integers(0, 2**32), mutate=st.sampled_from(MUTATIONS), where=st.floats(0, 0.999))
 def test_whatever_is_changed_in_a_right_history_is_found(
     seed: int, mutate: Callable[[Account, int], Account], where: float
@@ -358,7 +358,7 @@ def test_whatever_is_changed_in_a_right_history_is_found(
     assert violations(mutate(account, int(where * len(account.stored))))
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(seed=st.integers(0, 2**32), where=st.floats(0, 0.999))
 def test_an_event_behind_its_watchs_ending_is_found(seed: int, where: float) -> None:
     account = generated(random.Random(seed))

@@ -35,6 +35,8 @@ class Shell:
     def __init__(self, lab: Lab, directory: Path) -> None:
         self._environment = lab.environment()
         self._directory = directory
+        self.screen = b""
+        """What the terminal was sent so far."""
 
     async def start(self, *words: str, stdin: int = asyncio.subprocess.DEVNULL, **more: str) -> Any:
         return await asyncio.create_subprocess_exec(
@@ -54,7 +56,7 @@ class Shell:
         return await self.ended(process, given)
 
     async def ended(self, process: Any, given: str | None = None) -> Ended:
-        async with asyncio.timeout(15):
+        async with asyncio.timeout(30):
             out, err = await process.communicate(None if given is None else given.encode())
         return Ended(process.returncode, out.decode(), err.decode())
 
@@ -71,22 +73,20 @@ class Shell:
             stderr=secondary,
         )
         os.close(secondary)
-        reading = asyncio.to_thread(_read_all, primary)
-        async with asyncio.timeout(15):
-            shown = await reading
-            return await process.wait(), shown
+        reading = asyncio.to_thread(self._read, primary)
+        async with asyncio.timeout(30):
+            await reading
+            return await process.wait(), self.screen.decode()
+
+    def _read(self, terminal: int) -> None:
+        self.screen = b""
+        with os.fdopen(terminal, "rb", buffering=0) as file, contextlib.suppress(OSError):  # EIO is its end
+            while piece := file.read(65_536):
+                self.screen += piece
 
 
 def _heed_ctrl_c() -> None:
     signal.signal(signal.SIGINT, signal.SIG_DFL)
-
-
-def _read_all(terminal: int) -> str:
-    shown = b""
-    with os.fdopen(terminal, "rb", buffering=0) as file, contextlib.suppress(OSError):  # EIO is its end
-        while piece := file.read(65_536):
-            shown += piece
-    return shown.decode()
 
 
 @pytest.fixture
@@ -289,14 +289,18 @@ async def test_unwatch_and_cancel_answer_and_an_error_answer_exits_1(lab: Lab, s
 
 
 async def test_a_terminal_shows_bars_that_fit_80_columns_and_how_all_ended(lab: Lab, shell: Shell) -> None:
-    good = lab.vcenter.create(fates.succeeds(after_s=1.5))
+    good = lab.vcenter.create(fates.runs_forever())
     bad = lab.vcenter.create(fates.fails_with_error(after_s=0.5))
     async with lab.bridge():
-        code, shown = await shell.on_terminal("watch", good, bad)
+        await lab.listen()
+        watching = asyncio.create_task(shell.on_terminal("watch", good, bad))
+        await lab.ended(bad)
+        await until(lambda: b"RUNNING" in shell.screen)
+        lab.vcenter.set(good, status="SUCCEEDED")
+        code, shown = await watching
         plain_code, plain = await shell.on_terminal("watch", good, NO_COLOR="1")
     assert (code, plain_code) == (1, 0)
-    assert "━━━━━━━━" in shown
-    assert "RUNNING" in shown
+    assert shown.count("━") > 20
     assert "\x1b[31mcompleted.failed" in shown
     assert "completed.succeeded" in shown
     assert "\x1b[32m" not in plain

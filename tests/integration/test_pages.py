@@ -80,7 +80,7 @@ async def run(words: list[str], environment: dict[str, str]) -> str:
     process = await asyncio.create_subprocess_exec(
         *words, env=environment, cwd=ROOT, stdin=DEVNULL, stdout=PIPE, stderr=PIPE
     )
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(50):
         out, err = await process.communicate()
     assert (process.returncode, b"Traceback" in err) == (0, False), (out + err).decode()
     return out.decode()

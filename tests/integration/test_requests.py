@@ -132,7 +132,7 @@ async def test_a_slow_request_does_not_hold_up_the_others(lab: Lab) -> None:
 
 async def test_ids_of_strangers_stay_in_their_token(lab: Lab) -> None:
     hostile = ["a.b:c", "*", ">", "a b", "ünïcode:x", "%2E", "a:b.>"]
-    async with lab.bridge():
+    async with lab.bridge(not_found_grace_s=60.0):
         await lab.listen()
         for task in hostile:
             reply = await lab.ask("watch", task)
