@@ -16,6 +16,7 @@ from nats.aio.msg import Msg
 
 from . import __version__, tracing
 from .errors import CannotStart, NatsUnavailable
+from .kinds import VCenterTasks
 from .messaging.admission import Watches
 from .messaging.api import Api
 from .messaging.aside import Aside
@@ -35,7 +36,7 @@ from .requests import Routes
 from .settings import Settings
 from .status import Status
 from .subjects import Names
-from .vcenter import CisSource, LookPolicy
+from .vcenter import LookPolicy
 from .watch import Policy
 from .watcher import Watcher
 from .web.routes import build_web
@@ -58,8 +59,10 @@ class Bridge:
         self._names = Names(settings.subject_prefix)
         self._metrics = Metrics()
         looks = LookPolicy(settings.poll_min_s, settings.poll_max_s, settings.not_found_grace_s)
-        self._sources = {name: CisSource(of, looks, self._metrics) for name, of in settings.vcenters.items()}
-        self._routes = Routes({name: of.url for name, of in settings.vcenters.items()}, _default(settings))
+        self._sources = {name: VCenterTasks(of, looks, self._metrics) for name, of in settings.vcenters.items()}
+        without_vim = frozenset(name for name, of in settings.vcenters.items() if of.vim == "off")
+        urls = {name: of.url for name, of in settings.vcenters.items()}
+        self._routes = Routes(urls, _default(settings), without_vim)
         self._watchdog = Watchdog(self._metrics.event_loop_lag)
         self.status = Status(
             settings.capacity, self._names, self._sources, self._metrics, lambda: self._watchdog.lag_s
@@ -121,7 +124,7 @@ class Bridge:
     ) -> None:
         settings, names, metrics = self._settings, self._names, self._metrics
         journal = Journal(streams, names, metrics, time.time)
-        watches = Watches(streams, names, journal, self._policy_of, time.time)
+        watches = Watches(streams, names, journal, self._policy_of, self._sources, time.time)
         watcher = Watcher(self._sources, journal, self._policy_of, metrics, time.time)
         rejections = Rejections(streams, names, self._routes, time.time)
         ports = Ports(streams, names, watches, journal, rejections, self._routes, self._sources, metrics, time.time)

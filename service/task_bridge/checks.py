@@ -15,7 +15,10 @@ from nats.aio.client import Client
 
 from . import __version__
 from .errors import CannotStart, NatsUnavailable, VCenterUnavailable
+from .link.finds import Finds
+from .link.health import Health
 from .link.http import Http
+from .link.link import Link
 from .messaging.connection import Connection, server_version
 from .messaging.provision import Difference, Wanted, check_version, provision, wanted
 from .messaging.streams import Streams
@@ -25,6 +28,8 @@ from .subjects import Names
 from .vcenter.session import Session
 from .vcenter.tasks import BadAnswer, Gone, Tasks
 from .vcenter.wire import LOGIN
+from .vim.methods import labels
+from .vim.session import Session as VimSession
 
 REACH_S, ANSWER_S, PROBE_S = 5.0, 20.0, 2.0
 OUT_OF_REACH = 4
@@ -176,22 +181,26 @@ def _denied(client: Client) -> str:
 
 
 async def _vcenter(settings: VCenterSettings) -> AsyncIterator[Finding]:
-    """Its address and certificate, the login, the tasks service, up to the first that fails."""
+    """Its address and certificate, the login, both kinds of tasks, up to the first that fails."""
     metrics = Metrics()
     http = Http(settings, metrics)
     session = Session(http, settings, metrics)
+    classic = VimSession(Link(http, session.gate, Health(settings.name), Finds()), settings, metrics)
     try:
         parts: dict[str, _Asking] = {
             "": lambda: _address(http, settings),
             " login": lambda: _login(session, settings),
             " tasks": lambda: _tasks(Tasks(session, settings)),
         }
+        if settings.vim != "off":
+            parts[" classic tasks"] = lambda: _classic_tasks(classic)
         for part, ask in parts.items():
             finding = await _found(f"vCenter {settings.name}{part}", ask(), settings)
             yield finding
             if not finding.ok:
                 return
     finally:
+        await classic.close()
         await session.close()
         await http.close()
 
@@ -233,6 +242,12 @@ async def _tasks(tasks: Tasks) -> str:
         cure = "Let this user read tasks." if answer.denied else "Wait until vCenter's services are up."
         raise VCenterUnavailable(f"the tasks service doesn't answer: {answer.answer.message} {cure}")
     return "the tasks service answers"
+
+
+async def _classic_tasks(session: VimSession) -> str:
+    """Asks for the labels of what tasks do, which whoever may see tasks may read."""
+    await labels(session)
+    return "the Web Services API answers at /sdk"
 
 
 def _with_cure(told: str, settings: VCenterSettings) -> str:

@@ -26,11 +26,12 @@ from pydantic import (
 from .durations import parse_duration
 from .errors import Problem, Refused
 from .events import WatchRef
-from .task import Progress
+from .task import Progress, is_vim_task
 
 REQUEST_MAX_KEPT_BYTES = 8 * 1024
 _NOT_IN_TASK = re.compile(r"[\x00-\x1f\x7f-\x9f/?#]")
-_VIM_TASK = re.compile(r"task-\d+", re.ASCII)
+_VIM_TASK = re.compile(r"^Task:(task-[0-9]+)$", re.ASCII)
+"""As tools print the reference to a classic task."""
 _TRACE = "(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}"
 _TRACEPARENT = re.compile(rf"00-{_TRACE}|(?!00|ff)[0-9a-f]{{2}}-{_TRACE}(-[ -~]{{0,200}})?")
 
@@ -44,12 +45,7 @@ def _check_task(task: str) -> str:
         raise ValueError("must be 1 to 256 bytes of UTF-8")
     if task in (".", "..") or _NOT_IN_TASK.search(task):
         raise ValueError("must not contain control characters, '/', '?' or '#', nor be '.' or '..'")
-    if _VIM_TASK.fullmatch(task):
-        raise ValueError(
-            "is a vim task (a managed object, as clone or power operations return); the CIS tasks service doesn't "
-            "know those, so the bridge can't follow them yet"
-        )
-    return task
+    return _VIM_TASK.sub(r"\1", task)
 
 
 def _check_duration(value: object) -> object:
@@ -119,10 +115,13 @@ class ListRequest(_Request):
 
 
 class Routes(msgspec.Struct, frozen=True):
-    """Which vCenters a request may name: name to URL, and the one that is meant when none is named."""
+    """Which vCenters a request may name: name to URL, the one that is meant when none is named, and those whose
+    classic tasks aren't followed.
+    """
 
     urls: Mapping[str, str]
     default: str | None
+    without_vim: frozenset[str] = frozenset()
 
     def resolve(self, vcenter: str | None) -> str:
         """The vCenter a request means. Raises Refused (400) when it must say."""
@@ -138,6 +137,15 @@ class Routes(msgspec.Struct, frozen=True):
         name = self.resolve(vcenter)
         if name not in self.urls:
             raise unknown_vcenter(name, self.urls)
+        return name
+
+    def followed(self, vcenter: str | None, task: str) -> str:
+        """The configured vCenter whose `task` may be followed or canceled. Raises Refused (400 or 404)."""
+        name = self.configured(vcenter)
+        if name in self.without_vim and is_vim_task(task):
+            setting = f"BRIDGE_VCENTERS__{name.upper()}__VIM"
+            problem = f"is a classic vim task, which the bridge doesn't follow on {name}: {setting} is off"
+            raise invalid(f"The request is refused: task: {problem}.", Problem("task", problem))
         return name
 
 

@@ -10,12 +10,12 @@ from collections.abc import Callable, Mapping
 from prometheus_client import CollectorRegistry
 
 from . import schemas
+from .kinds import VCenterTasks
 from .messaging.connection import Connection
 from .messaging.monitor import Monitor, Part
 from .metrics import Metrics
 from .schemas.asyncapi import document
 from .subjects import Names
-from .vcenter import CisSource
 from .watcher import Watcher
 from .web.health import Check, Health, NatsHealth, VCenterHealth
 
@@ -27,7 +27,7 @@ class Status:
         self,
         capacity: int,
         names: Names,
-        sources: Mapping[str, CisSource],
+        sources: Mapping[str, VCenterTasks],
         metrics: Metrics,
         lag_s: Callable[[], float],
     ) -> None:

@@ -10,16 +10,20 @@ the appliance leaves out parent, target and user; `/rest` renders maps as key/va
 from __future__ import annotations
 
 import math
+import re
 import sys
 from collections.abc import Iterator
 from fractions import Fraction
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import msgspec
 
 from .durations import parse_time, rfc3339
 
 Rendering = Literal["api", "rest"]
+
+CANCELED = frozenset({"CANCELED", "RequestCanceled"})
+"""The types of the errors that tell that a task was canceled: of the CIS tasks service, of classic tasks."""
 
 ENDED = frozenset({"SUCCEEDED", "FAILED"})
 """The words that end a task. BLOCKED doesn't, nor does any word that a later vCenter may bring."""
@@ -45,15 +49,42 @@ _INFO = frozenset(
 )
 
 
+_VIM_TASK = re.compile(r"task-[0-9]+", re.ASCII)
+_SAME_TIME_S = 1.0
+"""vCenter's history may keep times with fewer digits than the task itself."""
+
+
+def is_vim_task(task: str) -> bool:
+    """Whether the id is a classic task's, a managed object's; all others are of the CIS tasks service."""
+    return _VIM_TASK.fullmatch(task) is not None
+
+
+class Birth(NamedTuple):
+    """What tells a task from another one that gets the same id later: when it was queued (Unix s), to do what."""
+
+    queued_at: float | None
+    description_id: str | None
+
+
+def is_same(one: Birth, other: Birth) -> bool:
+    """Whether both may be the same task: nothing that both tell differs."""
+    if one.description_id and other.description_id and one.description_id != other.description_id:
+        return False
+    if one.queued_at is None or other.queued_at is None:
+        return True
+    return abs(one.queued_at - other.queued_at) <= _SAME_TIME_S
+
+
 class NotATask(ValueError):  # noqa: N818 - reads as what the body is
     """The body has no status: whatever answered, it wasn't the tasks service."""
 
 
 class Target(msgspec.Struct, frozen=True):
-    """What the task works on: `ClusterComputeResource` `domain-c9`."""
+    """What the task works on: `ClusterComputeResource` `domain-c9`; `name` only where vCenter tells it."""
 
     type: str | None = None
     id: str | None = None
+    name: str | msgspec.UnsetType = msgspec.UNSET
 
 
 class Progress(msgspec.Struct, frozen=True):

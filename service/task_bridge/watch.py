@@ -12,9 +12,9 @@ from typing import Any, NamedTuple
 
 import msgspec
 
-from .durations import rfc3339
+from .durations import parse_time, rfc3339
 from .events import Event, EventData, WatchRef
-from .task import NO_RESULT, UNAVAILABLE, Result, Task, TaskError
+from .task import CANCELED, NO_RESULT, UNAVAILABLE, Birth, Result, Task, TaskError
 
 LAST_LOOK_S = 15.0
 """How long the one look at a watch's deadline may take."""
@@ -67,6 +67,15 @@ def is_served(watch: Watch, last: Event, stored_at: float) -> bool:
     if data.kind == "completed" or data.watch.id == watch.id:
         return True
     return watch.stored_request and stored_at > watch.since
+
+
+def birth_of(data: EventData) -> Birth | None:
+    """What the event's task is by its birth, where its id may be given again: that is told in `extra`."""
+    queued_at = data.extra.get("queueTime") if isinstance(data.extra, dict) else None
+    if data.api != "vim" or queued_at is None:
+        return None
+    described = f"{data.service}.{data.operation}" if data.service else data.operation
+    return Birth(parse_time(queued_at), described)
 
 
 class Policy(NamedTuple):
@@ -191,7 +200,7 @@ def _completed(make: _Maker, task: Task) -> Draft | None:
         return None  # its result is being fetched
     if task.status == "SUCCEEDED":
         return make.event("completed", "succeeded")
-    canceled = task.error is not None and task.error.type == "CANCELED"
+    canceled = task.error is not None and task.error.type in CANCELED
     return make.event("completed", "canceled" if canceled else "failed")
 
 
@@ -269,7 +278,10 @@ class _Maker(NamedTuple):
         fields = _of_task(task) if task else _of_event(last) if last else {}
         fields["error"] = error
         if kind == "completed" and task:
-            fields |= {"error": task.error, "extra": task.extra}
+            fields["error"] = task.error
+        # Of a classic task it tells what its id alone doesn't: which task it was.
+        if task and (kind == "completed" or (self.watch.api == "vim" and not task.ended)):
+            fields["extra"] = task.extra
         result = self._result(kind)
         if result is None and last:
             fields |= {

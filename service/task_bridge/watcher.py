@@ -21,7 +21,7 @@ from .durations import parse_time
 from .errors import NatsUnavailable
 from .events import Event
 from .metrics import Metrics
-from .task import Task, TaskError
+from .task import Birth, Task, TaskError, is_same
 from .watch import (
     LAST_LOOK_S,
     Absence,
@@ -29,6 +29,7 @@ from .watch import (
     Policy,
     View,
     Watch,
+    birth_of,
     is_served,
     next_event,
     observe,
@@ -72,9 +73,9 @@ class TaskSource(Protocol):
     twice: at once with `result` None, and, without waiting for `again`, with its result (or `UNAVAILABLE`).
     """
 
-    def follow(self, task: str, since: float, *, seen: bool, with_result: bool) -> None:
+    def follow(self, task: str, since: float, *, seen: bool, with_result: bool, birth: Birth | None) -> None:
         """Looks at `task` from now on. `since`: when its watch began (Unix s); `seen`: an event tells that
-        vCenter showed it before; `with_result`: each look brings the result.
+        vCenter showed it before; `with_result`: each look brings the result; `birth`: what an event tells of it.
         """
 
     def again(self, task: str) -> None:
@@ -96,6 +97,12 @@ class TaskSource(Protocol):
     def looks(self) -> AsyncIterator[list[tuple[str, Standing]]]:
         """What the looks found, in batches, without end."""
         ...
+
+    async def birth(self, task: str) -> Birth | None:
+        """What the task that has this id now is by its birth; None where no id is given twice, or nothing has it.
+
+        Raises VCenterUnavailable.
+        """
 
     async def cancel(self, task: str) -> None:
         """Asks vCenter to cancel `task`, followed or not. Raises Refused or VCenterUnavailable."""
@@ -128,6 +135,20 @@ class Journal(Protocol):
         ...
 
 
+async def is_answered(source: TaskSource | None, watch: Watch, last: Event, stored_at: float) -> bool:
+    """Whether the task's last event answers the watch already, so that it must not begin (again).
+
+    A `completed` doesn't, where vCenter has given the id to another task since. Raises VCenterUnavailable.
+    """
+    if not is_served(watch, last, stored_at):
+        return False
+    was_after = watch.stored_request and stored_at > watch.since
+    if last.data.watch.id == watch.id or was_after or source is None or (ended := birth_of(last.data)) is None:
+        return True
+    now = await source.birth(watch.task)
+    return now is None or is_same(ended, now)
+
+
 class Handle(Protocol):
     """The held message of a watch."""
 
@@ -140,7 +161,7 @@ class Handle(Protocol):
 
 class Held:
     """A watch that this replica owns. `fence`: the stream sequence of its task's last event; `counted_as`: the
-    status that it counts under while it is held.
+    status that it counts under while it is held; `stall_asked`: the standstill that a look was asked for.
     """
 
     __slots__ = (
@@ -150,6 +171,7 @@ class Held:
         "last",
         "owes_look",
         "settling",
+        "stall_asked",
         "stalls_at",
         "timer",
         "view",
@@ -164,6 +186,7 @@ class Held:
         self.counted_as: str | None = None
         self.view: View = resume(last)
         self.stalls_at = math.inf
+        self.stall_asked = math.inf
         self.timer: asyncio.TimerHandle | None = None
         self.settling = False
         self.owes_look = False
@@ -204,16 +227,18 @@ class Watcher:
     async def take(self, watch: Watch, handle: Handle) -> str:
         """Takes up a watch that was handed over, again or for the first time; `accepted` or `already_completed`.
 
-        Raises NatsUnavailable.
+        Raises NatsUnavailable, VCenterUnavailable.
         """
         if self._is_held(watch, handle):
             return "accepted"
         last = await self._journal.last(watch.vcenter, watch.task)
+        source = self._sources.get(watch.vcenter)
+        answered = last is not None and await is_answered(source, watch, last.event, last.stored_at)
         if self._is_held(watch, handle):
             return "accepted"  # delivered twice meanwhile
         if (older := self._held.get((watch.vcenter, watch.task))) is not None:
             self._forget(older)
-        if last is not None and is_served(watch, last.event, last.stored_at):
+        if answered:
             await handle.ack()
             return "already_completed"
         own = last is not None and last.event.data.watch.id == watch.id
@@ -240,7 +265,8 @@ class Watcher:
         watch = held.watch
         if self._held.get(held.key) is held and (source := self._sources.get(watch.vcenter)):
             seen = held.last is not None and held.last.data.status is not None
-            source.follow(watch.task, watch.since, seen=seen, with_result=watch.partial_results)
+            birth = birth_of(held.last.data) if held.last else None
+            source.follow(watch.task, watch.since, seen=seen, with_result=watch.partial_results, birth=birth)
 
     async def _follow(self, vcenter: str, source: TaskSource) -> None:
         async for batch in source.looks():
@@ -370,7 +396,10 @@ class Watcher:
             held.timer.cancel()
             held.timer = None
         held.stalls_at = stall_at(held.watch, held.last, held.view)
-        delay = wake_at(held.watch, held.last, held.view, self._policy_of(held.watch.vcenter)) - self._clock()
+        wakes_at = wake_at(held.watch, held.last, held.view, self._policy_of(held.watch.vcenter))
+        if held.stall_asked != held.stalls_at:
+            wakes_at = min(wakes_at, held.stalls_at)
+        delay = wakes_at - self._clock()
         if delay <= SOON_S and not self._stopping:
             held.timer = asyncio.get_running_loop().call_later(max(AT_ONCE_S, delay), self._woken, held)
 
@@ -392,6 +421,11 @@ class Watcher:
                 source.hurry(held.watch.task)
             else:
                 view.last_look_over = True
+        elif self._clock() >= held.stalls_at and held.stall_asked != held.stalls_at:
+            # A good look tells it; where none comes by itself soon, it is asked for.
+            held.stall_asked = held.stalls_at
+            if source := self._sources.get(held.watch.vcenter):
+                source.hurry(held.watch.task)
         self._settle_soon(held)
 
     async def check(self, vcenter: str, task: str, *, leader: bool = True) -> None:

@@ -38,7 +38,7 @@ class Side:
         self.streams = streams
         self.names = names
         self.journal = Journal(streams, names, Metrics(), time.time)
-        self.watches = Watches(streams, names, self.journal, lambda _: POLICY, time.time)
+        self.watches = Watches(streams, names, self.journal, lambda _: POLICY, {}, time.time)
 
     async def ends(self, watch: Watch, last: Event | None, after: int, task: Task) -> Entry:
         return await self.journal.append(draft_of(watch, last, task), after)
@@ -178,7 +178,7 @@ async def test_a_watch_that_ends_before_its_asker_is_answered_was_accepted(sides
             return await super().last(vcenter, task, leader=leader)
 
     journal = Overtaken(one.streams, one.names, Metrics(), time.time)
-    watches = Watches(one.streams, one.names, journal, lambda _: POLICY, time.time)
+    watches = Watches(one.streams, one.names, journal, lambda _: POLICY, {}, time.time)
     admitted = await watches.admit(watch := a_watch(1))
     assert (admitted.outcome, admitted.watch.id) == ("accepted", watch.id)
     assert admitted.last is not None

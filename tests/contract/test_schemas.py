@@ -21,7 +21,7 @@ from task_bridge.watcher import Standing
 from unit.builders import TASK, Replica, a_watch, denied, lost, running, succeeded
 from validity import check_event, validator
 
-CASES = settings(max_examples=100, suppress_health_check=[HealthCheck.too_slow])
+CASES = settings(deadline=None, max_examples=100, suppress_health_check=[HealthCheck.too_slow])
 FILES = pytest.mark.parametrize("name", schemas.NAMES)
 
 

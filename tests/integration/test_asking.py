@@ -140,12 +140,12 @@ async def test_the_exit_code_of_watch_tells_the_worst(lab: Lab, shell: Shell, wh
         "bad": lab.vcenter.create(fates.fails_with_error(after_s=0.1)),
         "canceled": lab.vcenter.create(fates.canceled(after_s=0.1)),
         "lost": "no-such-task",
-        "refused": "task-42",
+        "refused": "a/b",
     }
     async with lab.bridge(not_found_grace_s=0.2):
         ended = await shell.run("watch", *(ids[name] for name in which.split()))
     assert ended.code == code
-    assert ("vim task" in ended.err) == ("refused" in which)
+    assert ("must not contain" in ended.err) == ("refused" in which)
 
 
 async def test_watch_with_a_timeout_ends_the_watch_as_abandoned(lab: Lab, shell: Shell) -> None:

@@ -122,7 +122,8 @@ class TestCheck:
         checked = await ran("check", directory=tmp_path, environment=lab.environment())
         assert (checked.code, failures(checked), checked.err) == (0, [], [])
         assert any(line.startswith("ok    vCenter lab tasks:") for line in checked.out)
-        assert (len(lab.vcenter.sessions.live), lab.vcenter.sessions.counts.logins) == (0, 1)
+        assert any(line.startswith("ok    vCenter lab classic tasks:") for line in checked.out)
+        assert (len(lab.vcenter.sessions.live), lab.vcenter.sessions.counts.logins) == (0, 2)
         assert all(info.state.messages == 0 for info in await lab.js.streams_info())
         assert lab.live == []
 

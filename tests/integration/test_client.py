@@ -95,7 +95,7 @@ async def test_the_verbs_answer_typed_and_lists_have_pages(lab: Lab, client: Tas
 async def test_an_error_answer_is_raised_with_its_code_and_fields(lab: Lab, client: TaskBridge) -> None:
     async with lab.bridge():
         with pytest.raises(Refused) as refused:
-            await client.watch("task-42")
+            await client.watch("a/b")
         with pytest.raises(ErrorAnswer) as unknown:
             await client.get("nobody-knows-it")
     assert (refused.value.status, refused.value.code) == (400, "invalid_request")

@@ -14,7 +14,7 @@ from task_bridge.simulator import fates
 BAD = [
     (b"{", "invalid_request"),
     (b'{"task": "a:b", "tmeout": 5}', "invalid_request"),
-    (b'{"task": "task-12", "labels": {"a": "b"}}', "invalid_request"),
+    (b'{"task": "a/b", "labels": {"a": "b"}}', "invalid_request"),
     (b'{"task": "a:b", "timeout": NaN}', "invalid_request"),
     (b"\xff\xfe", "invalid_request"),
     (b"[" * 100_000, "invalid_request"),

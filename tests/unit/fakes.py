@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 from task_bridge.errors import NatsUnavailable
 from task_bridge.events import Event
+from task_bridge.task import Birth
 from task_bridge.watch import Draft
 from task_bridge.watcher import Standing
 from unit.builders import NOW, TASK, place, stored
@@ -37,6 +38,8 @@ class FakeSource:
 
     def __init__(self) -> None:
         self.followed: dict[str, tuple[float, bool, bool]] = {}
+        self.births: dict[str, Birth | None] = {}
+        self.born: Birth | None = None
         self.calls: list[str] = []
         self.on_hurry: Standing | None = None
         self._batches: asyncio.Queue[list[tuple[str, Standing]]] = asyncio.Queue()
@@ -49,7 +52,8 @@ class FakeSource:
     def give_batch(self, batch: list[tuple[str, Standing]]) -> None:
         self._batches.put_nowait(batch)
 
-    def follow(self, task: str, since: float, *, seen: bool, with_result: bool) -> None:
+    def follow(self, task: str, since: float, *, seen: bool, with_result: bool, birth: Birth | None) -> None:
+        self.births[task] = birth
         self.calls.append(f"follow {task}")
         self.followed[task] = (since, seen, with_result)
 
@@ -75,6 +79,10 @@ class FakeSource:
     async def looks(self) -> AsyncIterator[list[tuple[str, Standing]]]:
         while True:
             yield await self._batches.get()
+
+    async def birth(self, task: str) -> Birth | None:
+        self.calls.append(f"birth {task}")
+        return self.born
 
     async def cancel(self, task: str) -> None:
         self.calls.append(f"cancel {task}")

@@ -197,9 +197,28 @@ def test_a_task_id_that_could_not_be_asked_for_is_refused(task: str, problem: st
         assert problems(WatchRequest, request) == {"task": problem}
 
 
-@pytest.mark.parametrize("task", ["task-1", "task-123456"])
-def test_a_vim_task_is_refused_with_a_word_about_why(task: str) -> None:
-    assert "is a vim task" in problems(WatchRequest, body(task=task))["task"]
+@pytest.mark.parametrize(
+    ("task", "read"),
+    [
+        ("task-1", "task-1"),
+        ("Task:task-123456", "task-123456"),
+        ("Task:task-", "Task:task-"),
+        ("Task:task-1x", "Task:task-1x"),
+        ("Task:task-1\u0662", "Task:task-1\u0662"),
+    ],
+)
+def test_a_classic_task_is_read_as_tools_print_it(task: str, read: str) -> None:
+    assert parse(WatchRequest, body(task=task)).task == read
+
+
+def test_a_classic_task_is_refused_where_its_kind_is_switched_off() -> None:
+    routes = Routes({"lab": "https://lab", "prod": "https://prod"}, "lab", frozenset(["lab"]))
+
+    with pytest.raises(Refused) as told:
+        routes.followed(None, "task-1")
+    assert (told.value.status, told.value.code, told.value.details[0].field) == (400, "invalid_request", "task")
+    assert "BRIDGE_VCENTERS__LAB__VIM" in told.value.details[0].problem
+    assert (routes.followed("prod", "task-1"), routes.followed("lab", "a:b")) == ("prod", "lab")
 
 
 @pytest.mark.parametrize("task", [None, 5, True, ["a"], {"id": "a"}])

@@ -63,6 +63,10 @@ class Health:
         """vCenter as a whole answers."""
         self._over("")
 
+    def forget(self, provider: str) -> None:
+        """Nobody asks this provider any more."""
+        self._troubles.pop(provider, None)
+
     def _over(self, provider: str) -> None:
         if self._troubles.pop(provider, None) is not None:
             log.info("vcenter_available_again", vcenter=self._vcenter, provider=provider or None)

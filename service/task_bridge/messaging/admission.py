@@ -8,17 +8,19 @@ from __future__ import annotations
 
 import asyncio
 import secrets
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import NamedTuple
 from weakref import WeakValueDictionary
 
 import msgspec
 
-from ..errors import NatsUnavailable, Refused
+from ..errors import NatsUnavailable, Refused, VCenterUnavailable
 from ..events import WatchRef
 from ..requests import WatchRequest
 from ..subjects import Names
+from ..task import is_vim_task
 from ..watch import Policy, Watch, is_served, next_event, resume
+from ..watcher import TaskSource, is_answered
 from .journal import Entry, Journal
 from .streams import Stored, StoreRefused, Streams
 
@@ -67,6 +69,7 @@ def new_watch(
         vcenter=vcenter,
         task=request.task,
         since=since,
+        api="vim" if is_vim_task(request.task) else "cis",
         timeout_at=None if request.timeout is None else since + request.timeout,
         stalled_after_s=stalled_after_s if request.stalled_after is None else request.stalled_after,
         partial_results=request.partial_results,
@@ -86,7 +89,7 @@ def read_watch(stored: Stored) -> StoredWatch | None:
 
 
 class Watches:
-    """The stream of watches: admission, reading, unwatch. Raises NatsUnavailable."""
+    """The stream of watches: admission (which may raise VCenterUnavailable), reading, unwatch: NatsUnavailable."""
 
     def __init__(
         self,
@@ -94,8 +97,10 @@ class Watches:
         names: Names,
         journal: Journal,
         policy_of: Callable[[str], Policy],
+        sources: Mapping[str, TaskSource],
         clock: Callable[[], float],
     ) -> None:
+        self._sources = sources
         self._streams = streams
         self._names = names
         self._journal = journal
@@ -131,8 +136,15 @@ class Watches:
         raise NatsUnavailable(f"The place of {watch.task!r} among the watches doesn't become free.")
 
     async def _admitted(self, watch: Watch, sequence: int, last: Entry | None) -> Admitted:
-        if last is None or last.event.data.watch.id == watch.id or not is_served(watch, last.event, last.stored_at):
+        if last is None or last.event.data.watch.id == watch.id:
             # It may even have ended already, by whoever took it up or unwatched it meanwhile.
+            return Admitted("accepted", watch.ref, last and own_event(last, watch))
+        try:
+            answered = await is_answered(self._sources.get(watch.vcenter), watch, last.event, last.stored_at)
+        except VCenterUnavailable:
+            await self._streams.delete(self._names.watches_stream, sequence)
+            raise
+        if not answered:
             return Admitted("accepted", watch.ref, last and own_event(last, watch))
         await self._streams.delete(self._names.watches_stream, sequence)
         return Admitted("already_completed", last.event.data.watch, last)

@@ -113,7 +113,7 @@ class Api:
         ports = self._ports
         try:
             asked = parse(WatchRequest, request.data)
-            vcenter = ports.routes.configured(asked.vcenter)
+            vcenter = ports.routes.followed(asked.vcenter, asked.task)
         except Refused as refused:
             ports.metrics.requests.labels("rejected").inc()
             ports.metrics.rejected.labels(refused.code).inc()
@@ -233,7 +233,7 @@ class Api:
 
     async def _cancel(self, body: bytes) -> CancelReply:
         asked = parse(TaskRequest, body)
-        vcenter = self._ports.routes.configured(asked.vcenter)
+        vcenter = self._ports.routes.followed(asked.vcenter, asked.task)
         if not self._allow_cancel:
             raise Refused(403, "forbidden", "Canceling is switched off; BRIDGE_ALLOW_CANCEL=true switches it on.")
         await self._ports.sources[vcenter].cancel(asked.task)

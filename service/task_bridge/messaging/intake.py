@@ -80,7 +80,7 @@ class Intake:
 
     async def _admit(self, message: Msg) -> None:
         request = parse(WatchRequest, message.data)
-        vcenter = self._ports.routes.configured(request.vcenter)
+        vcenter = self._ports.routes.followed(request.vcenter, request.task)
         watch = new_watch(
             request,
             vcenter,

@@ -14,7 +14,7 @@ import msgspec
 import structlog
 from nats.aio.msg import Msg
 
-from ..errors import NatsUnavailable
+from ..errors import NatsUnavailable, VCenterUnavailable
 from ..logs import Trouble
 from ..metrics import Metrics
 from ..subjects import CONSUMER, Names
@@ -134,7 +134,7 @@ class Ownership:
     async def _taken(self, watch: Watch, handle: Handle, *, first: bool) -> None:
         try:
             outcome = await self._take(watch, handle)
-        except NatsUnavailable as error:
+        except (NatsUnavailable, VCenterUnavailable) as error:
             # Not said to be in progress any more, so it is delivered again.
             self._trouble.begins(vcenter=watch.vcenter, task=watch.task, reason=str(error))
             handle.drop()

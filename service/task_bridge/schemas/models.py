@@ -138,10 +138,13 @@ def _plain(schema: Schema, words: Schema) -> Schema:
 
 
 def _complete(model: Schema) -> Schema:
-    """All keys are always there; a default is nothing that a reader needs to know."""
+    """All keys are always there, but a target's name; a default is nothing that a reader needs to know."""
     for field in model["properties"].values():
         field.pop("default", None)
-    return {**model, "required": list(model["properties"])}
+    return {
+        **model,
+        "required": [name for name in model["properties"] if (model["title"], name) != ("Target", "name")],
+    }
 
 
 def _finish_cloudevent(model: Schema) -> None:
@@ -175,9 +178,14 @@ _OBJECT: Schema = {"type": "object"}
 
 def _kinds() -> Iterator[Schema]:
     for kind in KINDS:
-        yield _when("kind", kind, final={"const": False}, outcome=_NULL, error=_NULL, extra=_NULL, status=_TEXT)
+        yield _when("kind", kind, final={"const": False}, outcome=_NULL, error=_NULL, status=_TEXT)
     yield _when("kind", "completed", final={"const": True}, status=_TEXT)
-    yield _when("kind", "abandoned", final={"const": True}, error=_OBJECT, extra=_NULL)
+    yield _when("kind", "abandoned", final={"const": True}, error=_OBJECT)
+    cis = {
+        "properties": {"api": {"const": "cis"}, "kind": {"not": {"const": "completed"}}},
+        "required": ["api", "kind"],
+    }
+    yield {"if": cis, "then": {"properties": {"extra": _NULL}}}
     yield _when("final", True, outcome=_TEXT)
     yield _when("final", False, outcome=_NULL)
 

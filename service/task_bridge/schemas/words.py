@@ -45,8 +45,8 @@ def _duration(description: str, *written: Schema, **number: Any) -> Schema:
 
 TASK_ID: Schema = {
     "title": "TaskId",
-    "description": "A CIS task id, as `?vmw-task=true` answers it: 1 to 256 bytes of UTF-8. Ids like `task-123` "
-    "(vim tasks) are refused.",
+    "description": "A task id: as `?vmw-task=true` answers it, 1 to 256 bytes of UTF-8, or a classic task's like "
+    "`task-123`, also as tools print it: `Task:task-123`.",
     "type": "string",
     "minLength": 1,
     "maxLength": 256,
@@ -54,7 +54,6 @@ TASK_ID: Schema = {
         "anyOf": [
             {"pattern": r"[\x00-\x1f\x7f-\x9f/?#]"},
             {"enum": [".", ".."]},
-            {"pattern": "^task-[0-9]+$"},
         ]
     },
 }
@@ -105,7 +104,10 @@ WORDS: dict[str, dict[str, Schema]] = {
     },
     "EventData": {
         "vcenter": _NAMED,
-        "api": _said("Where the task lives: `cis` is vCenter's tasks service of the REST API."),
+        "api": _said(
+            "Where the task lives: `cis` is vCenter's tasks service of the REST API, `vim` the Web Services API, "
+            "which has the classic tasks."
+        ),
         "task": _TASK,
         "watch": _REF,
         "kind": _said("What happened; more kinds may come. `final` tells an ending.", pattern="^[a-z_]+$"),
@@ -134,7 +136,10 @@ WORDS: dict[str, dict[str, Schema]] = {
             enum=["inline", "stored", "none", "unavailable"],
         ),
         "result_ref": _said("Where a result above 262,144 bytes lies."),
-        "extra": _said("On `completed`: what vCenter's answer carries beyond its documented fields, up to 64 KiB."),
+        "extra": _said(
+            "On `completed`: what vCenter's answer carries beyond its documented fields, up to 64 KiB. Of a "
+            "classic task always: `queueTime`, `eventChainId`, `activationId`, and the `question` that blocks it."
+        ),
         "started_at": _time("When the task started, by vCenter's clock."),
         "ended_at": _time("When it ended, by vCenter's clock."),
         "duration_seconds": _said("`ended_at` - `started_at`."),
@@ -149,6 +154,7 @@ WORDS: dict[str, dict[str, Schema]] = {
     "Target": {
         "type": _said("Like `ClusterComputeResource`.", minLength=1),
         "id": _said("Like `domain-c9`.", minLength=1),
+        "name": _said("What people call it; only there where vCenter tells it.", minLength=1),
     },
     "Progress": {
         "completed": _said("As vCenter sent it."),
@@ -157,7 +163,11 @@ WORDS: dict[str, dict[str, Schema]] = {
         "message": _said("What it does now, in English.", minLength=1),
     },
     "TaskError": {
-        "type": _said("One of `com.vmware.vapi.std.errors`, like `INTERNAL_SERVER_ERROR`.", minLength=1),
+        "type": _said(
+            "One of `com.vmware.vapi.std.errors`, like `INTERNAL_SERVER_ERROR`; of a classic task the fault's "
+            "type, like `InvalidState`.",
+            minLength=1,
+        ),
         "message": _said("One sentence; never empty.", minLength=1),
         "messages": _said("vCenter's messages in its order, the cause last."),
         "transient": _said("Whether vCenter says that trying again may help."),

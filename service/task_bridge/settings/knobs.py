@@ -80,6 +80,12 @@ class VCenterSettings(BaseModel):
     api: Annotated[Literal["auto", "api", "rest"], Lower] = _knob(
         "api", "auto", "which rendering of the REST API: /api (7.0 U2 and later), /rest (6.7), auto asks"
     )
+    vim: Annotated[Literal["auto", "push", "pull", "off"], Lower] = _knob(
+        "vim",
+        "auto",
+        "how classic tasks (task-123) are followed, over /sdk: push waits, pull asks every 2 s, auto pushes while "
+        "that works; off refuses them",
+    )
 
     def username(self) -> str:
         """Who logs in, as of now."""

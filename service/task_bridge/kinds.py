@@ -1,0 +1,90 @@
+"""The tasks of one vCenter, of both kinds: an id tells which API knows it, and nobody beyond this needs to ask."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack
+from types import TracebackType
+from typing import Self
+
+from .link.config import LookPolicy
+from .link.health import Health
+from .metrics import Metrics
+from .settings import VCenterSettings
+from .task import Birth, is_vim_task
+from .vcenter import CisSource
+from .vim import VimSource
+from .watcher import Standing
+
+
+class VCenterTasks:
+    """The port `TaskSource`, over HTTP. Classic tasks are followed unless `vim` is off.
+
+    `async with VCenterTasks(settings, policy, metrics) as source:` looks; leaving it logs out.
+    """
+
+    def __init__(self, settings: VCenterSettings, policy: LookPolicy, metrics: Metrics) -> None:
+        self._cis = CisSource(settings, policy, metrics)
+        way = settings.vim
+        self._vim = None if way == "off" else VimSource(self._cis.link, settings, policy, metrics, way=way)
+        self._stack = AsyncExitStack()
+
+    async def __aenter__(self) -> Self:
+        await self._stack.enter_async_context(self._cis)
+        if self._vim is not None:
+            await self._stack.enter_async_context(self._vim)
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self._stack.aclose()
+
+    @property
+    def health(self) -> Health:
+        return self._cis.health
+
+    @property
+    def budget_used(self) -> float:
+        return self._cis.budget_used
+
+    def _of(self, task: str) -> CisSource | VimSource | None:
+        """None for the classic tasks of earlier, where they aren't followed any more: their watches wait."""
+        return self._vim if is_vim_task(task) else self._cis
+
+    def follow(self, task: str, since: float, *, seen: bool, with_result: bool, birth: Birth | None) -> None:
+        if not is_vim_task(task):
+            self._cis.follow(task, since, seen=seen, with_result=with_result)
+        elif self._vim is not None:
+            self._vim.follow(task, since, seen=seen, birth=birth)
+
+    def again(self, task: str) -> None:
+        if source := self._of(task):
+            source.again(task)
+
+    def hurry(self, task: str) -> None:
+        if source := self._of(task):
+            source.hurry(task)
+
+    def forget(self, task: str) -> None:
+        if source := self._of(task):
+            source.forget(task)
+
+    @property
+    def absent(self) -> int:
+        return self._cis.absent + (self._vim.absent if self._vim else 0)
+
+    def absent_elsewhere(self, count: int) -> None:
+        self._cis.absent_elsewhere(count)
+        if self._vim is not None:
+            self._vim.absent_elsewhere(count)
+
+    def looks(self) -> AsyncIterator[list[tuple[str, Standing]]]:
+        return self._cis.looks()
+
+    async def birth(self, task: str) -> Birth | None:
+        return await self._vim.birth(task) if self._vim and is_vim_task(task) else None
+
+    async def cancel(self, task: str) -> None:
+        if source := self._of(task):
+            await source.cancel(task)

@@ -1,0 +1,231 @@
+"""The methods of the vSphere Web Services API that following tasks takes."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Iterator
+from typing import Any, NamedTuple
+
+from ..durations import rfc3339
+from ..errors import Refused
+from ..link.http import Allowance
+from . import soap
+from .reading import PATHS, QUESTION, Info, Question, read_field, read_info, read_question
+from .session import MAX_BYTES, Session
+from .soap import Element, Ref, SoapFault, child, children, ref_of, value
+
+PULL_MAX = 500
+WAIT_S = 30
+WAIT_ALLOWED = Allowance(read_s=WAIT_S + 15.0, max_bytes=MAX_BYTES)
+UPDATES_MAX = 500
+_PAGE, _PAGES = 500, 40
+_DENIED = {"NoPermission", "RestrictedByAdministrator"}
+_WANTED = "".join(
+    f"<propSet>{soap.text('type', kind)}{''.join(soap.text('pathSet', path) for path in paths)}</propSet>"
+    for kind, paths in (("Task", PATHS), ("VirtualMachine", (QUESTION,)))
+)
+
+
+class Shown(NamedTuple):
+    """What was told of an object: of a task its fields, of a VM its question where `asked` (None: there is none).
+
+    `whole`: what isn't told isn't there. `denied`: the fault by which its properties are kept back. `gone`: it left
+    what is waited for.
+    """
+
+    ref: Ref
+    info: Info
+    whole: bool = True
+    asked: bool = False
+    question: Question | None = None
+    denied: str | None = None
+    gone: bool = False
+
+
+class Updates(NamedTuple):
+    """An update set: the version to go on from, what changed, and whether there is more already."""
+
+    version: str
+    shown: list[Shown]
+    truncated: bool
+
+
+async def pull(session: Session, tasks: Collection[str], vms: Iterable[str] = ()) -> list[Shown]:
+    """How tasks stand, and which questions VMs have. Those that aren't among the answers don't exist.
+
+    Raises VCenterUnavailable.
+    """
+    refs = [*(Ref("Task", task) for task in tasks), *(Ref("VirtualMachine", vm) for vm in vms)]
+    objects = "".join(f"<objectSet>{soap.ref('obj', ref)}</objectSet>" for ref in refs)
+    told = soap.text("reportMissingObjectsInResults", "true")
+    inner = f"<specSet>{_WANTED}{objects}{told}</specSet><options/>"
+    service = await session.service()
+    number = session.number
+    answer = await session.call("pull", "RetrievePropertiesEx", service.collector, inner)
+    found: list[Shown] = []
+    while True:
+        page = child(answer, "returnval")
+        if page is None:
+            return found
+        found += [_shown(one, "propSet", session, number) for one in children(page, "objects")]
+        if (token := value(child(page, "token"))) is None:
+            return found
+        more = soap.text("token", token)
+        answer = await session.call("pull", "ContinueRetrievePropertiesEx", service.collector, more)
+
+
+async def labels(session: Session) -> dict[str, str]:
+    """What each description id means, in words. Raises VCenterUnavailable."""
+    service = await session.service()
+    paths = soap.text("type", "TaskManager") + soap.text("pathSet", "description")
+    inner = f"<specSet><propSet>{paths}</propSet><objectSet>{soap.ref('obj', service.tasks)}</objectSet></specSet>"
+    answer = await session.call("pull", "RetrievePropertiesEx", service.collector, f"{inner}<options/>")
+    found = child(answer, "returnval", "objects", "propSet", "val")
+    infos = [] if found is None else children(found, "methodInfo")
+    pairs = ((value(child(info, "key")), value(child(info, "label"))) for info in infos)
+    return {key: label for key, label in pairs if key and label}
+
+
+_REFUSALS = {
+    "NotSupported": (409, "not_cancelable", "This task can't be canceled."),
+    "InvalidState": (409, "already_ended", "The task has ended."),
+    "NoPermission": (403, "forbidden", "The bridge's user may not cancel this task."),
+    "ManagedObjectNotFound": (404, "unknown_task", "vCenter doesn't know this task."),
+}
+
+
+async def cancel(session: Session, task: str) -> None:
+    """Asks vCenter to cancel the task. Raises Refused or VCenterUnavailable."""
+    try:
+        await session.call("cancel", "CancelTask", Ref("Task", task))
+    except SoapFault as fault:
+        if (refusal := _REFUSALS.get(fault.kind or "")) is None:
+            raise
+        status, code, sentence = refusal
+        raise Refused(status, code, f"{sentence} vCenter says: {fault.said or fault.kind}") from fault
+
+
+async def history(session: Session, tasks: Collection[str], begin: float, end: float) -> dict[str, Info]:
+    """Those of the tasks that vCenter's history has, queued between two times. Raises VCenterUnavailable."""
+    service = await session.service()
+    times = soap.text("beginTime", rfc3339(begin)) + soap.text("endTime", rfc3339(end))
+    inner = f"<filter><time>{soap.text('timeType', 'queuedTime')}{times}</time></filter>"
+    answer = await session.call("history", "CreateCollectorForTasks", service.tasks, inner)
+    collector = ref_of(child(answer, "returnval"))
+    if collector is None:
+        raise soap.Unreadable("vCenter gives no collector of its task history.")
+    try:
+        found = await _in_history(session, collector, set(tasks))
+        if len(found) < len(tasks):
+            # Where a new collector begins to read differs.
+            await session.call("history", "RewindCollector", collector)
+            found |= await _in_history(session, collector, set(tasks) - set(found))
+        return found
+    finally:
+        await session.call("history", "DestroyCollector", collector)
+
+
+async def _in_history(session: Session, collector: Ref, wanted: set[str]) -> dict[str, Info]:
+    found: dict[str, Info] = {}
+    for _ in range(_PAGES):
+        answer = await session.call("history", "ReadNextTasks", collector, soap.text("maxCount", _PAGE))
+        page = [read_info(one) for one in children(answer, "returnval")]
+        found |= {info["key"]: info for info in page if info.get("key") in wanted}
+        if not page or len(found) == len(wanted):
+            break
+    return found
+
+
+# Push
+
+
+async def create_collector(session: Session) -> Ref:
+    service = await session.service()
+    return _ref(await session.call("push", "CreatePropertyCollector", service.collector))
+
+
+async def create_view(session: Session) -> Ref:
+    """An empty ListView: one with an unknown reference would be refused."""
+    service = await session.service()
+    return _ref(await session.call("push", "CreateListView", service.views))
+
+
+async def create_filter(session: Session, collector: Ref, view: Ref) -> None:
+    """Whole values: `partialUpdates` would tell parts of fields."""
+    through = soap.text("type", "ListView") + soap.text("path", "view") + soap.text("skip", "false")
+    select = f'<selectSet xsi:type="TraversalSpec">{soap.text("name", "view")}{through}</selectSet>'
+    objects = f"<objectSet>{soap.ref('obj', view)}{soap.text('skip', 'true')}{select}</objectSet>"
+    told = soap.text("reportMissingObjectsInResults", "true")
+    spec = f"<spec>{_WANTED}{objects}{told}</spec>{soap.text('partialUpdates', 'false')}"
+    await session.call("push", "CreateFilter", collector, spec)
+
+
+async def modify(session: Session, view: Ref, add: Iterable[Ref], remove: Iterable[Ref]) -> list[Ref]:
+    """Changes what the view lists; those of `add` that don't exist."""
+    inner = "".join([*(soap.ref("add", one) for one in add), *(soap.ref("remove", one) for one in remove)])
+    answer = await session.call("push", "ModifyListView", view, inner)
+    return [ref for ref in map(ref_of, children(answer, "returnval")) if ref]
+
+
+async def wait(session: Session, collector: Ref, version: str) -> Updates | None:
+    """What changed since `version`, None when nothing did for WAIT_S. Never two of them in one session."""
+    options = soap.text("maxWaitSeconds", WAIT_S) + soap.text("maxObjectUpdates", UPDATES_MAX)
+    inner = f"{soap.text('version', version)}<options>{options}</options>"
+    number = session.number
+    answer = await session.call("wait", "WaitForUpdatesEx", collector, inner, WAIT_ALLOWED)
+    found = child(answer, "returnval")
+    new = value(child(found, "version")) if found is not None else None
+    if found is None or new is None:
+        return None
+    shown = [
+        _update(one, session, number) for of in children(found, "filterSet") for one in children(of, "objectSet")
+    ]
+    return Updates(new, shown, value(child(found, "truncated")) in ("true", "1"))
+
+
+def _ref(answer: Element) -> Ref:
+    found = ref_of(child(answer, "returnval"))
+    if found is None:
+        raise soap.Unreadable("vCenter answers without the object that was asked for.")
+    return found
+
+
+def _update(element: Element, session: Session, number: int) -> Shown:
+    kind = value(child(element, "kind"))
+    if kind == "leave":
+        return Shown(_ref_in(element), {}, gone=True)
+    return _shown(element, "changeSet", session, number, whole=kind == "enter")
+
+
+def _shown(element: Element, properties: str, session: Session, number: int, *, whole: bool = True) -> Shown:
+    """One object out of an answer. Raises SessionEnded when all of it is missing for that."""
+    missing = {kind for kind in map(_missing_kind, children(element, "missingSet")) if kind}
+    if "NotAuthenticated" in missing:
+        raise session.ended(number)
+    ref, told = _ref_in(element), list(_properties(element, properties))
+    denied = next(iter(missing & _DENIED), None) if not told else None
+    if ref.type == "VirtualMachine":
+        asked = [found for path, found in told if path == QUESTION]
+        return Shown(ref, {}, whole, whole or bool(asked), read_question(asked[0]) if asked else None)
+    info: dict[str, Any] = {}
+    for path, found in told:
+        field = path.removeprefix("info.")
+        info[field] = read_field(field, found)
+    return Shown(ref, info, whole, denied=denied, gone="ManagedObjectNotFound" in missing)
+
+
+def _properties(element: Element, properties: str) -> Iterator[tuple[str, Element | None]]:
+    for one in children(element, properties):
+        if path := value(child(one, "name")):
+            yield path, child(one, "val")
+
+
+def _missing_kind(element: Element) -> str | None:
+    fault = child(element, "fault", "fault")
+    return None if fault is None else soap.kind_of(fault)
+
+
+def _ref_in(element: Element) -> Ref:
+    found = ref_of(child(element, "obj"))
+    if found is None:
+        raise soap.Unreadable("vCenter tells of an object without saying which.")
+    return found

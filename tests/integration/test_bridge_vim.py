@@ -1,0 +1,240 @@
+"""Classic tasks through the whole bridge: the same requests, the same events, the same guarantees."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from lab import PASSWORD, PREFIX, USERNAME, BridgeProcess, Lab, until
+from task_bridge.settings import VCenterSettings
+from task_bridge.simulator import Script, Step, Target, fates, faults
+from task_bridge.simulator.tasks import message, progress
+
+NEW_VM = {"type": "VirtualMachine", "id": "vm-8"}
+
+
+def without_vim(lab: Lab) -> dict[str, VCenterSettings]:
+    given = {"name": "lab", "url": lab.vcenter_url, "username": USERNAME, "password": PASSWORD, "vim": "off"}
+    return {"lab": VCenterSettings.model_validate(given)}
+
+
+async def test_a_classic_task_is_followed_from_watching_to_its_end(lab: Lab) -> None:
+    async with lab.bridge():
+        await lab.listen()
+        vm = Target("VirtualMachine", "vm-7")
+        task = lab.vcenter.create(fates.succeeds(after_s=1.0, result=NEW_VM), flavour="vim", target=vm)
+        reply = await lab.ask("watch", {"task": f"Task:{task}"})
+        final = (await lab.ended(task))["data"]
+        events = await lab.events(task)
+    assert (reply["task"], reply["events"]) == (task, f"{PREFIX}.events.lab.{task}.>")
+    assert [event["data"]["sequence"] for event in events] == list(range(1, len(events) + 1))
+    kinds = [event["data"]["kind"] for event in events]
+    assert (kinds[0], kinds[-1]) == ("watching", "completed")
+    assert {event["data"]["api"] for event in events} == {"vim"}
+    assert (final["status"], final["outcome"], final["result"]) == ("SUCCEEDED", "succeeded", NEW_VM)
+    assert final["target"] == {"type": "VirtualMachine", "id": "vm-7", "name": "name of vm-7"}
+    assert (final["service"], final["operation"]) == ("VirtualMachine", "powerOn")
+    assert (final["description"], final["user"]) == ("Power On virtual machine", "Administrator@VSPHERE.LOCAL")
+    assert (final["progress"], final["duration_seconds"]) == (None, pytest.approx(0.9, abs=0.01))
+    assert final["extra"]["queueTime"]
+    assert (lab.vcenter.sessions.counts.most_live, lab.vcenter.sessions.live) == (2, [])
+
+
+@pytest.mark.parametrize(
+    ("script", "subject", "error_type"),
+    [
+        (fates.succeeds_at_once(), "completed.succeeded", None),
+        (fates.fails_with_error(after_s=0.3), "completed.failed", "SystemError"),
+        (fates.fails_silently(after_s=0.3), "completed.failed", None),
+        (fates.canceled(after_s=0.3), "completed.canceled", "RequestCanceled"),
+    ],
+    ids=["at-once", "error", "silently", "canceled"],
+)
+@pytest.mark.parametrize("way", ["push", "pull"])
+async def test_every_fate_ends_as_vcenter_tells_it_by_push_and_by_pull(
+    lab: Lab, script: Script, subject: str, error_type: str | None, way: str
+) -> None:
+    one = next(iter(lab.settings().vcenters.values())).model_copy(update={"vim": way})
+    async with lab.bridge(vcenters={"lab": one}):
+        await lab.listen()
+        task = lab.vcenter.create(script, flavour="vim")
+        await lab.publish(task)
+        data = (await lab.ended(task))["data"]
+    assert f"{data['kind']}.{data['outcome']}" == subject
+    assert (data["error"] or {}).get("type") == error_type
+    assert lab.heard(task)[0]["data"]["kind"] == "watching"
+    assert bool(lab.vcenter.journal.of("WaitForUpdatesEx")) == (way == "push")
+
+
+async def test_a_pending_question_blocks_the_task_and_is_told(lab: Lab) -> None:
+    step = {"progress": progress(95, text="Connecting devices"), "question": "Did you move it or copy it?"}
+    async with lab.bridge():
+        await lab.listen()
+        task = lab.vcenter.create(Script((Step(0, {"status": "BLOCKED", **step}),)), flavour="vim")
+        await lab.publish(task)
+        blocked = await until(lambda: next((e for e in lab.heard(task) if e["data"]["status"] == "BLOCKED"), None))
+        lab.vcenter.set(task, status="RUNNING")
+        await until(lambda: lab.heard(task)[-1]["data"]["status"] == "RUNNING")
+        lab.vcenter.set(task, status="SUCCEEDED")
+        final = (await lab.ended(task))["data"]
+    data = blocked["data"]
+    assert data["progress"] == {"completed": 95, "total": 100, "percent": 95.0, "message": step["question"]}
+    assert data["extra"]["question"] == {"id": f"q-{task}", "text": step["question"]}
+    assert (final["outcome"], "question" in final["extra"]) == ("succeeded", False)
+
+
+async def test_a_classic_task_is_canceled_on_request_where_that_is_allowed(lab: Lab) -> None:
+    async with lab.bridge(allow_cancel=True):
+        await lab.listen()
+        task = lab.vcenter.create(fates.runs_forever(cancel_takes_s=0.1), flavour="vim")
+        fixed = lab.vcenter.create(fates.runs_forever(cancelable=False), flavour="vim")
+        await lab.publish(task)
+        assert (await lab.ask("cancel", f"Task:{task}"))["outcome"] == "cancel_requested"
+        assert (await lab.ended(task))["data"]["outcome"] == "canceled"
+        codes = [(await lab.ask("cancel", one))["error"]["code"] for one in (fixed, task, "task-999")]
+    assert codes == ["not_cancelable", "already_ended", "unknown_task"]
+
+
+async def test_where_it_is_off_classic_tasks_are_refused_and_no_session_is_opened(lab: Lab) -> None:
+    async with lab.bridge(vcenters=without_vim(lab)):
+        await lab.listen()
+        reply = await lab.ask("watch", "task-101")
+        await lab.publish("task-101")
+        rejected = await until(
+            lambda: next((body for subject, body in lab.live if subject.endswith("rejected")), None)
+        )
+    assert reply["error"]["code"] == rejected["data"]["error"]["code"] == "invalid_request"
+    assert "BRIDGE_VCENTERS__LAB__VIM" in reply["error"]["details"][0]["problem"]
+    assert not lab.vcenter.journal.of("Login")
+
+
+async def test_a_task_that_vanishes_alone_is_lost_one_never_there_too_and_one_in_the_history_has_ended(
+    lab: Lab,
+) -> None:
+    async with lab.bridge():
+        await lab.listen()
+        lost, retired, other = (lab.vcenter.create(fates.runs_forever(), flavour="vim") for _ in range(3))
+        for task in (lost, retired, other, "task-7"):
+            await lab.publish(task)
+        await until(lambda: lab.heard(lost) and lab.heard(retired) and lab.heard(other))
+        lab.vcenter.forget(lost)
+        ends = [(await lab.ended(task))["data"] for task in (lost, "task-7")]
+        with lab.vcenter.faults.during(faults.delayed(0.3), operation="WaitForUpdatesEx"):
+            lab.vcenter.set(retired, status="SUCCEEDED", result="done")
+            lab.vcenter.retire(retired)
+            known = (await lab.ended(retired))["data"]
+    assert [(data["outcome"], data["status"]) for data in ends] == [("lost", "RUNNING"), ("lost", None)]
+    assert {data["error"]["type"] for data in ends} == {"ManagedObjectNotFound"}
+    assert (known["outcome"], known["result"]) == ("succeeded", "done")
+
+
+async def test_a_task_that_vcenter_refuses_to_show_is_denied(lab: Lab) -> None:
+    async with lab.bridge():
+        await lab.listen()
+        task = lab.vcenter.create(fates.runs_forever(), flavour="vim")
+        await lab.publish(task)
+        await until(lambda: lab.heard(task))
+        lab.vcenter.deny(task)
+        data = (await lab.ended(task))["data"]
+    assert (data["outcome"], data["error"]["type"]) == ("denied", "NoPermission")
+
+
+async def test_tasks_that_vanish_together_are_not_given_up(lab: Lab) -> None:
+    async with lab.bridge() as bridge:
+        await lab.listen()
+        tasks = [lab.vcenter.create(fates.runs_forever(), flavour="vim") for _ in range(5)]
+        for task in tasks:
+            await lab.publish(task)
+        await until(lambda: all(map(lab.heard, tasks)))
+        for task in tasks:
+            lab.vcenter.hide(task)
+        assert "5 tasks" in await until(lambda: bridge.status.health().vcenters[0].reason)
+        for task in tasks:
+            lab.vcenter.unhide(task)
+            lab.vcenter.set(task, status="SUCCEEDED")
+        for task in tasks:
+            assert (await lab.ended(task))["data"]["outcome"] == "succeeded"
+        await until(lambda: bridge.status.health().vcenters[0].state == "ok")
+
+
+async def test_a_restart_of_vcenter_invents_nothing_and_its_reused_ids_are_other_tasks(lab: Lab) -> None:
+    async with lab.bridge():
+        await lab.listen()
+        ended = lab.vcenter.create(fates.succeeds_at_once(), flavour="vim")
+        running = lab.vcenter.create(fates.runs_forever(), flavour="vim")
+        for task in (ended, running):
+            await lab.publish(task)
+        first = await lab.ended(ended)
+        assert (await lab.ask("watch", ended))["last_event"] == first
+        await until(lambda: lab.heard(running))
+        lab.vcenter.restart()
+        later = [
+            lab.vcenter.create(fates.succeeds(after_s=1.5), flavour="vim", operation="clone") for _ in range(2)
+        ]
+        assert later == [ended, running]
+        reply = await lab.ask("watch", ended)
+        assert (reply["outcome"], reply["last_event"]) == ("accepted", None)
+        second = await until(lambda: next((e for e in lab.heard(ended)[2:] if e["data"]["final"]), None))
+        lost = (await lab.ended(running))["data"]
+        assert (await lab.ask("watch", ended))["last_event"] == second
+    assert second["data"]["watch"]["id"] == reply["watch"]["id"]
+    assert (second["data"]["operation"], lost["outcome"], lost["operation"]) == ("clone", "lost", "powerOn")
+
+
+async def test_the_watch_goes_on_over_a_killed_bridge_and_a_restarted_vcenter(
+    lab: Lab, process: BridgeProcess, tmp_path: Path
+) -> None:
+    await lab.listen()
+    task = lab.vcenter.create(fates.runs_forever(), flavour="vim")
+    await process.start()
+    await process.ready()
+    await lab.publish(task)
+    await until(lambda: lab.heard(task))
+    await process.end(9)
+    lab.vcenter.restart(forget=False)
+    lab.vcenter.set(task, status="SUCCEEDED", result={"type": "VirtualMachine", "id": "vm-9"})
+    await process.start()
+    await process.ready()
+    data = (await lab.ended(task, within_s=30))["data"]
+    assert (data["outcome"], data["result"]["id"]) == ("succeeded", "vm-9")
+    assert [event["data"]["sequence"] for event in await lab.events(task)] == list(range(1, data["sequence"] + 1))
+    assert await process.end() == 0
+    assert lab.vcenter.sessions.live == []
+
+
+async def test_sessions_that_expire_while_waiting_cost_no_event(lab: Lab) -> None:
+    lab.vcenter.options.idle_timeout_s = 1.0
+    async with lab.bridge() as bridge:
+        await lab.listen()
+        task = lab.vcenter.create(fates.succeeds(after_s=4.0, looks=2), flavour="vim")
+        await lab.publish(task)
+        data = (await lab.ended(task))["data"]
+        assert data["outcome"] == "succeeded"
+        assert bridge.status.health().status == "ok"
+    statuses = [event["data"]["status"] for event in await lab.events(task)]
+    assert statuses[0] in ("PENDING", "RUNNING")
+    assert lab.vcenter.sessions.live == []
+
+
+async def test_a_standstill_is_told_although_nothing_is_pushed(lab: Lab) -> None:
+    async with lab.bridge():
+        await lab.listen()
+        shown = {"status": "RUNNING", "progress": {"total": 100, "completed": 10, "message": message("Copying")}}
+        task = lab.vcenter.create(Script((Step(0, shown),)), flavour="vim")
+        await lab.publish({"task": task, "stalled_after": 1})
+        stalled = await until(lambda: next((e for e in lab.heard(task) if e["data"]["kind"] == "stalled"), None), 5)
+        assert stalled["data"]["progress"]["message"] == "Copying"
+
+
+async def test_both_kinds_are_followed_beside_each_other_and_the_vcenter_is_listed_once(lab: Lab) -> None:
+    async with lab.bridge() as bridge:
+        await lab.listen()
+        classic = [lab.vcenter.create(fates.succeeds(after_s=1.0), flavour="vim") for _ in range(20)]
+        modern = [lab.vcenter.create(fates.succeeds(after_s=1.0)) for _ in range(20)]
+        for task in (*classic, *modern):
+            await lab.publish(task)
+        for task in (*classic, *modern):
+            assert (await lab.ended(task))["data"]["api"] == ("vim" if task in classic else "cis")
+        assert [one.name for one in bridge.status.health().vcenters] == ["lab"]
+    assert lab.vcenter.journal.most_in_flight <= 4
