@@ -18,18 +18,16 @@ import nats
 from nats.aio.client import Client
 from nats.aio.msg import Msg
 
-from .app import Bridge
-from .embedded import nats_server
-from .errors import CannotStart
 from .events import Event, from_cloudevent
-from .settings import Settings
 from .simulator import Script, SimulatedVCenter, fates
-from .simulator.serve import serving
+from .stage import staged
 from .subjects import Names
 
 VCENTER = "demo"
-READY_S, DEADLINE_S = 10.0, 30.0
+DEADLINE_S = 30.0
 NEXT_S = 2.0
+QUICK = {"poll_min_s": 0.2, "poll_max_s": 0.5, "progress_interval_s": 0.4, "not_found_grace_s": 2.0}
+"""The bridge looks often: nobody wants to wait for a demonstration."""
 NAMES = Names("vcenter.tasks")
 
 
@@ -251,43 +249,14 @@ async def play(show: Show, directory: Path, *, keep: bool) -> list[Play]:
 
 @asynccontextmanager
 async def _stage(show: Show, directory: Path) -> AsyncIterator[Demo]:
-    vcenter = SimulatedVCenter()
-    async with nats_server(directory / "nats") as server, serving(vcenter) as vcenter_url:
-        bridge = Bridge(_settings(server.url, vcenter_url, vcenter))
-        async with bridge.running() as failed:
-            await _ready(bridge, failed)
-            http = bridge.web.address
-            page = f"http://{http.host}:{http.port}" if http else "off"
-            show.opens(Places(page, server.url, vcenter_url, directory / "bridge.log"))
-            client = await nats.connect(server.url)
-            try:
-                demo = Demo(vcenter, client, show)
-                await demo.listen()
-                yield demo
-            finally:
-                await client.close()
-
-
-def _settings(nats_url: str, vcenter_url: str, vcenter: SimulatedVCenter) -> Settings:
-    """Those of a bridge that looks often: nobody wants to wait for a demonstration."""
-    login = {"given_username": vcenter.options.username, "given_password": vcenter.options.password}
-    return Settings(
-        nats={"urls": nats_url},
-        vcenters={VCENTER: {"url": vcenter_url, **login}},
-        http_listen="127.0.0.1:0",
-        poll_min_s=0.2,
-        poll_max_s=0.5,
-        progress_interval_s=0.4,
-        not_found_grace_s=2.0,
-        allow_cancel=True,
-    )
-
-
-async def _ready(bridge: Bridge, failed: asyncio.Future[None]) -> None:
-    deadline = asyncio.get_running_loop().time() + READY_S
-    while bridge.status.health().status == "unready":
-        if failed.done():
-            failed.result()
-        if asyncio.get_running_loop().time() > deadline:
-            raise CannotStart(f"The bridge isn't ready after {READY_S:.0f} s; see its log.")
-        await asyncio.sleep(0.02)
+    async with staged(directory, VCENTER, **QUICK) as stage:
+        http = stage.bridge.web.address
+        page = f"http://{http.host}:{http.port}" if http else "off"
+        show.opens(Places(page, stage.nats_url, stage.vcenter_url, directory / "bridge.log"))
+        client = await nats.connect(stage.nats_url)
+        try:
+            demo = Demo(stage.vcenter, client, show)
+            await demo.listen()
+            yield demo
+        finally:
+            await client.close()
