@@ -25,7 +25,7 @@ from chaos.checker import violations
 from chaos.clients import Clients, end
 from chaos.servers import Servers
 from chaos.troubles import Troubles
-from chaos.world import World, killed, world
+from chaos.world import Replica, World, killed, world
 from lab import until
 
 CHAOS_S = 6.0
@@ -96,9 +96,12 @@ async def _ended(here: World) -> list[str]:
     """All bridges end; what is wrong with how they do."""
     await here.heard_everything()
     codes = here.book.codes
-    for replica in here.replicas:
-        await until(lambda of=replica.process: of.hears_signals)  # type: ignore[misc] # of this replica
+
+    async def ended(replica: Replica) -> None:
+        await until(lambda: replica.process.hears_signals)
         codes[f"{replica.name} at the end"] = await killed(here, replica, signal.SIGTERM)
+
+    await asyncio.gather(*map(ended, here.replicas))
     wrong = [f"exit code {code}: {which}" for which, code in codes.items() if code]
     return wrong + [f"{replica.name}: {line}" for replica in here.replicas for line in replica.complaints()]
 

@@ -54,7 +54,7 @@ async def test_a_killed_bridge_goes_on_where_it_was(lab: Lab, process: BridgePro
     await process.start()
     await process.ready()
     await lab.listen()
-    tasks = [lab.vcenter.create(fates.succeeds(after_s=4.0 + number / 50)) for number in range(100)]
+    tasks = [lab.vcenter.create(fates.succeeds(after_s=2.0 + number / 50)) for number in range(100)]
     for task in tasks[:80]:
         await lab.publish(task)
     await until(lambda: len({body["subject"] for _, body in lab.live}) >= 60)

@@ -107,3 +107,24 @@ async def test_speaks_tls(vcenter: SimulatedVCenter, certificate: Path) -> None:
         assert url.startswith("https://")
         await login(client, vcenter)
         assert (await client.get("/api/session")).status_code == 200
+
+
+async def test_a_client_that_is_killed_while_it_asks_is_no_mistake(
+    vcenter: SimulatedVCenter, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with serving(vcenter) as url, httpx.AsyncClient(base_url=url) as client:
+        await login(client, vcenter)
+        _, writer = await asyncio.open_connection("127.0.0.1", httpx.URL(url).port)
+        session = client.headers["vmware-api-session-id"]
+        head = f"POST /api/cis/tasks?action=list HTTP/1.1\r\nHost: x\r\nvmware-api-session-id: {session}\r\n"
+        writer.write(f"{head}Content-Length: 100\r\n\r\n{{".encode())
+        await writer.drain()
+        async with asyncio.timeout(10):
+            while not vcenter.journal.in_flight:  # noqa: ASYNC110 - a count that nobody announces
+                await asyncio.sleep(0.01)
+        writer.close()
+        await writer.wait_closed()
+        async with asyncio.timeout(10):
+            while vcenter.journal.in_flight:  # noqa: ASYNC110 - the same
+                await asyncio.sleep(0.01)
+    assert [record.message for record in caplog.records if record.levelno >= logging.ERROR] == []

@@ -19,7 +19,8 @@ from .streams import Streams
 
 log = structlog.get_logger(__name__)
 
-EXPIRES_S = 10.0
+EXPIRES_S = 5.0
+"""Who holds more than its share hands some back when its last pull has expired, so it isn't long."""
 IDLE_HEARTBEAT_S = 2.0
 SILENCE_S = 5.0
 PAUSE_S = 1.0

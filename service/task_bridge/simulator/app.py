@@ -16,6 +16,7 @@ from collections import deque
 from collections.abc import Callable
 from typing import Any
 
+from starlette.requests import ClientDisconnect
 from starlette.routing import Router
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -161,6 +162,8 @@ class SimulatedVCenter:
             await self._router({**scope, "simulator.entry": entry}, receive, noting)
         except ConnectionDroppedError:
             await _drop(receive, send)
+        except ClientDisconnect:
+            pass  # who asked was killed in the middle of it, and nobody waits for an answer
         finally:
             self.journal.finish(entry)
 
