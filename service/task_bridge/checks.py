@@ -132,7 +132,7 @@ async def _permissions(
     client: Client, streams: Streams, names: Names, differences: list[Difference]
 ) -> AsyncIterator[Finding]:
     """Whether this user may subscribe and publish as the bridge does."""
-    heard = (f"{names.api}.watch", f"{names.events}.*.*.abandoned.unwatched", "$SRV.PING")
+    heard = (f"{names.api}.watch", f"{names.events}.*.*.abandoned.unwatched", names.replicas, "$SRV.PING")
     told: tuple[str, ...] = (names.watch("check", "check"), names.put_event("check", "check", "check"))
     if any(difference.field == "missing" for difference in differences):
         told = ()  # nothing would answer

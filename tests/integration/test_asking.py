@@ -8,6 +8,7 @@ import json
 import os
 import pty
 import signal
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -263,15 +264,24 @@ async def test_list_and_get_tell_how_tasks_stand_in_words_and_as_json(lab: Lab, 
         await until(lambda: lab.heard(task) and lab.heard(other))
         asked = (["list"], ["list", "--json"], ["get", task], ["get", task, "--json"])
         listed, listed_json, got, got_json = await asyncio.gather(*(shell.run(*words) for words in asked))
+        labeled = await shell.run("list", "--label", "workflow=patch-42", "--json")
     first, second, *_, last = listed.out.splitlines()
     assert (first, last) == (task, "2 watches")
     assert "RUNNING  10 %" in second
     assert "workflow=patch-42" in second
     assert [watch["task"] for watch in listed_json.json[0]["watches"]] == [task, other]
+    assert [watch["task"] for watch in labeled.json[0]["watches"]] == [task]
+    assert labeled.json[0]["total"] == 1
     assert got.out.splitlines()[0] == task
     assert "RUNNING 10 %" in got.out
     assert (got_json.json[0]["watching"], got_json.json[0]["task"]) == (True, task)
     assert {(ended.code, ended.err) for ended in (listed, listed_json, got, got_json)} == {(0, "")}
+
+
+def test_the_shell_completes_commands() -> None:
+    program = Path(sys.executable).with_name("task-bridge")
+    asked = {"_TASK_BRIDGE_COMPLETE": "complete_bash", "COMP_WORDS": "task-bridge un", "COMP_CWORD": "1"}
+    assert subprocess.check_output([program], env=asked, text=True, timeout=20).split() == ["unwatch"]
 
 
 async def test_unwatch_and_cancel_answer_and_an_error_answer_exits_1(lab: Lab, shell: Shell) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import json
 import ssl
 from pathlib import Path
 
@@ -53,7 +54,11 @@ class TestProvision:
         await lab.js.update_stream(config.evolve(max_age=3600.0, max_bytes=10_000_000))
         wanted = nats_only(lab, BRIDGE_EVENTS_MAX_AGE="2h", BRIDGE_ACK_WAIT="20s")
         checked = await ran("provision", "--check", directory=tmp_path, environment=wanted)
-        assert checked.code == 0
+        for_machines = await ran("provision", "--check", "--json", directory=tmp_path, environment=wanted)
+        assert (checked.code, for_machines.code) == (0, 0)
+        differences = [json.loads(line) for line in for_machines.out]
+        of_events = {"where": f"stream {EVENTS}", "field": "max_age", "wanted": 7200.0, "found": 3600.0}
+        assert {**of_events, "unsafe": False} in differences
         assert f"stream {EVENTS}: max_age is 3600 s, the bridge would make it 7200 s." in checked.out
         assert (await lab.js.stream_info(EVENTS)).config.max_age == 3600.0
         changed = await ran("provision", directory=tmp_path, environment=wanted)
@@ -122,8 +127,10 @@ class TestCheck:
         checked = await ran("check", directory=tmp_path, environment=lab.environment())
         assert (checked.code, failures(checked), checked.err) == (0, [], [])
         assert any(line.startswith("ok    vCenter lab tasks:") for line in checked.out)
+        for_machines = await ran("check", "--json", directory=tmp_path, environment=lab.environment())
+        assert {json.loads(line)["result"] for line in for_machines.out} <= {"ok", "note"}
         assert any(line.startswith("ok    vCenter lab classic tasks:") for line in checked.out)
-        assert (len(lab.vcenter.sessions.live), lab.vcenter.sessions.counts.logins) == (0, 2)
+        assert (len(lab.vcenter.sessions.live), lab.vcenter.sessions.counts.logins) == (0, 4)
         assert all(info.state.messages == 0 for info in await lab.js.streams_info())
         assert lab.live == []
 

@@ -9,7 +9,7 @@ import typer
 from .. import __version__
 from . import asking, checking, running, schema
 
-app = typer.Typer(name="task-bridge", no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
+app = typer.Typer(name="task-bridge", no_args_is_help=True, pretty_exceptions_enable=False)
 app.command()(running.serve)
 for ask in (asking.watch, asking.events, asking.list_, asking.get, asking.unwatch, asking.cancel):
     app.command(ask.__name__.rstrip("_"))(ask)

@@ -35,18 +35,24 @@ VCenter = Annotated[str | None, typer.Option(metavar="NAME", help="Which vCenter
 Json = Annotated[bool, typer.Option("--json", help="JSON for machines on standard output, all else on stderr.")]
 
 
-def _duration(text: str) -> float:
-    try:
-        return parse_duration(text)
-    except ValueError as error:
-        raise typer.BadParameter(str(error)) from error
-
-
 def _label(text: str) -> tuple[str, str]:
     key, equals, value = text.partition("=")
     if not key or not equals:
         raise typer.BadParameter(f"{text!r} isn't like key=value")
     return key, value
+
+
+Labels = Annotated[
+    list[Any] | None,
+    typer.Option("--label", parser=_label, metavar="KEY=VALUE", help="Only watches that have it; may be repeated."),
+]
+
+
+def _duration(text: str) -> float:
+    try:
+        return parse_duration(text)
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from error
 
 
 def watch(
@@ -165,19 +171,22 @@ async def _printed(wanted: dict[str, Any], as_json: bool) -> int:
     return 0
 
 
-def list_(vcenter: VCenter = None, as_json: Json = False) -> None:
+def list_(vcenter: VCenter = None, label: Labels = None, as_json: Json = False) -> None:
     """List the watches that are active, oldest request first."""
-    _run(_listed(vcenter, as_json))
+    _run(_listed(vcenter, dict(label or ()), as_json))
 
 
-async def _listed(vcenter: str | None, as_json: bool) -> int:
-    """All pages as one."""
+async def _listed(vcenter: str | None, labels: dict[str, str], as_json: bool) -> int:
+    """All pages as one, of the watches that have these labels."""
     request: dict[str, Any] = {"vcenter": vcenter, "limit": 1000}
     async with _bridge() as bridge:
         page = json.loads(await _asked(bridge, "list", request, as_json))
         while page["cursor"]:
             following = json.loads(await bridge.ask("list", {**request, "cursor": page["cursor"]}))
             page = {**following, "watches": page["watches"] + following["watches"]}
+    if labels:
+        page["watches"] = [one for one in page["watches"] if labels.items() <= one["watch"]["labels"].items()]
+        page["total"] = len(page["watches"])
     if as_json:
         typer.echo(json.dumps(page, ensure_ascii=False, separators=(",", ":")))
         return 0

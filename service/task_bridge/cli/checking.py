@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import json
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -19,10 +21,11 @@ if TYPE_CHECKING:
 # Imports inside the functions are of rooms that the other commands don't need.
 
 OnlyCheck = Annotated[bool, typer.Option("--check", help="Change nothing; 1 when something is missing or unsafe.")]
+Json = Annotated[bool, typer.Option("--json", help="JSON for machines, a line each.")]
 OnlyPrint = Annotated[bool, typer.Option("--print", help="Print the commands of the nats CLI that would do it.")]
 
 
-def provision(check: OnlyCheck = False, only_print: OnlyPrint = False) -> None:
+def provision(check: OnlyCheck = False, only_print: OnlyPrint = False, as_json: Json = False) -> None:
     """Create the streams, consumers and bucket; tell what differs, then make it as the settings say.
 
     Needs the settings of NATS only. What an operator tuned is printed before it is changed, and by nothing else.
@@ -30,7 +33,7 @@ def provision(check: OnlyCheck = False, only_print: OnlyPrint = False) -> None:
     logs.configure("auto", "error")
     try:
         settings = load(need_vcenters=False)
-        good = _print(settings) if only_print else asyncio.run(_provisioned(settings, only_check=check))
+        good = _print(settings) if only_print else asyncio.run(_provisioned(settings, check, as_json))
     except CannotStart as error:
         give_up(error)
     raise typer.Exit(0 if good else 1)
@@ -45,8 +48,8 @@ def _print(settings: Settings) -> bool:
     return True
 
 
-async def _provisioned(settings: Settings, *, only_check: bool) -> bool:
-    """Whether the bridge can work with what is there now."""
+async def _provisioned(settings: Settings, only_check: bool, as_json: bool) -> bool:
+    """Whether the bridge can work with what is there now. With JSON all but the differences goes to stderr."""
     from .. import checks  # noqa: PLC0415
     from ..messaging.connection import server_version  # noqa: PLC0415
     from ..messaging.provision import check_version  # noqa: PLC0415
@@ -60,18 +63,25 @@ async def _provisioned(settings: Settings, *, only_check: bool) -> bool:
             streams = Streams(client, settings.nats.js_domain)
             found = await provisioned(streams, what, create=False)
             for difference in found:
-                typer.echo(f"{difference}.")
+                typer.echo(_json(difference) if as_json else f"{difference}.")
             if not only_check:
-                found, refused = await _changed(streams, what, found)
+                found, refused = await _changed(streams, what, found, to_stderr=as_json)
     except NatsUnavailable as error:
         raise CannotStart(str(error), exit_code=checks.OUT_OF_REACH) from error
     good = not refused and not any(difference.unsafe for difference in found)
     if good:
-        typer.echo("The bridge can work with it." if found else "Everything is as the bridge would make it.")
+        said = "The bridge can work with it." if found else "Everything is as the bridge would make it."
+        typer.echo(said, err=as_json)
     return good
 
 
-async def _changed(streams: Streams, what: Wanted, told: list[Difference]) -> tuple[list[Difference], bool]:
+def _json(difference: Difference) -> str:
+    return json.dumps(difference._asdict(), ensure_ascii=False, default=str)
+
+
+async def _changed(
+    streams: Streams, what: Wanted, told: list[Difference], *, to_stderr: bool
+) -> tuple[list[Difference], bool]:
     """Makes and changes what can be: what still differs then, and whether nats-server refused something."""
     from ..messaging.amend import amend, how_to_replace, is_fixed  # noqa: PLC0415
     from ..messaging.provision import provision as provisioned  # noqa: PLC0415
@@ -83,28 +93,36 @@ async def _changed(streams: Streams, what: Wanted, told: list[Difference]) -> tu
     for difference in filter(is_fixed, left):
         typer.echo(f"{difference.where}: {difference.field}. {how_to_replace(difference)}", err=True)
     if done := len(told) - len(left):
-        typer.echo(f"{done} of {len(told)} made or changed.")
+        typer.echo(f"{done} of {len(told)} made or changed.", err=to_stderr)
     return left, bool(problems)
 
 
-def check() -> None:
+def check(as_json: Json = False) -> None:
     """Ask everything that the bridge depends on, a line each, with the cure where something is wrong."""
     logs.configure("auto", "error")
     try:
         settings = load()
     except CannotStart as error:
         give_up(error)
-    raise typer.Exit(0 if asyncio.run(_checked(settings)) else 1)
+    raise typer.Exit(0 if asyncio.run(_checked(settings, _tell_json if as_json else _tell)) else 1)
 
 
-async def _checked(settings: Settings) -> bool:
+async def _checked(settings: Settings, tell: Callable[[str, str, str], None]) -> bool:
     from ..checks import findings  # noqa: PLC0415
 
-    typer.echo("ok    settings: can be read")
+    tell("ok", "settings", "can be read")
     for warning in settings.warnings:
-        typer.echo(f"note  settings: {warning}")
+        tell("note", "settings", warning)
     good = True
     async for about, said, ok in findings(settings):
-        typer.echo(f"{'ok  ' if ok else 'FAIL'}  {about}: {said}")
+        tell("ok" if ok else "FAIL", about, said)
         good = good and ok
     return good
+
+
+def _tell(how: str, about: str, said: str) -> None:
+    typer.echo(f"{how:<4}  {about}: {said}")
+
+
+def _tell_json(how: str, about: str, said: str) -> None:
+    typer.echo(json.dumps({"about": about, "result": how.lower(), "said": said}, ensure_ascii=False))

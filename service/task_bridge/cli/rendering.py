@@ -6,8 +6,9 @@ import sys
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskID, TaskProgressColumn, TextColumn
+from rich.console import Console, Group
+from rich.live import Live
+from rich.progress import BarColumn, Progress, TaskID, TaskProgressColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 from rich.text import Text
 
@@ -19,7 +20,7 @@ from ..task import Progress as Percentage
 
 _STYLES = {"completed.succeeded": "green", "completed.failed": "red", "completed.canceled": "yellow"}
 _SHORT, _WIDE = 24, 10_000
-_BESIDES = _SHORT + 16 + 4 + 3  # what stands beside the words of a bar
+_BESIDES = _SHORT + 16 + 4 + 7 + 4  # what stands beside the words of a bar
 
 
 def clean(text: object) -> str:
@@ -124,33 +125,41 @@ class JsonLines:
 
 
 class Bars:
-    """A bar for each task that goes on, and above them how the others ended."""
+    """A bar for each task that goes on, as many as there is room for, and above them how the others ended."""
 
     def __init__(self, replies: Sequence[WatchReply]) -> None:
         columns = (
             TextColumn("{task.description}", markup=False),
             BarColumn(bar_width=16),
             TaskProgressColumn(),
+            TimeElapsedColumn(),
             TextColumn("{task.fields[said]}", markup=False),
         )
-        self._progress = Progress(*columns, console=console())
+        self._progress = Progress(*columns)
+        self._console = console()
+        self._live = Live(get_renderable=self._shown, console=self._console, refresh_per_second=10)
         self._bars: dict[str, TaskID] = {
             reply.watch.id: self._progress.add_task(short(reply.task), total=None, said="asked for")
             for reply in replies
         }
 
     def __enter__(self) -> Bars:
-        self._progress.start()
+        self._live.start()
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._progress.stop()
+        self._live.stop()
+
+    def _shown(self) -> Group:
+        going_on, room = self._progress.tasks, max(self._console.height - 2, 1)
+        more = [Text(f"… and {len(going_on) - room} more")] if len(going_on) > room else []
+        return Group(self._progress.make_tasks_table(going_on[:room]), *more)
 
     def show(self, stored: Stored) -> None:
         data, bar = stored.event.data, self._bars[stored.event.data.watch.id]
         if data.final:
             self._progress.remove_task(bar)
-            self._progress.print(_ending(stored.event))
+            self._console.print(_ending(stored.event))
             return
         known = data.progress is not None and data.progress.percent is not None
         message = (data.progress.message if data.progress else None) or ""
@@ -159,7 +168,7 @@ class Bars:
             bar,
             total=100 if known else None,
             completed=data.progress.percent if data.progress and known else 0,
-            said=cut(f"{word} {message}", self._progress.console.width - _BESIDES),
+            said=cut(f"{word} {message}", self._console.width - _BESIDES),
         )
 
 
