@@ -10,11 +10,11 @@ from typing import Self
 from .link.config import LookPolicy
 from .link.health import Health
 from .metrics import Metrics
+from .ports import Standing
 from .settings import VCenterSettings
 from .task import Birth, is_vim_task
 from .vcenter import CisSource
 from .vim import VimSource
-from .watcher import Standing
 
 
 class VCenterTasks:

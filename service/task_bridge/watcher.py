@@ -10,18 +10,17 @@ import asyncio
 import contextlib
 import math
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import Callable, Mapping
 from itertools import islice
-from typing import Protocol
 
-import msgspec
 import structlog
 
 from .durations import parse_time
 from .errors import NatsUnavailable
 from .events import Event
 from .metrics import Metrics
-from .task import Birth, Task, TaskError, is_same
+from .ports import UNCHANGED, Entry, Handle, Journal, Standing, TaskSource, Unchanged
+from .task import Task, is_same
 from .watch import (
     LAST_LOOK_S,
     Absence,
@@ -49,92 +48,6 @@ SWEEP_S = 600.0
 LISTED_STATUSES = ("PENDING", "RUNNING", "BLOCKED", "SUCCEEDED", "FAILED")
 
 
-class Unchanged(msgspec.Struct, frozen=True):
-    """A good look that found the task as the look before did."""
-
-
-class Unanswered(msgspec.Struct, frozen=True):
-    """A hurried look that failed or told nothing certain; `answer` is what vCenter said, if anything."""
-
-    answer: TaskError | None = None
-
-
-UNCHANGED = Unchanged()
-
-Standing = Task | Unchanged | Absence | Unanswered
-"""How a followed task stands by one look."""
-
-
-class TaskSource(Protocol):
-    """The tasks of one vCenter behind one API. It decides when to look and yields what it finds.
-
-    A task that was given with anything but `Unchanged` isn't looked at again before `again`: its events are
-    stored first, so that no state that was seen can be overtaken by the next one. A task that ended is given
-    twice: at once with `result` None, and, without waiting for `again`, with its result (or `UNAVAILABLE`).
-    """
-
-    def follow(self, task: str, since: float, *, seen: bool, with_result: bool, birth: Birth | None) -> None:
-        """Looks at `task` from now on. `since`: when its watch began (Unix s); `seen`: an event tells that
-        vCenter showed it before; `with_result`: each look brings the result; `birth`: what an event tells of it.
-        """
-
-    def again(self, task: str) -> None:
-        """What was given of `task` has been dealt with: look on."""
-
-    def hurry(self, task: str) -> None:
-        """Looks at `task` as soon as possible and gives its standing whatever comes."""
-
-    def forget(self, task: str) -> None:
-        """Looks no more. Unknown tasks are fine."""
-
-    @property
-    def absent(self) -> int:
-        """How many followed tasks that were seen before aren't shown any more."""
-
-    def absent_elsewhere(self, count: int) -> None:
-        """So many other replicas miss: tasks that vanish together are given up later, whoever follows them."""
-
-    def looks(self) -> AsyncIterator[list[tuple[str, Standing]]]:
-        """What the looks found, in batches, without end."""
-        ...
-
-    async def birth(self, task: str) -> Birth | None:
-        """What the task that has this id now is by its birth; None where no id is given twice, or nothing has it.
-
-        Raises VCenterUnavailable.
-        """
-
-    async def cancel(self, task: str) -> None:
-        """Asks vCenter to cancel `task`, followed or not. Raises Refused or VCenterUnavailable."""
-
-
-class Entry(Protocol):
-    """An event in the journal: what it says, where it lies since when, and which instance wrote it."""
-
-    @property
-    def event(self) -> Event: ...
-    @property
-    def sequence(self) -> int: ...
-    @property
-    def stored_at(self) -> float: ...
-    @property
-    def instance(self) -> str: ...
-
-
-class Journal(Protocol):
-    """The events of all tasks, fenced: of two writers only one's next event is stored."""
-
-    @property
-    def instance(self) -> str: ...
-
-    async def last(self, vcenter: str, task: str, *, leader: bool = False) -> Entry | None:
-        """The task's newest event of any watch. Raises NatsUnavailable."""
-
-    async def append(self, draft: Draft, after: int) -> Entry:
-        """Stores the event behind sequence `after`, never giving up; returns what is the task's last event then."""
-        ...
-
-
 async def is_answered(source: TaskSource | None, watch: Watch, last: Event, stored_at: float) -> bool:
     """Whether the task's last event answers the watch already, so that it must not begin (again).
 
@@ -147,16 +60,6 @@ async def is_answered(source: TaskSource | None, watch: Watch, last: Event, stor
         return True
     now = await source.birth(watch.task)
     return now is None or is_same(ended, now)
-
-
-class Handle(Protocol):
-    """The held message of a watch."""
-
-    async def ack(self) -> None:
-        """The watch is over: its message goes."""
-
-    def drop(self) -> None:
-        """Somebody else owns the watch: hold it no longer, say nothing."""
 
 
 class Held:

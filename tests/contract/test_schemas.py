@@ -13,11 +13,11 @@ from jsonschema import Draft7Validator, Draft202012Validator
 
 from task_bridge import schemas
 from task_bridge.errors import Refused
+from task_bridge.ports import Standing
 from task_bridge.requests import ListRequest, TaskRequest, WatchRequest, parse
 from task_bridge.schemas.models import schema_files
 from task_bridge.task import NotATask, parse_task
 from task_bridge.watch import Watch
-from task_bridge.watcher import Standing
 from unit.builders import TASK, Replica, a_watch, denied, lost, running, succeeded
 from validity import check_event, validator
 

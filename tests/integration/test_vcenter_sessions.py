@@ -21,13 +21,13 @@ from structlog.testing import capture_logs
 from task_bridge.errors import Refused, VCenterUnavailable
 from task_bridge.link.http import Http
 from task_bridge.metrics import Metrics
+from task_bridge.ports import Unchanged
 from task_bridge.simulator import fates, faults
 from task_bridge.simulator.app import SimulatedVCenter
 from task_bridge.simulator.options import Options
 from task_bridge.simulator.serve import serving
 from task_bridge.simulator.tasks import Script
 from task_bridge.vcenter import CisSource, LookPolicy
-from task_bridge.watcher import Unchanged
 from vcenter_lab import POLICY, Given, lab
 
 NOT_AUTHENTICATED = (

@@ -18,6 +18,7 @@ from task_bridge.events import (
     placed,
     to_cloudevent,
 )
+from task_bridge.ports import UNCHANGED, Standing, Unanswered, Unchanged
 from task_bridge.task import NO_RESULT, Progress, Result, Task, TaskError
 from task_bridge.watch import (
     LAST_LOOK_S,
@@ -32,7 +33,6 @@ from task_bridge.watch import (
     stall_at,
     wake_at,
 )
-from task_bridge.watcher import UNCHANGED, Standing, Unanswered, Unchanged
 
 NOW = 1_764_024_000.0
 DAY_S = 86_400.0

@@ -9,9 +9,9 @@ from typing import NamedTuple
 
 from task_bridge.errors import NatsUnavailable
 from task_bridge.events import Event
+from task_bridge.ports import Standing
 from task_bridge.task import Birth
 from task_bridge.watch import Draft
-from task_bridge.watcher import Standing
 from unit.builders import NOW, TASK, place, stored
 
 Key = tuple[str, str]

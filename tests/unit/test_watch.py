@@ -10,6 +10,7 @@ import pytest
 
 from task_bridge.durations import rfc3339
 from task_bridge.events import Event, ResultRef, WatchRef
+from task_bridge.ports import Standing, Unanswered
 from task_bridge.task import NO_RESULT, UNAVAILABLE, Message, Result, Task, TaskError
 from task_bridge.watch import (
     LAST_LOOK_S,
@@ -24,7 +25,6 @@ from task_bridge.watch import (
     stall_at,
     wake_at,
 )
-from task_bridge.watcher import Standing, Unanswered
 from unit.builders import (
     DAY_S,
     NOW,

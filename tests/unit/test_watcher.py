@@ -14,9 +14,10 @@ from task_bridge.durations import rfc3339
 from task_bridge.errors import NatsUnavailable
 from task_bridge.events import Event, WatchRef
 from task_bridge.metrics import Metrics
+from task_bridge.ports import UNCHANGED, Standing, Unanswered
 from task_bridge.task import NO_RESULT, Task, TaskError
 from task_bridge.watch import Policy, View, Watch, observe
-from task_bridge.watcher import UNCHANGED, Standing, Unanswered, Watcher
+from task_bridge.watcher import Watcher
 from unit.builders import (
     NOW,
     POLICY,

@@ -16,11 +16,12 @@ import msgspec
 
 from ..errors import NatsUnavailable, Refused, VCenterUnavailable
 from ..events import WatchRef
+from ..ports import TaskSource
 from ..requests import WatchRequest
 from ..subjects import Names
 from ..task import is_vim_task
 from ..watch import Policy, Watch, is_served, next_event, resume
-from ..watcher import TaskSource, is_answered
+from ..watcher import is_answered
 from .journal import Entry, Journal
 from .streams import Stored, StoreRefused, Streams
 

@@ -19,7 +19,8 @@ import structlog
 from nats.aio.client import Client
 from nats.aio.msg import Msg
 
-from ..watcher import TaskSource, Watcher
+from ..ports import TaskSource
+from ..watcher import Watcher
 from .ownership import Ownership
 
 log = structlog.get_logger(__name__)

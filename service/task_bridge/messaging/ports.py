@@ -6,9 +6,9 @@ from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 from ..metrics import Metrics
+from ..ports import TaskSource
 from ..requests import Routes
 from ..subjects import Names
-from ..watcher import TaskSource
 from .admission import Watches
 from .journal import Journal
 from .rejections import Rejections

@@ -17,9 +17,9 @@ from ..link.health import Health
 from ..link.http import Doubtful
 from ..link.outage import Outage
 from ..metrics import Metrics
+from ..ports import Unanswered
 from ..task import Rendering, Task
 from ..watch import Absence
-from ..watcher import Unanswered
 from .followed import ASKED, Followed, Group
 from .lists import Lists
 from .reading import read_task

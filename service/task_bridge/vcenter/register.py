@@ -14,8 +14,8 @@ from ..link.absence import Absences
 from ..link.config import LookPolicy, Patience
 from ..link.finds import Finds
 from ..link.outage import JITTER, backoff_s
+from ..ports import UNCHANGED, Standing, Unanswered
 from ..task import UNAVAILABLE, Task
-from ..watcher import UNCHANGED, Standing, Unanswered
 from . import schedule
 from .followed import ASKED, GONE, PARKED, WAITING, Agenda, Followed
 

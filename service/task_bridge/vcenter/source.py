@@ -27,7 +27,7 @@ from ..link.http import Http
 from ..link.link import Link
 from ..link.outage import Outage
 from ..metrics import Metrics
-from ..watcher import Standing
+from ..ports import Standing
 from . import schedule
 from .followed import Agenda
 from .looks import Looks

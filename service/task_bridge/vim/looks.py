@@ -16,9 +16,9 @@ from ..link.health import Health
 from ..link.http import AnswerTooLarge
 from ..link.outage import backoff_s
 from ..metrics import Metrics
+from ..ports import UNCHANGED, Standing, Unanswered
 from ..task import Birth, TaskError
 from ..watch import Absence
-from ..watcher import UNCHANGED, Standing, Unanswered
 from . import methods
 from .followed import Followed, Questions
 from .methods import Shown

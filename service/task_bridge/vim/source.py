@@ -25,8 +25,8 @@ from ..link.config import PATIENCE, LookPolicy, Patience, VCenterSettings
 from ..link.link import Link
 from ..link.outage import Outage
 from ..metrics import Metrics
+from ..ports import Standing
 from ..task import Birth
-from ..watcher import Standing
 from . import methods
 from .followed import Followed
 from .looks import Looks
