@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help setup demo test test-unit chaos bench check check-wheel lint format types schemas lock clean
+.PHONY: help setup demo test test-unit chaos bench check wheel check-wheel check-image lint format types schemas lock clean
 
 help: ## This list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -37,13 +37,18 @@ lint: setup ## Style, format and layers
 	$(BIN)/ruff format --check .
 	$(BIN)/lint-imports --no-cache
 
-check-wheel: setup ## The wheel alone, in an empty environment, runs the demo
-	rm -rf dist && $(BIN)/pip wheel --quiet --no-deps --no-build-isolation --wheel-dir dist .
+wheel: setup ## The wheel and the sdist, in dist
+	rm -rf dist && $(BIN)/hatchling build -d dist
+
+check-wheel: wheel ## The wheel alone, in an empty environment, runs the demo
 	$(PYTHON) -m venv --clear dist/venv
 	dist/venv/bin/pip install --quiet --require-hashes -r deploy/requirements.txt
 	dist/venv/bin/pip install --quiet --no-deps "$$(echo dist/*.whl)[embedded]"
 	dist/venv/bin/pip check
 	cd dist && venv/bin/task-bridge schema event > event.json && venv/bin/task-bridge demo
+
+check-image: wheel ## What the Dockerfile does, without Docker: as nobody in particular, in a tree that is read-only
+	PYTHONPATH=tests $(BIN)/python -m deployment.image
 
 types: setup ## Strict types
 	$(BIN)/mypy service tests

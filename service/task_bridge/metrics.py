@@ -44,6 +44,7 @@ class Metrics:
         self.publish_retries = counter("publish_retries", "Publishes of an event tried again")
         self.fenced = counter("fenced", "Publishes refused because another owner wrote")
         # What an operator needs besides the names that are promised.
+        self.ready = gauge("ready", "1 while /readyz answers 200")
         self.capacity = gauge("capacity", "Watches that this replica holds at most")
         self.takeovers = counter("takeovers", "Watches taken up that were handed out before: another owner is gone")
         self.heartbeat_lag = gauge("heartbeat_lag_seconds", "How late the last round of heartbeats ended")

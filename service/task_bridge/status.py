@@ -76,6 +76,7 @@ class Status:
             metrics.budget_used.labels(name).set(max(0.0, source.budget_used))
             metrics.last_look_age.labels(name).set(math.nan if age_s is None else age_s)
         metrics.nats_connected.set(self._nats().connected)
+        metrics.ready.set(self.health().status != "unready")
         return metrics.registry
 
     def asyncapi(self) -> bytes:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import pytest
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 from starlette.applications import Starlette
 from starlette.requests import Request
@@ -23,6 +24,7 @@ from task_bridge.settings import Listen
 from task_bridge.simulator import fates
 from task_bridge.web.server import WebServer
 
+GRAFANA = Path(__file__).parents[2] / "deploy" / "grafana"
 TRACE_ID = "4bf92f3577b34da6a3ce929d0e0e4736"
 TRACEPARENT = f"00-{TRACE_ID}-00f067aa0ba902b7-01"
 
@@ -127,3 +129,17 @@ async def test_metrics_name_no_task_and_stay_bounded(lab: Lab) -> None:
     for name in ("publish_seconds_count", "vcenter_request_seconds_count", "heartbeat_lag_seconds", "capacity"):
         assert f"task_bridge_{name}" in text
     assert re.search(r'task_bridge_vcenter_budget_used_ratio\{vcenter="lab"\} [0-9.e-]+', text)
+
+
+@pytest.mark.parametrize("file", ["alerts.yaml", "dashboard.json"])
+async def test_every_metric_that_the_deployed_dashboard_and_alerts_name_is_there(lab: Lab, file: str) -> None:
+    async with lab.bridge() as bridge, httpx.AsyncClient(trust_env=False) as http:
+        assert bridge.web.address is not None
+        text = (await http.get(f"http://127.0.0.1:{bridge.web.address.port}/metrics")).text
+    there = set()
+    for name, kind in re.findall(r"^# TYPE (\w+) (\w+)$", text, re.MULTILINE):
+        there |= {f"{name}_{end}" for end in ("bucket", "sum", "count")} if kind == "histogram" else {name}
+    named = set(re.findall(r"\btask_bridge_\w+", (GRAFANA / file).read_text()))
+    assert len(named) > 10
+    assert named - there == set()
+    assert re.search(r"^task_bridge_ready 1.0$", text, re.MULTILINE)

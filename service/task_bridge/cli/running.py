@@ -33,7 +33,8 @@ DataDirectory = Annotated[
     typer.Option("--embedded-nats", metavar="DIR", help="Start an own nats-server too, its data in DIR."),
 ]
 Keep = Annotated[bool, typer.Option("--keep", help="Go on with new tasks until Ctrl-C, to look around.")]
-Port = Annotated[int, typer.Option(min=0, max=65_535, help="Where to listen on 127.0.0.1; 0 picks a free port.")]
+Port = Annotated[int, typer.Option(min=0, max=65_535, help="Where to listen; 0 picks a free port.")]
+Host = Annotated[str, typer.Option(help="The address to listen on; 0.0.0.0 is all, for containers.")]
 
 
 def serve(embedded_nats: DataDirectory = None) -> None:
@@ -143,27 +144,29 @@ def _warnings(log: Path) -> list[str]:
 
 def simulate(
     port: Port = 8989,
+    host: Host = "127.0.0.1",
     username: Annotated[str, typer.Option(help="Who may log in.")] = "administrator@vsphere.local",
     password: Annotated[str, typer.Option(help="With what password.")] = "simulated",  # noqa: S107 - of nothing
 ) -> None:
-    """Run the simulated vCenter alone, for testing workflows; it speaks HTTP, on this machine only."""
+    """Run the simulated vCenter alone, for testing workflows; it speaks HTTP, and obeys whoever reaches it."""
     logs.configure("auto", "warning")
     try:
-        _run(_simulated(port, username, password))
+        _run(_simulated(host, port, username, password))
     except CannotStart as error:
         give_up(error)
 
 
-async def _simulated(port: int, username: str, password: str) -> None:
+async def _simulated(host: str, port: int, username: str, password: str) -> None:
     from ..simulator import Options, SimulatedVCenter  # noqa: PLC0415
     from ..simulator.serve import serving  # noqa: PLC0415
 
     async with contextlib.AsyncExitStack() as stack:
         vcenter = SimulatedVCenter(Options(username=username, password=password))
         try:
-            url = await stack.enter_async_context(serving(vcenter, port=port))
+            url = await stack.enter_async_context(serving(vcenter, host, port))
         except OSError as error:
-            raise CannotStart(f"127.0.0.1:{port} can't be listened on: {error.strerror}; set --port") from error
+            told = f"{host}:{port} can't be listened on: {error.strerror}; set --host and --port"
+            raise CannotStart(told) from error
         typer.echo(_USAGE.format(url=url, username=username, password=password))
         await asyncio.Event().wait()
 
