@@ -61,7 +61,7 @@ def healthy(image: Image) -> bool:
 
 def ready(image: Image) -> bool:
     try:
-        with urllib.request.urlopen(f"http://127.0.0.1:{image.port}/readyz", timeout=5):  # noqa: S310 - http
+        with urllib.request.urlopen(f"http://127.0.0.1:{image.port}/readyz", timeout=5):
             return True
     except OSError:  # a 503 is one
         return False
@@ -107,7 +107,7 @@ def checked(image: Image, directory: Path) -> None:
         ):
             until(healthy, image)
             until(ready, image)
-            assert asyncio.run(watched(nats.url, new_task(simulator))) == "completed"
+            assert asyncio.run(watched(nats.url, new_task(simulator))) == "completed.succeeded"
             bridge.send_signal(signal.SIGTERM)
             assert bridge.wait(10) == 0
             assert not healthy(image)

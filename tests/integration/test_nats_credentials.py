@@ -100,3 +100,37 @@ async def test_serve_logs_in(lab: Lab, tmp_path: Path, kind: Callable[[Path], Ki
     assert all(json.loads(line)["level"] != "error" for line in process.log.read_text().splitlines())
     for log in (process.log, refused.log):
         assert SECRET not in log.read_text()
+
+
+def _replace(before: Kind, after: Kind) -> None:
+    for name, file in before.right.items():
+        if name.endswith("_FILE"):
+            Path(file).write_text(Path(after.right[name]).read_text().replace(SECRET, "another"))
+
+
+@pytest.mark.parametrize("kind", [password, token, credentials, certificate])
+async def test_a_secret_that_changes_in_its_file_needs_no_restart(
+    lab: Lab, tmp_path: Path, kind: Callable[[Path], Kind]
+) -> None:
+    for name in ("before", "after"):
+        (tmp_path / name).mkdir()
+    before, after = kind(tmp_path / "before"), kind(tmp_path / "after")
+    config = _file(tmp_path, "nats.conf", before.server)
+    server = NatsServer(tmp_path / "before", "-c", config)
+    server.start()
+    process = BridgeProcess(lab.environment(BRIDGE_NATS_URL=server.url, **before.right), tmp_path)
+    try:
+        await process.start()
+        await process.ready()
+        server.stop()
+        _file(tmp_path, "nats.conf", after.server.replace(SECRET, "another"))
+        server.start()
+        refusal = '"nats_away"' if kind is certificate else '"nats_refuses"'
+        await until(lambda: refusal in process.log.read_text())
+        _replace(before, after)
+        await until(lambda: '"nats_back"' in process.log.read_text())
+        assert await process.end() == 0
+    finally:
+        await process.close()
+        server.stop()
+    assert process.log.read_text().count(refusal) == 1

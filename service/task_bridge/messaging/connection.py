@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import math
+import ssl
 import time
 from collections.abc import Callable
 from typing import Any
@@ -20,7 +22,7 @@ from faststream.nats import (
 from nats.aio.client import Client
 
 from ..errors import CannotStart
-from ..login import tls_context
+from ..login import options, tls_context
 from ..logs import Trouble
 from ..settings import NatsSettings
 
@@ -49,6 +51,7 @@ class Connection:
         self._asking_again: asyncio.Task[None] | None = None
         self._client: Client | None = None
         self._trouble = Trouble(log, "nats_away", "nats_back")
+        self._refusal = Trouble(log, "nats_refuses", "nats_accepts_again")
         self.closed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self.reason: str | None = "not connected yet"
         self.broker = NatsBroker(
@@ -85,6 +88,8 @@ class Connection:
                     "Check BRIDGE_NATS_CREDS_FILE, _NKEY_SEED_FILE, _USER and _PASSWORD, or _TOKEN."
                 )
             client = self._client = connecting.result()
+            # FastStream's own raises a refusal again, which ends nats-py's tries to reconnect for good (0.7.8).
+            client._error_cb = self._on_error
         finally:
             await canceled(connecting)
         self.reason = None
@@ -109,8 +114,7 @@ class Connection:
     async def _on_error(self, error: Exception) -> None:
         told = str(error) or type(error).__name__
         if any(word in told.lower() for word in _REFUSED):
-            if not self._refused.done():
-                self._refused.set_result(told.removeprefix("nats: "))
+            self._is_refused(told.removeprefix("nats: "))
         elif _FORBIDDEN in told.lower():
             self._is_forbidden(told.removeprefix("nats: "))
         elif self.reason is None:
@@ -118,6 +122,25 @@ class Connection:
         else:
             self.reason = told
             self._trouble.begins(reason=told, servers=list(self._settings.urls))
+            self._reread()
+
+    def _is_refused(self, told: str) -> None:
+        """At the start that ends the process. Later it may be a secret that is being changed: it is read again."""
+        if self._client is None:
+            if not self._refused.done():
+                self._refused.set_result(told)
+            return
+        self.reason = f"NATS refuses the bridge: {told}"
+        self._refusal.begins(reason=told, cure="see that the credentials in the bridge's files are NATS's")
+        self._reread()
+
+    def _reread(self) -> None:
+        """Secrets and certificates in files, as of now: nats-py keeps what it was given at the start, but for
+        credentials files, which it reads each time (2.16). A seed's public key stays: that takes a restart."""
+        if self._client is not None:
+            with contextlib.suppress(OSError, ssl.SSLError):  # half-written: the next try reads them again
+                now = options(self._settings)
+                self._client.options |= {name: now[name] for name in ("password", "token", "tls") if now.get(name)}
 
     def _is_forbidden(self, told: str) -> None:
         if _SERVICE_ASKED in told:
@@ -149,6 +172,7 @@ class Connection:
 
     async def _on_reconnected(self) -> None:
         self.reason = None
+        self._refusal.over()
         self._trouble.over()
         for call in self._on_return:
             call()
