@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help setup demo test test-unit chaos bench check wheel check-wheel check-image lint format types schemas lock clean
+.PHONY: help setup demo test test-unit chaos bench soak check wheel check-wheel check-image lint format types schemas lock clean
 
 help: ## This list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -31,6 +31,9 @@ chaos: setup ## Seeded rounds of kills, outages and races, judged by a checker: 
 
 bench: setup ## Measures, and prints a table; ONLY="looks memory" measures some of it
 	@PYTHONPATH=tests $(BIN)/python -m bench $(ONLY)
+
+soak: setup ## Watches come and end at 200 a second, for as long as wanted: MINUTES=30
+	@PYTHONPATH=tests MINUTES=$(MINUTES) $(BIN)/python -m bench soak
 
 lint: setup ## Style, format and layers
 	$(BIN)/ruff check .

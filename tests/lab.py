@@ -61,6 +61,11 @@ class NatsServer:
     def running(self) -> bool:
         return self._process is not None
 
+    @property
+    def pid(self) -> int:
+        assert self._process is not None
+        return self._process.pid
+
     def start(self) -> None:
         log = (self._directory / "nats.log").open("ab")
         port = str(self.port or -1)

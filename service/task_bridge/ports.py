@@ -104,5 +104,8 @@ class Handle(Protocol):
     async def ack(self) -> None:
         """The watch is over: its message goes."""
 
+    async def is_current(self) -> bool:
+        """Whether the message still lies in the stream: one may arrive late. Raises NatsUnavailable."""
+
     def drop(self) -> None:
         """Somebody else owns the watch: hold it no longer, say nothing."""

@@ -127,8 +127,9 @@ class Watcher:
             for name, source in self._sources.items():
                 group.create_task(self._follow(name, source))
 
-    async def take(self, watch: Watch, handle: Handle) -> str:
-        """Takes up a watch that was handed over, again or for the first time; `accepted` or `already_completed`.
+    async def take(self, watch: Watch, handle: Handle) -> str | None:
+        """Takes up a watch that was handed over, again or for the first time; `accepted`, `already_completed`, or
+        None when it was over before it arrived.
 
         Raises NatsUnavailable, VCenterUnavailable.
         """
@@ -137,14 +138,19 @@ class Watcher:
         last = await self._journal.last(watch.vcenter, watch.task)
         source = self._sources.get(watch.vcenter)
         answered = last is not None and await is_answered(source, watch, last.event, last.stored_at)
+        own = last is not None and last.event.data.watch.id == watch.id
+        # Behind another watch's event it may be one that was over long ago, late over a connection that hung.
+        gone = last is not None and not own and not answered and not await handle.is_current()
         if self._is_held(watch, handle):
             return "accepted"  # delivered twice meanwhile
+        if gone:
+            handle.drop()
+            return None
         if (older := self._held.get((watch.vcenter, watch.task))) is not None:
             self._forget(older)
         if answered:
             await handle.ack()
             return "already_completed"
-        own = last is not None and last.event.data.watch.id == watch.id
         self._hold(Held(watch, handle, last.event if last and own else None, last.sequence if last else 0))
         return "accepted"
 

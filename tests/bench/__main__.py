@@ -1,11 +1,11 @@
-"""`make bench` measures everything, `make bench ONLY="looks memory"` some of it."""
+"""`make bench` measures everything, `make bench ONLY="looks memory"` some of it. `make soak` is apart."""
 
 from __future__ import annotations
 
 import asyncio
 import sys
 
-from bench import looks, memory, promptness, scale
+from bench import looks, memory, promptness, scale, soak
 
 PARTS = {
     "promptness": promptness.measure,
@@ -16,12 +16,16 @@ PARTS = {
 }
 
 
+ON_DEMAND = {"soak": soak.measure}
+
+
 async def main(only: list[str]) -> None:
-    if unknown := set(only) - PARTS.keys():
-        sys.exit(f"There is no {', '.join(unknown)}; there are {', '.join(PARTS)}.")
+    parts = PARTS | ON_DEMAND
+    if unknown := set(only) - parts.keys():
+        sys.exit(f"There is no {', '.join(unknown)}; there are {', '.join(parts)}.")
     print(f"{'':<46} {'measured':<50} {'goal':<24} load")
     for name in only or PARTS:
-        async for row in PARTS[name]():
+        async for row in parts[name]():
             print(row, flush=True)
 
 

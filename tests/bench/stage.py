@@ -20,24 +20,29 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import httpx
+import msgspec
 import nats
 from nats.aio.client import Client
 from prometheus_client.parser import text_string_to_metric_families
 
 from lab import PASSWORD, USERNAME, BridgeProcess, NatsServer
+from task_bridge.simulator import Options
 
 PER_SECOND = 1 / os.sysconf("SC_CLK_TCK")
-VCENTER = f"""
-import asyncio, gc, uvloop
+VCENTER = """
+import asyncio, gc, msgspec, sys, uvloop
 from task_bridge.simulator import Options, SimulatedVCenter
 from task_bridge.simulator.serve import serving
 async def main():
     gc.set_threshold(200_000, 20, 100)
-    async with serving(SimulatedVCenter(Options(username={USERNAME!r}, password={PASSWORD!r}))) as url:
+    async with serving(SimulatedVCenter(msgspec.json.decode(sys.argv[1], type=Options))) as url:
         print(url, flush=True)
         await asyncio.Event().wait()
 uvloop.run(main())
 """
+
+
+OPTIONS = Options(username=USERNAME, password=PASSWORD)
 
 
 class Row(NamedTuple):
@@ -130,8 +135,18 @@ class Stage:
         return (int(fields[11]) + int(fields[12])) * PER_SECOND
 
     def rss_mb(self) -> float:
-        pages = int(Path(f"/proc/{self.bridge.pid}/statm").read_text().split()[1])
-        return pages * os.sysconf("SC_PAGE_SIZE") / 1e6
+        return _rss_mb(self.bridge.pid)
+
+    def nats_mb(self) -> float:
+        return _rss_mb(self._server.pid)
+
+    def open_files(self) -> int:
+        """The bridge's open files, sockets among them."""
+        return len(os.listdir(f"/proc/{self.bridge.pid}/fd"))
+
+    def loop_tasks(self) -> int:
+        """How many tasks the bridge's event loop has, as its command wrote it down."""
+        return int((self.bridge.log.parent / "tasks").read_text() or 0)
 
     async def lag_s(self) -> float:
         """The longest that the event loop was late within the last half to whole minute."""
@@ -141,12 +156,21 @@ class Stage:
 @asynccontextmanager
 async def stage(**environment: str) -> AsyncIterator[Stage]:
     """All of it, on default settings but for `environment`; gone afterwards."""
+    async with staged(environment, OPTIONS) as it:
+        yield it
+
+
+@asynccontextmanager
+async def staged(
+    environment: dict[str, str], options: Options, serve: list[str] | None = None
+) -> AsyncIterator[Stage]:
+    """The same with `options` of the simulated vCenter, and another command that runs the bridge."""
     with tempfile.TemporaryDirectory() as name:
         directory = Path(name)
         server = NatsServer(directory)
         server.start()
-        async with vcenter() as url:
-            bridge = BridgeProcess(_environment(server.url, url, environment), directory)
+        async with vcenter(options) as url:
+            bridge = BridgeProcess(_environment(server.url, url, environment), directory, serve)
             try:
                 await bridge.start()
                 await bridge.ready()
@@ -161,11 +185,17 @@ async def stage(**environment: str) -> AsyncIterator[Stage]:
                 server.stop()
 
 
+def _rss_mb(pid: int) -> float:
+    pages = int(Path(f"/proc/{pid}/statm").read_text().split()[1])
+    return pages * os.sysconf("SC_PAGE_SIZE") / 1e6
+
+
 @asynccontextmanager
-async def vcenter() -> AsyncIterator[str]:
+async def vcenter(options: Options = OPTIONS) -> AsyncIterator[str]:
     """The URL of a simulated vCenter in a process of its own."""
     # ASYNC220: starting it takes a moment, and nothing else runs here yet.
-    process = subprocess.Popen([sys.executable, "-c", VCENTER], stdout=subprocess.PIPE, text=True)  # noqa: ASYNC220
+    command = [sys.executable, "-c", VCENTER, msgspec.json.encode(options).decode()]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)  # noqa: ASYNC220
     assert process.stdout is not None
     try:
         yield process.stdout.readline().strip()

@@ -10,14 +10,17 @@ from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable
 
 import pytest
+from msgspec.structs import replace
 from nats.aio.msg import Msg
 
 from chaos.servers import Servers
 from lab import until
 from task_bridge.errors import Refused
 from task_bridge.events import Event
-from task_bridge.messaging.admission import Admitted, Watches
+from task_bridge.messaging.admission import Admitted, StoredWatch, Watches
+from task_bridge.messaging.connection import canceled
 from task_bridge.messaging.journal import Entry, Journal
+from task_bridge.messaging.ownership import Handle, Ownership
 from task_bridge.messaging.provision import provision, wanted
 from task_bridge.messaging.streams import Streams
 from task_bridge.metrics import Metrics
@@ -58,11 +61,11 @@ def a_watch(number: int, maker: str = "a") -> Watch:
     return Watch(id=f"{now * 1000:.0f}-{maker}{number}", vcenter="lab", task=f"t{number}:x", since=now)
 
 
-async def raced(one: Side, number: int) -> tuple[Watch, Entry]:
+async def raced(one: Side, number: int, after: int = 0) -> tuple[Watch, Entry]:
     """A watch that lies in the stream and whose first event is stored."""
     watch = a_watch(number)
     await one.watches.admit(watch)
-    return watch, await one.ends(watch, None, 0, running(1))
+    return watch, await one.ends(watch, None, after, running(1))
 
 
 @pytest.fixture
@@ -183,6 +186,102 @@ async def test_a_watch_that_ends_before_its_asker_is_answered_was_accepted(sides
     assert (admitted.outcome, admitted.watch.id) == ("accepted", watch.id)
     assert admitted.last is not None
     assert admitted.last.event.kind == "abandoned.unwatched"
+
+
+class Slow(Watches):
+    """To whom JetStream's answer about a watch comes late: `meanwhile` happened, once."""
+
+    meanwhile: Callable[[], Awaitable[object]] | None = None
+
+    async def present(self, vcenter: str, task: str) -> StoredWatch | None:
+        present = await super().present(vcenter, task)
+        if (meanwhile := self.meanwhile) is not None:
+            self.meanwhile = None
+            await meanwhile()
+        return present
+
+
+class SlowJournal(Journal):
+    """The same of a task's last event."""
+
+    meanwhile: Callable[[], Awaitable[object]] | None = None
+
+    async def last(self, vcenter: str, task: str, *, leader: bool = False) -> Entry | None:
+        last = await super().last(vcenter, task, leader=leader)
+        if (meanwhile := self.meanwhile) is not None:
+            self.meanwhile = None
+            await meanwhile()
+        return last
+
+
+async def unwatched_and_asked_late(side: Side, watch: Watch) -> StoredWatch:
+    """The watch is unwatched, and a request that was stored before that comes to be admitted only now."""
+    await side.watches.unwatch(watch.vcenter, watch.task)
+    late = replace(watch, id=f"{watch.id}-late", since=watch.since - 1, stored_request=True)
+    assert (await side.watches.admit(late)).outcome == "accepted"  # its taker finds it served
+    present = await side.watches.present(watch.vcenter, watch.task)
+    assert present is not None
+    return present
+
+
+async def test_a_handed_over_watch_knows_whether_it_still_lies_in_the_stream(sides: tuple[Side, Side]) -> None:
+    one, _ = sides
+    handed: asyncio.Queue[tuple[Watch, Handle]] = asyncio.Queue()
+
+    async def take(watch: Watch, handle: Handle) -> None:
+        handed.put_nowait((watch, handle))
+
+    async def put_aside(_: object) -> None:
+        raise AssertionError
+
+    ownership = Ownership(
+        one.streams, one.names, Metrics(), capacity=10, ack_wait_s=10, take=take, put_aside=put_aside
+    )
+    owning = asyncio.create_task(ownership.run())
+    await one.watches.admit(a_watch(1))
+    watch, handle = await handed.get()
+    assert await handle.is_current()
+    await one.watches.unwatch("lab", watch.task)
+    assert not await handle.is_current()
+    await one.watches.admit(a_watch(1, "b"))
+    _, next_handle = await handed.get()
+    assert (await handle.is_current(), await next_handle.is_current()) == (False, True)
+    await canceled(owning)
+
+
+async def test_nobody_is_told_of_a_watch_that_does_not_begin(sides: tuple[Side, Side]) -> None:
+    one, other = sides
+    watch, _ = await raced(other, 1)
+    journal = SlowJournal(one.streams, one.names, Metrics(), time.time)
+    journal.meanwhile = lambda: unwatched_and_asked_late(other, watch)
+    watches = Watches(one.streams, one.names, journal, lambda _: POLICY, {}, time.time)
+    admitted = await watches.admit(a_watch(1, "b"))
+    assert (admitted.outcome, admitted.watch.id) == ("already_watching", watch.id)
+
+
+@pytest.mark.parametrize("verb", ["watch", "unwatch"])
+async def test_what_was_seen_of_a_watch_that_has_gone_counts_no_more(sides: tuple[Side, Side], verb: str) -> None:
+    one, other = sides
+    watch, _ = await raced(other, 1)
+    late = await unwatched_and_asked_late(other, watch)
+
+    begun: list[str] = []
+
+    async def served_and_begun_anew() -> None:
+        await other.streams.delete(other.names.watches_stream, late.sequence)
+        last = await other.journal.last("lab", watch.task, leader=True)
+        anew, _ = await raced(other, 1, after=last.sequence if last else 0)
+        begun.append(anew.id)
+
+    watches = Slow(one.streams, one.names, one.journal, lambda _: POLICY, {}, time.time)
+    watches.meanwhile = served_and_begun_anew
+    if verb == "watch":
+        told = (await watches.admit(a_watch(1, "b"))).watch.id
+    else:
+        told = (await watches.unwatch("lab", watch.task))[0].id
+    assert [told] == begun
+    kinds = ["watching", "abandoned.unwatched", "watching", "abandoned.unwatched"]
+    assert await stored_of(one, watch) == kinds[: 3 if verb == "watch" else 4]
 
 
 async def test_after_an_abandoned_watch_one_of_many_begins_the_next(sides: tuple[Side, Side]) -> None:

@@ -150,10 +150,14 @@ class RecordingJournal:
 
 
 class RecordingHandle:
-    """A held message that keeps what was said of it."""
+    """A held message that keeps what was said of it. `current`: it lies in the stream still."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, current: bool = True) -> None:
         self.said: list[str] = []
+        self.current = current
+
+    async def is_current(self) -> bool:
+        return self.current
 
     async def ack(self) -> None:
         self.said.append("ack")

@@ -402,6 +402,19 @@ async def test_a_watch_that_was_served_is_acked_at_once(bridge: Bridge, last: Ev
     assert (bridge.watcher.held, bridge.source.calls) == (0, [])
 
 
+@pytest.mark.parametrize(("current", "outcome", "said"), [(False, None, ["drop"]), (True, "accepted", [])])
+@pytest.mark.parametrize("last", [of_another(PROGRESSED), of_another(UNWATCHED)])
+async def test_a_watch_that_arrives_when_it_is_over_is_let_lie(
+    bridge: Bridge, last: Event, current: bool, outcome: str | None, said: list[str]
+) -> None:
+    bridge.journal.write(last)
+    handle = RecordingHandle(current=current)
+
+    assert await bridge.watcher.take(a_watch(), handle) == outcome
+
+    assert (handle.said, bridge.watcher.held) == (said, int(current))
+
+
 async def test_a_watch_that_is_taken_up_is_accepted(bridge: Bridge) -> None:
     assert await bridge.watcher.take(a_watch(), RecordingHandle()) == "accepted"
     assert await bridge.watcher.take(a_watch(), RecordingHandle()) == "accepted"

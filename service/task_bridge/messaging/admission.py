@@ -119,10 +119,10 @@ class Watches:
             taken = await self._put(watch)
             if taken is not None and watch.stored_request:
                 return Admitted("accepted", watch.ref, None)
-            last = await self._journal.last(watch.vcenter, watch.task, leader=True)
             if taken is not None:
+                last = await self._journal.last(watch.vcenter, watch.task, leader=True)
                 return await self._admitted(watch, taken, last)
-            present = await self.present(watch.vcenter, watch.task)
+            present, last = await self.standing(watch.vcenter, watch.task)
             if present is None:
                 # R3 frees a subject some milliseconds after the ack (measured), and one that can't be read is
                 # being put aside by whoever was handed it.
@@ -168,6 +168,22 @@ class Watches:
         stored = await self._streams.last(self._names.watches_stream, subject, leader=True)
         return stored and read_watch(stored)
 
+    async def standing(self, vcenter: str, task: str) -> tuple[StoredWatch | None, Entry | None]:
+        """The task's watch and its last event, as both were at one moment.
+
+        Two answers of JetStream may be seconds apart over a connection that hangs. A watch that was there before
+        and after the last event was read is the one in force, or its end is that event; a request that is told to
+        be watched by one that had been served and is gone would be lost.
+        """
+        while True:
+            present = await self.present(vcenter, task)
+            last = await self._journal.last(vcenter, task, leader=True)
+            if present is None or own_event(last, present.watch):
+                return present, last
+            again = await self.present(vcenter, task)
+            if again is not None and again.sequence == present.sequence:
+                return present, last
+
     async def page(self, vcenter: str | None, after: int, limit: int) -> tuple[list[StoredWatch], int]:
         """Up to `limit` watches behind sequence `after`, oldest first, and how many more follow."""
         subjects = f"{self._names.watches}.{vcenter or '*'}.*"
@@ -193,8 +209,7 @@ class Watches:
 
     async def _unwatch(self, vcenter: str, task: str) -> tuple[Watch, Entry]:
         while True:
-            present = await self.present(vcenter, task)
-            last = await self._journal.last(vcenter, task, leader=True)
+            present, last = await self.standing(vcenter, task)
             if present is None or (last and present.is_served_by(last)):
                 raise _not_watched(vcenter, task, last)
             stored = await self._unwatched(present.watch, last)

@@ -145,7 +145,7 @@ class Api:
         ports = self._ports
         asked = parse(TaskRequest, request.data)
         vcenter = ports.routes.resolve(asked.vcenter)
-        present, last = await self._both(vcenter, asked.task)
+        present, last = await ports.watches.standing(vcenter, asked.task)
         if present is None and last is None:
             if vcenter not in ports.routes.urls:
                 raise unknown_vcenter(vcenter, ports.routes.urls)
@@ -166,10 +166,6 @@ class Api:
             ports.names.events_of(vcenter, asked.task),
             _raw(last),
         )
-
-    async def _both(self, vcenter: str, task: str) -> tuple[StoredWatch | None, Entry | None]:
-        watches, journal = self._ports.watches, self._ports.journal
-        return await asyncio.gather(watches.present(vcenter, task), journal.last(vcenter, task, leader=True))
 
     async def list(self, request: Request) -> ListReply:
         """The active watches of all replicas, oldest request first."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Coroutine, Iterable
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
 import structlog
@@ -47,6 +47,10 @@ class Handle:
         """The watch is over and its final event stored: its message goes. A lost ack is repeated by redelivery."""
         await self._owner.acked(self)
 
+    async def is_current(self) -> bool:
+        """Whether the message lies in the stream still. Raises NatsUnavailable."""
+        return await self._owner.is_current(self)
+
     def drop(self) -> None:
         """Holds it no longer and says nothing: another owner wrote, or the watch is gone."""
         self._owner.dropped(self)
@@ -63,10 +67,11 @@ class Ownership:
         *,
         capacity: int,
         ack_wait_s: float,
-        take: Callable[[Watch, Handle], Awaitable[str]],
+        take: Callable[[Watch, Handle], Awaitable[str | None]],
         put_aside: Callable[[Stored], Awaitable[None]],
     ) -> None:
         self._streams = streams
+        self._names = names
         self._capacity = capacity
         self._beat_s = ack_wait_s / 3
         self._take = take
@@ -111,7 +116,7 @@ class Ownership:
         key = (watch.vcenter, watch.task)
         held = key in self._handles
         handle = self._handles[key] = Handle(self, key, message.reply)
-        first = message.reply.split(".")[-5] == "1"  # …<delivered>.<stream seq>.<consumer seq>.<time>.<pending>
+        first = _told(message.reply).delivered == 1
         if not (first or held):
             self._metrics.takeovers.inc()
         self._start(self._taken(watch, handle, first=first))
@@ -140,7 +145,7 @@ class Ownership:
             handle.drop()
             return
         self._trouble.over()
-        if first and watch.stored_request:
+        if outcome is not None and first and watch.stored_request:
             self._metrics.requests.labels(outcome).inc()
             log.info("request", outcome=outcome, **watch.log_keys)
 
@@ -163,6 +168,10 @@ class Ownership:
     async def acked(self, handle: Handle) -> None:
         self.dropped(handle)
         await say(self._streams.connection, handle.reply, ACK)
+
+    async def is_current(self, handle: Handle) -> bool:
+        stored = await self._streams.last(self._names.watches_stream, self._names.watch(*handle.key), leader=True)
+        return stored is not None and stored.sequence == _told(handle.reply).sequence
 
     def dropped(self, handle: Handle) -> None:
         if self._handles.get(handle.key) is handle:
@@ -191,3 +200,15 @@ class Ownership:
     async def hand_all_back(self) -> None:
         """On the way out. Nothing may be pulled any more."""
         await self.hand_back(self._handles)
+
+
+class _Told(NamedTuple):
+    """What JetStream's ack subject says of a delivery: the how many-th it is, and the message's stream sequence."""
+
+    delivered: int
+    sequence: int
+
+
+def _told(reply: str) -> _Told:
+    delivered, sequence = reply.split(".")[-5:-3]  # …<delivered>.<stream seq>.<consumer seq>.<time>.<pending>
+    return _Told(int(delivered), int(sequence))
