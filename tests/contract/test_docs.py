@@ -41,6 +41,13 @@ def test_the_links_of_a_page_lead_somewhere(page: Path) -> None:
     assert broken == []
 
 
+def test_the_tests_that_prove_a_guarantee_are_there() -> None:
+    named = re.findall(r"`(tests/[\w/]+\.py)::(test_\w+)`", (ROOT / "docs/guarantees.md").read_text())
+    there = {path: (ROOT / path).read_text() for path, _ in named if (ROOT / path).exists()}
+    assert len(named) > 30
+    assert [f"{path}::{name}" for path, name in named if f"def {name}(" not in there.get(path, "")] == []
+
+
 def test_a_link_that_leads_nowhere_is_found() -> None:
     assert links_of("[a](b.md) and `[x]` [c](https://d)\n```\n[e](f)\n```\n[g](#h)") == ["b.md", "#h"]
     assert anchors_of("# A title, of `data`\n") == {"a-title-of-data"}
