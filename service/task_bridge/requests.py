@@ -26,6 +26,7 @@ from pydantic import (
 from .durations import parse_duration
 from .errors import Problem, Refused
 from .events import WatchRef
+from .subjects import is_vcenter_name
 from .task import Progress, is_vim_task
 
 REQUEST_MAX_KEPT_BYTES = 8 * 1024
@@ -124,7 +125,11 @@ class Routes(msgspec.Struct, frozen=True):
     without_vim: frozenset[str] = frozenset()
 
     def resolve(self, vcenter: str | None) -> str:
-        """The vCenter a request means. Raises Refused (400) when it must say."""
+        """The vCenter a request means, configured or not. Raises Refused (400) when it must say, and (404) for what
+        can't name one: names go into subjects, where `*` would mean any.
+        """
+        if vcenter is not None and not is_vcenter_name(vcenter):
+            raise unknown_vcenter(vcenter, self.urls)
         if vcenter is not None:
             return vcenter
         if self.default is not None:

@@ -54,6 +54,17 @@ async def test_every_verb_answers_what_is_wrong(lab: Lab, verb: str, body: bytes
     assert error["status"] in (400, 404)
 
 
+@pytest.mark.parametrize("verb", ["get", "unwatch"])
+async def test_a_wildcard_names_no_vcenter_and_touches_no_watch(lab: Lab, verb: str) -> None:
+    async with lab.bridge():
+        task = lab.vcenter.create(fates.runs_forever())
+        await lab.ask("watch", task)
+        reply = await lab.reply(verb, json.dumps({"task": task, "vcenter": "*"}).encode())
+        standing = await lab.ask("get", task)
+    assert json.loads(reply.data)["error"]["code"] == "unknown_vcenter"
+    assert standing["watching"] is True
+
+
 async def test_the_list_pages_over_all_watches_oldest_first(lab: Lab) -> None:
     async with lab.bridge():
         await lab.listen()

@@ -409,6 +409,13 @@ def test_a_watch_of_a_vcenter_no_longer_configured_can_still_be_named() -> None:
     assert TWO.resolve("gone") == "gone"
 
 
+@pytest.mark.parametrize("name", ["", "*", ">", "lab.*", "a b", "LAB", "a\r\nPUB x 0\r\n"])
+def test_what_can_not_name_a_vcenter_names_none_and_never_gets_into_a_subject(name: str) -> None:
+    with pytest.raises(Refused) as told:
+        TWO.resolve(name)
+    assert (told.value.status, told.value.code) == (404, "unknown_vcenter")
+
+
 # Errors
 
 
