@@ -4,7 +4,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help setup demo test test-unit chaos bench soak check wheel check-wheel check-image lint format types schemas lock clean
+.PHONY: help setup demo test test-unit chaos bench soak check audit wheel check-wheel check-image lint format types schemas
+.PHONY: lock clean
 
 help: ## This list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -39,6 +40,9 @@ lint: setup ## Style, format and layers
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/lint-imports --no-cache
+
+audit: setup ## Asks whether weaknesses of the locked dependencies are known; needs the package index
+	$(BIN)/pip-audit --strict --require-hashes --disable-pip -r deploy/requirements.txt
 
 wheel: setup ## The wheel and the sdist, in dist
 	rm -rf dist && $(BIN)/hatchling build -d dist

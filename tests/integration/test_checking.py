@@ -6,6 +6,7 @@ import datetime
 import json
 import ssl
 from pathlib import Path
+from typing import Any
 
 import pytest
 from cryptography import x509
@@ -14,6 +15,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 from nats.js.api import ConsumerConfig, RetentionPolicy, StreamConfig
 
+import natscli
 from commands import Ended, ran
 from lab import EVENTS, PREFIX, Lab, NatsServer
 from task_bridge.simulator.serve import serving
@@ -23,6 +25,16 @@ WATCHES = "VCENTER_TASKS_WATCHES"
 
 def nats_only(lab: Lab, **more: str) -> dict[str, str]:
     return {"BRIDGE_NATS_URL": lab.server.url, **more}
+
+
+async def configurations(lab: Lab) -> dict[str, Any]:
+    """All streams and their consumers as nats-server has them."""
+    found: dict[str, Any] = {}
+    for info in await lab.js.streams_info():
+        name = str(info.config.name)
+        consumers = [consumer.config for consumer in await lab.js.consumers_info(name)]
+        found[name] = (info.config, consumers)
+    return found
 
 
 def failures(of: Ended) -> list[str]:
@@ -108,6 +120,20 @@ class TestProvision:
             "'--transform-destination=vcenter.tasks.events.>' '--republish-source=vcenter.tasks.events.>' "
             "'--republish-destination=vcenter.tasks.events.>' --defaults"
         )
+
+    async def test_what_is_printed_makes_exactly_what_it_would_make_itself(self, lab: Lab, tmp_path: Path) -> None:
+        printed = await ran("provision", "--print", directory=tmp_path, environment=nats_only(lab))
+        for line in printed.out:
+            await natscli.run(lab.client, line)
+        checked = await ran("provision", "--check", directory=tmp_path, environment=nats_only(lab))
+        assert (checked.code, checked.out) == (0, ["Everything is as the bridge would make it."])
+        by_hand = await configurations(lab)
+        for stream in by_hand:
+            await lab.js.delete_stream(stream)
+        await ran("provision", directory=tmp_path, environment=nats_only(lab))
+        assert by_hand == await configurations(lab)
+        async with lab.bridge(provision="verify"):
+            pass
 
     async def test_a_nats_that_is_away_is_told_with_exit_code_4(self, lab: Lab, tmp_path: Path) -> None:
         lab.server.stop()
