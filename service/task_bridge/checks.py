@@ -181,24 +181,26 @@ def _denied(client: Client) -> str:
 
 
 async def _vcenter(settings: VCenterSettings) -> AsyncIterator[Finding]:
-    """Its address and certificate, the login, both kinds of tasks, up to the first that fails."""
+    """Its address and certificate; then the login and the tasks, of each kind up to what fails."""
     metrics = Metrics()
     http = Http(settings, metrics)
     session = Session(http, settings, metrics)
     classic = VimSession(Link(http, session.gate, Health(settings.name), Finds()), settings, metrics)
     try:
-        parts: dict[str, _Asking] = {
-            "": lambda: _address(http, settings),
-            " login": lambda: _login(session, settings),
-            " tasks": lambda: _tasks(Tasks(session, settings)),
-        }
+        kinds: list[dict[str, _Asking]] = [
+            {
+                " login": lambda: _login(session, settings),
+                " tasks": lambda: _tasks(Tasks(session, settings)),
+            }
+        ]
         if settings.vim != "off":
-            parts[" classic tasks"] = lambda: _classic_tasks(classic)
-        for part, ask in parts.items():
-            finding = await _found(f"vCenter {settings.name}{part}", ask(), settings)
-            yield finding
-            if not finding.ok:
-                return
+            kinds.append({" classic tasks": lambda: _classic_tasks(classic)})
+        yield (finding := await _found(f"vCenter {settings.name}", _address(http, settings), settings))
+        for parts in kinds if finding.ok else []:
+            for part, ask in parts.items() if not session.gate.is_refused else []:
+                yield (finding := await _found(f"vCenter {settings.name}{part}", ask(), settings))
+                if not finding.ok:
+                    break
     finally:
         await classic.close()
         await session.close()

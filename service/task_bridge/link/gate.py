@@ -39,6 +39,11 @@ class LoginGate:
         self._capped = 0
         self._useless = 0
 
+    @property
+    def is_refused(self) -> bool:
+        """Whether vCenter refused the user name or the password, which needn't be told once a kind of tasks."""
+        return self._refused is not None
+
     def check(self, username: str, password: str) -> None:
         """Raises VCenterUnavailable while no login may be tried with these."""
         if self._refused not in (None, hash((username, password))):

@@ -84,6 +84,7 @@ class CisSource:
         self._started_at = -math.inf
         self._early = Budget(_EARLY_PER_S, monotonic, at_once=_EARLY_AT_ONCE)
         self._pinged_at = -math.inf
+        self._answered_at = 0.0
         self._results_last = False
         self._loop: asyncio.Task[None] | None = None
 
@@ -265,8 +266,12 @@ class CisSource:
         return self._pinged_at + (0.0 if self._outage.down else self._patience.ping_s)
 
     async def _ping(self) -> None:
-        """Asks whether vCenter is there: nothing else would tell while no task is followed."""
-        if not await self._session.check():
+        """Asks whether vCenter is there: nothing else may tell while no task of this kind is followed."""
+        if (self.health.last_good_look_at or 0.0) > self._answered_at:
+            self.health.answered()  # another kind's look was good meanwhile
+        elif not await self._session.check():
             raise VCenterUnavailable(f"vCenter {self._settings.name} doesn't answer for the session that it gave.")
+        else:
+            self.health.good(self._clock())
+        self._answered_at = self.health.last_good_look_at or 0.0
         self._outage.over(self._monotonic())
-        self.health.good(self._clock())

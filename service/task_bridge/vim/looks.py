@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import random
 from collections.abc import Callable, Iterable
+from itertools import islice
 from typing import NamedTuple
 
 import structlog
@@ -124,6 +125,14 @@ class Looks:
         """Those that are to be asked about alone, or at once."""
         return [one for one in self._asking.values() if _ask_at(one) <= now]
 
+    def in_turn(self, most: int | None) -> list[Followed]:
+        """All, or so many: those whose turn was the longest ago."""
+        turn = list(islice(self.tasks.values(), most))
+        if len(turn) < len(self.tasks):
+            for followed in turn:
+                self.tasks[followed.id] = self.tasks.pop(followed.id)
+        return turn
+
     @property
     def next_at(self) -> float:
         """When the first of them is due."""
@@ -169,15 +178,15 @@ class Looks:
                     gone[one.ref.id] = trouble
                 elif (shown := self.tasks.get(one.ref.id)) is not None:
                     self._is_shown(shown)
-        self._answered(self._clock())
         await self._absent([one for one in gone.values() if self.tasks.get(one.followed.id) is one.followed])
 
     async def _pulled(self, tasks: list[str], gone: dict[str, _Gone], failures: list[Exception]) -> list[Shown]:
-        """Halves where an answer can't be read, until the task that it is about is alone: that isn't `gone`."""
+        """Halves where an answer is refused or can't be read, until the task that it is about is alone: that isn't
+        `gone`."""
         vms = {vm for task in tasks if (one := self.tasks.get(task)) and (vm := one.vm)}
         try:
             shown = await methods.pull(self._session, tasks, vms)
-        except (Unreadable, AnswerTooLarge) as error:
+        except (Unreadable, AnswerTooLarge, SoapFault) as error:
             failures.append(error)
             if len(failures) > 4 + 2 * len(gone).bit_length():
                 raise
@@ -187,6 +196,7 @@ class Looks:
                 return []
         else:
             self._counted.inc(len(tasks))
+            self._answered(self._clock())
             return shown
         middle = len(tasks) // 2
         halves = tasks[:middle], tasks[middle:]

@@ -73,6 +73,15 @@ async def pull(session: Session, tasks: Collection[str], vms: Iterable[str] = ()
         answer = await session.call("pull", "ContinueRetrievePropertiesEx", service.collector, more)
 
 
+async def existing(session: Session, refs: Collection[Ref]) -> set[Ref]:
+    """Those of the tasks and VMs that there are. Raises VCenterUnavailable."""
+    tasks = [ref.id for ref in refs if ref.type == "Task"]
+    vms = [ref.id for ref in refs if ref.type == "VirtualMachine"]
+    parts = [tasks[first : first + PULL_MAX] for first in range(0, len(tasks), PULL_MAX)] or [[]]
+    shown = [one for part in parts for one in await pull(session, part, vms if part is parts[0] else ())]
+    return {one.ref for one in shown if not one.gone}
+
+
 async def labels(session: Session) -> dict[str, str]:
     """What each description id means, in words. Raises VCenterUnavailable."""
     service = await session.service()
@@ -112,7 +121,7 @@ async def history(session: Session, tasks: Collection[str], begin: float, end: f
     answer = await session.call("history", "CreateCollectorForTasks", service.tasks, inner)
     collector = ref_of(child(answer, "returnval"))
     if collector is None:
-        raise soap.Unreadable("vCenter gives no collector of its task history.")
+        raise session.unreadable("gives no collector of its task history")
     try:
         found = await _in_history(session, collector, set(tasks))
         if len(found) < len(tasks):
@@ -140,13 +149,13 @@ async def _in_history(session: Session, collector: Ref, wanted: set[str]) -> dic
 
 async def create_collector(session: Session) -> Ref:
     service = await session.service()
-    return _ref(await session.call("push", "CreatePropertyCollector", service.collector))
+    return _ref(await session.call("push", "CreatePropertyCollector", service.collector), session)
 
 
 async def create_view(session: Session) -> Ref:
     """An empty ListView: one with an unknown reference would be refused."""
     service = await session.service()
-    return _ref(await session.call("push", "CreateListView", service.views))
+    return _ref(await session.call("push", "CreateListView", service.views), session)
 
 
 async def create_filter(session: Session, collector: Ref, view: Ref) -> None:
@@ -182,17 +191,17 @@ async def wait(session: Session, collector: Ref, version: str) -> Updates | None
     return Updates(new, shown, value(child(found, "truncated")) in ("true", "1"))
 
 
-def _ref(answer: Element) -> Ref:
+def _ref(answer: Element, session: Session) -> Ref:
     found = ref_of(child(answer, "returnval"))
     if found is None:
-        raise soap.Unreadable("vCenter answers without the object that was asked for.")
+        raise session.unreadable("answers without the object that was asked for")
     return found
 
 
 def _update(element: Element, session: Session, number: int) -> Shown:
     kind = value(child(element, "kind"))
     if kind == "leave":
-        return Shown(_ref_in(element), {}, gone=True)
+        return Shown(_ref_in(element, session), {}, gone=True)
     return _shown(element, "changeSet", session, number, whole=kind == "enter")
 
 
@@ -201,7 +210,7 @@ def _shown(element: Element, properties: str, session: Session, number: int, *, 
     missing = {kind for kind in map(_missing_kind, children(element, "missingSet")) if kind}
     if "NotAuthenticated" in missing:
         raise session.ended(number)
-    ref, told = _ref_in(element), list(_properties(element, properties))
+    ref, told = _ref_in(element, session), list(_properties(element, properties))
     denied = next(iter(missing & _DENIED), None) if not told else None
     if ref.type == "VirtualMachine":
         asked = [found for path, found in told if path == QUESTION]
@@ -224,8 +233,8 @@ def _missing_kind(element: Element) -> str | None:
     return None if fault is None else soap.kind_of(fault)
 
 
-def _ref_in(element: Element) -> Ref:
+def _ref_in(element: Element, session: Session) -> Ref:
     found = ref_of(child(element, "obj"))
     if found is None:
-        raise soap.Unreadable("vCenter tells of an object without saying which.")
+        raise session.unreadable("tells of an object without saying which")
     return found

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 class VimPatience(NamedTuple):
     """`gather_s`: changes of the view go together. `updates_per_s`, `updates_at_once`: update sets, so that storms
-    of progress come together. `pull_s`: between looks without push. `safety_s`: between pulls beside push.
+    of progress come together. `pull_s`: between looks without push. `safety_s`: between pulls of some beside push.
     `idle_s`: until a session that nobody needs is logged out. `losses` and `within_s`: push lost so often in that
     time isn't tried before `pull_for_s`. `cancel_s`: for vCenter's answer to a cancel. `history_s`: how long before
     its watch a task that was never seen may have been queued.

@@ -30,7 +30,16 @@ class Push:
 
     async def modify(self, add: list[Ref], remove: list[Ref]) -> list[Ref]:
         """Those of `add` that vCenter doesn't have. Raises VCenterUnavailable."""
-        return await methods.modify(self._session, self._view, add, remove)
+        try:
+            return await methods.modify(self._session, self._view, add, remove)
+        except SoapFault as fault:
+            if fault.kind != "ManagedObjectNotFound":
+                raise
+        # Older vcsim refuses all for one that it doesn't have; where it is the view that is gone, it refuses again.
+        there = await methods.existing(self._session, add)
+        missing = [ref for ref in add if ref not in there]
+        await methods.modify(self._session, self._view, [ref for ref in add if ref in there], remove)
+        return missing
 
     async def updates(self) -> AsyncIterator[list[Shown]]:
         """What changes, without end; nothing at all is told as well, after each wait. Raises VCenterUnavailable."""

@@ -6,6 +6,7 @@ nanoseconds).
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -30,6 +31,12 @@ PATHS = tuple(f"info.{field}" for field in (*DYNAMIC, *STATIC))
 QUESTION = "runtime.question"
 
 _STATUS = {"queued": "PENDING", "running": "RUNNING", "success": "SUCCEEDED", "error": "FAILED"}
+_INTEGER = re.compile(r"[+-]?[0-9]{1,18}", re.ASCII)
+"""What JSON can carry."""
+_LONGEST = 8_192
+"""Characters of what goes into `extra`, of which an event holds a limited amount."""
+_FRACTION = re.compile(r"[+-]?[0-9]{1,30}(\.[0-9]{1,30})?([eE][+-]?[0-9]{1,2})?", re.ASCII)
+_FRACTIONS = {"double", "float", "decimal"}
 _INTEGERS = {"int", "long", "short", "byte", "unsignedInt", "unsignedShort", "unsignedLong", "integer"}
 
 Info = dict[str, Any]
@@ -58,7 +65,7 @@ def read_info(element: Element) -> Info:
 def read_question(element: Element | None) -> Question | None:
     if element is None or not len(element):
         return None
-    return Question(value(child(element, "id")), value(child(element, "text")))
+    return Question(_short(child(element, "id")), _short(child(element, "text")))
 
 
 def birth_of(info: Info) -> Birth:
@@ -129,12 +136,14 @@ def _boolean(element: Element) -> bool | None:
     return {"true": True, "1": True, "false": False, "0": False}.get(value(element) or "")
 
 
+def _short(element: Element | None) -> str | None:
+    said = value(element)
+    return said and said[:_LONGEST]
+
+
 def _integer(element: Element) -> int | None:
     said = value(element)
-    try:
-        return None if said is None else int(said)
-    except ValueError:
-        return None
+    return int(said) if said is not None and _INTEGER.fullmatch(said) else None
 
 
 def _phase(element: Element) -> str | None:
@@ -179,10 +188,11 @@ def _plain(element: Element) -> Any:
         return _boolean(element)
     if kind in _INTEGERS:
         return _integer(element)
-    return said
+    return float(said) if kind in _FRACTIONS and _FRACTION.fullmatch(said) else said
 
 
 _READERS: dict[str, Callable[[Element], Any]] = {
+    "activationId": _short,
     "cancelable": _boolean,
     "description": _phase,
     "entity": ref_of,

@@ -91,6 +91,10 @@ class Session:
             self._service, self._cookie = None, None
         return SessionEnded(f"vCenter {self._settings.name} ended the session for classic tasks.")
 
+    def unreadable(self, what: str) -> Unreadable:
+        """It answers, but not as this API does."""
+        return Unreadable(f"vCenter {self._settings.name} {what}.")
+
     async def check(self) -> None:
         """Whether vCenter answers for the session. Raises VCenterUnavailable."""
         await self.call("session", "CurrentTime", None)

@@ -7,7 +7,7 @@ doesn't allow and bombs are made of.
 from __future__ import annotations
 
 from typing import NamedTuple
-from xml.sax.saxutils import escape
+from xml.sax.saxutils import escape, quoteattr
 
 from lxml import etree
 
@@ -51,7 +51,7 @@ def envelope(method: str, this: Ref, inner: str) -> bytes:
 
 
 def ref(tag: str, to: Ref) -> str:
-    return f'<{tag} type="{escape(to.type)}">{escape(to.id)}</{tag}>'
+    return f"<{tag} type={quoteattr(to.type)}>{escape(to.id)}</{tag}>"
 
 
 def text(tag: str, value: object) -> str:

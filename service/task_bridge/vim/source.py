@@ -28,11 +28,11 @@ from ..metrics import Metrics
 from ..ports import Standing
 from ..task import Birth
 from . import methods
-from .followed import Followed
 from .looks import Looks
 from .patience import VIM_PATIENCE, VimPatience
 from .push import Push
 from .session import Session, SessionEnded
+from .soap import SoapFault
 
 log = structlog.get_logger(__name__)
 
@@ -182,14 +182,16 @@ class VimSource:
             return
         try:
             await self._tend(now)
-        except SessionEnded as error:
-            # What belonged to it is gone too. A session that isn't accepted twice in a row is an outage.
-            await self._push_lost(None)
-            self._endings += 1
-            if self._endings > 1:
+        except Exception as error:
+            if self._is_deaf or isinstance(error, SoapFault):
+                await self._push_lost(error)
+            if not isinstance(error, VCenterUnavailable):
+                raise
+            if isinstance(error, SessionEnded):
+                await self._stop_listening()  # what belonged to the session is gone too
+                self._endings += 1
+            if not isinstance(error, SessionEnded) or self._endings > 1:
                 self._failed(error, now)
-        except VCenterUnavailable as error:
-            self._failed(error, now)
 
     async def _until_due(self) -> None:
         while (wait_s := self._next_at() - self._monotonic()) > 0:
@@ -209,7 +211,7 @@ class VimSource:
         if self._is_pushing:
             if looks.to_add or len(looks.to_remove) > methods.PULL_MAX:
                 at = min(at, self._modified_at + self._patience.gather_s)
-            if self._push is None or (self._listening is not None and self._listening.done()):
+            if self._push is None or self._is_deaf:
                 at = -math.inf
         return max(at, self._outage.until)
 
@@ -218,31 +220,36 @@ class VimSource:
         return self._way == "push" or (self._way == "auto" and self._monotonic() >= self._pull_until)
 
     @property
+    def _is_deaf(self) -> bool:
+        """Whether the wait for updates has ended."""
+        return self._listening is not None and self._listening.done()
+
+    @property
     def _pull_every_s(self) -> float:
         return self._patience.safety_s if self._is_pushing else self._patience.pull_s
 
     async def _rest(self, now: float) -> None:
         """Nobody needs the session any more, after a while in which somebody may."""
         if now >= self._used_at + self._patience.idle_s:
-            await self._push_lost(None)
+            await self._stop_listening()
             await self._session.close()
         self._link.health.forget("vim")
         self._outage.over(now)
         self._is_in_trouble = False
 
     async def _tend(self, now: float) -> None:
-        """Everything that is due now. Raises VCenterUnavailable."""
+        """Everything that is due now. Raises VCenterUnavailable, and whatever ended the wait for updates."""
+        if self._listening is not None and self._is_deaf:
+            self._listening.result()
         self._used_at = now
         await self._session.service()
         if self._labels_of != self._session.number:
             self._looks.labels = await methods.labels(self._session)
             self._labels_of = self._session.number
-        if self._listening is not None and self._listening.done():
-            await self._push_lost(self._listening.exception())
         if self._is_pushing:
             await self._list()
-        elif self._push is not None:
-            await self._push_lost(None)
+        else:
+            await self._stop_listening()
         await self._ask(now)
         self._endings = 0
         self._outage.over(self._monotonic())
@@ -251,7 +258,7 @@ class VimSource:
         """Begins to listen where nobody does, and brings the view up to date."""
         looks = self._looks
         if self._push is None or self._push.number != self._session.number:
-            await self._push_lost(None)
+            await self._stop_listening()
             push = await Push.open(self._session, self._pace)
             looks.list_all()
             self._push, self._pulled_at = push, self._monotonic()
@@ -272,12 +279,13 @@ class VimSource:
         finally:
             self._news.set()
 
-    async def _push_lost(self, error: BaseException | None) -> None:
-        """Listening has ended, by itself or because it is no use. Too often in a while, and it is given up."""
+    async def _stop_listening(self) -> None:
         listening, self._listening, self._push = self._listening, None, None
         await _ended(listening)
-        if error is None:
-            return
+
+    async def _push_lost(self, error: Exception) -> None:
+        """Listening has ended or can't begin. Too often in a while, and it is given up for a longer one."""
+        await self._stop_listening()
         now = self._monotonic()
         self._lost.append(now)
         log.info("push_lost", vcenter=self._name, reason=str(error))
@@ -286,17 +294,16 @@ class VimSource:
             self._pull_until = now + self._patience.pull_for_s
             self._lost.clear()
             log.warning("push_given_up", vcenter=self._name, for_s=self._patience.pull_for_s, reason=str(error))
-        if isinstance(error, VCenterUnavailable) and not isinstance(error, SessionEnded):
-            raise error
-        if not isinstance(error, VCenterUnavailable):
-            log.error("push_failed", vcenter=self._name, exc_info=error)
 
     async def _ask(self, now: float) -> None:
-        """Asks about those that are due, all of them where it is time for that."""
-        those: list[Followed] = self._looks.due(now)
+        """Asks about those that are due, and where it is time for that about the others: beside push about some of
+        them, in turn.
+        """
+        those = self._looks.due(now)
         if now >= self._pulled_at + self._pull_every_s:
+            few = self._is_pushing and self._pulled_at > -math.inf
+            those = list(dict.fromkeys([*those, *self._looks.in_turn(methods.PULL_MAX if few else None)]))
             self._pulled_at = now
-            those = list(self._looks.tasks.values())
         for first in range(0, len(those), methods.PULL_MAX):
             await self._looks.ask(those[first : first + methods.PULL_MAX])
 

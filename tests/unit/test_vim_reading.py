@@ -1,0 +1,223 @@
+"""From TaskInfo to a task: every field alone, and whatever else may come."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from lxml import etree
+
+from task_bridge.task import NO_RESULT, Birth, Message, Progress, Target, Task, is_same
+from task_bridge.vim.reading import DYNAMIC, PATHS, STATIC, Question, birth_of, read_info, read_question, task_of
+from unit.builders import Replica, a_watch
+from validity import check_event
+
+XSI = "http://www.w3.org/2001/XMLSchema-instance"
+LABELS = {"VirtualMachine.powerOn": "Power On virtual machine"}
+
+
+def element(xml: str) -> etree._Element:
+    return etree.fromstring(f'<i xmlns:x="{XSI}">{xml}</i>')
+
+
+def read(state: str = "running", more: str = "", question: Question | None = None) -> Task:
+    task = task_of(read_info(element(f"<state>{state}</state>{more}")), question, LABELS)
+    assert task is not None
+    return task
+
+
+@pytest.mark.parametrize(
+    ("state", "status"),
+    [
+        ("queued", "PENDING"),
+        ("running", "RUNNING"),
+        ("success", "SUCCEEDED"),
+        ("error", "FAILED"),
+        ("paused", "PAUSED"),
+    ],
+)
+def test_a_state_is_a_status_also_one_never_heard_of(state: str, status: str) -> None:
+    assert read(state).status == status
+
+
+@pytest.mark.parametrize("state", ["", "<state/>", '<state x:nil="true"/>', "<state> </state>"])
+def test_without_a_state_there_is_no_task(state: str) -> None:
+    assert task_of(read_info(element(state)), None, {}) is None
+
+
+@pytest.mark.parametrize(
+    ("xml", "field", "expected"),
+    [
+        ("<descriptionId>VirtualMachine.powerOn</descriptionId>", "service", "VirtualMachine"),
+        ("<descriptionId>VirtualMachine.powerOn</descriptionId>", "operation", "powerOn"),
+        ("<descriptionId>VirtualMachine.powerOn</descriptionId>", "description", "Power On virtual machine"),
+        ("<descriptionId>com.acme.drain.start</descriptionId>", "service", "com.acme.drain"),
+        ("<descriptionId>alone</descriptionId>", "service", None),
+        ("<descriptionId>alone</descriptionId>", "operation", "alone"),
+        ('<entity type="VirtualMachine">vm-7</entity>', "target", Target("VirtualMachine", "vm-7")),
+        (
+            '<entity type="VirtualMachine">vm-7</entity><entityName>web</entityName>',
+            "target",
+            Target("VirtualMachine", "vm-7", "web"),
+        ),
+        ("<entity>vm-7</entity><entityName>web</entityName>", "target", None),
+        ('<reason x:type="TaskReasonUser"><userName>LAB\\jo</userName></reason>', "user", "LAB\\jo"),
+        ('<reason x:type="TaskReasonSchedule"><name>nightly</name></reason>', "user", "nightly"),
+        ('<reason x:type="TaskReasonAlarm"><alarmName>full</alarmName></reason>', "user", "full"),
+        ('<reason x:type="TaskReasonSystem"/>', "user", None),
+        ('<reason x:type="v:TaskReasonOfLater"><who>me</who></reason>', "user", None),
+        ("<cancelable>1</cancelable>", "cancelable", True),
+        ("<cancelable>perhaps</cancelable>", "cancelable", None),
+        ("<parentTaskKey>task-1</parentTaskKey>", "parent", "task-1"),
+        ("<progress>42</progress>", "progress", Progress(42, 100, 42.0, None)),
+        ("<progress>250</progress>", "progress", Progress(250, 100, 100.0, None)),
+        (f"<progress>{'9' * 4000}</progress>", "progress", None),
+        ("<progress>1_0</progress>", "progress", None),
+        (
+            "<description><key>k</key><message>Copying</message></description>",
+            "progress",
+            Progress(message="Copying"),
+        ),
+        ("<startTime>2026-11-24T22:40:55.123456789Z</startTime>", "started_at", "2026-11-24T22:40:55.123Z"),
+        ("<startTime>2026-11-24T23:40:55+01:00</startTime>", "started_at", "2026-11-24T22:40:55.000Z"),
+        ("<startTime>yesterday</startTime>", "started_at", None),
+        ("<error><localizedMessage>old</localizedMessage></error>", "error", None),
+        ("<result>early</result>", "result", NO_RESULT),
+    ],
+)
+def test_a_field_of_a_running_task(xml: str, field: str, expected: Any) -> None:
+    assert getattr(read(more=xml), field) == expected
+
+
+@pytest.mark.parametrize(
+    ("xml", "json"),
+    [
+        ('<result x:type="ManagedObjectReference" type="Folder">f-9</result>', b'{"type":"Folder","id":"f-9"}'),
+        ('<result x:type="xsd:string">done</result>', b'"done"'),
+        ('<result x:type="xsd:int">-7</result>', b"-7"),
+        ('<result x:type="xsd:boolean">true</result>', b"true"),
+        ('<result x:type="xsd:double">1.5</result>', b"1.5"),
+        ('<result x:type="xsd:double">INF</result>', b'"INF"'),
+        ('<result x:type="ArrayOfString"/>', b'{"type":"ArrayOfString"}'),
+        ('<result x:type="v:OfLater"><a><b/></a></result>', b'{"type":"OfLater"}'),
+        ("<result><a/></result>", b'{"type":null}'),
+        ('<result x:type="xsd:int">many</result>', b""),
+        ('<result x:nil="true"/>', b""),
+        ("", b""),
+    ],
+)
+def test_a_result_is_a_reference_or_a_scalar_else_only_its_type(xml: str, json: bytes) -> None:
+    result = read("success", xml).result
+    assert result is not None
+    assert (result.json, result.available) == (json, True)
+
+
+@pytest.mark.parametrize(
+    ("xml", "kind", "message", "texts"),
+    [
+        (
+            '<error><fault x:type="v:NoDiskSpace"><faultMessage><key>k</key><message>full</message></faultMessage>'
+            "</fault><localizedMessage>No space.</localizedMessage></error>",
+            "NoDiskSpace",
+            "No space.",
+            ["No space.", "full"],
+        ),
+        (
+            '<error><fault x:type="RequestCanceled"/></error>',
+            "RequestCanceled",
+            "vCenter reports RequestCanceled",
+            [],
+        ),
+        ("<error><fault/></error>", None, "vCenter reports a failure", []),
+        ('<error x:nil="true"/>', None, "vCenter reports a failure", []),
+        ("", None, "vCenter reports that the task failed and gives no reason", []),
+    ],
+)
+def test_a_failure_is_never_without_words(xml: str, kind: str | None, message: str, texts: list[str]) -> None:
+    error = read("error", xml).error
+    assert error is not None
+    assert (error.type, [one.text for one in error.messages]) == (kind, texts)
+    assert error.message.startswith(message)
+    assert error.messages in ((), (Message(None, "No space."), Message("k", "full")))
+
+
+def test_a_question_blocks_a_running_task_alone() -> None:
+    asked = Question("q1", "Moved or copied?")
+    blocked = read("running", "<progress>95</progress><description><message>Copying</message></description>", asked)
+    assert (blocked.status, blocked.progress) == ("BLOCKED", Progress(95, 100, 95.0, asked.text))
+    assert blocked.extra == {"question": {"id": "q1", "text": "Moved or copied?"}}
+    assert read("queued", question=asked).status == "PENDING"
+    assert read("success", question=asked).extra is None
+
+
+def test_of_a_long_question_an_event_holds_the_beginning() -> None:
+    question = read_question(element(f"<id>q</id><text>{'x' * 100_000}</text>"))
+    assert question is not None
+    assert question.text == "x" * 8192
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "same"),
+    [
+        (Birth(1.0, "a.b"), Birth(1.0, "a.b"), True),
+        (Birth(1.0, "a.b"), Birth(1.4, "a.b"), True),
+        (Birth(1.0, "a.b"), Birth(60.0, "a.b"), False),
+        (Birth(1.0, "a.b"), Birth(1.0, "a.c"), False),
+        (Birth(None, "a.b"), Birth(1.0, "a.b"), True),
+        (Birth(1.0, None), Birth(1.0, "a.b"), True),
+    ],
+)
+def test_a_task_is_another_one_where_what_both_tell_differs(one: Birth, other: Birth, same: bool) -> None:
+    assert is_same(one, other) is same
+
+
+def test_a_birth_is_when_it_was_queued_and_to_do_what() -> None:
+    info = read_info(element("<queueTime>1970-01-01T00:01:00.5Z</queueTime><descriptionId>a.b</descriptionId>"))
+    assert birth_of(info) == Birth(60.5, "a.b")
+
+
+# Whatever comes
+
+names = st.sampled_from(
+    [*DYNAMIC, *STATIC, "key", "fault", "message", "localizedMessage", "userName", "faultMessage"]
+)
+texts = st.text(st.characters(codec="utf-8", categories=("L", "N", "P", "Zs")), max_size=8) | st.sampled_from(
+    ["running", "success", "error", "true", "12", "2026-11-24T22:40:55Z", "9" * 30, "a.b.c", "."]
+)
+attributes = st.dictionaries(
+    st.sampled_from([f"{{{XSI}}}nil", f"{{{XSI}}}type", "type"]), st.sampled_from(["true", "", "a:b", "int", ":"])
+)
+
+
+def _built(name: str, text: str, given: dict[str, str], inner: list[etree._Element]) -> etree._Element:
+    made = etree.Element(name, given)
+    made.text = text
+    made.extend(inner)
+    return made
+
+
+leaves = st.builds(_built, names, texts, attributes, st.just([]))
+trees = st.recursive(leaves, lambda inner: st.builds(_built, names, texts, attributes, st.lists(inner, max_size=4)))
+
+
+@settings(deadline=None, max_examples=150)
+@given(
+    st.lists(trees, max_size=8), st.sampled_from(["queued", "running", "success", "error", "odd"]), st.booleans()
+)
+def test_whatever_vcenter_says_is_an_event_as_the_schema_has_it(
+    fields: list[etree._Element], state: str, asked: bool
+) -> None:
+    info = read_info(_built("info", "", {}, [*fields, _built("state", state, {}, [])]))
+    task = task_of(info, Question(None, "?") if asked else None, {})
+    assert task is not None
+    replica = Replica(a_watch(task="task-7", api="vim"), inline_max=100)
+    replica.look(task)
+    assert replica.stream
+    for stored in replica.stream:
+        check_event(stored.body)
+
+
+def test_every_field_that_is_read_is_asked_for() -> None:
+    assert {f"info.{field}" for field in (*DYNAMIC, *STATIC)} == set(PATHS)
