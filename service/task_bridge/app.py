@@ -45,7 +45,7 @@ from .web.watchdog import Watchdog
 
 log = structlog.get_logger(__name__)
 
-FINISH_S = 2.0
+FINISH_S = 1.5
 
 
 class Bridge:
@@ -80,8 +80,7 @@ class Bridge:
             await self.web.start()
             stack.push_async_callback(self.web.stop)
             stack.push_async_callback(self._feed.close)
-            for source in self._sources.values():
-                await stack.enter_async_context(source)
+            await self._follow(stack)
             starting = asyncio.create_task(self._start(stack, failed))
             starting.add_done_callback(lambda task: _fails_with(failed, task))
             stack.push_async_callback(canceled, starting)
@@ -89,6 +88,17 @@ class Bridge:
                 yield failed
             finally:
                 self.status.stopping = True
+
+    async def _follow(self, stack: AsyncExitStack) -> None:
+        """Enters every vCenter. They are left together: each that hangs is given time to end its session."""
+        leaving = [AsyncExitStack() for _ in self._sources]
+
+        async def leave() -> None:
+            await asyncio.gather(*(one.aclose() for one in leaving))
+
+        stack.push_async_callback(leave)
+        for one, source in zip(leaving, self._sources.values(), strict=True):
+            await one.enter_async_context(source)
 
     async def _start(self, stack: AsyncExitStack, failed: asyncio.Future[None]) -> None:
         """Connects, provisions, and only then consumes: waiting for NATS is no error."""

@@ -126,6 +126,20 @@ async def test_a_vcenter_that_hangs_and_one_that_is_down_cost_a_third_nothing(la
     assert (len(lab.vcenter.sessions.live), len(slow.sessions.live)) == (0, 0)
 
 
+async def test_vcenters_that_all_hang_hold_up_no_stop(lab: Lab) -> None:
+    login = {"url": lab.vcenter_url, "given_username": USERNAME, "given_password": PASSWORD}
+    vcenters = {name: login for name in ("a", "b", "c", "d")}
+    async with lab.bridge(vcenters=vcenters):
+        await lab.listen()
+        for name in vcenters:
+            task = lab.vcenter.create(fates.runs_forever())
+            await lab.publish({"task": task, "vcenter": name})
+            await until(lambda task=task: lab.heard(task))  # type: ignore[misc]
+        lab.vcenter.options.latency_s = 30.0
+        left = time.monotonic()
+    assert time.monotonic() - left < 4.5
+
+
 async def test_a_result_that_is_gone_by_now_still_ends_in_completed(lab: Lab) -> None:
     lab.vcenter.faults.add(faults.delayed(0.0), operation="list", times=1)  # the look
     lab.vcenter.faults.add(faults.internal_server_error(), operation="list")

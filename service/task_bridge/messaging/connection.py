@@ -108,7 +108,7 @@ class Connection:
         if self._asking_again is not None:
             self._asking_again.cancel()
         stopping = asyncio.ensure_future(self.broker.stop())
-        await asyncio.wait((stopping,), timeout=2)
+        await asyncio.wait((stopping,), timeout=1)
         await canceled(stopping)
 
     async def _on_error(self, error: Exception) -> None:
