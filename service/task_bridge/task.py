@@ -12,7 +12,7 @@ from __future__ import annotations
 import math
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from fractions import Fraction
 from typing import Any, Literal, NamedTuple
 
@@ -249,7 +249,13 @@ def _failure(error: object, info: dict[str, Any]) -> TaskError:
     """The error of a FAILED task, never empty: vCenter's own, else what its result says, else so in words."""
     if parsed := parse_error(error):
         return parsed
-    messages = tuple(_reasons(info.get("result"))) or tuple(_reasons(info))
+    result = info.get("result")
+    messages = (
+        tuple(_reasons(result))
+        or tuple(_notified(result, "errors"))
+        or tuple(_reasons(info))
+        or tuple(_notified(result, "warnings"))
+    )
     if messages:
         return TaskError(type=None, message=messages[0].text, messages=messages)
     return TaskError(
@@ -260,8 +266,8 @@ def _failure(error: object, info: dict[str, Any]) -> TaskError:
 
 def _reasons(value: object) -> Iterator[Message]:
     """The messages by which a result (or a body) of a failed task tells why."""
-    if isinstance(value, str) and value:
-        yield Message(id=None, text=value)
+    if isinstance(value, str | list):
+        yield from _messages(value)
     if not isinstance(value, dict):
         return
     notifications = value.get("notifications")
@@ -271,6 +277,21 @@ def _reasons(value: object) -> Iterator[Message]:
     for key in ("error", "messages", "message"):
         nested = value.get(key)
         yield from parsed.messages if (parsed := parse_error(nested)) else _messages(nested)
+
+
+def _notified(value: object, severity: str) -> Iterator[Message]:
+    """What a result tells deeper in it, as vLCM does by status and by host; outermost first."""
+    level = [value]
+    while level:
+        for item in level:
+            notifications = item.get("notifications") if isinstance(item, dict) else None
+            if isinstance(notifications, dict):
+                yield from _messages(notifications.get(severity))
+        level = [child for item in level for child in _children(item)]
+
+
+def _children(value: object) -> Iterable[object]:
+    return value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
 
 
 def _messages(value: object) -> Iterator[Message]:
@@ -285,8 +306,12 @@ def _messages(value: object) -> Iterator[Message]:
             yield Message(
                 id=_text(fields.get("id")),
                 text=text,
-                args=tuple(str(arg) for arg in args) if isinstance(args, list) else (),
+                args=tuple(map(_written, args)) if isinstance(args, list) else (),
             )
+
+
+def _written(arg: object) -> str:
+    return arg if isinstance(arg, str) else compact(arg).decode()
 
 
 def _message_text(value: object) -> str | None:

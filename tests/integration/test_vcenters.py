@@ -128,7 +128,7 @@ async def test_a_vcenter_that_hangs_and_one_that_is_down_cost_a_third_nothing(la
 
 async def test_vcenters_that_all_hang_hold_up_no_stop(lab: Lab) -> None:
     login = {"url": lab.vcenter_url, "given_username": USERNAME, "given_password": PASSWORD}
-    vcenters = {name: login for name in ("a", "b", "c", "d")}
+    vcenters = dict.fromkeys(("a", "b", "c", "d"), login)
     async with lab.bridge(vcenters=vcenters):
         await lab.listen()
         for name in vcenters:

@@ -324,6 +324,23 @@ def test_an_error_tells_whether_it_is_transient_when_vcenter_does(data: object, 
         ({"result": {"message": {"default_message": "B"}}}, None, ["B"]),
         ({"result": {"message": "B"}}, None, ["B"]),
         ({"result": "B"}, None, ["B"]),
+        ({"result": [{"default_message": "B"}, "C"]}, None, ["B", "C"]),
+        (
+            {"result": {"status": {"notifications": {"errors": [{"message": {"default_message": "B"}}]}}}},
+            None,
+            ["B"],
+        ),
+        (
+            {
+                "result": {
+                    "hosts": {"h": {"host_status": {"notifications": {"errors": [{"default_message": "C"}]}}}},
+                    "notifications": {"warnings": [{"default_message": "W"}]},
+                }
+            },
+            None,
+            ["C"],
+        ),
+        ({"result": {"notifications": {"warnings": [{"message": {"default_message": "W"}}]}}}, None, ["W"]),
         ({"notifications": {"errors": [{"message": {"default_message": "D"}}]}}, None, ["D"]),
     ],
 )
