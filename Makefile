@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help setup demo test test-unit chaos bench soak check audit wheel check-wheel check-image lint format types schemas
+.PHONY: help setup demo test test-unit chaos bench soak check audit fuzz wheel check-wheel check-image lint format types schemas
 .PHONY: lock clean
 
 help: ## This list
@@ -40,6 +40,9 @@ lint: setup ## Style, format and layers
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/lint-imports --no-cache
+
+fuzz: setup ## 100,000 hostile requests at a whole bridge, each answered or rejected: COUNT=1000 SEED=7
+	@PYTHONPATH=tests $(BIN)/python -m fuzz
 
 audit: setup ## Asks whether weaknesses of the locked dependencies are known; needs the package index
 	$(BIN)/pip-audit --strict --require-hashes --disable-pip -r deploy/requirements.txt

@@ -29,6 +29,8 @@ from .events import WatchRef
 from .subjects import is_vcenter_name
 from .task import Progress, is_vim_task
 
+REQUEST_MAX_BYTES = 64 * 1024
+"""What every good request fits in, however it is escaped: all others hear so before they cost seconds to read."""
 REQUEST_MAX_KEPT_BYTES = 8 * 1024
 _NOT_IN_TASK = re.compile(r"[\x00-\x1f\x7f-\x9f/?#]")
 _VIM_TASK = re.compile(r"^Task:(task-[0-9]+)$", re.ASCII)
@@ -170,6 +172,8 @@ def invalid(message: str, *details: Problem) -> Refused:
 
 def read_json(body: bytes) -> Any:
     """The body as JSON, an empty one as `{}`. Raises Refused for what isn't strict JSON."""
+    if len(body) > REQUEST_MAX_BYTES:
+        raise invalid("The request is too large.", Problem("", f"must be at most {REQUEST_MAX_BYTES:,} bytes"))
     if not body.strip():
         return {}
     try:
@@ -231,7 +235,10 @@ def trace_of(headers: Mapping[str, str] | None) -> tuple[str | None, str | None]
 
 
 def told_of(body: bytes) -> dict[str, Any]:
-    """What a rejection repeats of a request that can't be served: its text, and what could be made out of it."""
+    """What a rejection repeats of a request that can't be served: its text, and what could be made out of it.
+
+    Bounded: a rejection that NATS refuses to carry would keep the request for ever.
+    """
     text = body[: REQUEST_MAX_KEPT_BYTES + 4].decode("utf-8", "replace")
     kept = text.encode()[:REQUEST_MAX_KEPT_BYTES].decode("utf-8", "ignore")
     try:
@@ -240,18 +247,24 @@ def told_of(body: bytes) -> dict[str, Any]:
         value = None
     fields = {"task": value} if isinstance(value, str) else value if isinstance(value, dict) else {}
     labels = fields.get("labels")
-    labels = labels if isinstance(labels, dict) else {}
-    strings = all(isinstance(item, str) for item in labels.values())
+    labels = labels if isinstance(labels, dict) and _is_short(labels) else {}
     return {
         "request": kept,
         "vcenter": _clean(fields.get("vcenter")),
         "task": _clean(fields.get("task")),
-        "labels": {_clean(key): _clean(item) for key, item in labels.items()} if strings and labels else None,
+        "labels": {_clean(key): _clean(item) for key, item in labels.items()} or None,
     }
 
 
+def _is_short(labels: dict[str, Any]) -> bool:
+    strings = [*labels, *labels.values()]
+    return all(isinstance(item, str) for item in strings) and sum(map(len, strings)) <= REQUEST_MAX_KEPT_BYTES
+
+
 def _clean(value: object) -> str | None:
-    return value.encode("utf-8", "replace").decode() if isinstance(value, str) else None
+    if not isinstance(value, str) or len(value) > REQUEST_MAX_KEPT_BYTES:
+        return None
+    return value.encode("utf-8", "replace").decode()
 
 
 class ErrorDetail(msgspec.Struct, frozen=True):

@@ -1,0 +1,114 @@
+"""Hostile requests at a whole bridge in a process of its own; what must hold whatever they are."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import re
+import time
+from collections import Counter
+from random import Random
+from typing import Any
+
+import httpx
+import nats.errors
+from nats.aio.client import Client
+
+from fuzz import hostile
+from lab import EVENTS, PREFIX, BridgeProcess, Lab
+from task_bridge.ordered import Ordered
+from task_bridge.simulator import fates
+from validity import check_event, check_reply
+
+VERBS = ("watch", "get", "list", "unwatch", "cancel")
+AT_ONCE = 50
+ANSWER_S = 30.0
+_STORED = re.compile(
+    r"vcenter\.tasks\.(rejected|events\.lab\.[A-Za-z0-9%~:_-]+"
+    r"\.(watching|status|progress|stalled|(completed|abandoned)\.[a-z_]+))"
+)
+_UNPRINTED = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069]")
+
+
+class Attack:
+    """`count` requests out of `seed`; two thirds ask the API, the others are published and kept."""
+
+    def __init__(self, lab: Lab, bridge: BridgeProcess, http: str, seed: int) -> None:
+        self.outcomes: Counter[str] = Counter()
+        self.published = 0
+        self.slowest_s = 0.0
+        self._lab = lab
+        self._bridge = bridge
+        self._http = http
+        self._random = Random(seed)
+        self._tasks = [lab.vcenter.create(fates.runs_forever()) for _ in range(30)]
+        self._watched = 0
+
+    async def make(self, count: int) -> None:
+        remaining = iter(range(count))
+
+        async def send() -> None:
+            for _ in remaining:
+                await self._send()
+
+        await asyncio.gather(*(send() for _ in range(AT_ONCE)))
+
+    async def _send(self) -> None:
+        random, client = self._random, self._lab.client
+        body = hostile.body(random, random.choice(self._tasks))
+        headers = {"traceparent": random.choice(hostile.TRACES[:3])} if random.random() < 0.2 else None
+        if random.random() < 0.3:
+            self.published += 1
+            await client.publish(f"{PREFIX}.watch", body, headers=headers)
+            await client.flush()
+            return
+        verb = random.choice(VERBS)
+        self._watched += verb == "watch"
+        self.outcomes[await self._answered(client, verb, body, headers)] += 1
+
+    async def _answered(self, client: Client, verb: str, body: bytes, headers: dict[str, str] | None) -> str:
+        began = time.monotonic()
+        try:
+            reply = await client.request(f"{PREFIX}.api.{verb}", body, timeout=ANSWER_S, headers=headers)
+        except (TimeoutError, nats.errors.Error) as error:
+            raise AssertionError(f"{verb} was not answered ({error!r}): {body[:2000]!r}") from error
+        self.slowest_s = max(self.slowest_s, time.monotonic() - began)
+        refused = "Nats-Service-Error-Code" in (reply.headers or {})
+        check_reply(verb, reply.data, refused=refused)
+        assert refused or verb != "cancel", "cancel is switched off"
+        return f"{verb} {json.loads(reply.data)['error']['code']}" if refused else f"{verb} ok"
+
+    async def settled(self, within_s: float) -> None:
+        """Every request that was published and every one to watch is counted: with an outcome, or as rejected."""
+        expected = self.published + self._watched - self.outcomes["watch unavailable"]
+        deadline = time.monotonic() + within_s
+        async with httpx.AsyncClient(trust_env=False) as http:
+            while (counted := await self._counted(http)) < expected:
+                assert time.monotonic() < deadline, f"{counted} of {expected} requests are answered or rejected"
+                await asyncio.sleep(0.1)
+        assert counted == expected
+
+    async def _counted(self, http: httpx.AsyncClient) -> int:
+        text = (await http.get(f"{self._http}/metrics", timeout=30)).text
+        return int(sum(map(float, re.findall(r"^task_bridge_requests_total\{.*?\} (\S+)$", text, re.M))))
+
+    async def nothing_leaked(self) -> None:
+        """Into a subject, a URL, a metric's label, the log, the board; and every event is what the schema says."""
+        lab, kept = self._lab, Counter[str]()
+        async for message in Ordered(lab.js, lab.client, EVENTS, [">"], follow=False).messages():
+            assert _STORED.fullmatch(message.subject), message.subject
+            check_event(message.data)
+            kept["rejected" if message.subject.endswith(".rejected") else "event"] += 1
+        self.outcomes.update(kept)
+        for request in lab.vcenter.journal.requests:
+            assert request.operation != "unknown", request.path  # an id that left its place would ask for that
+        async with httpx.AsyncClient(trust_env=False) as http:
+            metrics = (await http.get(f"{self._http}/metrics", timeout=30)).text
+            board = (await http.get(f"{self._http}/", timeout=30)).text
+            assert (await http.get(f"{self._http}/readyz", timeout=30)).status_code == 200
+        assert hostile.MARK not in metrics + board
+        assert not re.search(r'vcenter="(?!lab")', metrics)
+        for line in self._bridge.log.read_text().split("\n")[:-1]:
+            told: dict[str, Any] = json.loads(line)
+            assert not _UNPRINTED.search(line), line
+            assert told["level"] in ("info", "warning"), line
