@@ -54,6 +54,8 @@ check-wheel: wheel ## The wheel alone, in an empty environment, runs the demo
 	$(PYTHON) -m venv --clear dist/venv
 	dist/venv/bin/pip install --quiet --require-hashes -r deploy/requirements.txt
 	dist/venv/bin/pip install --quiet --no-deps "$$(echo dist/*.whl)[embedded]"
+	umask 077 && mkdir dist/copy && cp -r .gitignore pyproject.toml README.md CHANGELOG.md LICENSE service dist/copy
+	cd dist/copy && ../../$(BIN)/hatchling build -d ../again && cd ../again && for one in *; do cmp $$one ../$$one; done
 	dist/venv/bin/pip check
 	cd dist && venv/bin/task-bridge schema event > event.json && venv/bin/task-bridge demo
 

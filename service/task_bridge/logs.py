@@ -24,6 +24,7 @@ from .errors import BridgeError
 
 LogFormat = Literal["auto", "console", "json"]
 
+_SELDOM_S = 3600.0
 _FIRST = ("timestamp", "level", "event", "logger")
 _QUIETER = {
     "uvicorn": logging.WARNING,  # its start and stop are told by the bridge
@@ -43,6 +44,7 @@ def configure(log_format: LogFormat = "auto", level: str = "info", *, stream: Te
     on_terminal = stream.isatty()
     for_people = log_format == "console" or (log_format == "auto" and on_terminal)
     handler = logging.StreamHandler(stream)
+    handler.addFilter(_Seldom())
     handler.setFormatter(_formatter(_console(on_terminal) if for_people else _json()))
     _take_over(handler, level.upper())
     # The bridge's own lines go straight to the stream: through logging each would cost 90 µs instead of 30.
@@ -54,6 +56,22 @@ def configure(log_format: LogFormat = "auto", level: str = "info", *, stream: Te
     )
     sys.excepthook = _uncaught
     threading.excepthook = _uncaught_in_thread
+
+
+class _Seldom(logging.Filter):
+    """OpenTelemetry tells of each try while its collector is away: each of its sentences comes once an hour."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._told: dict[object, float] = {}
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        if not record.name.startswith("opentelemetry."):
+            return True
+        due = record.created >= self._told.get(record.msg, 0.0)
+        if due:
+            self._told[record.msg] = record.created + _SELDOM_S
+        return due
 
 
 class Trouble:

@@ -171,3 +171,21 @@ def test_a_terminal_gets_console_lines_in_color() -> None:
 
 def test_no_color_is_respected() -> None:
     assert "\x1b[" not in on_terminal("configure('auto'); log.info('watch accepted')", NO_COLOR="1")
+
+
+def test_a_collector_that_is_away_is_told_once_and_not_at_each_try() -> None:
+    told = lines("""
+        configure()
+        exporter = logging.getLogger("opentelemetry.exporter.otlp")
+        for number in range(5):
+            exporter.warning("Transient error %s, retrying", number)
+        exporter.error("Failed to export")
+        logging.getLogger("other").warning("each %s", 1)
+        logging.getLogger("other").warning("each %s", 2)
+    """)
+    assert [line["event"] for line in told] == [
+        "Transient error 0, retrying",
+        "Failed to export",
+        "each 1",
+        "each 2",
+    ]
