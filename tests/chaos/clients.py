@@ -9,7 +9,7 @@ import time
 from chaos.world import World
 from task_bridge.simulator import Script, fates
 
-BAD = [b"{", b'{"task": "a:b", "tmeout": 5}', b'"task-12"', b'{"task": "a:b", "timeout": NaN}', b"\xff"]
+BAD = [b"{", b'{"task": "a:b", "tmeout": 5}', b'"a/b"', b'{"task": "a:b", "timeout": NaN}', b"\xff"]
 
 
 def a_fate(chance: random.Random) -> Script:
