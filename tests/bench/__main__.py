@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import sys
 
-from bench import looks, memory, promptness, scale, soak
+from bench import looks, memory, promptness, scale, soak, vim
 
 PARTS = {
     "promptness": promptness.measure,
@@ -13,6 +13,7 @@ PARTS = {
     "ten": scale.ten_thousand,
     "fifty": scale.fifty_thousand,
     "memory": memory.measure,
+    "vim": vim.measure,
 }
 
 
