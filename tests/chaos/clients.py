@@ -55,7 +55,7 @@ class Clients:
         await asyncio.gather(*self._asking)
 
     def _create(self) -> str:
-        task = self._world.vcenter.create(a_fate(self._chance))
+        task = self._world.vcenter.create(a_fate(self._chance), flavour=self._chance.choice([None, "vim"]))
         self.tasks.append(task)
         return task
 
@@ -74,7 +74,8 @@ class Clients:
         self._ask_for(self._some())
 
     def _unknown(self) -> None:
-        self._ask_for(f"never-there-{self._chance.getrandbits(32):x}:x")
+        number = self._chance.getrandbits(32)
+        self._ask_for(self._chance.choice([f"never-there-{number:x}:x", f"task-9{number}"]))
 
     def _bad(self) -> None:
         self._begin(self._world.store(self._chance.choice(BAD), "", valid=False, at=time.time()))

@@ -171,7 +171,8 @@ class Troubles:
         ]
         async with self._vcenter:
             self._tell("vCenter's outage")
-            with self._world.vcenter.faults.during(self._chance.choice(effects), path="/tasks"):
+            effect, faulty = self._chance.choice(effects), self._world.vcenter.faults
+            with faulty.during(effect, path="/tasks"), faulty.during(effect, path="/sdk"):
                 await self._wait(0.5, 3)
             self._tell("vCenter is back")
 

@@ -17,19 +17,21 @@ from nats.aio.client import Client
 from nats.aio.msg import Msg
 from nats.js import JetStreamContext
 
-from chaos.account import Account, Answered, Asked, Heard, Remains, Stored, Truth, Was
+from chaos.account import Account, Answered, Asked, Heard, Remains, Stored, Truth
 from chaos.proxy import Proxy
 from chaos.servers import Servers
+from chaos.truths import states_of
 from lab import PASSWORD, USERNAME, BridgeProcess
 from task_bridge.messaging.streams import Streams
 from task_bridge.simulator import Options, SimulatedVCenter
 from task_bridge.simulator.serve import serving
-from task_bridge.simulator.tasks_service import State
 from task_bridge.subjects import CONSUMER, Names
 from validity import check_event
 
 ACK_WAIT_S = 2.0
 HANGS = 999
+SESSIONS = 2
+"""A bridge's with a vCenter: one for each kind of tasks."""
 PERSISTENCE_S = 30.0
 BEGIN_S = 90.0
 """For three bridges on a machine on which everybody else is busy too."""
@@ -233,7 +235,7 @@ class World:
     def _truths(self) -> dict[str, Truth]:
         book = self.book
         return {
-            task: Truth(tuple(map(_was, states)), book.unseen_at.get(task), book.denied_at.get(task))
+            task: Truth(states_of(task, states), book.unseen_at.get(task), book.denied_at.get(task))
             for task, states in self.vcenter.histories().items()
         }
 
@@ -244,14 +246,6 @@ class World:
             if len(self.book.heard) >= stored:
                 return
             await asyncio.sleep(0.05)
-
-
-def _was(state: State) -> Was:
-    fields = state.fields
-    progress = fields.get("progress")
-    error = fields.get("error") or {}
-    told = progress and (progress["completed"], progress["total"])
-    return Was(state.at, state.status, told, fields.get("result"), error.get("error_type"))
 
 
 @asynccontextmanager
@@ -269,13 +263,13 @@ async def world(directory: Path, servers: Servers, prefix: str) -> AsyncIterator
 async def killed(world: World, replica: Replica, number: int = signal.SIGKILL) -> int:
     """Ends a bridge by a signal; its exit code, HANGS when it doesn't end.
 
-    A session that it can't log out of is excused.
+    Sessions that it can't log out of are excused.
     """
     if number == signal.SIGKILL or world.vcenter.faults.active():
-        world.book.excused_sessions += 1
+        world.book.excused_sessions += SESSIONS
     try:
         return await replica.process.end(number, within_s=20)
     except TimeoutError:
-        world.book.excused_sessions += 1
+        world.book.excused_sessions += SESSIONS
         await replica.process.end(signal.SIGKILL)
         return HANGS

@@ -138,3 +138,15 @@ async def test_a_vcenter_of_which_only_sdk_answers_is_well_while_classic_tasks_a
         await until(lambda: bridge.status.health().vcenters[0].state == "ok")
         lab.vcenter.set(task, status="SUCCEEDED")
         await lab.ended(task)
+
+
+async def test_a_login_whose_answer_is_cut_leaves_no_session_behind(lab: Lab) -> None:
+    lab.vcenter.faults.add(BAD["cut"], operation="Login", times=2)
+    async with lab.bridge():
+        await lab.listen()
+        task = lab.vcenter.create(fates.succeeds_at_once(), flavour="vim")
+        await lab.publish(task)
+        assert (await lab.ended(task))["data"]["outcome"] == "succeeded"
+        assert len(lab.vcenter.sessions.live) == 2  # one for each kind
+    assert lab.vcenter.sessions.live == []
+    assert len(lab.vcenter.journal.of("Login")) == 3

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import msgspec
 
 from ..task import Birth, Task, is_same
@@ -14,7 +16,7 @@ class Followed(msgspec.Struct, eq=False):
 
     `info`: all that was told so far. `task`: how it was given last. `parked`: what was given is being dealt with.
     `vm`: the VM whose question would block it. `ask_at`: when to ask about it alone. `failures`: of such looks.
-    `is_other`: what is shown under its id is another task.
+    `told_at`: when an update told of it last. `is_other`: what is shown under its id is another task.
     """
 
     id: str
@@ -29,6 +31,7 @@ class Followed(msgspec.Struct, eq=False):
     ask_at: float | None = None
     failures: int = 0
     history_asked: bool = False
+    told_at: float = -math.inf
     is_other: bool = False
 
     @property

@@ -156,6 +156,8 @@ class Looks:
         self._answered(now)
         self._counted.inc(len(shown))
         for one in shown:
+            if (followed := self.tasks.get(one.ref.id)) is not None:
+                followed.told_at = now
             if (trouble := self._taken(one)) is not None:
                 self._ask_later(trouble.followed, now)  # an answer about it alone decides
         if now - self._all_good_at >= self._policy.poll_max_s:
@@ -170,7 +172,11 @@ class Looks:
             # Whatever comes, they are asked about again, unless the answer shows them.
             self._ask_later(followed, self._clock() + self._policy.poll_min_s)
         gone = {one.id: _Gone(one, _NOT_FOUND) for one in those}
+        asked_at = self._clock()
         for one in await self._pulled([one.id for one in those], gone, failures=[]):
+            if (told := self.tasks.get(one.ref.id)) is not None and told.told_at > asked_at:
+                gone.pop(told.id, None)  # an update that came meanwhile is newer
+                continue
             trouble = self._taken(one)
             if one.ref.type == "Task" and one.ref.id in gone:
                 del gone[one.ref.id]

@@ -105,14 +105,8 @@ class Session:
             with contextlib.suppress(Exception):
                 await self._login
         service, self._service = self._service, None
-        if service is None:
-            return
-        with contextlib.suppress(VCenterUnavailable):
-            content = soap.envelope("Logout", service.sessions, "")
-            await self._http.request(
-                "logout", "POST", "/sdk", self._headers(service.version), content, urgent=True, allowed=ALLOWED
-            )
-        self._cookie = None
+        if service is not None:
+            await self._log_out(service)
 
     async def leave(self) -> None:
         """Closes for good."""
@@ -130,14 +124,8 @@ class Session:
         async with self._gate.turn:
             username, password = self._credentials()
             self._gate.check(username, password)
-            self._cookie = None
             try:
-                service = await self._found()
-                named = soap.text("userName", username) + soap.text("password", password)
-                inner = named + soap.text("locale", "en")
-                await self._asked("login", "Login", service.sessions, inner, service.version, ALLOWED)
-                if self._cookie is None:
-                    raise Unreadable(f"vCenter {self._settings.name} gives no session at /sdk.")
+                service = await self._begun(username, password)
             except SoapFault as fault:
                 if fault.kind in _REFUSED:
                     self._count("refused")
@@ -152,6 +140,27 @@ class Session:
             self.number += 1
             self._service = service
             return service
+
+    async def _begun(self, username: str, password: str) -> Service:
+        """What a session that was just given serves with. Raises VCenterUnavailable, and leaves none behind."""
+        self._cookie = None
+        service = await self._found()
+        named = soap.text("userName", username) + soap.text("password", password) + soap.text("locale", "en")
+        try:
+            await self._asked("login", "Login", service.sessions, named, service.version, ALLOWED)
+        except Unreadable:
+            await self._log_out(service)
+            raise
+        if self._cookie is None:
+            raise self.unreadable("gives no session at /sdk")
+        return service
+
+    async def _log_out(self, service: Service) -> None:
+        """Never raises."""
+        headers, self._cookie = self._headers(service.version), None
+        content = soap.envelope("Logout", service.sessions, "")
+        with contextlib.suppress(VCenterUnavailable):
+            await self._http.request("logout", "POST", "/sdk", headers, content, urgent=True, allowed=ALLOWED)
 
     def _credentials(self) -> tuple[str, str]:
         try:
