@@ -35,15 +35,19 @@ REACH_S, ANSWER_S, PROBE_S = 5.0, 20.0, 2.0
 OUT_OF_REACH = 4
 _NO_TASK = "00000000-0000-0000-0000-000000000000:com.vmware.cis"
 _NO_STREAM = "task-bridge-check"
+_CLASSIC = " classic tasks"
 _Asking = Callable[[], Coroutine[Any, Any, str]]
 
 
 class Finding(NamedTuple):
-    """About one thing: that it is well, or (not `ok`) what is wrong and what to do."""
+    """About one thing: that it is well, or (not `ok`) what is wrong and what to do. Without `needed` the bridge can
+    do its work all the same.
+    """
 
     about: str
     said: str
     ok: bool = True
+    needed: bool = True
 
 
 @asynccontextmanager
@@ -194,17 +198,28 @@ async def _vcenter(settings: VCenterSettings) -> AsyncIterator[Finding]:
             }
         ]
         if settings.vim != "off":
-            kinds.append({" classic tasks": lambda: _classic_tasks(classic)})
+            kinds.append({_CLASSIC: lambda: _classic_tasks(classic)})
         yield (finding := await _found(f"vCenter {settings.name}", _address(http, settings), settings))
         for parts in kinds if finding.ok else []:
             for part, ask in parts.items() if not session.gate.is_refused else []:
-                yield (finding := await _found(f"vCenter {settings.name}{part}", ask(), settings))
+                finding = await _found(f"vCenter {settings.name}{part}", ask(), settings)
+                if finding.about.endswith(_CLASSIC) and not finding.ok and settings.vim == "auto":
+                    finding = _dispensable(finding, settings)
+                yield finding
                 if not finding.ok:
                     break
     finally:
         await classic.close()
         await session.close()
         await http.close()
+
+
+def _dispensable(finding: Finding, settings: VCenterSettings) -> Finding:
+    """Nobody asked for classic tasks by a setting, and all others can be watched without."""
+    off = f"BRIDGE_VCENTERS__{settings.name.upper()}__VIM=off"
+    return finding._replace(
+        said=f"{finding.said} Until then tasks like task-123 can't be watched; {off} refuses them.", needed=False
+    )
 
 
 def _tls(settings: VCenterSettings) -> str:

@@ -18,6 +18,7 @@ from nats.js.api import ConsumerConfig, RetentionPolicy, StreamConfig
 import natscli
 from commands import Ended, ran
 from lab import EVENTS, PREFIX, Lab, NatsServer
+from task_bridge.simulator import faults
 from task_bridge.simulator.serve import serving
 
 WATCHES = "VCENTER_TASKS_WATCHES"
@@ -190,6 +191,18 @@ class TestCheck:
         checked = await ran("check", directory=tmp_path, environment=given)
         assert (checked.code, len(failures(checked))) == (1, 1)
         assert "refuses the connection" in failures(checked)[0]
+
+    @pytest.mark.parametrize(("vim", "code"), [("auto", 0), ("push", 1)])
+    async def test_without_the_old_api_only_who_asked_for_it_has_failed(
+        self, lab: Lab, tmp_path: Path, vim: str, code: int
+    ) -> None:
+        lab.vcenter.faults.add(faults.route_not_found(), path="/sdk")
+        given = lab.environment(BRIDGE_VCENTERS__LAB__VIM=vim)
+        checked = await ran("check", directory=tmp_path, environment=given)
+        assert (checked.code, len(failures(checked))) == (code, code)
+        (told,) = [line for line in checked.out if "classic tasks" in line]
+        assert told.startswith("FAIL" if code else "note")
+        assert ("BRIDGE_VCENTERS__LAB__VIM=off" in told) is (not code)
 
     async def test_a_nats_user_who_may_not_do_it_is_told(self, lab: Lab, tmp_path: Path) -> None:
         directory = tmp_path / "guarded"

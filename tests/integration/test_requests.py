@@ -18,6 +18,7 @@ BAD = [
     (b'{"task": "a:b", "timeout": NaN}', "invalid_request"),
     (b"\xff\xfe", "invalid_request"),
     (b"[" * 100_000, "invalid_request"),
+    (b'"a\\u0000b"', "invalid_request"),
     (b'{"task": "a:b", "vcenter": "elsewhere"}', "unknown_vcenter"),
     (b"", "invalid_request"),
 ]
@@ -36,6 +37,7 @@ async def test_a_request_that_can_never_be_served_is_rejected_once(lab: Lab, bod
     assert [rejection["data"]["error"]["code"] for rejection in rejections] == [code]
     assert rejections[0]["type"] == "io.vcenter-task-bridge.request.rejected.v1"
     assert rejections[0]["data"]["request"] == body.decode("utf-8", "replace")[:8192]
+    assert rejections[0].get("subject", "").isprintable()  # CloudEvents wants no control characters there
     assert state.messages == 0
     stored = [json.loads(m.data or b"") for m, _ in await lab.stored() if m.subject == f"{PREFIX}.rejected"]
     assert stored == rejections

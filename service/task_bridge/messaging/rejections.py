@@ -48,7 +48,9 @@ class Rejections:
         self, rejection_id: str, told: Mapping[str, Any], data: Mapping[str, Any], sent: Mapping[str, str] | None
     ) -> dict[str, Any]:
         traceparent, tracestate = trace_of(sent)
-        optional = {"subject": told["task"], "traceparent": traceparent, "tracestate": tracestate}
+        # An attribute of a CloudEvent holds no control characters; what the request said stands in its data.
+        subject = told["task"] if (told["task"] or "").isprintable() else None
+        optional = {"subject": subject, "traceparent": traceparent, "tracestate": tracestate}
         return {
             "specversion": "1.0",
             "id": rejection_id,
