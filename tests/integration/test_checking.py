@@ -105,6 +105,8 @@ class TestProvision:
         await ran("provision", directory=tmp_path, environment=nats_only(lab))
         three = nats_only(lab, BRIDGE_STREAM_REPLICAS="3")
         code, _, err = await ran("provision", directory=tmp_path, environment=three)
+        if code == 0 and (await lab.js.stream_info(EVENTS)).config.num_replicas == 3:
+            pytest.skip("this nats-server takes three replicas alone, as 2.12 does")
         assert code == 1
         assert any(line.startswith(f"stream {EVENTS}: nats-server refuses the change") for line in err)
 

@@ -109,6 +109,32 @@ async def test_a_connection_that_is_closed_for_good_ends_the_bridge(lab: Lab) ->
             failed.result()
 
 
+async def test_what_is_written_to_a_transport_that_closed_unnoticed_goes_out_by_the_next(
+    lab: Lab, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """uvloop refuses it by a RuntimeError, which has ended nats-py's flusher by then."""
+    async with lab.bridge() as bridge:
+        await lab.listen()
+        assert bridge.status.connection is not None
+        client = bridge.status.connection.broker.config.connection_state.connection
+        heard = await lab.client.subscribe("kept")
+        flusher = client._flusher_task
+
+        def closed(_: object) -> None:
+            raise RuntimeError("unable to perform operation on <TCPTransport closed=True>; the handler is closed")
+
+        monkeypatch.setattr(client._transport, "writelines", closed)
+        task = lab.vcenter.create(fates.succeeds_at_once())
+        await lab.publish(task)
+        await until(flusher.done)
+        await client.publish("kept", b"")
+        monkeypatch.undo()
+        await client.force_reconnect()
+        await heard.next_msg(timeout=10)
+        await lab.ended(task)
+    assert [record.message for record in caplog.records if record.levelname == "ERROR"] == []
+
+
 @pytest.mark.parametrize("stream", [EVENTS, WATCHES])
 async def test_a_full_stream_is_told_and_nothing_is_lost(lab: Lab, stream: str) -> None:
     async with lab.bridge() as bridge:

@@ -7,7 +7,7 @@ import contextlib
 import math
 import ssl
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 import structlog
@@ -90,6 +90,7 @@ class Connection:
             client = self._client = connecting.result()
             # FastStream's own raises a refusal again, which ends nats-py's tries to reconnect for good (0.7.8).
             client._error_cb = self._on_error
+            client._flush_pending = _kept_when_closed(client._flush_pending)  # type: ignore[method-assign, assignment]
         finally:
             await canceled(connecting)
         self.reason = None
@@ -180,6 +181,20 @@ class Connection:
     async def _on_closed(self) -> None:
         if not self.closed.done() and not self._closing:
             self.closed.set_result(None)
+
+
+def _kept_when_closed(flush: Callable[..., Awaitable[Any]]) -> Callable[..., Awaitable[None]]:
+    """What can't be written is kept for the next connection, as nats-py does once it has noticed.
+
+    uvloop answers a write to a closed transport with a RuntimeError, where asyncio's own drops what is written; it
+    ends nats-py's flusher and then comes out of every publish (2.16, seen while nats-server was killed under load).
+    """
+
+    async def flushed(*args: Any, **kwargs: Any) -> None:
+        with contextlib.suppress(RuntimeError):
+            await flush(*args, **kwargs)
+
+    return flushed
 
 
 async def canceled(*doomed: asyncio.Future[Any]) -> None:
