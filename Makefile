@@ -55,7 +55,7 @@ check-wheel: wheel ## The wheel alone, in an empty environment, runs the demo
 	dist/venv/bin/pip install --quiet --require-hashes -r deploy/requirements.txt
 	dist/venv/bin/pip install --quiet --no-deps "$$(echo dist/*.whl)[embedded]"
 	umask 077 && mkdir dist/copy && cp -r .gitignore pyproject.toml README.md CHANGELOG.md LICENSE service dist/copy
-	cd dist/copy && ../../$(BIN)/hatchling build -d ../again && cd ../again && for one in *; do cmp $$one ../$$one; done
+	cd dist/copy && ../../$(BIN)/hatchling build -d ../again && cd ../again && for one in *; do cmp $$one ../$$one || exit 1; done
 	dist/venv/bin/pip check
 	cd dist && venv/bin/task-bridge schema event > event.json && venv/bin/task-bridge demo
 
