@@ -90,12 +90,14 @@ def name(element: Element) -> str:
 def child(element: Element, *path: str) -> Element | None:
     found: Element | None = element
     for step in path:
-        found = next((one for one in found if name(one) == step), None) if found is not None else None
+        if found is None:
+            return None
+        found = next(found.iterchildren(f"{{*}}{step}"), None)
     return found
 
 
 def children(element: Element, wanted: str) -> list[Element]:
-    return [one for one in element if name(one) == wanted]
+    return list(element.iterchildren(f"{{*}}{wanted}"))
 
 
 def value(element: Element | None) -> str | None:

@@ -1,0 +1,43 @@
+"""How many sessions at `/sdk` there are, and when."""
+
+from __future__ import annotations
+
+import signal
+import time
+
+import vcenter_lab
+from lab import BridgeProcess, Lab, until
+from task_bridge.simulator import fates, faults
+from task_bridge.vim import VimSource
+from task_bridge.vim.patience import VimPatience
+
+
+async def test_a_session_that_nobody_needs_is_logged_out_of_and_another_begun_when_needed() -> None:
+    idle = VimPatience(idle_s=0.3)
+    async with vcenter_lab.lab() as here:
+        settings = vcenter_lab.Given(here.url)
+        vim = VimSource(here.source.link, settings, vcenter_lab.POLICY, here.metrics, vim_patience=idle)
+
+        async def asked(method: str, times: int) -> None:
+            await here.until(lambda: len(here.vcenter.journal.of(method)) == times)
+
+        async with vim:
+            task = here.vcenter.create(fates.runs_forever(), flavour="vim")
+            assert not here.vcenter.journal.of("Login")
+            for number in (1, 2):
+                vim.follow(task, time.time(), seen=False, birth=None)
+                await asked("CreateListView", number)
+                await asked("Login", number)
+                vim.forget(task)
+                await asked("Logout", number)
+
+
+async def test_a_bridge_that_is_ended_while_it_logs_in_leaves_no_session(lab: Lab, process: BridgeProcess) -> None:
+    task = lab.vcenter.create(fates.runs_forever(), flavour="vim")
+    await process.start()
+    await process.ready()
+    with lab.vcenter.faults.during(faults.delayed(0.5), operation="Login"):
+        await lab.publish(task)
+        await until(lambda: lab.vcenter.journal.of("Login"))
+        assert await process.end(signal.SIGTERM) == 0
+    await until(lambda: not lab.vcenter.sessions.live)
