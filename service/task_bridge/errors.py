@@ -13,7 +13,7 @@ Foreign errors (httpx, nats-py, msgspec) are translated at the edge that meets t
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 
 class BridgeError(Exception):
@@ -29,7 +29,13 @@ class Temporary(BridgeError):  # noqa: N818 - the field's word for it, like kopf
 
 
 class VCenterUnavailable(Temporary):
-    """vCenter gave no answer to rely on; says nothing about any task's state."""
+    """vCenter gave no answer to rely on; says nothing about any task's state. `answer`: what it did say, if
+    anything (a `task.TaskError`).
+    """
+
+    def __init__(self, message: str, *, retry_after_s: float | None = None, answer: Any = None) -> None:
+        super().__init__(message, retry_after_s=retry_after_s)
+        self.answer = answer
 
 
 class NatsUnavailable(Temporary):

@@ -119,6 +119,29 @@ async def test_a_timeout_ends_the_watch_and_not_the_task(lab: Lab) -> None:
         assert lab.vcenter.history(task)[-1].status == "RUNNING"
 
 
+@pytest.mark.parametrize(
+    ("fault", "kind"),
+    [
+        (faults.service_unavailable(), "SERVICE_UNAVAILABLE"),
+        (faults.resource_inaccessible(), "RESOURCE_INACCESSIBLE"),
+        (faults.bad_gateway(), None),
+        (faults.connection_reset(), None),
+    ],
+)
+async def test_a_timeout_in_an_outage_carries_what_vcenter_answered_last(
+    lab: Lab, fault: faults.Effect, kind: str | None
+) -> None:
+    async with lab.bridge():
+        await lab.listen()
+        task = lab.vcenter.create(fates.runs_forever())
+        await lab.publish({"task": task, "timeout": 1.5})
+        await until(lambda: lab.heard(task))
+        lab.vcenter.faults.add(fault, path="/tasks")
+        error = (await lab.ended(task))["data"]["error"]
+    assert error["type"] == kind
+    assert ("vCenter's last answer" in error["message"]) is (fault != faults.connection_reset())
+
+
 async def test_a_task_that_vanishes_alone_is_lost_and_one_never_there_too(lab: Lab) -> None:
     async with lab.bridge():
         await lab.listen()

@@ -70,8 +70,9 @@ class Looks:
                 await self._get_safely(batch[0])
             else:
                 await self._list(group, batch)
-        except Doubtful as error:
-            if self._outage.doubt(self._register.clock()):
+        except VCenterUnavailable as error:
+            self._register.said = error.answer or self._register.said
+            if not isinstance(error, Doubtful) or self._outage.doubt(self._register.clock()):
                 raise
             self._doubtful(group, batch, error)
         finally:
@@ -132,6 +133,7 @@ class Looks:
     def _list_failed(self, group: Group, batch: list[Followed], error: BadAnswer) -> None:
         """No list works, so it isn't about single tasks: all wait, but one that shows whether a get works."""
         self._reached()
+        self._register.said = error.answer
         group.failures += 1
         self._health.failed(str(error), group.provider)
         self._get_instead(batch[:1])
@@ -254,6 +256,7 @@ class Looks:
 
     def _reached(self) -> None:
         """Whatever it is that vCenter answered, it did."""
+        self._register.said = None
         self._outage.over(self._register.clock())
         self._health.answered()
 
@@ -294,6 +297,7 @@ class Looks:
     def _bad_answer(self, followed: Followed, error: BadAnswer) -> None:
         """It concerns this task alone: told once, tried less and less often."""
         self._reached()
+        self._register.said = error.answer
         self._failed_look(followed, str(error))
         if followed.ended and isinstance(error, TooLarge):
             self._register.give_up_result(followed)

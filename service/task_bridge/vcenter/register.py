@@ -15,7 +15,7 @@ from ..link.config import LookPolicy, Patience
 from ..link.finds import Finds
 from ..link.outage import JITTER, backoff_s
 from ..ports import UNCHANGED, Standing, Unanswered
-from ..task import UNAVAILABLE, Task
+from ..task import UNAVAILABLE, Task, TaskError
 from . import schedule
 from .followed import ASKED, GONE, PARKED, WAITING, Agenda, Followed
 
@@ -51,6 +51,8 @@ class Register:
         self.stretch = 1.0
         self.demand = 0.0
         """Looks a second that all tasks together would have."""
+        self.said: TaskError | None = None
+        """What vCenter answered last, when it told nothing about tasks."""
         self._pulled_at = float("-inf")
 
     # What is asked for
@@ -144,7 +146,7 @@ class Register:
     def failed(self, followed: Followed, now: float, due: float, answer: Unanswered | None = None) -> None:
         """A look that told nothing certain; the next is at `due`."""
         if followed.hurried:
-            self.give(followed, answer or Unanswered(), now)
+            self.give(followed, answer or Unanswered(self.said), now)
             followed.next_due = due
         else:
             self.agenda.wait(followed, now, due)
@@ -160,7 +162,7 @@ class Register:
         now = self.clock()
         for followed in list(self.hurried):
             if followed.place != ASKED:
-                self.give(followed, Unanswered(), now)
+                self.give(followed, Unanswered(self.said), now)
 
     # When
 

@@ -166,10 +166,11 @@ class Tasks:
             self._renderings.reverse()
 
     def _failure(self, answer: Answer) -> VCenterUnavailable:
-        text = f"vCenter {self._name} can't tell about tasks now: {wire.said(answer)}"
+        words = wire.said(answer)
+        text, said = f"vCenter {self._name} can't tell about tasks now: {words}", words.as_error()
         if answer.status == 429 or answer.retry_after_s is not None:
-            return VCenterUnavailable(text, retry_after_s=answer.retry_after_s)
-        return BadAnswer(text) if _is_about_these_tasks(answer) else Doubtful(text)
+            return VCenterUnavailable(text, retry_after_s=answer.retry_after_s, answer=said)
+        return (BadAnswer if _is_about_these_tasks(answer) else Doubtful)(text, answer=said)
 
 
 _CANCEL_REFUSED: dict[tuple[int, str | None], tuple[int, str, str]] = {
