@@ -25,7 +25,7 @@ from chaos.checker import violations
 from chaos.clients import Clients, end
 from chaos.servers import Servers
 from chaos.troubles import Troubles
-from chaos.world import Replica, World, killed, world
+from chaos.world import BEGIN_S, Replica, World, killed, world
 from lab import until
 
 CHAOS_S = 6.0
@@ -98,7 +98,7 @@ async def _ended(here: World) -> list[str]:
     codes = here.book.codes
 
     async def ended(replica: Replica) -> None:
-        await until(lambda: replica.process.hears_signals)
+        await until(lambda: replica.process.hears_signals, BEGIN_S)
         codes[f"{replica.name} at the end"] = await killed(here, replica, signal.SIGTERM)
 
     await asyncio.gather(*map(ended, here.replicas))
