@@ -140,6 +140,23 @@ async def test_a_task_that_vcenter_refuses_to_show_is_denied(lab: Lab) -> None:
     assert (data["outcome"], data["error"]["type"]) == ("denied", "NoPermission")
 
 
+async def test_a_task_that_is_watched_again_is_looked_at_again(lab: Lab) -> None:
+    """vCenter's view lists it still, and tells of it only when it changes."""
+    async with lab.bridge():
+        await lab.listen()
+        task = lab.vcenter.create(fates.runs_forever(), flavour="vim")
+        await lab.publish(task)
+        await until(lambda: lab.heard(task))
+        await lab.ask("unwatch", task)
+        await until(lambda: len(lab.heard(task)) == 2)
+        await lab.ask("watch", task)
+        await until(lambda: len(lab.heard(task)) == 3)
+        lab.vcenter.set(task, status="SUCCEEDED")
+        await until(lambda: len(lab.heard(task)) == 4)
+    kinds = [event["data"]["kind"] for event in lab.heard(task)]
+    assert kinds == ["watching", "abandoned", "watching", "completed"]
+
+
 async def test_tasks_that_vanish_together_are_not_given_up(lab: Lab) -> None:
     async with lab.bridge() as bridge:
         await lab.listen()

@@ -85,7 +85,7 @@ class Looks:
     def follow(self, task: str, since: float, birth: Birth | None, *, seen: bool) -> None:
         self.forget(task)
         followed = self.tasks[task] = Followed(task, since, seen, birth)
-        self._list(followed.ref)
+        self._list(followed.ref, followed)
 
     def again(self, task: str) -> None:
         followed = self.tasks.get(task)
@@ -252,7 +252,7 @@ class Looks:
         if task.ended:
             self._end_question(followed)
         elif (vm := self.questions.begin(followed)) is not None:
-            self._list(Ref("VirtualMachine", vm))
+            self._list(Ref("VirtualMachine", vm), followed)
         if task != followed.task:
             followed.task = task
             self._give(followed, task)
@@ -269,7 +269,7 @@ class Looks:
         if followed.id in self._absences:
             self._absences.forget(followed.id)
             self._health.hold(self._absences.holding)
-            self._list(followed.ref)
+            self._list(followed.ref, followed)
 
     def _unreadable(self, task: str, why: str) -> None:
         """It concerns this task alone: told once, tried less and less often."""
@@ -361,8 +361,11 @@ class Looks:
         elif not followed.hurried:
             self._asking.pop(followed.id, None)
 
-    def _list(self, ref: Ref) -> None:
-        self.to_remove.pop(ref, None)
+    def _list(self, ref: Ref, followed: Followed) -> None:
+        if ref in self.to_remove:
+            # The view may list it still, and then tells of it only when it changes.
+            del self.to_remove[ref]
+            self._ask_later(followed, self._clock())
         self.to_add[ref] = None
 
     def _unlist(self, ref: Ref) -> None:
