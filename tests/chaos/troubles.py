@@ -174,6 +174,7 @@ class Troubles:
             effect, faulty = self._chance.choice(effects), self._world.vcenter.faults
             with faulty.during(effect, path="/tasks"), faulty.during(effect, path="/sdk"):
                 await self._wait(0.5, 3)
+            self._world.book.faulty_at = time.time()
             self._tell("vCenter is back")
 
     async def wipe_sessions(self) -> None:

@@ -78,6 +78,7 @@ class Book:
         self.unseen_at: dict[str, float] = {}
         self.denied_at: dict[str, float] = {}
         self.excused_sessions = 0
+        self.faulty_at = 0.0
         self.codes: dict[str, int] = {}
 
 
@@ -265,11 +266,14 @@ async def killed(world: World, replica: Replica, number: int = signal.SIGKILL) -
 
     Sessions that it can't log out of are excused.
     """
-    if number == signal.SIGKILL or world.vcenter.faults.active():
-        world.book.excused_sessions += SESSIONS
+    began, book = time.time(), world.book
+    was_faulty = bool(world.vcenter.faults.active())
     try:
-        return await replica.process.end(number, within_s=20)
+        code = await replica.process.end(number, within_s=20)
     except TimeoutError:
-        world.book.excused_sessions += SESSIONS
         await replica.process.end(signal.SIGKILL)
-        return HANGS
+        code = HANGS
+    is_faulty = was_faulty or book.faulty_at >= began or bool(world.vcenter.faults.active())
+    if number == signal.SIGKILL or code == HANGS or is_faulty:
+        book.excused_sessions += SESSIONS
+    return code
