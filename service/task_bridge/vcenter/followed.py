@@ -62,8 +62,7 @@ class Followed(msgspec.Struct, eq=False, gc=False):
     `mark` is the fingerprint of the JSON that `task` was read from. `ended`: its result is being fetched.
     `alone`: the next look is by get. `listed_from`: until then no list works with it. `home`: the group that it is
     looked at with otherwise. `settled`: looked at as seldom as can be until it changes. `demand`: looks a second.
-    `failures`: of looks at it alone, in a row; `told`: the log tells of them; `good_looks_then`: how many good ones
-    its vCenter had had by the last of them.
+    `failures`: of looks at it alone, in a row; `told`: the log tells of them.
     """
 
     id: str
@@ -83,7 +82,6 @@ class Followed(msgspec.Struct, eq=False, gc=False):
     demand: float = 0.0
     failures: int = 0
     told: bool = False
-    good_looks_then: int = -1
     hurried: bool = False
     alone: bool = False
     ended: bool = False

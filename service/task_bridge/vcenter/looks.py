@@ -32,6 +32,7 @@ log = structlog.get_logger(__name__)
 
 _DOUBTS_TOLD = 3
 _PARTIAL_RESULTS_TRIED = 3
+_MANY = 20
 _LOOK_AROUND = {"list": 200, "get": 5}
 
 
@@ -58,6 +59,8 @@ class Looks:
         self._counted = metrics.looks.labels(register.vcenter)
         self._wall_clock = wall_clock
         self._list_missed = False
+        self._failing: set[str] = set()
+        self._good_looks_then = 0
 
     def at_most(self, group: Group) -> int:
         """How many tasks of the group are asked for together."""
@@ -308,12 +311,15 @@ class Looks:
             followed.with_result, followed.home = False, None
 
     def _failed_look(self, followed: Followed, reason: str) -> None:
-        """It is about vCenter only when nothing was shown since the task's failure before: one bad task among
-        others must not make a vCenter's health flap.
+        """It is about vCenter only when most tasks, or many, failed one after another without a good look: one bad
+        task among others must not make a vCenter's health flap.
         """
-        if followed.good_looks_then == self._health.good_looks:
+        if self._good_looks_then != self._health.good_looks:
+            self._good_looks_then = self._health.good_looks
+            self._failing.clear()
+        self._failing.add(followed.id)
+        if len(self._failing) > min(len(self._register.tasks) / 2, _MANY):
             self._health.failed_look(reason)
-        followed.good_looks_then = self._health.good_looks
 
     def _failed_alone(self, followed: Followed, error: Exception, told_after: int) -> None:
         followed.failures += 1
