@@ -198,6 +198,9 @@ class Demo:
             await self._client.request(f"{NAMES.api}.watch", body, timeout=10)
         else:
             await self._client.publish(NAMES.requests, body)
+        # `wait_for`, which nats-py asks with, loses a cancellation that comes with the answer (until Python 3.12).
+        if (task := asyncio.current_task()) is not None and task.cancelling():
+            raise asyncio.CancelledError
         return play
 
     async def finale(self, plays: Sequence[Play], within_s: float) -> None:
