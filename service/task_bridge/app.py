@@ -7,8 +7,9 @@ import contextlib
 import math
 import signal
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Coroutine
 from contextlib import AsyncExitStack, asynccontextmanager
+from typing import Any
 
 import structlog
 from nats.aio.client import Client
@@ -149,11 +150,10 @@ class Bridge:
             take=watcher.take,
             put_aside=Aside(ports).put,
         )
-        word = Word(journal.instance, 0, settings.capacity)
         neighbours = Neighbours(
             streams.connection,
             names.replicas,
-            word,
+            Word(journal.instance, 0, settings.capacity),
             ownership,
             watcher,
             self._sources,
@@ -171,16 +171,15 @@ class Bridge:
         monitor.mind(intake.pull, ownership.pull)
         for pull in (intake.pull, ownership.pull):
             connection.on_return(pull.reset)
-        loops = [
-            asyncio.create_task(watcher.run(), name="the watcher"),
-            asyncio.create_task(ownership.run(), name="the ownership of watches"),
-            asyncio.create_task(intake.pull.run(), name="the intake of requests"),
-            asyncio.create_task(monitor.run(), name="the monitor of JetStream"),
-            asyncio.create_task(neighbours.run(), name="the talk with other replicas"),
-            asyncio.create_task(watcher.sweep(), name="the sweep of the watches"),
-        ]
-        for loop in loops:
-            loop.add_done_callback(lambda task: _fails_at_end(failed, task.get_name(), task))
+        endless = {
+            "the watcher": watcher.run(),
+            "the ownership of watches": ownership.run(),
+            "the intake of requests": intake.pull.run(),
+            "the monitor of JetStream": monitor.run(),
+            "the talk with other replicas": neighbours.run(),
+            "the sweep of the watches": watcher.sweep(),
+        }
+        loops = [_begun(loop, name, failed) for name, loop in endless.items()]
         stack.push_async_callback(_hand_over, loops, api, intake, watcher, ownership, neighbours)
         self.status.consuming = True
 
@@ -188,6 +187,13 @@ class Bridge:
         """What decides about events of `vcenter`, configured or not any more."""
         max_age_s = self.status.monitor.events_max_age_s if self.status.monitor else 0
         return Policy(self._routes.urls.get(vcenter), self._settings.progress_interval_s, max_age_s or math.inf)
+
+
+def _begun(loop: Coroutine[Any, Any, None], name: str, failed: asyncio.Future[None]) -> asyncio.Task[None]:
+    """Something that must never end, begun."""
+    task = asyncio.create_task(loop, name=name)
+    task.add_done_callback(lambda task: _fails_at_end(failed, name, task))
+    return task
 
 
 async def _hear_of_unwatched(client: Client, names: Names, watcher: Watcher) -> None:

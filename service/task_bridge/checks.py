@@ -6,7 +6,7 @@ Nothing is created and no event is published; a password is tried once, since SS
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Coroutine
+from collections.abc import AsyncIterator, Coroutine
 from contextlib import asynccontextmanager
 from typing import Any, NamedTuple
 
@@ -35,8 +35,6 @@ REACH_S, ANSWER_S, PROBE_S = 5.0, 20.0, 2.0
 OUT_OF_REACH = 4
 _NO_TASK = "00000000-0000-0000-0000-000000000000:com.vmware.cis"
 _NO_STREAM = "task-bridge-check"
-_CLASSIC = " classic tasks"
-_Asking = Callable[[], Coroutine[Any, Any, str]]
 
 
 class Finding(NamedTuple):
@@ -189,25 +187,18 @@ async def _vcenter(settings: VCenterSettings) -> AsyncIterator[Finding]:
     metrics = Metrics()
     http = Http(settings, metrics)
     session = Session(http, settings, metrics)
-    classic = VimSession(Link(http, session.gate, Health(settings.name), Finds()), settings, metrics)
+    classic = VimSession(Link(http, session.gate, Health(settings.name), Finds()), settings)
     try:
-        kinds: list[dict[str, _Asking]] = [
-            {
-                " login": lambda: _login(session, settings),
-                " tasks": lambda: _tasks(Tasks(session, settings)),
-            }
-        ]
-        if settings.vim != "off":
-            kinds.append({_CLASSIC: lambda: _classic_tasks(classic)})
-        yield (finding := await _found(f"vCenter {settings.name}", _address(http, settings), settings))
-        for parts in kinds if finding.ok else []:
-            for part, ask in parts.items() if not session.gate.is_refused else []:
-                finding = await _found(f"vCenter {settings.name}{part}", ask(), settings)
-                if finding.about.endswith(_CLASSIC) and not finding.ok and settings.vim == "auto":
-                    finding = _dispensable(finding, settings)
-                yield finding
-                if not finding.ok:
-                    break
+        about = f"vCenter {settings.name}"
+        yield (finding := await _found(about, _address(http, settings), settings))
+        if not finding.ok:
+            return
+        yield (finding := await _found(f"{about} login", _login(session, settings), settings))
+        if finding.ok:
+            yield await _found(f"{about} tasks", _tasks(Tasks(session, settings)), settings)
+        if settings.vim != "off" and not session.gate.is_refused:
+            finding = await _found(f"{about} classic tasks", _classic_tasks(classic), settings)
+            yield finding if finding.ok or settings.vim != "auto" else _dispensable(finding, settings)
     finally:
         await classic.close()
         await session.close()

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
 from types import TracebackType
 from typing import Self
 
+from .errors import VCenterUnavailable
 from .link.config import LookPolicy
 from .link.health import Health
 from .metrics import Metrics
@@ -16,6 +18,9 @@ from .task import Birth, is_vim_task
 from .vcenter import CisSource
 from .vim import VimSource
 
+CANCEL_S = 15.0
+"""For vCenter's answer to a cancel: whoever asks the bridge for it has an answer within 20 s."""
+
 
 class VCenterTasks:
     """The port `TaskSource`, over HTTP. Classic tasks are followed unless `vim` is off.
@@ -24,6 +29,7 @@ class VCenterTasks:
     """
 
     def __init__(self, settings: VCenterSettings, policy: LookPolicy, metrics: Metrics) -> None:
+        self._name = settings.name
         self._cis = CisSource(settings, policy, metrics)
         way = settings.vim
         self._vim = None if way == "off" else VimSource(self._cis.link, settings, policy, metrics, way=way)
@@ -86,5 +92,11 @@ class VCenterTasks:
         return await self._vim.birth(task) if self._vim and is_vim_task(task) else None
 
     async def cancel(self, task: str) -> None:
-        if source := self._of(task):
-            await source.cancel(task)
+        if (source := self._of(task)) is None:
+            return
+        try:
+            async with asyncio.timeout(CANCEL_S):
+                await source.cancel(task)
+        except TimeoutError as error:
+            told = f"vCenter {self._name} doesn't answer in time whether it cancels the task."
+            raise VCenterUnavailable(told) from error

@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 
 from lab import EVENTS, PREFIX, Lab, until
-from task_bridge.simulator import fates
+from task_bridge import kinds
+from task_bridge.simulator import fates, faults
 
 BAD = [
     (b"{", "invalid_request"),
@@ -141,6 +142,20 @@ async def test_a_slow_request_does_not_hold_up_the_others(lab: Lab) -> None:
         assert (await lab.ask("list"))["watches"] == []
         assert not any(one.done() for one in slow)
         assert [one["outcome"] for one in await asyncio.gather(*slow)] == ["cancel_requested"] * 3
+
+
+async def test_a_cancel_that_vcenter_does_not_answer_is_answered(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(kinds, "CANCEL_S", 0.5)
+    task, classic = (
+        lab.vcenter.create(fates.runs_forever()),
+        lab.vcenter.create(fates.runs_forever(), flavour="vim"),
+    )
+    async with lab.bridge(allow_cancel=True):
+        for one, path in ((task, "/tasks"), (classic, "/sdk")):
+            with lab.vcenter.faults.during(faults.delayed(3_600), path=path):
+                answer = await lab.ask("cancel", one)
+            assert answer["error"]["code"] == "vcenter_unavailable"
+            assert "in time" in answer["error"]["message"]
 
 
 async def test_ids_of_strangers_stay_in_their_token(lab: Lab) -> None:

@@ -61,6 +61,17 @@ async def test_bad_tasks_among_good_ones_are_told_once_each_and_make_no_health_f
     assert sorted(told) == sorted(expected)
 
 
+async def test_many_that_fail_in_a_row_are_vcenters_trouble_however_many_there_are() -> None:
+    async with lab() as it:
+        it.follow(*(tasks := running(it, 100)))
+        await it.shown(*tasks)
+        states = []
+        for task in tasks[: looks._MANY + 1]:
+            it.source._looks._failed_look(it.source._register.tasks[task], "It failed.")
+            states.append(it.source.health.state)
+        assert states == ["ok"] * looks._MANY + ["degraded"]
+
+
 async def test_a_fault_of_the_bridge_s_own_over_one_task_delays_no_other(monkeypatch: pytest.MonkeyPatch) -> None:
     def read(body: bytes, rendering: Rendering, *, with_result: bool) -> Task:
         if b"poison" in bytes(body):

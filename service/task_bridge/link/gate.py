@@ -9,6 +9,7 @@ from collections.abc import Callable
 import structlog
 
 from ..errors import VCenterUnavailable
+from ..metrics import Metrics
 from .config import VCenterSettings
 
 log = structlog.get_logger(__name__)
@@ -25,12 +26,15 @@ class LoginGate:
 
     A refused password closes it until the password changes, a session limit or a session that vCenter gave and
     didn't accept for a time that doubles. `turn` is held while logging in: with several sessions to begin, a wrong
-    password is tried by one of them.
+    password is tried by one of them. It counts how logins end.
     """
 
-    def __init__(self, settings: VCenterSettings, clock: Callable[[], float], rng: random.Random) -> None:
+    def __init__(
+        self, settings: VCenterSettings, metrics: Metrics, clock: Callable[[], float], rng: random.Random
+    ) -> None:
         self.turn = asyncio.Lock()
         self._settings = settings
+        self._logins = metrics.vcenter_logins
         self._clock = clock
         self._rng = rng
         self._refused: int | None = None
@@ -44,14 +48,27 @@ class LoginGate:
         """Whether vCenter refused the user name or the password, which needn't be told once a kind of tasks."""
         return self._refused is not None
 
-    def check(self, username: str, password: str) -> None:
-        """Raises VCenterUnavailable while no login may be tried with these."""
-        if self._refused not in (None, hash((username, password))):
+    def credentials(self) -> tuple[str, str]:
+        """User name and password, read now. Raises VCenterUnavailable while no login may be tried with them."""
+        name = self._settings.name
+        try:
+            both = self._settings.username(), self._settings.password()
+        except OSError as error:
+            self.failed()
+            told = f"The user name or password of vCenter {name} can't be read: {error}."
+            raise VCenterUnavailable(told) from error
+        if self._refused not in (None, hash(both)):
             self._refused, self._closed_until = None, 0.0
         if self._clock() < self._closed_until:
             raise VCenterUnavailable(self._why)
+        return both
+
+    def failed(self) -> None:
+        """A login that says nothing about the next one."""
+        self._count("failed")
 
     def refused(self, username: str, password: str, said: str) -> VCenterUnavailable:
+        self._count("refused")
         self._refused = hash((username, password))
         pause_s = self._close(REFUSED_PAUSE_S)
         return self._because(
@@ -60,6 +77,7 @@ class LoginGate:
         )
 
     def capped(self, said: str, retry_after_s: float | None) -> VCenterUnavailable:
+        self._count("session_limit")
         self._capped += 1
         pause_s = self._close(max(doubled(self._capped, CAPPED_FIRST_S), retry_after_s or 0.0))
         if self._capped == 1:
@@ -77,6 +95,7 @@ class LoginGate:
         )
 
     def logged_in(self) -> None:
+        self._count("ok")
         if self._capped:
             log.info("session_limit_over", vcenter=self._settings.name)
         self._refused, self._capped, self._closed_until = None, 0, 0.0
@@ -84,6 +103,9 @@ class LoginGate:
     def served(self) -> None:
         """A session was accepted."""
         self._useless = 0
+
+    def _count(self, result: str) -> None:
+        self._logins.labels(self._settings.name, result).inc()
 
     def _close(self, seconds: float) -> float:
         pause_s = seconds * self._rng.uniform(1.0, 1.25)

@@ -146,7 +146,7 @@ class Watches:
             await self._streams.delete(self._names.watches_stream, sequence)
             raise
         if not answered:
-            return Admitted("accepted", watch.ref, last and own_event(last, watch))
+            return Admitted("accepted", watch.ref, None)
         await self._streams.delete(self._names.watches_stream, sequence)
         return Admitted("already_completed", last.event.data.watch, last)
 

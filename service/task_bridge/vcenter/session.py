@@ -6,7 +6,6 @@ says nothing about where the tasks are. A session ends without notice: by idling
 
 from __future__ import annotations
 
-import asyncio
 import base64
 import contextlib
 import random
@@ -18,6 +17,7 @@ from ..errors import VCenterUnavailable
 from ..link.config import VCenterSettings
 from ..link.gate import LoginGate
 from ..link.http import Answer, Http
+from ..link.single import Single
 from ..metrics import Metrics
 from ..task import Rendering
 from .wire import LOGIN, LoginCalls, SessionFault, is_no_route, read_token, said, session_fault
@@ -43,13 +43,13 @@ class Session:
     ) -> None:
         self._http = http
         self._settings = settings
-        self._metrics = metrics
         self._clock = clock
         self._token: str | None = None
         self._rendering: Rendering | None = None
-        self._login: asyncio.Task[str] | None = None
+        self._login = Single(self._log_in)
         self._good_at = -ALIVE_S
-        self.gate = LoginGate(settings, clock, rng or random.Random())  # noqa: S311 - spreads logins, keeps no secret
+        rng = rng or random.Random()  # noqa: S311 - spreads logins, keeps no secret
+        self.gate = LoginGate(settings, metrics, clock, rng)
         self._closed = False
 
     async def request(self, operation: str, method: str, target: str, content: bytes | None = None) -> Answer:
@@ -75,9 +75,7 @@ class Session:
     async def close(self) -> None:
         """Logs out, also out of a session that is just being given. Never raises."""
         self._closed = True
-        if self._login is not None:
-            with contextlib.suppress(Exception):
-                await self._login
+        await self._login.wait()
         token, self._token = self._token, None
         if token is None:
             return
@@ -121,38 +119,18 @@ class Session:
             return self._token
         if self._closed:
             raise VCenterUnavailable(f"The bridge is leaving vCenter {self._settings.name}.")
-        if self._login is None:
-            self._login = asyncio.create_task(self._log_in())
-            self._login.add_done_callback(self._login_over)
-        # Whoever waits may be canceled; the others still need the session, and close must know its token.
-        return await asyncio.shield(self._login)
-
-    def _login_over(self, login: asyncio.Task[str]) -> None:
-        self._login = None
-        if not login.cancelled():
-            login.exception()  # told to those who wait, if anybody still does
+        return await self._login.made()
 
     async def _log_in(self) -> str:
         async with self.gate.turn:
-            username, password = self._credentials()
-            self.gate.check(username, password)
+            username, password = self.gate.credentials()
             self._token = None
             answer = await self._login_answer(username, password)
             if answer.ok and (token := read_token(answer.body)):
                 self.gate.logged_in()
-                self._count("ok")
                 self._token, self._good_at = token, self._clock()
                 return token
             raise self._refusal(answer, username, password)
-
-    def _credentials(self) -> tuple[str, str]:
-        try:
-            return self._settings.username(), self._settings.password()
-        except OSError as error:
-            self._count("failed")
-            raise VCenterUnavailable(
-                f"The user name or password of vCenter {self._settings.name} can't be read: {error}."
-            ) from error
 
     async def _login_answer(self, username: str, password: str) -> Answer:
         """vCenter's answer to the login, by the way that it offers."""
@@ -163,7 +141,7 @@ class Session:
             try:
                 answer = await self._http.request("login", *LOGIN[rendering].login, headers)
             except VCenterUnavailable:
-                self._count("failed")
+                self.gate.failed()
                 raise
             if not is_no_route(answer):
                 self._rendering = rendering
@@ -181,16 +159,11 @@ class Session:
         """Why there is no session, with what follows from it for the next try."""
         name, words = self._settings.name, said(answer)
         if answer.status in (401, 403):
-            self._count("refused")
             return self.gate.refused(username, password, str(words))
         if answer.status == 503 and words.mentions(_SESSION_LIMIT):
-            self._count("session_limit")
             return self.gate.capped(str(words), answer.retry_after_s)
-        self._count("failed")
+        self.gate.failed()
         if is_no_route(answer):
             text = f"{self._settings.url} has no login of a vCenter: {words}. Check the URL of vCenter {name}."
             return VCenterUnavailable(text)
         return VCenterUnavailable(f"vCenter {name} gives no session: {words}", retry_after_s=answer.retry_after_s)
-
-    def _count(self, result: str) -> None:
-        self._metrics.vcenter_logins.labels(self._settings.name, result).inc()

@@ -9,8 +9,8 @@ class VimPatience(NamedTuple):
     """`gather_s`: changes of the view go together. `updates_per_s`, `updates_at_once`: update sets, so that storms
     of progress come together. `pull_s`: between looks without push. `safety_s`: between pulls of some beside push.
     `idle_s`: until a session that nobody needs is logged out. `losses` and `within_s`: push lost so often in that
-    time isn't tried before `pull_for_s`. `cancel_s`: for vCenter's answer to a cancel. `history_s`: how long before
-    its watch a task that was never seen may have been queued.
+    time isn't tried before `pull_for_s`. `history_s`: how long before its watch a task that was never seen may have
+    been queued.
     """
 
     gather_s: float = 0.1
@@ -22,7 +22,6 @@ class VimPatience(NamedTuple):
     losses: int = 3
     within_s: float = 300.0
     pull_for_s: float = 600.0
-    cancel_s: float = 15.0
     history_s: float = 86_400.0
 
 

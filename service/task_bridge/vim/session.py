@@ -6,7 +6,6 @@ every property is missing for that reason. What belonged to it (collectors, view
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import re
 from typing import NamedTuple
@@ -15,7 +14,7 @@ from ..errors import VCenterUnavailable
 from ..link.config import VCenterSettings
 from ..link.http import Allowance, Answer
 from ..link.link import Link
-from ..metrics import Metrics
+from ..link.single import Single
 from . import soap
 from .soap import Element, Ref, SoapFault, Unreadable
 
@@ -44,14 +43,13 @@ class Service(NamedTuple):
 class Session:
     """Calls of a logged-in user. `number` tells one session from the next."""
 
-    def __init__(self, link: Link, settings: VCenterSettings, metrics: Metrics) -> None:
+    def __init__(self, link: Link, settings: VCenterSettings) -> None:
         self._http = link.http
         self._gate = link.gate
         self._settings = settings
-        self._metrics = metrics
         self._cookie: str | None = None
         self._service: Service | None = None
-        self._login: asyncio.Task[Service] | None = None
+        self._login = Single(self._log_in)
         self._closed = False
         self.number = 0
 
@@ -65,10 +63,7 @@ class Session:
             return self._service
         if self._closed:
             raise VCenterUnavailable(f"The bridge is leaving vCenter {self._settings.name}.")
-        if self._login is None:
-            self._login = asyncio.create_task(self._log_in())
-            self._login.add_done_callback(self._login_over)
-        return await asyncio.shield(self._login)
+        return await self._login.made()
 
     async def call(
         self, operation: str, method: str, this: Ref | None, inner: str = "", allowed: Allowance = ALLOWED
@@ -101,9 +96,7 @@ class Session:
 
     async def close(self) -> None:
         """Logs out; a session that is just being given too, when it is for good. Never raises."""
-        if self._login is not None:
-            with contextlib.suppress(Exception):
-                await self._login
+        await self._login.wait()
         service, self._service = self._service, None
         if service is not None:
             await self._log_out(service)
@@ -115,28 +108,20 @@ class Session:
 
     # Logging in
 
-    def _login_over(self, login: asyncio.Task[Service]) -> None:
-        self._login = None
-        if not login.cancelled():
-            login.exception()  # told to those who wait, if anybody still does
-
     async def _log_in(self) -> Service:
         async with self._gate.turn:
-            username, password = self._credentials()
-            self._gate.check(username, password)
+            username, password = self._gate.credentials()
             try:
                 service = await self._begun(username, password)
             except SoapFault as fault:
                 if fault.kind in _REFUSED:
-                    self._count("refused")
                     raise self._gate.refused(username, password, fault.said or str(fault)) from fault
-                self._count("failed")
+                self._gate.failed()
                 raise
             except VCenterUnavailable:
-                self._count("failed")
+                self._gate.failed()
                 raise
             self._gate.logged_in()
-            self._count("ok")
             self.number += 1
             self._service = service
             return service
@@ -161,15 +146,6 @@ class Session:
         content = soap.envelope("Logout", service.sessions, "")
         with contextlib.suppress(VCenterUnavailable):
             await self._http.request("logout", "POST", "/sdk", headers, content, urgent=True, allowed=ALLOWED)
-
-    def _credentials(self) -> tuple[str, str]:
-        try:
-            return self._settings.username(), self._settings.password()
-        except OSError as error:
-            self._count("failed")
-            raise VCenterUnavailable(
-                f"The user name or password of vCenter {self._settings.name} can't be read: {error}."
-            ) from error
 
     async def _found(self) -> Service:
         """The service's own objects, which it tells everybody."""
@@ -213,6 +189,3 @@ class Session:
         except SoapFault as fault:
             told = f"vCenter {name} refuses {method}: {fault}"
             raise SoapFault(told, fault.kind, fault.said) from fault
-
-    def _count(self, result: str) -> None:
-        self._metrics.vcenter_logins.labels(self._settings.name, result).inc()

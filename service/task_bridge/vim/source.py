@@ -64,7 +64,7 @@ class VimSource:
         self._patience = vim_patience
         self._logout_s = patience.logout_s
         self._monotonic = monotonic
-        self._session = Session(link, settings, metrics)
+        self._session = Session(link, settings)
         absences = Absences(policy.not_found_grace_s, patience)
         self._absences = absences
         self._looks = Looks(
@@ -141,15 +141,9 @@ class VimSource:
         self._used_at = self._monotonic()
         self._news.set()
         try:
-            async with asyncio.timeout(self._patience.cancel_s):
-                try:
-                    await methods.cancel(self._session, task)
-                except SessionEnded:
-                    await methods.cancel(self._session, task)
-        except TimeoutError as error:
-            raise VCenterUnavailable(
-                f"vCenter {self._name} doesn't answer in time whether it cancels the task."
-            ) from error
+            await methods.cancel(self._session, task)
+        except SessionEnded:
+            await methods.cancel(self._session, task)
 
     async def birth(self, task: str) -> Birth | None:
         """What the task that has this id now is by its birth, None where there is none.
