@@ -32,6 +32,21 @@ async def test_a_session_that_nobody_needs_is_logged_out_of_and_another_begun_wh
                 await asked("Logout", number)
 
 
+async def test_a_session_is_logged_out_of_however_long_nothing_else_was_due() -> None:
+    async with vcenter_lab.lab() as here:
+        settings = vcenter_lab.Given(here.url)
+        vim = VimSource(
+            here.source.link, settings, vcenter_lab.POLICY, here.metrics, vim_patience=VimPatience(idle_s=0.1)
+        )
+        async with vim:
+            task = here.vcenter.create(fates.runs_forever(), flavour="vim")
+            vim.follow(task, time.time(), seen=False, birth=None)
+            # The task, its object, and then nothing new: the third wait begins when all the rest is done.
+            await here.until(lambda: len(here.vcenter.journal.of("WaitForUpdatesEx")) == 3)
+            vim.forget(task)
+            await here.until(lambda: here.vcenter.journal.of("Logout"))
+
+
 async def test_a_bridge_that_is_ended_while_it_logs_in_leaves_no_session(lab: Lab, process: BridgeProcess) -> None:
     task = lab.vcenter.create(fates.runs_forever(), flavour="vim")
     await process.start()

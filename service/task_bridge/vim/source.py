@@ -124,6 +124,8 @@ class VimSource:
 
     def forget(self, task: str) -> None:
         self._looks.forget(task)
+        if not self._looks.tasks:
+            self._news.set()
 
     @property
     def absent(self) -> int:
