@@ -47,8 +47,9 @@ async def until(fact: Callable[[], T | None], within_s: float = 20.0) -> T:
 class NatsServer:
     """A nats-server with JetStream on a free port of loopback; it keeps port and data over restarts."""
 
-    def __init__(self, directory: Path, *config: str) -> None:
+    def __init__(self, directory: Path, *config: str, jetstream: bool = True) -> None:
         self.port = 0
+        self.jetstream = jetstream
         self._directory = directory
         self._config = config
         self._process: subprocess.Popen[bytes] | None = None
@@ -70,7 +71,8 @@ class NatsServer:
         log = (self._directory / "nats.log").open("ab")
         port = str(self.port or -1)
         ports = ["--ports_file_dir", str(self._directory)]
-        where = ["-a", "127.0.0.1", "-p", port, "-js", "-sd", str(self._directory / "js")]
+        where = ["-a", "127.0.0.1", "-p", port, "-sd", str(self._directory / "js")]
+        where += ["-js"] if self.jetstream else []
         with log:
             process = subprocess.Popen([SERVER, *where, *ports, *self._config], stdout=log, stderr=log)
         self._process = process

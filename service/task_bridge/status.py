@@ -17,7 +17,7 @@ from .metrics import Metrics
 from .schemas.asyncapi import document
 from .subjects import Names
 from .watcher import Watcher
-from .web.health import Check, Health, NatsHealth, VCenterHealth
+from .web.health import Check, Health, JetStreamHealth, NatsHealth, VCenterHealth
 
 
 class Status:
@@ -52,6 +52,7 @@ class Status:
         monitor = self.monitor
         return Health(
             nats=self._nats(),
+            jetstream=self._jetstream(),
             streams=_checks(monitor.streams()) if monitor else (),
             consumers=_checks(monitor.consumers()) if monitor and self.consuming else (),
             vcenters=tuple(self._vcenter(name, watches[name]) for name in sorted({*self._sources, *watches})),
@@ -91,6 +92,12 @@ class Status:
         if connection is None:
             return NatsHealth(connected=False, reason="not connected yet")
         return NatsHealth(connection.reason is None, connection.reason or connection.forbidden)
+
+    def _jetstream(self) -> JetStreamHealth:
+        if not self._nats().connected:
+            return JetStreamHealth(ok=False, reason="NATS is away")
+        reason = self.monitor.trouble if self.monitor else "not looked for yet"
+        return JetStreamHealth(reason is None, reason)
 
     def _vcenter(self, name: str, watches: int) -> VCenterHealth:
         source = self._sources.get(name)

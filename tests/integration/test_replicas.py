@@ -53,6 +53,7 @@ async def test_nobody_takes_more_than_its_capacity(lab: Lab) -> None:
             await lab.publish(task)
         await until(lambda: first.status.health().waiting == 7)
         assert held(first) == [5]
+        assert "held 5 of 5" in (first.status.health().capacity_reason or "")
         async with lab.bridge(**QUICK, capacity=6) as second:
             await until(lambda: held(first, second) == [5, 6] and first.status.health().waiting == 1)
             lab.vcenter.set(tasks[0], status="SUCCEEDED")

@@ -11,6 +11,7 @@ import pytest
 from nats.js.api import StreamConfig
 
 from lab import PASSWORD, BridgeProcess, Lab, NatsServer, until
+from task_bridge.app import Bridge
 from task_bridge.simulator import fates
 
 
@@ -36,6 +37,44 @@ async def test_it_waits_for_a_nats_that_is_away_with_http_up(lab: Lab, tmp_path:
         assert PASSWORD not in process.log.read_text()
     finally:
         await process.close()
+
+
+async def test_a_nats_without_jetstream_is_told_as_such_until_it_has_one(lab: Lab, tmp_path: Path) -> None:
+    (directory := tmp_path / "bare").mkdir()
+    server = NatsServer(directory, jetstream=False)
+    server.start()
+    bridge = Bridge(lab.settings(nats={"urls": server.url}))
+    try:
+        async with bridge.running(), httpx.AsyncClient(trust_env=False) as http:
+            assert bridge.web.address is not None
+            url = f"http://127.0.0.1:{bridge.web.address.port}/readyz"
+            await until(lambda: "enabled" in (bridge.status.health().jetstream.reason or ""))
+            unready = await http.get(url)
+            assert (unready.status_code, unready.json()["nats"]["connected"]) == (503, True)
+            assert unready.json()["jetstream"]["ok"] is False
+            server.stop()
+            await until(lambda: bridge.status.health().jetstream.reason == "NATS is away")
+            server.jetstream = True
+            server.start()
+            await until(lambda: bridge.status.health().status == "ok")
+            assert (await http.get(url)).json()["jetstream"] == {"ok": True, "reason": None}
+    finally:
+        server.stop()
+
+
+async def test_an_account_without_jetstream_is_told_as_such(lab: Lab, tmp_path: Path) -> None:
+    config = tmp_path / "nats.conf"
+    config.write_text("accounts {A {users: [{user: u, password: p}]}}")
+    (directory := tmp_path / "bare").mkdir()
+    server = NatsServer(directory, "-c", str(config))
+    server.start()
+    bridge = Bridge(lab.settings(nats={"urls": server.url, "user": "u", "given_password": "p"}))
+    try:
+        async with bridge.running():
+            await until(lambda: "not enabled for account" in (bridge.status.health().jetstream.reason or ""))
+            assert bridge.status.health().status == "unready"
+    finally:
+        server.stop()
 
 
 @pytest.mark.parametrize("started", [True, False], ids=["waiting", "at-once"])

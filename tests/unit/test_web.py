@@ -27,7 +27,7 @@ from task_bridge.overview import Filter, Overview
 from task_bridge.settings import Listen
 from task_bridge.task import Progress, TaskError
 from task_bridge.web.board import View, page
-from task_bridge.web.health import Check, Health, NatsHealth, VCenterHealth
+from task_bridge.web.health import Check, Health, JetStreamHealth, NatsHealth, VCenterHealth
 from task_bridge.web.routes import build_web
 from task_bridge.web.server import WebServer
 
@@ -48,6 +48,7 @@ ANY_PORT = Listen("127.0.0.1", 0)
 
 HEALTHY = Health(
     nats=NatsHealth(connected=True),
+    jetstream=JetStreamHealth(ok=True),
     streams=(Check("VCENTER_TASKS_EVENTS", ok=True),),
     consumers=(Check("bridge", ok=True),),
     vcenters=(VCenterHealth("lab", "ok", last_good_look_age_s=1.26, watches=3),),
@@ -157,6 +158,7 @@ async def test_readiness_tells_everything_it_rests_on(web: httpx.AsyncClient) ->
         "version": __version__,
         "stopping": False,
         "nats": {"connected": True, "reason": None},
+        "jetstream": {"ok": True, "reason": None},
         "streams": [{"name": "VCENTER_TASKS_EVENTS", "ok": True, "reason": None}],
         "consumers": [{"name": "bridge", "ok": True, "reason": None}],
         "vcenters": [
@@ -165,8 +167,21 @@ async def test_readiness_tells_everything_it_rests_on(web: httpx.AsyncClient) ->
         "held": 3,
         "waiting": 1,
         "capacity": 50_000,
+        "capacity_reason": None,
         "event_loop_lag_seconds": 0.001,
+        "event_loop_lag_reason": None,
     }
+
+
+@pytest.mark.parametrize("path", ["/readyz", "/"])
+async def test_a_full_replica_and_a_late_event_loop_have_their_reasons_and_stop_nothing(
+    web: httpx.AsyncClient, state: FakeState, path: str
+) -> None:
+    state.now = replace(HEALTHY, held=50_000, loop_lag_s=1.26)
+    answer = await web.get(path)
+    assert answer.status_code == 200
+    assert "held 50000 of 50000: new watches wait for another replica" in answer.text
+    assert "up to 1.3 s late within the last minute" in answer.text
 
 
 @pytest.mark.parametrize(
@@ -210,11 +225,13 @@ async def test_the_asyncapi_document_is_passed_on_as_it_is(web: httpx.AsyncClien
 
 
 async def test_the_page_tells_what_readiness_tells(web: httpx.AsyncClient, state: FakeState) -> None:
-    state.now = replace(HEALTHY, vcenters=(AWAY, *HEALTHY.vcenters))
+    jetstream = JetStreamHealth(ok=False, reason="not enabled")
+    state.now = replace(HEALTHY, jetstream=jetstream, vcenters=(AWAY, *HEALTHY.vcenters))
     answer = await web.get("/")
     assert answer.headers["content-type"] == "text/html; charset=utf-8"
     for text in (__version__, "degraded", "connected", "VCENTER_TASKS_EVENTS", "old", "1 min", "within 10 s"):
         assert text in answer.text
+    assert "not enabled" in answer.text
     for path in ("/readyz", "/livez", "/metrics", "/asyncapi.json"):
         assert f'href="{path}"' in answer.text
 

@@ -32,7 +32,10 @@ class Part(NamedTuple):
 
 
 class Monitor:
-    """What is known of the bridge's part of JetStream. `waiting`: stored watches that nobody was handed yet."""
+    """What is known of the bridge's part of JetStream. `waiting`: stored watches that nobody was handed yet.
+
+    `trouble`: why JetStream itself can't be worked with, None when it answers.
+    """
 
     def __init__(self, streams: Streams, names: Names, what: Wanted, *, create: bool) -> None:
         self._streams = streams
@@ -40,7 +43,7 @@ class Monitor:
         self._what = what
         self._create = create
         self._told: set[str] = set()
-        self._trouble: str | None = "not looked for yet"
+        self.trouble: str | None = "not looked for yet"
         self._unsafe: dict[str, str] = {}
         self._missing_since = math.inf
         self._pulls: dict[str, Pull] = {}
@@ -61,7 +64,7 @@ class Monitor:
                 self._failed(str(error))
                 await asyncio.sleep(RETRY_S)
             else:
-                self._trouble = None
+                self.trouble = None
                 return
 
     async def run(self) -> None:
@@ -80,9 +83,9 @@ class Monitor:
                 self._failed(str(error))
                 continue
             self._end_if_missing(missing)
-            if self._trouble is not None:
+            if self.trouble is not None:
                 log.info("jetstream_back")
-            self._trouble = None
+            self.trouble = None
             self._unsafe = {d.where: str(d) for d in differences if d.unsafe}
             self._tell(differences)
 
@@ -107,7 +110,7 @@ class Monitor:
     def _part(self, name: str, where: str) -> Part:
         pull = self._pulls.get(name)
         asked = pull.trouble if pull else self._streams.refusal(name)
-        return Part(name, self._trouble or self._unsafe.get(where) or asked)
+        return Part(name, self.trouble or self._unsafe.get(where) or asked)
 
     def mind(self, *pulls: Pull) -> None:
         """From now on a consumer isn't well either when the pull on it isn't."""
@@ -125,9 +128,9 @@ class Monitor:
         self.events_max_age_s = events.config.max_age or 0.0
 
     def _failed(self, reason: str) -> None:
-        if self._trouble != reason:
+        if self.trouble != reason:
             log.warning("jetstream_away", reason=reason)
-        self._trouble = reason
+        self.trouble = reason
 
     def _tell(self, differences: list[Difference]) -> None:
         for difference in differences:

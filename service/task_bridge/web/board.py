@@ -99,6 +99,10 @@ def _state(view: View) -> str:
         said += f'<p class="note">NATS is away: {_text(health.nats.reason)}.</p>'
     elif view.trouble:
         said += f'<p class="note">What is shown isn\'t up to date: {_text(view.trouble)}</p>'
+    if health.capacity_reason:
+        said += f'<p class="note">This replica is full: {_text(health.capacity_reason)}.</p>'
+    if health.loop_lag_reason:
+        said += f'<p class="note">The event loop lags: {_text(health.loop_lag_reason)}.</p>'
     return said
 
 
@@ -247,6 +251,7 @@ def _nats(health: Health) -> str:
 def _nats_parts(health: Health) -> Iterable[str]:
     connected = health.nats.connected
     yield _part("connection", "connected" if connected else "away", connected, health.nats.reason)
+    yield _part("JetStream", "ok" if health.jetstream.ok else "bad", health.jetstream.ok, health.jetstream.reason)
     yield from (_check("stream", check) for check in health.streams)
     yield from (_check("consumer", check) for check in health.consumers)
 

@@ -14,12 +14,23 @@ from ..overview import Overview
 
 Status = Literal["ok", "degraded", "unready"]
 
+MUCH_LAG_S = 0.5
+"""Lag from which a reason is told; the alert on it goes by the same."""
+
 
 @dataclass(frozen=True, slots=True)
 class NatsHealth:
     """`reason`: why the bridge can't work with it, connected or not."""
 
     connected: bool
+    reason: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class JetStreamHealth:
+    """Whether it answers the bridge, and else why not. A stream can be bad all the same, and says so itself."""
+
+    ok: bool
     reason: str | None = None
 
 
@@ -53,6 +64,7 @@ class Health:
     """
 
     nats: NatsHealth
+    jetstream: JetStreamHealth = JetStreamHealth(ok=False, reason="not looked for yet")
     streams: tuple[Check, ...] = ()
     consumers: tuple[Check, ...] = ()
     vcenters: tuple[VCenterHealth, ...] = ()
@@ -70,6 +82,24 @@ class Health:
         if self.stopping or not nats_ok or not _all_ok(self.streams) or not _all_ok(self.consumers):
             return "unready"
         return "degraded" if any(vcenter.state == "degraded" for vcenter in self.vcenters) else "ok"
+
+    @property
+    def capacity_reason(self) -> str | None:
+        """Why this replica takes no new watches, None while it has room."""
+        if self.held < self.capacity:
+            return None
+        return (
+            f"held {self.held} of {self.capacity}: new watches wait for another replica, or for one of these to end"
+        )
+
+    @property
+    def loop_lag_reason(self) -> str | None:
+        """What a late event loop means, None while it is in time."""
+        if self.loop_lag_s <= MUCH_LAG_S:
+            return None
+        return (
+            f"up to {self.loop_lag_s:.1f} s late within the last minute: CPU is short, or too many watches are held"
+        )
 
 
 class State(Protocol):
@@ -109,13 +139,16 @@ def readiness(health: Health) -> dict[str, Any]:
         "version": __version__,
         "stopping": health.stopping,
         "nats": asdict(health.nats),
+        "jetstream": asdict(health.jetstream),
         "streams": [asdict(stream) for stream in health.streams],
         "consumers": [asdict(consumer) for consumer in health.consumers],
         "vcenters": [_vcenter(vcenter) for vcenter in health.vcenters],
         "held": health.held,
         "waiting": health.waiting,
         "capacity": health.capacity,
+        "capacity_reason": health.capacity_reason,
         "event_loop_lag_seconds": round(health.loop_lag_s, 3),
+        "event_loop_lag_reason": health.loop_lag_reason,
     }
 
 
