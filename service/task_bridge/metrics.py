@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
@@ -59,8 +59,18 @@ class Metrics:
             "operation",
         )
         self.budget_used = gauge(
-            "vcenter_budget_used_ratio", "Of a second's requests to vCenter; above 1 requests wait", "vcenter"
+            "vcenter_budget_used_ratio", "Of the requests that vCenter may get; above 1 looks get rarer", "vcenter"
         )
         self.nats_connected = gauge("nats_connected", "1 while connected to NATS")
         self.event_loop_lag = gauge("event_loop_lag_seconds", "How late the event loop ticks")
         gauge("build_info", "1, by version", "version").labels(__version__).set(1)
+
+    def begin(self, vcenters: Iterable[str]) -> None:
+        """What alerts ask the growth of is there at 0: to Prometheus a count that comes up as 1 hasn't grown."""
+        for name in vcenters:
+            for result in ("ok", "failed", "refused", "session_limit"):
+                self.vcenter_logins.labels(name, result)
+            for outcome in ("lost", "denied"):
+                self.events.labels(name, "abandoned", outcome)
+        for code in ("invalid_request", "unknown_vcenter"):
+            self.rejected.labels(code)

@@ -12,6 +12,7 @@ import yaml
 from task_bridge.checks import all_wanted
 from task_bridge.messaging.commands import nats_commands
 from task_bridge.settings import load
+from task_bridge.web.health import MUCH_LAG_S
 
 ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs" / "operating.md").read_text()
@@ -50,6 +51,12 @@ def test_every_alert_has_its_cure_in_order() -> None:
     for rule in group["rules"]:
         assert rule["labels"]["severity"] in ("critical", "warning")
         assert rule["annotations"]["summary"]
+
+
+def test_readiness_and_the_alert_find_the_same_lag_too_much() -> None:
+    (group,) = yaml.safe_load((ROOT / "deploy/grafana/alerts.yaml").read_text())["groups"]
+    (rule,) = [rule for rule in group["rules"] if rule["alert"] == "TaskBridgeEventLoopLags"]
+    assert rule["expr"] == f"task_bridge_event_loop_lag_seconds > {MUCH_LAG_S}"
 
 
 def test_the_commands_for_operators_are_those_that_provision_prints() -> None:

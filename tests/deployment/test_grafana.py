@@ -8,18 +8,32 @@ import subprocess
 from pathlib import Path
 
 import pytest
+import yaml
 
 ROOT = Path(__file__).parents[2]
 GRAFANA = ROOT / "deploy" / "grafana"
 
 
-def test_prometheus_takes_the_rules_and_its_configuration() -> None:
+def test_prometheus_takes_its_configuration_and_the_rules_fire_when_they_should() -> None:
     promtool = shutil.which("promtool")
     if promtool is None:
         pytest.skip("promtool isn't installed here")
-    for command in (["check", "rules", "alerts.yaml"], ["check", "config", "prometheus.yaml"]):
+    for command in (
+        ["check", "rules", "alerts.yaml"],
+        ["check", "config", "prometheus.yaml"],
+        ["test", "rules", "alerts.test.yaml"],
+    ):
         done = subprocess.run([promtool, *command], cwd=GRAFANA, capture_output=True, text=True, check=False)
-        assert done.returncode == 0, done.stderr
+        assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_each_alert_is_tried_when_it_fires_and_when_it_stays_quiet() -> None:
+    (group,) = yaml.safe_load((GRAFANA / "alerts.yaml").read_text())["groups"]
+    tests = yaml.safe_load((GRAFANA / "alerts.test.yaml").read_text())["tests"]
+    cases = [case for test in tests for case in test["alert_rule_test"]]
+    alerts = {rule["alert"] for rule in group["rules"]}
+    assert {case["alertname"] for case in cases if case.get("exp_alerts")} == alerts
+    assert {case["alertname"] for case in cases if not case.get("exp_alerts")} == alerts
 
 
 def test_the_panels_of_the_dashboard_are_told_apart_and_dont_overlap() -> None:

@@ -19,7 +19,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 from structlog.testing import capture_logs
 
-from lab import BridgeProcess, Lab, until
+from lab import PASSWORD, USERNAME, BridgeProcess, Lab, until
 from task_bridge.settings import Listen
 from task_bridge.simulator import fates
 from task_bridge.web.server import WebServer
@@ -129,6 +129,48 @@ async def test_metrics_name_no_task_and_stay_bounded(lab: Lab) -> None:
     for name in ("publish_seconds_count", "vcenter_request_seconds_count", "heartbeat_lag_seconds", "capacity"):
         assert f"task_bridge_{name}" in text
     assert re.search(r'task_bridge_vcenter_budget_used_ratio\{vcenter="lab"\} [0-9.e-]+', text)
+
+
+async def test_what_alerts_ask_the_growth_of_is_there_at_0_before_it_happens(lab: Lab) -> None:
+    asked = re.findall(r"increase\(task_bridge_(\w+_total)", (GRAFANA / "alerts.yaml").read_text())
+    assert len(asked) == 6
+    async with lab.bridge() as bridge, httpx.AsyncClient(trust_env=False) as http:
+        assert bridge.web.address is not None
+        text = (await http.get(f"http://127.0.0.1:{bridge.web.address.port}/metrics")).text
+    for name in asked:
+        assert f"\ntask_bridge_{name}" in text
+    for series in (
+        'vcenter_logins_total{result="refused",vcenter="lab"}',
+        'vcenter_logins_total{result="session_limit",vcenter="lab"}',
+        'events_total{kind="abandoned",outcome="lost",vcenter="lab"}',
+        'events_total{kind="abandoned",outcome="denied",vcenter="lab"}',
+        'rejected_total{code="invalid_request"}',
+        'rejected_total{code="unknown_vcenter"}',
+    ):
+        assert f"\ntask_bridge_{series} 0.0\n" in text
+
+
+async def test_while_looks_get_rarer_for_the_budget_it_is_more_than_used(lab: Lab) -> None:
+    await lab.listen()
+    tasks = [lab.vcenter.create(fates.runs_forever()) for _ in range(50)]
+    lab_settings = {"url": lab.vcenter_url, "given_username": USERNAME, "given_password": PASSWORD}
+    few = {"lab": {**lab_settings, "max_requests_per_second": 2}}
+    async with lab.bridge(vcenters=few, poll_min_s=0.01, poll_max_s=0.01) as bridge:
+
+        def told(name: str) -> float:
+            return bridge.status.metrics().get_sample_value(f"task_bridge_{name}", {"vcenter": "lab"}) or 0.0
+
+        for task in tasks:
+            await lab.publish(task)
+        await until(lambda: all(lab.heard(task) for task in tasks) and told("vcenter_budget_used_ratio") > 2)
+        looks, ratios = told("looks_total"), []
+
+        def looked_at_all_four_times() -> bool:
+            ratios.append(told("vcenter_budget_used_ratio"))
+            return told("looks_total") >= looks + 4 * len(tasks)
+
+        await until(looked_at_all_four_times)
+    assert min(ratios) > 2
 
 
 @pytest.mark.parametrize("file", ["alerts.yaml", "dashboard.json"])

@@ -117,8 +117,12 @@ class CisSource:
 
     @property
     def budget_used(self) -> float:
-        """How much of the budget of requests is spent; above 1 requests wait."""
-        return self._http.budget.used
+        """How much of the budget of requests is spent; above 1 looks get rarer, or requests wait.
+
+        While looks are stretched so that they fit into the budget, it is never spent for long.
+        """
+        stretch = self._register.stretch
+        return max(self._http.budget.used, stretch if stretch > 1 else 0.0)
 
     # The port
 
