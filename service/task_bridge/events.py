@@ -21,7 +21,7 @@ INLINE_MAX_BYTES = 262_144
 NULL = msgspec.Raw(b"null")
 
 
-class WatchRef(msgspec.Struct, frozen=True):
+class WatchRef(msgspec.Struct, frozen=True, gc=False):
     """The watch as its events and replies show it: whose labels and timeout they are."""
 
     id: str
@@ -30,7 +30,7 @@ class WatchRef(msgspec.Struct, frozen=True):
     labels: dict[str, str] = {}
 
 
-class ResultRef(msgspec.Struct, frozen=True):
+class ResultRef(msgspec.Struct, frozen=True, gc=False):
     """Where a large result lies in the object store: its size in bytes and its SHA-256 in hex."""
 
     bucket: str
@@ -39,7 +39,7 @@ class ResultRef(msgspec.Struct, frozen=True):
     sha256: str
 
 
-class EventData(msgspec.Struct, frozen=True):
+class EventData(msgspec.Struct, frozen=True, gc=False):
     """`data` of an event, its keys in the order of the contract. Every key is always there."""
 
     vcenter: str
@@ -85,7 +85,7 @@ class CloudEvent(msgspec.Struct, frozen=True, omit_defaults=True):
     tracestate: str | None = None
 
 
-class Event(msgspec.Struct, frozen=True):
+class Event(msgspec.Struct, frozen=True, gc=False):
     """One event with what stands around it. `time` is when the bridge saw it, in Unix seconds.
 
     `stalled_told` goes in a header: whether the present standstill has been told already, which a restated

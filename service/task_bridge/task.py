@@ -79,7 +79,7 @@ class NotATask(ValueError):  # noqa: N818 - reads as what the body is
     """The body has no status: whatever answered, it wasn't the tasks service."""
 
 
-class Target(msgspec.Struct, frozen=True):
+class Target(msgspec.Struct, frozen=True, gc=False):
     """What the task works on: `ClusterComputeResource` `domain-c9`; `name` only where vCenter tells it."""
 
     type: str | None = None
@@ -87,7 +87,7 @@ class Target(msgspec.Struct, frozen=True):
     name: str | msgspec.UnsetType = msgspec.UNSET
 
 
-class Progress(msgspec.Struct, frozen=True):
+class Progress(msgspec.Struct, frozen=True, gc=False):
     """`completed` and `total` as vCenter sent them; `percent` within 0 to 100, None when there is no total."""
 
     completed: int | float | None = None
@@ -96,7 +96,7 @@ class Progress(msgspec.Struct, frozen=True):
     message: str | None = None
 
 
-class Message(msgspec.Struct, frozen=True):
+class Message(msgspec.Struct, frozen=True, gc=False):
     """One of vCenter's localizable messages, `text` in English."""
 
     id: str | None
@@ -104,7 +104,7 @@ class Message(msgspec.Struct, frozen=True):
     args: tuple[str, ...] = ()
 
 
-class TaskError(msgspec.Struct, frozen=True):
+class TaskError(msgspec.Struct, frozen=True, gc=False):
     """Why: `type` is one of `com.vmware.vapi.std.errors` (`INTERNAL_SERVER_ERROR`), `messages` its cause stack."""
 
     type: str | None
@@ -114,7 +114,7 @@ class TaskError(msgspec.Struct, frozen=True):
     data: Any = None
 
 
-class Result(msgspec.Struct, frozen=True):
+class Result(msgspec.Struct, frozen=True, gc=False):
     """A task's result as compact UTF-8 JSON; `available` is False when there was one that couldn't be had."""
 
     json: bytes = b""
@@ -125,7 +125,7 @@ NO_RESULT = Result()
 UNAVAILABLE = Result(available=False)
 
 
-class Task(msgspec.Struct, frozen=True):
+class Task(msgspec.Struct, frozen=True, gc=False):
     """How a task stands by one look. Times are RFC 3339 in UTC; `result` is None when it wasn't asked for."""
 
     status: str
@@ -318,8 +318,10 @@ def _message_text(value: object) -> str | None:
     """English text of a localizable message: `default_message` is already substituted."""
     if not isinstance(value, dict):
         return _text(value)
-    candidates = (value.get(key) for key in ("default_message", "defaultMessage", "localized", "id"))
-    return next((text for text in map(_text, candidates) if text), None)
+    for key in ("default_message", "defaultMessage", "localized", "id"):
+        if text := _text(value.get(key)):
+            return text
+    return None
 
 
 def _text(value: object) -> str | None:

@@ -20,7 +20,7 @@ LAST_LOOK_S = 15.0
 """How long the one look at a watch's deadline may take."""
 
 
-class Watch(msgspec.Struct, frozen=True):
+class Watch(msgspec.Struct, frozen=True, gc=False):
     """A watch as it lies in its JetStream message. Times in Unix seconds, durations in seconds.
 
     `stored_request`: made of a request out of the stream, which a redelivery may repeat at any later time.
@@ -94,14 +94,14 @@ class Policy(NamedTuple):
         return self.events_max_age_s / 2
 
 
-class Absence(msgspec.Struct, frozen=True):
+class Absence(msgspec.Struct, frozen=True, gc=False):
     """Proof that vCenter no longer shows the task: `lost` or `denied`, and its last answer."""
 
     outcome: str
     answer: TaskError
 
 
-class View(msgspec.Struct):
+class View(msgspec.Struct, gc=False):
     """The newest that is known of a watch's task. Times in Unix seconds.
 
     `looked_at`: the last good look; `last_look_until`: how long the one look at the deadline may take, infinite

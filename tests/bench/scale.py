@@ -21,8 +21,8 @@ from task_bridge.simulator import Script, Step
 from task_bridge.simulator.tasks import progress
 
 EVERY_S = 30.0
-SETTLED_S = 160.0
-"""A tenth of the age is the longest interval, 15 s, from here on."""
+SETTLED_S = 200.0
+"""Looks are as rare as they get, one in 15 s, from here on."""
 WINDOW_S = 45.0
 GROUPS = 100
 

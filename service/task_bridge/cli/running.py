@@ -46,12 +46,21 @@ def serve(embedded_nats: DataDirectory = None) -> None:
     try:
         settings = load()
         logs.configure(settings.log_format, settings.log_level)
-        # A burst of watches allocates what stays: the default looked through all of it again and again (a quarter
-        # of the CPU of taking up 10,000). Small steps, for the event loop stands still in each.
-        gc.set_threshold(10_000, 3, 3_000)
+        _collect_garbage_seldom()
         uvloop.run(run(settings) if embedded_nats is None else _with_nats(settings, embedded_nats))
     except CannotStart as error:
         give_up(error)
+
+
+def _collect_garbage_seldom() -> None:
+    """The event loop stands still while the collector looks through what lives; all but cycles goes without it.
+
+    A burst of watches allocates what stays: the default looked through all of it again and again (a quarter of the
+    CPU of taking up 10,000). What is known about tasks can't be part of a cycle and isn't tracked (`gc=False`), and
+    modules stay for good; so a full collection takes 0.13 s at 50,000 watches, where one comes every 50 minutes.
+    """
+    gc.set_threshold(10_000, 3, 100)
+    gc.freeze()
 
 
 async def _with_nats(settings: Settings, directory: Path) -> None:

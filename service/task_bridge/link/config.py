@@ -57,7 +57,7 @@ class Patience(NamedTuple):
     together: int = 3
     hold_s: float = 600.0
     gather_s: float = 0.1
-    gather_results_s: float = 0.5
+    gather_results_s: float = 0.2
     result_s: float = 30.0
     ping_s: float = 60.0
     relist_s: float = 600.0

@@ -45,14 +45,13 @@ class Intake:
         # A decoder that never raises, so that a broken body meets our own parsing, which tells its sender.
         # And no reply: the reply subject of these messages is JetStream's, where an empty answer is an ack.
         subscriber = broker.subscriber(
-            self.pull.inbox, ack_policy=AckPolicy.MANUAL, decoder=_as_it_is, no_reply=True
+            self.pull.inbox, ack_policy=AckPolicy.MANUAL, decoder=_as_it_came, no_reply=True
         )
         subscriber(self._on_message)
 
-    async def _on_message(self, message: NatsMessage) -> None:
-        raw = message.raw_message
-        if not self.pull.takes_status(raw):
-            task = asyncio.create_task(self._serve(raw))
+    async def _on_message(self, message: Msg) -> None:
+        if not self.pull.takes_status(message):
+            task = asyncio.create_task(self._serve(message))
             self._tasks.add(task)
             task.add_done_callback(self._tasks.discard)
 
@@ -111,5 +110,6 @@ class Intake:
         log.info("request", outcome="rejected", code=refused.code, reason=refused.message, request=request_id)
 
 
-async def _as_it_is(message: NatsMessage) -> NatsMessage:
-    return message
+async def _as_it_came(message: NatsMessage) -> Msg:
+    # Never the message itself: it keeps what it was decoded to, and would be freed by the garbage collector alone.
+    return message.raw_message

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import math
 import random
+import sys
 from collections.abc import Callable, Sequence
 
 import msgspec
@@ -60,7 +61,7 @@ class Register:
     def follow(self, task: str, age_s: float, *, seen: bool, with_result: bool) -> None:
         self.forget(task)
         now = self.clock()
-        provider = task.partition(":")[2]
+        provider = sys.intern(task.partition(":")[2])
         followed = Followed(task, provider, now - max(0.0, age_s), seen, with_result)
         self.tasks[task] = followed
         self.agenda.wait(followed, now, now)

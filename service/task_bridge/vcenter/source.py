@@ -41,7 +41,6 @@ _LOOK_AROUND = 200
 """So many are looked at when another replica tells that tasks vanished."""
 _FINDS_MAX = 100_000
 """So many finds that nobody took: no more looks until somebody does."""
-"""Below the time that the API gives a request, so that its sender is told what didn't answer."""
 _EARLY_PER_S, _EARLY_AT_ONCE = 2.0, 5.0
 """How often a first look or a result may go without gathering: promptness while idle, few requests under load."""
 
