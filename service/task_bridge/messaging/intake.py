@@ -45,7 +45,7 @@ class Intake:
         # A decoder that never raises, so that a broken body meets our own parsing, which tells its sender.
         # And no reply: the reply subject of these messages is JetStream's, where an empty answer is an ack.
         subscriber = broker.subscriber(
-            self.pull.inbox, ack_policy=AckPolicy.MANUAL, decoder=_as_it_came, no_reply=True
+            self.pull.inbox, ack_policy=AckPolicy.MANUAL, decoder=as_it_came, no_reply=True
         )
         subscriber(self._on_message)
 
@@ -110,6 +110,6 @@ class Intake:
         log.info("request", outcome="rejected", code=refused.code, reason=refused.message, request=request_id)
 
 
-async def _as_it_came(message: NatsMessage) -> Msg:
+async def as_it_came(message: NatsMessage) -> Msg:
     # Never the message itself: it keeps what it was decoded to, and would be freed by the garbage collector alone.
     return message.raw_message

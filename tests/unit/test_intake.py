@@ -1,0 +1,26 @@
+"""What consuming a request leaves behind."""
+
+from __future__ import annotations
+
+import gc
+import weakref
+
+from faststream.nats.message import NatsMessage
+from nats.aio.client import Client
+from nats.aio.msg import Msg
+
+from task_bridge.messaging.intake import as_it_came
+
+
+async def test_a_request_does_not_keep_itself_alive() -> None:
+    raw = Msg(Client(), subject="vcenter.tasks.watch", data=b'"task-1"')
+    message = NatsMessage(raw_message=raw, body=raw.data)
+    message.set_decoder(as_it_came)
+    assert await message.decode() is raw
+    kept = weakref.ref(message)
+    gc.disable()
+    try:
+        del message
+        assert kept() is None
+    finally:
+        gc.enable()
