@@ -7,6 +7,7 @@ import contextlib
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -42,6 +43,16 @@ async def until(fact: Callable[[], T | None], within_s: float = 20.0) -> T:
         assert time.monotonic() < deadline, f"not within {within_s} s: {fact}"
         await asyncio.sleep(0.01)
     return found
+
+
+def free_ports(count: int) -> list[int]:
+    """Ports of loopback that nobody listened on a moment ago."""
+    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
+    try:
+        return [one.getsockname()[1] for one in sockets]
+    finally:
+        for one in sockets:
+            one.close()
 
 
 class NatsServer:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import socket
 import time
 from pathlib import Path
 
@@ -11,7 +10,7 @@ import nats
 import nats.errors
 from nats.aio.client import Client
 
-from lab import NatsServer
+from lab import NatsServer, free_ports
 
 
 class Servers:
@@ -19,7 +18,7 @@ class Servers:
 
     def __init__(self, directory: Path, replicas: int) -> None:
         self.replicas = replicas
-        ports = _free_ports(replicas)
+        ports = free_ports(replicas)
         routes = ",".join(f"nats://127.0.0.1:{port}" for port in ports)
         self.by_name: dict[str, NatsServer] = {}
         for number, port in enumerate(ports, 1):
@@ -69,12 +68,3 @@ class Servers:
 
 async def _ignored(_: Exception) -> None:
     """What a client of the suite meets while servers are killed is meant to be."""
-
-
-def _free_ports(count: int) -> list[int]:
-    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
-    try:
-        return [one.getsockname()[1] for one in sockets]
-    finally:
-        for one in sockets:
-            one.close()
