@@ -89,11 +89,11 @@ class Trouble:
             self._told = True
             self._logger.warning(self._begins, **keys)
 
-    def over(self) -> None:
+    def over(self, **keys: object) -> None:
         """Tells that it is over, if it was told."""
         if self._told:
             self._told = False
-            self._logger.info(self._ends)
+            self._logger.info(self._ends, **keys)
 
 
 def _take_over(handler: logging.Handler, level: str) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from structlog.testing import capture_logs
 
 from lab import PASSWORD, PREFIX, USERNAME, BridgeProcess, Lab, until
 from task_bridge.settings import VCenterSettings
@@ -127,6 +128,44 @@ async def test_a_task_that_vanishes_alone_is_lost_one_never_there_too_and_one_in
     assert [(data["outcome"], data["status"]) for data in ends] == [("lost", "RUNNING"), ("lost", None)]
     assert {data["error"]["type"] for data in ends} == {"ManagedObjectNotFound"}
     assert (known["outcome"], known["result"]) == ("succeeded", "done")
+
+
+async def test_a_question_and_its_task_that_changed_together_are_told_together(lab: Lab) -> None:
+    async with lab.bridge():
+        await lab.listen()
+        vm = Target("VirtualMachine", "vm-7")
+        task = lab.vcenter.create(fates.runs_forever(), flavour="vim", target=vm)
+        lab.vcenter.set(task, status="BLOCKED", progress=progress(40))
+        await lab.publish(task)
+        await until(lambda: standing_of(lab, task)[-1:] == [("BLOCKED", 40)])
+        with lab.vcenter.faults.during(faults.delayed(0.5), operation="Login"):
+            lab.vcenter.sessions.invalidate()
+            await until(lambda: len(lab.vcenter.journal.of("Login")) > 1)
+            lab.vcenter.set(task, status="RUNNING", progress=progress(60))
+            await until(lambda: standing_of(lab, task)[-1] == ("RUNNING", 60))
+    told = standing_of(lab, task)
+    assert told[told.index(("BLOCKED", 40)) + 1 :] == [("RUNNING", 60)]
+
+
+def standing_of(lab: Lab, task: str) -> list[tuple[str, float]]:
+    events = (data["data"] for data in lab.heard(task))
+    return [(data["status"], data["progress"]["percent"]) for data in events if data["progress"]]
+
+
+async def test_a_history_that_is_refused_is_told_once(lab: Lab) -> None:
+    method = "CreateCollectorForTasks"
+    with capture_logs() as logs:
+        async with lab.bridge():
+            await lab.listen()
+            with lab.vcenter.faults.during(faults.soap_fault(), operation=method):
+                await lab.publish("task-7")
+                ends = [(await lab.ended("task-7"))["data"]["outcome"]]
+                assert len(lab.vcenter.journal.of(method)) > 1
+            await lab.publish("task-8")
+            ends.append((await lab.ended("task-8"))["data"]["outcome"])
+    assert ends == ["lost", "lost"]
+    told = [line["event"] for line in logs if line["event"].startswith("history_")]
+    assert told == ["history_unavailable", "history_available_again"]
 
 
 async def test_a_task_that_vcenter_refuses_to_show_is_denied(lab: Lab) -> None:

@@ -16,6 +16,7 @@ from ..link.finds import Finds
 from ..link.health import Health
 from ..link.http import AnswerTooLarge
 from ..link.outage import backoff_s
+from ..logs import Trouble
 from ..metrics import Metrics
 from ..ports import UNCHANGED, Standing, Unanswered
 from ..task import Birth, TaskError
@@ -73,8 +74,10 @@ class Looks:
         self._wall_clock = wall_clock
         self._rng = rng
         self._all_good_at = clock()
+        self._no_history = Trouble(log, "history_unavailable", "history_available_again")
         self.tasks: dict[str, Followed] = {}
         self._asking: dict[str, Followed] = {}
+        self._to_tell: dict[str, Followed] = {}
         self.questions = Questions()
         self.labels: dict[str, str] = {}
         self.to_add: dict[Ref, None] = {}
@@ -160,6 +163,7 @@ class Looks:
                 followed.told_at = now
             if (trouble := self._taken(one)) is not None:
                 self._ask_later(trouble.followed, now)  # an answer about it alone decides
+        self._tell_taken()
         if now - self._all_good_at >= self._policy.poll_max_s:
             self._all_good_at = now
             as_before = (one for one in self.tasks.values() if one.task is not None and not one.parked)
@@ -172,7 +176,7 @@ class Looks:
             # Whatever comes, they are asked about again, unless the answer shows them.
             self._ask_later(followed, self._clock() + self._policy.poll_min_s)
         gone = {one.id: _Gone(one, _NOT_FOUND) for one in those}
-        asked_at = self._clock()
+        asked_at, seen = self._clock(), []
         for one in await self._pulled([one.id for one in those], gone, failures=[]):
             if (told := self.tasks.get(one.ref.id)) is not None and told.told_at > asked_at:
                 gone.pop(told.id, None)  # an update that came meanwhile is newer
@@ -183,7 +187,10 @@ class Looks:
                 if trouble is not None:
                     gone[one.ref.id] = trouble
                 elif (shown := self.tasks.get(one.ref.id)) is not None:
-                    self._is_shown(shown)
+                    seen.append(shown)
+        self._tell_taken()
+        for shown in seen:
+            self._is_shown(shown)
         await self._absent([one for one in gone.values() if self.tasks.get(one.followed.id) is one.followed])
 
     async def _pulled(self, tasks: list[str], gone: dict[str, _Gone], failures: list[Exception]) -> list[Shown]:
@@ -231,16 +238,20 @@ class Looks:
             return _Gone(followed, _OTHER)
         self._seen(followed)
         self._absences.shown(followed.id, self._clock())
-        if not followed.parked:
-            self._tell(followed)
+        self._to_tell[followed.id] = followed
         return None
 
     def _question(self, shown: Shown) -> None:
         if shown.asked:
             self.questions.tell(shown.ref.id, shown.question)
-            for followed in self.questions.blocks(shown.ref.id):
-                if not followed.parked:
-                    self._tell(followed)
+            self._to_tell |= {one.id: one for one in self.questions.blocks(shown.ref.id)}
+
+    def _tell_taken(self) -> None:
+        """Tells of what was taken in, once all was: a VM's question and its task change in one moment."""
+        those, self._to_tell = self._to_tell, {}
+        for followed in those.values():
+            if not followed.parked:
+                self._tell(followed)
 
     def _tell(self, followed: Followed) -> None:
         """Gives the task if it stands otherwise than it was given last."""
@@ -330,8 +341,9 @@ class Looks:
         try:
             found = await methods.history(self._session, [one.id for one in those], min(began) - 60.0, end)
         except SoapFault as fault:
-            log.warning("history_unavailable", vcenter=self._vcenter, reason=str(fault))
+            self._no_history.begins(vcenter=self._vcenter, reason=str(fault))
             return False
+        self._no_history.over(vcenter=self._vcenter)
         for followed in those:
             self._of_history(followed, found.get(followed.id))
         return True
