@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import json
 import shutil
-import socket
 import time
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -14,7 +13,7 @@ import httpx
 import pytest
 from playwright.async_api import Browser, Page, async_playwright, expect
 
-from lab import PREFIX, BridgeProcess, Lab, until
+from lab import PREFIX, BridgeProcess, Lab, free_ports, until
 from task_bridge.app import Bridge
 from task_bridge.messaging.feed import Feed
 from task_bridge.overview import Overview
@@ -33,11 +32,6 @@ in_browser = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium is install
 def url_of(bridge: Bridge) -> str:
     assert bridge.web.address
     return f"http://127.0.0.1:{bridge.web.address.port}/"
-
-
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        return int(listener.getsockname()[1])
 
 
 class TestFeed:
@@ -207,7 +201,7 @@ class TestInABrowser:
         self, lab: Lab, browser: Browser, tmp_path: Path
     ) -> None:
         task = lab.vcenter.create(fates.runs_forever())
-        port = free_port()
+        port = free_ports(1)[0]
         bridge = BridgeProcess(lab.environment(BRIDGE_HTTP_LISTEN=f"127.0.0.1:{port}"), tmp_path)
         bridge.log.touch()
         try:

@@ -15,8 +15,8 @@ from task_bridge.simulator.tasks import message, progress
 NEW_VM = {"type": "VirtualMachine", "id": "vm-8"}
 
 
-def without_vim(lab: Lab) -> dict[str, VCenterSettings]:
-    given = {"name": "lab", "url": lab.vcenter_url, "username": USERNAME, "password": PASSWORD, "vim": "off"}
+def with_vim(lab: Lab, way: str) -> dict[str, VCenterSettings]:
+    given = {"name": "lab", "url": lab.vcenter_url, "username": USERNAME, "password": PASSWORD, "vim": way}
     return {"lab": VCenterSettings.model_validate(given)}
 
 
@@ -98,7 +98,7 @@ async def test_a_classic_task_is_canceled_on_request_where_that_is_allowed(lab: 
 
 
 async def test_where_it_is_off_classic_tasks_are_refused_and_no_session_is_opened(lab: Lab) -> None:
-    async with lab.bridge(vcenters=without_vim(lab)):
+    async with lab.bridge(vcenters=with_vim(lab, "off")):
         await lab.listen()
         reply = await lab.ask("watch", "task-101")
         await lab.publish("task-101")
@@ -145,6 +145,28 @@ async def test_a_question_and_its_task_that_changed_together_are_told_together(l
             await until(lambda: standing_of(lab, task)[-1] == ("RUNNING", 60))
     told = standing_of(lab, task)
     assert told[told.index(("BLOCKED", 40)) + 1 :] == [("RUNNING", 60)]
+
+
+@pytest.mark.parametrize("way", ["push", "pull"])
+async def test_a_new_owner_of_a_task_that_is_blocked_says_nothing_that_it_is_not(lab: Lab, way: str) -> None:
+    await lab.listen()
+    task = lab.vcenter.create(fates.runs_forever(), flavour="vim", target=Target("VirtualMachine", "vm-7"))
+    lab.vcenter.set(task, status="BLOCKED", progress=progress(40))
+    async with lab.bridge(vcenters=with_vim(lab, way)):
+        await lab.publish(task)
+        await until(lambda: standing_of(lab, task)[-1:] == [("BLOCKED", 40)])
+    async with lab.bridge(vcenters=with_vim(lab, way)):
+        pulls = len(lab.vcenter.journal.of("RetrievePropertiesEx"))
+        await until(lambda: len(lab.vcenter.journal.of("RetrievePropertiesEx")) > pulls)
+        lab.vcenter.set(task, progress=progress(50))
+        await until(lambda: standing_of(lab, task)[-1] == ("BLOCKED", 50))
+        lab.vcenter.set(task, status="RUNNING", progress=progress(60))
+        await until(lambda: standing_of(lab, task)[-1] == ("RUNNING", 60))
+        lab.vcenter.set(task, status="SUCCEEDED")
+        await lab.ended(task)
+    told = standing_of(lab, task)
+    first, last = told.index(("BLOCKED", 40)), told.index(("BLOCKED", 50))
+    assert {status for status, _ in told[first:last]} == {"BLOCKED"}
 
 
 def standing_of(lab: Lab, task: str) -> list[tuple[str, float]]:

@@ -12,12 +12,11 @@ import nats
 import pytest
 from nats.aio.msg import Msg
 
+from integration.test_nats_users import DEPLOYED, USERS
 from lab import EVENTS, Lab, NatsServer, free_ports, until
 from task_bridge.simulator import fates
 
-DEPLOYED = Path(__file__).parents[2] / "deploy" / "nats"
 NAMES = ("nats-0", "nats-1", "nats-2")
-USERS = ("bridge", "operator", "requester", "consumer", "workflow")
 
 
 @pytest.fixture

@@ -19,17 +19,11 @@ import nats
 import pytest
 
 from commands import begun, ended, processes_of, ran
-from lab import EVENTS, PASSWORD, PREFIX, USERNAME
+from lab import EVENTS, PASSWORD, PREFIX, USERNAME, free_ports
 from task_bridge.embedded import nats_server
 from task_bridge.errors import CannotStart
 from task_bridge.simulator import Options, SimulatedVCenter, fates
 from task_bridge.simulator.serve import serving
-
-
-def free_port() -> int:
-    with socket.socket() as one:
-        one.bind(("127.0.0.1", 0))
-        return int(one.getsockname()[1])
 
 
 def environment(vcenter_url: str, port: int, **more: str) -> dict[str, str]:
@@ -64,7 +58,7 @@ class TestServeWithItsOwnNats:
     async def test_it_serves_and_both_end_together_and_the_streams_stay(self, tmp_path: Path) -> None:
         vcenter, data = SimulatedVCenter(Options(username=USERNAME, password=PASSWORD)), tmp_path / "data"
         async with serving(vcenter) as url:
-            given = environment(url, free_port())
+            given = environment(url, free_ports(1)[0])
             for run in (1, 2):
                 process = await begun("serve", "--embedded-nats", str(data), directory=tmp_path, environment=given)
                 async with told(process, b'"event": "ready"'):
@@ -84,7 +78,7 @@ class TestServeWithItsOwnNats:
         assert len(vcenter.sessions.live) == 0
 
     async def test_a_nats_server_that_ends_by_itself_ends_the_bridge_with_exit_code_1(self, tmp_path: Path) -> None:
-        given, data = environment("http://127.0.0.1:9", free_port()), tmp_path / "data"
+        given, data = environment("http://127.0.0.1:9", free_ports(1)[0]), tmp_path / "data"
         process = await begun("serve", "--embedded-nats", str(data), directory=tmp_path, environment=given)
         async with told(process, b'"event": "ready"'):
             server = next(number for number, line in processes_of(data).items() if "--store_dir" in line)

@@ -16,7 +16,8 @@ class Followed(msgspec.Struct, eq=False):
 
     `info`: all that was told so far. `task`: how it was given last. `parked`: what was given is being dealt with.
     `vm`: the VM whose question would block it. `ask_at`: when to ask about it alone. `failures`: of such looks.
-    `told_at`: when an update told of it last. `is_other`: what is shown under its id is another task.
+    `told_at`: when an update told of it last. `is_other`: what is shown under its id is another task. `resumed`: an
+    event told of it before, and its VM's question hasn't been asked for since.
     """
 
     id: str
@@ -33,6 +34,7 @@ class Followed(msgspec.Struct, eq=False):
     history_asked: bool = False
     told_at: float = -math.inf
     is_other: bool = False
+    resumed: bool = False
 
     @property
     def ref(self) -> Ref:

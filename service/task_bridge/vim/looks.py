@@ -87,7 +87,7 @@ class Looks:
 
     def follow(self, task: str, since: float, birth: Birth | None, *, seen: bool) -> None:
         self.forget(task)
-        followed = self.tasks[task] = Followed(task, since, seen, birth)
+        followed = self.tasks[task] = Followed(task, since, seen, birth, resumed=seen)
         self._list(followed.ref, followed)
 
     def again(self, task: str) -> None:
@@ -177,6 +177,7 @@ class Looks:
             self._ask_later(followed, self._clock() + self._policy.poll_min_s)
         gone = {one.id: _Gone(one, _NOT_FOUND) for one in those}
         asked_at, seen = self._clock(), []
+        with_vm = [one for one in those if one.vm]
         for one in await self._pulled([one.id for one in those], gone, failures=[]):
             if (told := self.tasks.get(one.ref.id)) is not None and told.told_at > asked_at:
                 gone.pop(told.id, None)  # an update that came meanwhile is newer
@@ -188,6 +189,8 @@ class Looks:
                     gone[one.ref.id] = trouble
                 elif (shown := self.tasks.get(one.ref.id)) is not None:
                     seen.append(shown)
+        for followed in with_vm:
+            followed.resumed = False
         self._tell_taken()
         for shown in seen:
             self._is_shown(shown)
@@ -217,7 +220,7 @@ class Looks:
 
     def _is_shown(self, followed: Followed) -> None:
         """An answer about it showed the task; where it couldn't be read it stays to be asked about."""
-        if not followed.failures:
+        if not (followed.failures or followed.resumed):
             self._ask_later(followed, None)
             if not followed.parked:
                 self._give(followed, UNCHANGED)
@@ -264,7 +267,10 @@ class Looks:
             self._end_question(followed)
         elif (vm := self.questions.begin(followed)) is not None:
             self._list(Ref("VirtualMachine", vm), followed)
-        if task != followed.task:
+        followed.resumed = followed.resumed and followed.vm is not None
+        if followed.resumed:
+            self._ask_later(followed, self._clock())  # its VM with it, or BLOCKED would be told as RUNNING
+        elif task != followed.task:
             followed.task = task
             self._give(followed, task)
 
