@@ -50,10 +50,12 @@ async def connect(settings: NatsSettings, within_s: float, **more: Any) -> Clien
         if "auth" not in trouble[0].lower():  # who is refused is then cut off, which is told too
             trouble[0] = told
 
-    connecting = asyncio.ensure_future(
+    async def tried() -> None:
         # nats-py goes on at a refused connection whatever it is told; who waits for it ends that.
-        client.connect(**options(settings), error_cb=hear, connect_timeout=3, **more)
-    )
+        await client.connect(**options(settings), error_cb=hear, connect_timeout=3, **more)
+        await settled(client)
+
+    connecting = asyncio.ensure_future(tried())
     try:
         await asyncio.wait((connecting,), timeout=within_s)
     finally:
@@ -67,3 +69,10 @@ async def connect(settings: NatsSettings, within_s: float, **more: Any) -> Clien
     if not isinstance(error, (nats.errors.Error, OSError)):  # TimeoutError is one
         raise error
     raise NatsUnavailable(f"NATS can't be reached at {', '.join(settings.urls)}: {trouble[0]}.") from error
+
+
+async def settled(client: Client) -> None:
+    """Waits until it is connected indeed: nats-py takes a connection that ended before the server's first answer
+    for one that was made, then notices and connects again (2.16)."""
+    while not client.is_connected:  # noqa: ASYNC110 -- nats-py has no event for it at the first connection
+        await asyncio.sleep(0.05)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import NamedTuple
 
@@ -88,7 +90,7 @@ async def test_serve_logs_in(lab: Lab, tmp_path: Path, kind: Callable[[Path], Ki
         server.stop()
         server.start()
         await until(lambda: '"nats_back"' in process.log.read_text())
-        assert await refused.exit() == 1
+        assert await refused.exit(within_s=30) == 1
         assert await process.end() == 0
     finally:
         for bridge in (process, refused):
@@ -134,3 +136,70 @@ async def test_a_secret_that_changes_in_its_file_needs_no_restart(
         await process.close()
         server.stop()
     assert process.log.read_text().count(refusal) == 1
+
+
+@asynccontextmanager
+async def dies_at_first(server: NatsServer) -> AsyncIterator[str]:
+    """The URL of a way to `server` whose first connection is cut when the client answers the first line."""
+    linked: list[asyncio.Task[None]] = []
+
+    async def pump(source: asyncio.StreamReader, sink: asyncio.StreamWriter) -> None:
+        while data := await source.read(65_536):
+            sink.write(data)
+        sink.close()
+
+    async def link(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        own = asyncio.current_task()
+        assert own is not None
+        linked.append(own)
+        upstream, sink = await asyncio.open_connection("127.0.0.1", server.port)
+        try:
+            if len(linked) == 1:
+                writer.write(await upstream.readline())
+                await reader.read(65_536)
+            else:
+                await asyncio.gather(pump(reader, sink), pump(upstream, writer))
+        except (OSError, asyncio.CancelledError):
+            pass  # ends with its connections, or with the test
+        finally:
+            for end in (writer, sink):
+                end.close()
+
+    way = await asyncio.start_server(link, "127.0.0.1", 0)
+    try:
+        yield f"nats://127.0.0.1:{way.sockets[0].getsockname()[1]}"
+    finally:
+        way.close()
+        for task in linked:
+            task.cancel()
+        await asyncio.gather(*linked)
+
+
+@pytest.mark.parametrize("kind", [password, certificate])
+async def test_a_nats_that_dies_while_it_is_connected_to_is_tried_again(
+    lab: Lab, tmp_path: Path, kind: Callable[[Path], Kind]
+) -> None:
+    """In the middle of the TLS handshake nats-py then waits for ever; before the first answer it takes the end for
+    the answer, and the refusal that comes next was none at the start (2.16, both seen)."""
+    (directory := tmp_path / "guarded").mkdir()
+    given = kind(directory)
+    server = NatsServer(directory, "-c", _file(directory, "nats.conf", given.server))
+    server.start()
+    try:
+        async with dies_at_first(server) as url, dies_at_first(server) as other_url:
+            process = BridgeProcess(lab.environment(BRIDGE_NATS_URL=url, **given.right), tmp_path)
+            refused = BridgeProcess(lab.environment(BRIDGE_NATS_URL=other_url, **given.wrong), directory)
+            try:
+                for bridge in (process, refused):
+                    await bridge.start()
+                await process.ready(within_s=30)
+                assert await refused.exit(within_s=30) == 1
+                assert await process.end() == 0
+            finally:
+                for bridge in (process, refused):
+                    await bridge.close()
+    finally:
+        server.stop()
+    assert "refuses the bridge: 'Authorization Violation'" in refused.log.read_text()
+    for told in ("nats_away", "nats_back", "nats_connected"):
+        assert process.log.read_text().count(f'"event": "{told}"') == 1

@@ -22,13 +22,15 @@ from faststream.nats import (
 from nats.aio.client import Client
 
 from ..errors import CannotStart
-from ..login import options, tls_context
+from ..login import options, settled, tls_context
 from ..logs import Trouble
 from ..settings import NatsSettings
 
 log = structlog.get_logger(__name__)
 
 PING_S = 1
+_TRY_S = 15.0
+"""Longer than the four waits of 3 s that a try to connect may take."""
 INBOX = "_INBOX.bridge"
 """A place of its own for answers, that permissions can keep others from listening at."""
 _FORBIDDEN = "permissions violation"
@@ -78,25 +80,37 @@ class Connection:
 
     async def open(self) -> Client:
         """Connects, waiting as long as it takes. Raises CannotStart when NATS refuses the credentials."""
-        connecting = asyncio.ensure_future(self.broker.connect())
+        while (client := await self._try()) is None:
+            pass
+        client._flush_pending = _kept_when_closed(client._flush_pending)  # type: ignore[method-assign, assignment]
+        self._client = client
+        self.reason = None
+        self._trouble.over()
+        server = client.connected_url.netloc if client.connected_url else None
+        log.info("nats_connected", server=server, version=".".join(map(str, server_version(client))))
+        return client
+
+    async def _try(self) -> Client | None:
+        """None when it was neither connected nor refused in time: nats-py waits for ever for the end of a
+        connection that was cut in the middle of its TLS handshake (2.16, seen at a restart of nats-server)."""
+        connecting = asyncio.ensure_future(self._connected())
         either: tuple[asyncio.Future[Any], ...] = (connecting, self._refused)
         try:
-            await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait(either, timeout=_TRY_S, return_when=asyncio.FIRST_COMPLETED)
             if self._refused.done():
                 raise CannotStart(
                     f"NATS at {', '.join(self._settings.urls)} refuses the bridge: {self._refused.result()}. "
                     "Check BRIDGE_NATS_CREDS_FILE, _NKEY_SEED_FILE, _USER and _PASSWORD, or _TOKEN."
                 )
-            client = self._client = connecting.result()
-            # FastStream's own raises a refusal again, which ends nats-py's tries to reconnect for good (0.7.8).
-            client._error_cb = self._on_error
-            client._flush_pending = _kept_when_closed(client._flush_pending)  # type: ignore[method-assign, assignment]
+            return connecting.result() if connecting.done() else None
         finally:
             await canceled(connecting)
-        self.reason = None
-        self._trouble.over()
-        server = client.connected_url.netloc if client.connected_url else None
-        log.info("nats_connected", server=server, version=".".join(map(str, server_version(client))))
+
+    async def _connected(self) -> Client:
+        client = await self.broker.connect()
+        # FastStream's own raises a refusal again, which ends nats-py's tries to reconnect for good (0.7.8).
+        client._error_cb = self._on_error
+        await settled(client)
         return client
 
     def on_return(self, call: Callable[[], None]) -> None:
