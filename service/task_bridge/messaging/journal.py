@@ -163,6 +163,8 @@ class Journal:
         event, result = draft
         if result is None:
             return event
+        if not result.json:
+            return placed(event, result)
         room = self._streams.connection.max_payload - _HEADERS_MAX_BYTES
         around = len(to_cloudevent(event))
         if len(result.json) <= min(INLINE_MAX_BYTES, room - around):
