@@ -10,6 +10,8 @@ from structlog.testing import capture_logs
 from lab import PASSWORD, PREFIX, USERNAME, BridgeProcess, Lab, until
 from task_bridge.settings import VCenterSettings
 from task_bridge.simulator import Script, Step, Target, fates, faults
+from task_bridge.simulator.faults import Effect
+from task_bridge.simulator.sdk import soap
 from task_bridge.simulator.tasks import message, progress
 
 NEW_VM = {"type": "VirtualMachine", "id": "vm-8"}
@@ -316,3 +318,58 @@ async def test_both_kinds_are_followed_beside_each_other_and_the_vcenter_is_list
             assert (await lab.ended(task))["data"]["api"] == ("vim" if task in classic else "cis")
         assert [one.name for one in bridge.status.health().vcenters] == ["lab"]
     assert lab.vcenter.journal.most_in_flight <= 4
+
+
+async def test_a_task_is_followed_although_the_change_of_the_view_that_lists_it_was_lost(lab: Lab) -> None:
+    async with lab.bridge():
+        await lab.listen()
+        first = lab.vcenter.create(fates.succeeds(after_s=60.0), flavour="vim")
+        await lab.publish(first)
+        await until(lambda: lab.heard(first))
+        lab.vcenter.faults.add(faults.connection_reset(), operation="ModifyListView", times=2)
+        task = lab.vcenter.create(fates.succeeds(after_s=1.0), flavour="vim")
+        await lab.publish(task)
+        assert (await lab.ended(task))["data"]["outcome"] == "succeeded"
+
+
+async def test_a_session_that_a_cancel_begins_anew_is_no_trouble(lab: Lab) -> None:
+    """The wait of the session before goes on meanwhile, as vcsim lets it."""
+    wait = "WaitForUpdatesEx"
+    async with lab.bridge(allow_cancel=True):
+        await lab.listen()
+        task, other = (lab.vcenter.create(fates.succeeds(after_s=60.0), flavour="vim") for _ in range(2))
+        await lab.publish(task)
+        await until(lambda: lab.heard(task))
+        nothing = Effect(status=200, body=bytes(soap.answer(wait, "").body), delay_s=2.0)
+        lab.vcenter.faults.add(nothing, operation=wait, times=1)
+        await lab.publish(other)
+        await until(lambda: lab.heard(other) or lab.vcenter.journal.of(wait)[-1].fault)
+        with capture_logs() as logs:
+            lab.vcenter.sessions.invalidate()
+            await lab.ask("cancel", task)
+            assert (await lab.ended(task))["data"]["outcome"] == "canceled"
+            waits = len(lab.vcenter.journal.of(wait))
+            await until(lambda: len(lab.vcenter.journal.of(wait)) > waits)
+            lab.vcenter.set(other, status="SUCCEEDED")
+            await lab.ended(other)
+    assert not [log for log in logs if log["log_level"] == "warning" or log["event"] == "push_lost"]
+
+
+async def test_sessions_that_end_again_and_again_are_no_reason_to_give_push_up(lab: Lab) -> None:
+    def is_waiting() -> bool:
+        last = lab.vcenter.journal.of("WaitForUpdatesEx")[-1]
+        return last.status is None and last.session in {one.id for one in lab.vcenter.sessions.live}
+
+    async with lab.bridge(vcenters=with_vim(lab, "auto")):
+        await lab.listen()
+        task = lab.vcenter.create(fates.succeeds(after_s=60.0), flavour="vim")
+        await lab.publish(task)
+        await until(lambda: lab.heard(task))
+        with capture_logs() as logs:
+            for _ in range(4):
+                await until(is_waiting)
+                lab.vcenter.sessions.invalidate()
+            await until(is_waiting)
+            lab.vcenter.set(task, status="SUCCEEDED")
+            await lab.ended(task)
+    assert not [log for log in logs if log["log_level"] == "warning" or log["event"] == "push_lost"]

@@ -31,7 +31,7 @@ TOTAL_S = 90.0
 """Longer than any phase: a list of 500 may take its time, a body that drips may not."""
 
 
-_SAFE_TO_REPEAT = frozenset({"list", "get", "result", "session", "pull"})
+_SAFE_TO_REPEAT = frozenset({"list", "get", "result", "session", "pull", "modify", "wait"})
 _DROPPED = (httpx.RemoteProtocolError, httpx.ReadError, httpx.WriteError)
 _UNREACHABLE = (httpx.ConnectError, httpx.ConnectTimeout, httpx.ProxyError, httpx.UnsupportedProtocol)
 

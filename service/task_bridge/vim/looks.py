@@ -118,6 +118,11 @@ class Looks:
         vms = (Ref("VirtualMachine", vm) for vm in self.questions.vms)
         self.to_add = dict.fromkeys([*(one.ref for one in self.tasks.values()), *vms])
 
+    def relist(self, add: list[Ref], remove: list[Ref]) -> None:
+        """Whether the view was changed isn't known: once more, but for what came to be otherwise meanwhile."""
+        self.to_add |= {ref: None for ref in add if ref not in self.to_remove}
+        self.to_remove |= {ref: None for ref in remove if ref not in self.to_add}
+
     def unresolved(self, refs: Iterable[Ref]) -> None:
         """vCenter has no such objects to list."""
         for ref in refs:

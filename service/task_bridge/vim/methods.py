@@ -171,7 +171,7 @@ async def create_filter(session: Session, collector: Ref, view: Ref) -> None:
 async def modify(session: Session, view: Ref, add: Iterable[Ref], remove: Iterable[Ref]) -> list[Ref]:
     """Changes what the view lists; those of `add` that don't exist."""
     inner = "".join([*(soap.ref("add", one) for one in add), *(soap.ref("remove", one) for one in remove)])
-    answer = await session.call("push", "ModifyListView", view, inner)
+    answer = await session.call("modify", "ModifyListView", view, inner)
     return [ref for ref in map(ref_of, children(answer, "returnval")) if ref]
 
 

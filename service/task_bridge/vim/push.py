@@ -21,6 +21,11 @@ class Push:
         self._pace = pace
         self.number = session.number
 
+    @property
+    def is_current(self) -> bool:
+        """Whether its session is the one that calls go by: another call may have begun a new one meanwhile."""
+        return self._session.is_open and self._session.number == self.number
+
     @classmethod
     async def open(cls, session: Session, pace: Budget) -> Push:
         """Raises VCenterUnavailable."""
@@ -45,6 +50,8 @@ class Push:
         """What changes, without end; nothing at all is told as well, after each wait. Raises VCenterUnavailable."""
         version = ""
         while True:
+            if not self.is_current:
+                raise self._session.ended(self.number)
             try:
                 found = await methods.wait(self._session, self._collector, version)
             except SoapFault as fault:

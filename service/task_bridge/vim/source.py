@@ -179,7 +179,7 @@ class VimSource:
         try:
             await self._tend(now)
         except Exception as error:
-            if self._is_deaf or isinstance(error, SoapFault):
+            if (self._is_deaf and not isinstance(error, SessionEnded)) or isinstance(error, SoapFault):
                 await self._push_lost(error)
             if not isinstance(error, VCenterUnavailable):
                 raise
@@ -253,7 +253,7 @@ class VimSource:
     async def _list(self) -> None:
         """Begins to listen where nobody does, and brings the view up to date."""
         looks = self._looks
-        if self._push is None or self._push.number != self._session.number:
+        if self._push is None or not self._push.is_current:
             await self._stop_listening()
             push = await Push.open(self._session, self._pace)
             looks.list_all()
@@ -262,7 +262,11 @@ class VimSource:
             add, looks.to_add = list(looks.to_add), {}
             remove, looks.to_remove = list(looks.to_remove), {}
             self._modified_at = self._monotonic()
-            looks.unresolved(await self._push.modify(add, remove))
+            try:
+                looks.unresolved(await self._push.modify(add, remove))
+            except BaseException:
+                looks.relist(add, remove)
+                raise
         if self._listening is None:
             self._listening = asyncio.create_task(self._listen(self._push))
 
