@@ -89,9 +89,9 @@ def nkey(prefix: int = nkeys.PREFIX_BYTE_USER) -> NKey:
     return NKey(bytes(pair.public_key).decode(), bytes(seed).decode(), pair)
 
 
-def _jwt(issuer: NKey, subject: str, name: str, claims: dict[str, Any]) -> str:
+def _jwt(issuer: NKey, subject: str, name: str, claims: dict[str, Any], more: dict[str, Any] | None = None) -> str:
     """A NATS JWT, version 2."""
-    body = {"iat": int(time.time()), "iss": issuer.public, "name": name, "sub": subject}
+    body = {**(more or {}), "iat": int(time.time()), "iss": issuer.public, "name": name, "sub": subject}
     body["nats"] = {"version": 2, **claims}
     body["jti"] = base64.b32encode(hashlib.sha256(json.dumps(body).encode()).digest()).decode().rstrip("=")
     signed = f"{_part({'typ': 'JWT', 'alg': 'ed25519-nkey'})}.{_part(body)}"
@@ -107,20 +107,35 @@ def _base64(value: bytes) -> str:
 
 
 class Operated(NamedTuple):
-    """A NATS in operator mode: its configuration, and a user's credentials file as text."""
+    """A NATS in operator mode: its configuration, a user's credentials file as text, that user, its account."""
 
     config: str
     credentials: str
+    account: NKey
+    user: NKey
+
+    def expiring(self, lives_s: int) -> str:
+        """The same user's credentials file, good for so many seconds."""
+        return _credentials(self.account, self.user, {"exp": int(time.time()) + lives_s})
+
+
+def _credentials(account: NKey, user: NKey, more: dict[str, Any]) -> str:
+    claims = {"type": "user", "subs": -1, "data": -1, "payload": -1}
+    return (
+        f"-----BEGIN NATS USER JWT-----\n{_jwt(account, user.public, 'bridge', claims, more)}\n"
+        "------END NATS USER JWT------\n\n"
+        f"-----BEGIN USER NKEY SEED-----\n{user.seed}\n------END USER NKEY SEED------\n"
+    )
 
 
 def operated() -> Operated:
     """One account with JetStream and one user in it."""
-    operator, account, system, user = (
+    operator, account, system = (
         nkey(nkeys.PREFIX_BYTE_OPERATOR),
         nkey(nkeys.PREFIX_BYTE_ACCOUNT),
         nkey(nkeys.PREFIX_BYTE_ACCOUNT),
-        nkey(),
     )
+    user = nkey()
     unlimited = {
         **dict.fromkeys(("subs", "data", "payload", "imports", "exports", "conn", "leaf"), -1),
         **dict.fromkeys(("mem_storage", "disk_storage", "streams", "consumer"), -1),
@@ -129,13 +144,8 @@ def operated() -> Operated:
     operators = _jwt(operator, operator.public, "operator", {"type": "operator", "system_account": system.public})
     accounts = _jwt(operator, account.public, "tasks", {"type": "account", "limits": unlimited})
     systems = _jwt(operator, system.public, "system", {"type": "account", "limits": {"conn": -1, "subs": -1}})
-    users = _jwt(account, user.public, "bridge", {"type": "user", "subs": -1, "data": -1, "payload": -1})
     config = (
         f"operator: {operators}\nsystem_account: {system.public}\nresolver: MEMORY\n"
         f"resolver_preload: {{ {account.public}: {accounts}, {system.public}: {systems} }}\n"
     )
-    credentials = (
-        f"-----BEGIN NATS USER JWT-----\n{users}\n------END NATS USER JWT------\n\n"
-        f"-----BEGIN USER NKEY SEED-----\n{user.seed}\n------END USER NKEY SEED------\n"
-    )
-    return Operated(config, credentials)
+    return Operated(config, _credentials(account, user, {}), account, user)

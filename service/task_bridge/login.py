@@ -13,6 +13,9 @@ from nats.aio.client import Client
 from .errors import NatsUnavailable
 from .settings import NatsSettings
 
+_KEPT = ("permissions violation", "stale connection")
+"""Errors of nats-server that nats-py deals with as it should."""
+
 log = logging.getLogger(__name__)
 
 
@@ -53,6 +56,7 @@ async def connect(settings: NatsSettings, within_s: float, **more: Any) -> Clien
     async def tried() -> None:
         # nats-py goes on at a refused connection whatever it is told; who waits for it ends that.
         await client.connect(**options(settings), error_cb=hear, connect_timeout=3, **more)
+        outlive_errors(client)
         await settled(client)
 
     connecting = asyncio.ensure_future(tried())
@@ -69,6 +73,22 @@ async def connect(settings: NatsSettings, within_s: float, **more: Any) -> Clien
     if not isinstance(error, (nats.errors.Error, OSError)):  # TimeoutError is one
         raise error
     raise NatsUnavailable(f"NATS can't be reached at {', '.join(settings.urls)}: {trouble[0]}.") from error
+
+
+def outlive_errors(client: Client) -> None:
+    """Has it connect again whatever error nats-server cuts it off with: credentials that expired or were changed,
+    too many connections. nats-py closes for good at all but two of them (2.16)."""
+    process = client._process_err
+
+    async def processed(err_msg: str) -> None:
+        if any(word in err_msg.lower() for word in _KEPT):
+            await process(err_msg)
+            return
+        error = nats.errors.Error(f"nats: {err_msg.strip(chr(39))}")
+        await client._error_cb(error)
+        await client._process_op_err(error)
+
+    client._process_err = processed  # type: ignore[method-assign]
 
 
 async def settled(client: Client) -> None:

@@ -138,6 +138,47 @@ async def test_a_secret_that_changes_in_its_file_needs_no_restart(
     assert process.log.read_text().count(refusal) == 1
 
 
+@pytest.mark.parametrize("kind", [password, token])
+async def test_a_secret_that_changes_while_the_server_goes_on_needs_no_restart(
+    lab: Lab, tmp_path: Path, kind: Callable[[Path], Kind]
+) -> None:
+    """nats-server cuts off whoever came by the old one, and nats-py then closes for good (2.16)."""
+    given = kind(tmp_path)
+    server = NatsServer(tmp_path, "-c", _file(tmp_path, "nats.conf", given.server))
+    server.start()
+    process = BridgeProcess(lab.environment(BRIDGE_NATS_URL=server.url, **given.right), tmp_path)
+    try:
+        await process.start()
+        await process.ready()
+        _file(tmp_path, "nats.conf", given.server.replace(SECRET, "another"))
+        server.reload()
+        await until(lambda: '"nats_refuses"' in process.log.read_text())
+        _file(tmp_path, "right", "another")
+        await until(lambda: '"nats_accepts_again"' in process.log.read_text())
+        assert await process.end() == 0
+    finally:
+        await process.close()
+        server.stop()
+
+
+async def test_credentials_that_expire_are_read_again(lab: Lab, tmp_path: Path) -> None:
+    known = operated()
+    file = _file(tmp_path, "bridge.creds", known.expiring(4))
+    server = NatsServer(tmp_path, "-c", _file(tmp_path, "nats.conf", known.config))
+    server.start()
+    process = BridgeProcess(lab.environment(BRIDGE_NATS_URL=server.url, BRIDGE_NATS_CREDS_FILE=file), tmp_path)
+    try:
+        await process.start()
+        await process.ready()
+        await until(lambda: '"nats_refuses"' in process.log.read_text())
+        _file(tmp_path, "bridge.creds", known.credentials)
+        await until(lambda: '"nats_accepts_again"' in process.log.read_text())
+        assert await process.end() == 0
+    finally:
+        await process.close()
+        server.stop()
+
+
 @asynccontextmanager
 async def dies_at_first(server: NatsServer) -> AsyncIterator[str]:
     """The URL of a way to `server` whose first connection is cut when the client answers the first line."""

@@ -22,7 +22,7 @@ from faststream.nats import (
 from nats.aio.client import Client
 
 from ..errors import CannotStart
-from ..login import options, settled, tls_context
+from ..login import options, outlive_errors, settled, tls_context
 from ..logs import Trouble
 from ..settings import NatsSettings
 
@@ -110,6 +110,7 @@ class Connection:
         client = await self.broker.connect()
         # FastStream's own raises a refusal again, which ends nats-py's tries to reconnect for good (0.7.8).
         client._error_cb = self._on_error
+        outlive_errors(client)
         await settled(client)
         return client
 
