@@ -197,15 +197,20 @@ def _smaller(data: EventData) -> list[EventData]:
     without_extra = replace(data, extra=None)
     error = data.error and replace(data.error, data=None, messages=data.error.messages[:1])
     without_stack = replace(without_extra, error=error)
-    short_error = error and replace(error, message=error.message[:2_000], messages=())
-    progress = data.progress and replace(data.progress, message=(data.progress.message or "")[:2_000] or None)
+    progress = data.progress and replace(data.progress, message=_cut(data.progress.message, 2_000))
     short = replace(
         without_stack,
-        error=short_error,
+        error=error and replace(error, type=_cut(error.type), message=error.message[:2_000], messages=()),
         progress=progress,
-        description=data.description and data.description[:2_000],
-        user=data.user and data.user[:500],
-        service=data.service and data.service[:500],
-        operation=data.operation and data.operation[:500],
+        description=_cut(data.description, 2_000),
+        target=data.target and replace(data.target, type=_cut(data.target.type), id=_cut(data.target.id)),
+        **{name: _cut(getattr(data, name)) for name in _WORDS},
     )
     return [without_extra, without_stack, short]
+
+
+_WORDS = ("status", "previous_status", "service", "operation", "parent", "user")
+
+
+def _cut(text: str | None, length: int = 500) -> str | None:
+    return text and text[:length]

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Self, TypeVar
 
 import msgspec
@@ -329,6 +329,16 @@ class ListReply(msgspec.Struct, frozen=True):
     watches: list[ListedWatch]
     total: int
     cursor: str | None
+
+
+def fitting(listed: Sequence[ListedWatch], max_bytes: int) -> int:
+    """How many of the first of them go into one reply: a page may have fewer than were asked for, never none."""
+    left = max_bytes
+    for number, one in enumerate(listed):
+        left -= len(msgspec.json.encode(one)) + 1
+        if left < 0:
+            return max(1, number)
+    return len(listed)
 
 
 class UnwatchReply(msgspec.Struct, frozen=True):

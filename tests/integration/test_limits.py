@@ -59,8 +59,12 @@ LONG = "A very long story. " * 2_000
         ({"status": "SUCCEEDED", "result": {"log": "x" * 100_000}}, "stored"),
         ({"status": "FAILED", "error": std_error("ERROR", *[message(LONG)] * 5), "result": {"a": LONG}}, "stored"),
         ({"status": "SUCCEEDED", "result": {"short": 1}, "notifications": {"info": [LONG] * 3}}, "inline"),
+        ({"status": "SUCCEEDED", "result": {"short": 1}, "notifications": {"info": ["x" * 23_000]}}, "stored"),
+        ({"status": "FAILED", "error": std_error("ERROR", *[message(LONG)] * 5)}, "none"),
+        ({"status": "FAILED", "parent": LONG, "error": std_error(LONG, message("Why"))}, "none"),
+        ({"status": "FAILED", "user": LONG, "target": {"type": LONG, "id": LONG}}, "none"),
     ],
-    ids=["result", "error", "extra"],
+    ids=["result", "error", "extra", "just-too-large-for-a-reply", "no-result", "odd-words", "odd-target"],
 )
 async def test_a_small_max_payload_takes_every_event(tmp_path: Path, ending: dict[str, object], state: str) -> None:
     async with lab_in(tmp_path, *configured(tmp_path, "max_payload: 32768")) as lab, lab.bridge():
@@ -69,6 +73,7 @@ async def test_a_small_max_payload_takes_every_event(tmp_path: Path, ending: dic
         await lab.publish({"task": task, "labels": {f"label-{number}": "y" * 250 for number in range(16)}})
         final = await lab.ended(task)
         events = await lab.events(task)
+        assert (await lab.ask("get", task))["last_event"] == final
         if state == "stored":
             ref = final["data"]["result_ref"]
             stored = await (await lab.js.object_store(ref["bucket"])).get(ref["name"])
@@ -76,6 +81,31 @@ async def test_a_small_max_payload_takes_every_event(tmp_path: Path, ending: dic
     assert final["data"]["result_state"] == state
     assert (final["data"]["error"] is None) == (ending["status"] == "SUCCEEDED")
     assert [event["data"]["sequence"] for event in events] == list(range(1, len(events) + 1))
+
+
+async def test_a_task_whose_status_is_a_novel_holds_nothing_up(tmp_path: Path) -> None:
+    async with lab_in(tmp_path, *configured(tmp_path, "max_payload: 32768")) as lab, lab.bridge() as bridge:
+        await lab.listen()
+        task = lab.vcenter.create(Script((Step(0, {"status": LONG}), Step(1.0, {"status": "SUCCEEDED"}))))
+        await lab.publish(task)
+        final = (await lab.ended(task))["data"]
+        assert LONG.startswith(final["previous_status"])
+        assert final["previous_status"]
+        assert bridge.status.health().status == "ok"
+
+
+async def test_a_list_that_is_too_large_for_one_reply_comes_in_more_pages(tmp_path: Path) -> None:
+    async with lab_in(tmp_path, *configured(tmp_path, "max_payload: 32768")) as lab, lab.bridge():
+        tasks = [lab.vcenter.create(fates.runs_forever()) for _ in range(20)]
+        for task in tasks:
+            await lab.ask("watch", {"task": task, "labels": {f"label-{number}": "y" * 250 for number in range(16)}})
+        found, cursor, pages = [], None, 0
+        while pages == 0 or cursor is not None:
+            reply = await lab.ask("list", {"limit": 100, "cursor": cursor})
+            found += [one["task"] for one in reply["watches"]]
+            cursor, pages = reply["cursor"], pages + 1
+            assert reply["total"] == len(tasks)
+        assert (found, pages > 1) == (tasks, True)
 
 
 async def test_a_stream_that_takes_only_small_messages_is_told_of(tmp_path: Path) -> None:

@@ -28,6 +28,7 @@ from ..requests import (
     WatchReply,
     WatchRequest,
     error_body,
+    fitting,
     parse,
     told_of,
     trace_of,
@@ -44,6 +45,9 @@ log = structlog.get_logger(__name__)
 
 MAX_AT_ONCE = 256
 DEADLINE_S = 20.0
+_HEADERS_MAX_BYTES = 1024
+_LIST_AROUND_BYTES = 128
+"""What a list's reply has beside its watches."""
 
 
 class Api:
@@ -74,6 +78,10 @@ class Api:
                     await endpoint._subscription.drain()
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
+    @property
+    def _max_bytes(self) -> int:
+        return self._ports.streams.connection.max_payload - _HEADERS_MAX_BYTES
+
     def _handler(self, verb: Callable[[Request], Awaitable[Any]]) -> Callable[[Request], Awaitable[None]]:
         async def handle(request: Request) -> None:
             if not is_answerable(reply := reply_of(request), self._ports.names.prefix):
@@ -103,6 +111,9 @@ class Api:
         except Exception:
             log.exception("request_failed", subject=request.subject)
             headers, body = _error(Refused(503, "unavailable", "The bridge failed on this request; see its log."))
+        if len(body) > self._max_bytes:
+            told = f"The answer of {len(body):,} bytes is larger than nats-server takes (max_payload)."
+            headers, body = _error(Refused(503, "unavailable", told))
         try:
             await request.respond(body, headers=headers or None)
         except (ValueError, nats.errors.Error) as error:
@@ -178,7 +189,9 @@ class Api:
         if asked.vcenter is not None and not total and asked.vcenter not in ports.routes.urls:
             raise unknown_vcenter(asked.vcenter, ports.routes.urls)
         listed = await asyncio.gather(*map(self._listed, page))
-        return ListReply(list_of(listed), total, str(page[-1].sequence) if page and following else None)
+        fits = fitting(listed, self._max_bytes - _LIST_AROUND_BYTES)
+        more = following or fits < len(listed)
+        return ListReply(listed[:fits], total, str(page[fits - 1].sequence) if page and more else None)
 
     async def _listed(self, stored: StoredWatch) -> ListedWatch:
         watch = stored.watch
@@ -234,9 +247,6 @@ class Api:
             raise Refused(403, "forbidden", "Canceling is switched off; BRIDGE_ALLOW_CANCEL=true switches it on.")
         await self._ports.sources[vcenter].cancel(asked.task)
         return CancelReply("cancel_requested", vcenter, asked.task)
-
-
-list_of = list  # the verb `list` hides the builtin inside the class
 
 
 def _raw(entry: Entry | None) -> msgspec.Raw:

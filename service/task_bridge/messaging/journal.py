@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable
 from typing import NamedTuple
 
+import msgspec
 import nats.errors
 import nats.js.errors
 import structlog
@@ -46,6 +47,7 @@ RETRY_MAX_S = 4.0
 STORE_RESULT_S = 30.0
 _UNANSWERED = (nats.errors.TimeoutError, nats.errors.NoRespondersError, nats.js.errors.NoStreamResponseError)
 _HEADERS_MAX_BYTES = 4096
+"""Of an event's headers, and of what a reply has besides."""
 _TASK = "vcenter.task"
 _CHUNK_BYTES = 128 * 1024
 
@@ -124,9 +126,13 @@ class Journal:
             await pauses.pause()
 
     def _body(self, event: Event) -> bytes:
-        room = self._streams.connection.max_payload - _HEADERS_MAX_BYTES
-        body = to_cloudevent(event)
+        body, room = to_cloudevent(event), self._room(event)
         return body if len(body) <= room else to_cloudevent(shrunk(event, room))
+
+    def _room(self, event: Event) -> int:
+        """How large the event may be: replies carry it, with its watch once more beside it."""
+        around = _HEADERS_MAX_BYTES + len(msgspec.json.encode(event.data.watch))
+        return self._streams.connection.max_payload - around
 
     async def _publish(self, event: Event, body: bytes, after: int, suffix: str, pauses: _Pauses) -> int | None:
         """The stored event's sequence, None when it isn't certain that this very publish stored it."""
@@ -165,9 +171,8 @@ class Journal:
             return event
         if not result.json:
             return placed(event, result)
-        room = self._streams.connection.max_payload - _HEADERS_MAX_BYTES
-        around = len(to_cloudevent(event))
-        if len(result.json) <= min(INLINE_MAX_BYTES, room - around):
+        room = self._room(event) - len(to_cloudevent(event))
+        if len(result.json) <= min(INLINE_MAX_BYTES, room):
             return placed(event, result)
         try:
             async with asyncio.timeout(STORE_RESULT_S):
