@@ -168,7 +168,7 @@ class Bridge:
             # A round trip behind the subscriptions, so that who is told "ready" is heard: nats-py's flush()
             # overtakes them (2.16, measured).
             await monitor.read()
-        monitor.mind(intake.pull, ownership.pull)
+        monitor.mind(intake.pull, ownership.pull, held=neighbours.held)
         for pull in (intake.pull, ownership.pull):
             connection.on_return(pull.reset)
         endless = {

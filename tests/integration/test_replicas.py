@@ -60,6 +60,18 @@ async def test_nobody_takes_more_than_its_capacity(lab: Lab) -> None:
             await until(lambda: held(first, second) == [5, 6] and first.status.health().waiting == 0)
 
 
+async def test_watches_of_a_replica_that_went_wait_where_the_others_are_full(lab: Lab) -> None:
+    async with lab.bridge(**QUICK, capacity=2) as small:
+        async with lab.bridge(**QUICK) as large:
+            tasks = [lab.vcenter.create(fates.runs_forever()) for _ in range(10)]
+            for task in tasks:
+                await lab.publish(task)
+            await until(lambda: sum(held(small, large)) == 10)
+        await until(lambda: (held(small), small.status.health().waiting) == ([2], 8))
+        async with lab.bridge(**QUICK) as another:
+            await until(lambda: (held(small, another), small.status.health().waiting) == ([2, 8], 0))
+
+
 @pytest.mark.timeout(90)
 async def test_tasks_that_vanish_together_are_held_whoever_follows_them(lab: Lab) -> None:
     await lab.listen()

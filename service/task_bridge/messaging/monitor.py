@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import math
 import time
+from collections.abc import Callable
 from typing import NamedTuple
 
 import nats.errors
@@ -32,7 +33,7 @@ class Part(NamedTuple):
 
 
 class Monitor:
-    """What is known of the bridge's part of JetStream. `waiting`: stored watches that nobody was handed yet.
+    """What is known of the bridge's part of JetStream. `waiting`: stored watches that nobody holds.
 
     `trouble`: why JetStream itself can't be worked with, None when it answers.
     """
@@ -47,6 +48,8 @@ class Monitor:
         self._unsafe: dict[str, str] = {}
         self._missing_since = math.inf
         self._pulls: dict[str, Pull] = {}
+        self._held: Callable[[], float] = lambda: math.inf
+        self._unheld = 0.0
         self.waiting: int | None = None
         self.ack_wait_s: float = 10.0
         self.events_max_age_s: float = 0.0
@@ -112,9 +115,10 @@ class Monitor:
         asked = pull.trouble if pull else self._streams.refusal(name)
         return Part(name, self.trouble or self._unsafe.get(where) or asked)
 
-    def mind(self, *pulls: Pull) -> None:
-        """From now on a consumer isn't well either when the pull on it isn't."""
+    def mind(self, *pulls: Pull, held: Callable[[], float]) -> None:
+        """From now on a consumer isn't well either when the pull on it isn't. `held`: by all replicas together."""
         self._pulls = {pull.name: pull for pull in pulls}
+        self._held = held
 
     async def read(self) -> None:
         """Reads what changes by itself, and what an operator may have tuned. Raises NatsUnavailable."""
@@ -123,7 +127,10 @@ class Monitor:
             events = await self._streams.js.stream_info(self._names.events_stream)
         except (TimeoutError, nats.errors.Error) as error:
             raise NatsUnavailable(str(error) or "JetStream doesn't answer") from error
-        self.waiting = consumer.num_pending
+        # Who was handed a watch may have gone. What seems unheld only once is on its way, or yet to be told.
+        unheld = (consumer.num_ack_pending or 0) - self._held()
+        self.waiting = (consumer.num_pending or 0) + int(max(0, min(unheld, self._unheld)))
+        self._unheld = unheld
         self.ack_wait_s = consumer.config.ack_wait or self.ack_wait_s
         self.events_max_age_s = events.config.max_age or 0.0
 

@@ -89,6 +89,10 @@ class Neighbours:
             if not self._connection.is_closed:
                 await subscription.unsubscribe()
 
+    def held(self) -> int:
+        """How many watches all replicas hold, by what each told last."""
+        return self._ownership.held + sum(heard.word.held for heard in self._heard.values())
+
     async def leave(self) -> None:
         """The others take over now; they needn't wait until this replica isn't heard any more."""
         self._own.leaving = True
