@@ -103,6 +103,24 @@ async def exit_of(environment: dict[str, str], directory: Path) -> tuple[int, li
     return code, [line for line in process.log.read_text().splitlines() if not line.startswith("{")]
 
 
+@pytest.mark.parametrize(
+    ("wrong", "code", "named"),
+    [
+        ({"BRIDGE_POLL_MIN": "soon"}, 2, "BRIDGE_POLL_MIN"),
+        ({"BRIDGE_HTTP_LISTEN": "192.0.2.1:80"}, 1, "BRIDGE_HTTP_LISTEN"),
+    ],
+)
+async def test_with_json_the_last_words_are_json_too(
+    lab: Lab, tmp_path: Path, wrong: dict[str, str], code: int, named: str
+) -> None:
+    process = BridgeProcess(lab.environment(BRIDGE_LOG_FORMAT="json", **wrong), tmp_path)
+    await process.start()
+    assert await process.exit() == code
+    told = [json.loads(line) for line in process.log.read_text().splitlines()]
+    last = [line for line in told if line["event"] == "cannot_run"]
+    assert [(line["level"], line["exit_code"], named in line["reason"]) for line in last] == [("error", code, True)]
+
+
 async def test_wrong_settings_are_told_a_line_each_with_exit_code_2(lab: Lab, tmp_path: Path) -> None:
     environment = lab.environment(BRIDGE_ACK_WAIT="soon", BRIDGE_CAPACITY="0")
     del environment["BRIDGE_VCENTERS__LAB__PASSWORD"]

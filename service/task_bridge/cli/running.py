@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import gc
 import io
+import os
 import signal
 import sys
 import tempfile
@@ -43,13 +44,17 @@ def serve(embedded_nats: DataDirectory = None) -> None:
 
     from ..app import serve as run  # noqa: PLC0415
 
+    in_json = os.environ.get("BRIDGE_LOG_FORMAT", "").lower() == "json"
+    if in_json:
+        logs.configure("json")  # what is wrong with the settings is told so too
     try:
         settings = load()
+        in_json = settings.log_format == "json"
         logs.configure(settings.log_format, settings.log_level)
         _collect_garbage_seldom()
         uvloop.run(run(settings) if embedded_nats is None else _with_nats(settings, embedded_nats))
     except CannotStart as error:
-        give_up(error)
+        give_up(error, in_json=in_json)
 
 
 def _collect_garbage_seldom() -> None:
