@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import httpx
@@ -202,3 +204,23 @@ async def test_watches_of_a_vcenter_that_is_no_longer_configured_are_kept(lab: L
     assert health["lab"] == "unconfigured"
     assert timed_out["data"]["outcome"] == "watch_timed_out"
     assert ended["last_event"]["data"]["outcome"] == "unwatched"
+
+
+_TOLD_TO_STOP = """
+import os, signal, sys
+class Early:
+    def find_spec(self, name, path=None, target=None):
+        if name == "task_bridge.cli":
+            os.kill(os.getpid(), signal.{name})
+sys.meta_path.insert(0, Early())
+sys.argv = ["task-bridge", "serve"]
+from task_bridge.__main__ import main
+main()
+"""
+
+
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGINT"])
+def test_a_start_that_is_told_to_stop_while_python_still_imports_ends_with_0(name: str, tmp_path: Path) -> None:
+    command = [sys.executable, "-c", _TOLD_TO_STOP.format(name=name)]
+    ended = subprocess.run(command, cwd=tmp_path, env={}, capture_output=True, timeout=20, check=False)
+    assert (ended.returncode, ended.stdout, ended.stderr) == (0, b"", b"")
