@@ -27,6 +27,7 @@ from .messaging.intake import Intake
 from .messaging.journal import Journal
 from .messaging.monitor import Monitor
 from .messaging.neighbours import Neighbours, Word
+from .messaging.overdue import Overdue
 from .messaging.ownership import Ownership
 from .messaging.ports import Ports
 from .messaging.provision import check_version, wanted
@@ -178,6 +179,7 @@ class Bridge:
             "the monitor of JetStream": monitor.run(),
             "the talk with other replicas": neighbours.run(),
             "the sweep of the watches": watcher.sweep(),
+            "the end of overdue watches": Overdue(watches, monitor, time.time).run(),
         }
         loops = [_begun(loop, name, failed) for name, loop in endless.items()]
         stack.push_async_callback(_hand_over, loops, api, intake, watcher, ownership, neighbours)

@@ -327,9 +327,10 @@ class _Maker(NamedTuple):
         absence = self.view.absence if outcome in ("lost", "denied") else None
         answer = absence.answer if absence else self.view.answer
         said = f" vCenter's last answer: {answer.message}" if answer else ""
+        advice = "never seen" if outcome == "lost" and self.last is None else outcome
         error = TaskError(
             type=answer.type if answer else None,
-            message=_ADVICE[outcome] + said,
+            message=_ADVICE[advice] + said,
             messages=answer.messages if answer else (),
             transient=answer.transient if answer else None,
             data=answer.data if answer else None,
@@ -340,6 +341,8 @@ class _Maker(NamedTuple):
 _ADVICE = {
     "lost": "vCenter no longer knows this task, so its end is unknown: it was purged or vCenter's service was "
     "restarted. Check what the task was to change, then ask for it again if needed.",
+    "never seen": "vCenter doesn't know this task: the id is mistyped or another vCenter's, or the task was purged "
+    "before it was asked for. Check both, then ask for it again if needed.",
     "denied": "vCenter refuses to show this task to the bridge's user. Give that user the privilege to see it, "
     "then ask for the watch again.",
     "watch_timed_out": "The watch's timeout passed before vCenter reported the task's end; the task itself "

@@ -60,6 +60,22 @@ async def test_nobody_takes_more_than_its_capacity(lab: Lab) -> None:
             await until(lambda: held(first, second) == [5, 6] and first.status.health().waiting == 0)
 
 
+async def test_a_watch_that_nobody_has_room_for_ends_with_its_time(lab: Lab) -> None:
+    async with lab.bridge(**QUICK, capacity=1) as full:
+        await lab.listen()
+        first, second, third = (lab.vcenter.create(fates.runs_forever()) for _ in range(3))
+        await lab.publish(first)
+        await until(lambda: held(full) == [1])
+        await lab.publish({"task": second, "timeout": 1})
+        await lab.publish({"task": third, "timeout": 600})
+        final = await lab.ended(second, within_s=40)
+        assert (final["data"]["outcome"], final["data"]["sequence"]) == ("watch_timed_out", 1)
+        listed = await lab.ask("list")
+        assert [one["task"] for one in listed["watches"]] == [first, third]
+        lab.vcenter.set(first, status="SUCCEEDED")
+        await until(lambda: lab.heard(third))
+
+
 async def test_watches_of_a_replica_that_went_wait_where_the_others_are_full(lab: Lab) -> None:
     async with lab.bridge(**QUICK, capacity=2) as small:
         async with lab.bridge(**QUICK) as large:

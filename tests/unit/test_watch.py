@@ -584,6 +584,8 @@ def test_a_task_that_was_never_shown_is_lost_without_a_status() -> None:
     data = last_of(played([(0, lost())])).data
 
     assert (data.sequence, data.status, data.previous_status, data.progress) == (1, None, None, None)
+    assert data.error is not None
+    assert "mistyped" in data.error.message
 
 
 def test_the_answer_to_the_last_look_is_told() -> None:

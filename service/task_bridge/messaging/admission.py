@@ -212,25 +212,33 @@ class Watches:
             present, last = await self.standing(vcenter, task)
             if present is None or (last and present.is_served_by(last)):
                 raise _not_watched(vcenter, task, last)
-            stored = await self._unwatched(present.watch, last)
+            stored = await self._abandoned(present.watch, last)
             if stored is not None:
                 await self._streams.delete(self._names.watches_stream, present.sequence)
                 return present.watch, stored
 
-    async def give_up(self, watch: Watch) -> None:
-        """Ends a watch whose message can't be read, unless it has ended."""
+    async def give_up(self, watch: Watch, *, timed_out: bool = False) -> None:
+        """Ends a watch whose message can't be read, or whose time is up, unless it has ended."""
         while True:
             last = await self._journal.last(watch.vcenter, watch.task, leader=True)
             if last and is_served(watch, last.event, last.stored_at):
                 return
-            if await self._unwatched(watch, last):
+            if await self._abandoned(watch, last, timed_out=timed_out):
                 return
 
-    async def _unwatched(self, watch: Watch, last: Entry | None) -> Entry | None:
+    async def time_out(self, stored: StoredWatch) -> None:
+        """Ends a watch whose time is up, unless it has ended. Raises NatsUnavailable."""
+        await self.give_up(stored.watch, timed_out=True)
+        await self._streams.delete(self._names.watches_stream, stored.sequence)
+
+    async def _abandoned(self, watch: Watch, last: Entry | None, *, timed_out: bool = False) -> Entry | None:
         """The final event, None when something else was stored behind `last`."""
         own = own_event(last, watch)
         view = resume(own.event if own else None)
-        view.unwatched = True
+        if timed_out:
+            view.last_look_until = watch.deadline
+        else:
+            view.unwatched = True
         draft = next_event(watch, own.event if own else None, view, self._clock(), self._policy_of(watch.vcenter))
         if draft is None:
             return None
