@@ -216,8 +216,8 @@ def _change(make: _Maker, last: Event, task: Task | None) -> Draft | None:
         return None
     if task.status != last.data.status:
         return make.event("status")
-    # A clock that was set back must not hold progress back for as long.
-    held_back = 0 <= make.now - last.time < make.policy.progress_interval_s
+    # A clock that was set back must not hold progress back for as long. An event's time is rounded to milliseconds.
+    held_back = -0.001 <= make.now - last.time < make.policy.progress_interval_s
     return make.event("progress") if _is_untold(last, make.view, task) and not held_back else None
 
 
