@@ -13,9 +13,10 @@ import sys
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import nats
 import pytest
 
-from lab import Lab, NatsServer, until
+from lab import EVENTS, Lab, NatsServer, as_user, guarded, until
 from task_bridge.simulator import fates
 from task_bridge.simulator.tasks import std_error
 
@@ -223,6 +224,39 @@ async def test_refused_credentials_are_told(lab: Lab, shell: Shell, tmp_path: Pa
     assert (wrong.code, right.code) == (4, 4)
     assert "Authorization" in wrong.err
     assert "No bridge answers" in right.err
+
+
+@pytest.mark.parametrize(
+    ("permissions", "missing"),
+    [
+        ('publish: "foo", subscribe: "_INBOX.>"', f'publish to "$JS.API.CONSUMER.CREATE.{EVENTS}"'),
+        ('subscribe: {deny: ["_INBOX.>"]}', 'subscription to "_inbox.'),
+    ],
+    ids=["publish", "subscribe"],
+)
+async def test_events_that_may_not_be_read_end_it_and_the_permission_is_named(
+    shell: Shell, tmp_path: Path, permissions: str, missing: str
+) -> None:
+    with guarded(tmp_path, permissions) as server:
+        ended = await shell.run("events", "--follow", **as_user("u", server))
+    assert (ended.code, ended.out, len(ended.err.splitlines())) == (4, "", 1)
+    assert ended.err.startswith(f"The stream {EVENTS} can't be read: permissions violation for {missing}")
+
+
+async def test_a_jetstream_that_does_not_answer_ends_events(shell: Shell, tmp_path: Path) -> None:
+    directory = tmp_path / "without"
+    directory.mkdir()
+    server = NatsServer(directory, jetstream=False)
+    server.start()
+    silent = await nats.connect(server.url, allow_reconnect=False)
+    try:
+        await silent.subscribe("$JS.API.>")
+        await silent.flush()
+        ended = await shell.run("events", BRIDGE_NATS_URL=server.url)
+    finally:
+        await silent.close()
+        server.stop()
+    assert ended == Ended(4, "", f"The stream {EVENTS} can't be read: JetStream doesn't answer.\n")
 
 
 async def test_events_prints_what_is_stored_and_goes_on_with_what_comes(lab: Lab, shell: Shell) -> None:

@@ -5,8 +5,6 @@ from __future__ import annotations
 import datetime
 import json
 import ssl
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +18,7 @@ from nats.js.api import ConsumerConfig, RetentionPolicy, StreamConfig
 
 import natscli
 from commands import Ended, ran
-from lab import EVENTS, PREFIX, Lab, NatsServer
+from lab import EVENTS, PREFIX, Lab, NatsServer, as_user, guarded
 from task_bridge.checks import all_wanted, findings, reached
 from task_bridge.messaging.provision import provision
 from task_bridge.messaging.streams import Streams
@@ -69,26 +67,6 @@ async def states(lab: Lab) -> dict[str, Any]:
         told = [(one.name, one.delivered, one.ack_floor, one.num_pending, one.num_waiting) for one in consumers]
         found[str(info.config.name)] = (info.state, told)
     return found
-
-
-@contextmanager
-def guarded(directory: Path, permissions: str) -> Iterator[NatsServer]:
-    """A nats-server with user `u`, who has these `permissions`, and `operator`, who may do everything."""
-    directory = directory / "guarded"
-    directory.mkdir()
-    users = f"{{user: u, password: p, permissions: {{{permissions}}}}}, {{user: operator, password: p}}"
-    config = directory / "nats.conf"
-    config.write_text(f"authorization {{users: [{users}]}}")
-    server = NatsServer(directory, "-c", str(config))
-    server.start()
-    try:
-        yield server
-    finally:
-        server.stop()
-
-
-def as_user(user: str, server: NatsServer) -> dict[str, str]:
-    return {"BRIDGE_NATS_URL": server.url, "BRIDGE_NATS_USER": user, "BRIDGE_NATS_PASSWORD": "p"}
 
 
 def failures(of: Ended) -> list[str]:
@@ -190,6 +168,17 @@ class TestProvision:
         assert by_hand == await configurations(lab)
         async with lab.bridge(provision="verify"):
             pass
+
+    @pytest.mark.parametrize(
+        "denied", ["STREAM.INFO.VCENTER_TASKS_REQUESTS", "STREAM.CREATE.VCENTER_TASKS_REQUESTS"]
+    )
+    async def test_a_permission_that_is_missing_is_named_with_exit_code_4(
+        self, tmp_path: Path, denied: str
+    ) -> None:
+        with guarded(tmp_path, f'publish: {{deny: ["$JS.API.{denied}"]}}') as server:
+            code, _, err = await ran("provision", directory=tmp_path, environment=as_user("u", server))
+        assert (code, len(err)) == (4, 1)
+        assert f'permissions violation for publish to "$JS.API.{denied}"' in err[0]
 
     async def test_a_nats_that_is_away_is_told_with_exit_code_4(self, lab: Lab, tmp_path: Path) -> None:
         lab.server.stop()
