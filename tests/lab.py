@@ -11,8 +11,8 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -116,6 +116,27 @@ class NatsServer:
             self._process.send_signal(number)
             self._process.wait(10)
             self._process = None
+
+
+@contextmanager
+def guarded(directory: Path, permissions: str) -> Iterator[NatsServer]:
+    """A nats-server with user `u`, who has these `permissions`, and `operator`, who may do everything."""
+    directory = directory / "guarded"
+    directory.mkdir()
+    users = f"{{user: u, password: p, permissions: {{{permissions}}}}}, {{user: operator, password: p}}"
+    config = directory / "nats.conf"
+    config.write_text(f"authorization {{users: [{users}]}}")
+    server = NatsServer(directory, "-c", str(config))
+    server.start()
+    try:
+        yield server
+    finally:
+        server.stop()
+
+
+def as_user(user: str, server: NatsServer) -> dict[str, str]:
+    """The environment of a command that logs in to a guarded server."""
+    return {"BRIDGE_NATS_URL": server.url, "BRIDGE_NATS_USER": user, "BRIDGE_NATS_PASSWORD": "p"}
 
 
 class Lab:

@@ -10,7 +10,6 @@ from collections.abc import AsyncIterator, Coroutine
 from contextlib import asynccontextmanager
 from typing import Any, NamedTuple
 
-import nats.errors
 from nats.aio.client import Client
 
 from . import __version__
@@ -19,7 +18,9 @@ from .link.finds import Finds
 from .link.health import Health
 from .link.http import Http
 from .link.link import Link
+from .messaging import permissions
 from .messaging.connection import Connection, server_version
+from .messaging.permissions import Right
 from .messaging.provision import Difference, Wanted, check_version, provision, wanted
 from .messaging.streams import Streams
 from .metrics import Metrics
@@ -31,10 +32,9 @@ from .vcenter.wire import LOGIN
 from .vim.methods import labels
 from .vim.session import Session as VimSession
 
-REACH_S, ANSWER_S, PROBE_S = 5.0, 20.0, 2.0
+REACH_S, ANSWER_S = 5.0, 20.0
 OUT_OF_REACH = 4
 _NO_TASK = "00000000-0000-0000-0000-000000000000:com.vmware.cis"
-_NO_STREAM = "task-bridge-check"
 
 
 class Finding(NamedTuple):
@@ -100,20 +100,38 @@ async def _nats(settings: Settings, client: Client) -> AsyncIterator[Finding]:
         yield Finding("NATS version", ".".join(map(str, version)))
     except CannotStart as error:
         yield Finding("NATS version", str(error), ok=False)
-    streams, names = Streams(client, settings.nats.js_domain), Names(settings.subject_prefix)
+    streams = Streams(client, settings.nats.js_domain)
     try:
         differences = await provision(streams, all_wanted(settings), create=False)
     except NatsUnavailable as error:
-        yield Finding("JetStream", f"{error}{_denied(client)}", ok=False)
-        return
-    yield Finding("JetStream", "answers")
-    for finding in _streams(settings, differences):
-        yield finding
-    async for finding in _permissions(client, streams, names, differences):
+        yield Finding("JetStream", str(error), ok=False)
+        differences = None
+    else:
+        yield Finding("JetStream", "answers")
+    for finding in await _streams_and_permissions(settings, streams, differences):
         yield finding
 
 
-def _streams(settings: Settings, differences: list[Difference]) -> list[Finding]:
+async def _streams_and_permissions(
+    settings: Settings, streams: Streams, differences: list[Difference] | None
+) -> list[Finding]:
+    """Without `differences` nothing is known of the streams."""
+    client, api, names = streams.connection, streams.prefix, Names(settings.subject_prefix)
+    missing = [difference for difference in differences or () if difference.field == "missing"]
+    to_create = permissions.to_create(names, api, missing) if settings.provision == "auto" else []
+    needed = permissions.rights(names, api, client.new_inbox()) + to_create
+    dispensable = permissions.to_answer() + permissions.to_show(names, api)
+    try:
+        lacking = await permissions.lacking(client, needed + dispensable)
+    except NatsUnavailable as error:
+        return [Finding("permissions", str(error), ok=False)]
+    may_create = settings.provision == "auto" and not set(to_create) & set(lacking)
+    found = [] if differences is None else _streams(differences, settings.provision, may_create=may_create)
+    denied = [right for right in lacking if right in needed]
+    return [*found, *_permissions(denied, [right for right in lacking if right in dispensable])]
+
+
+def _streams(differences: list[Difference], how: str, *, may_create: bool) -> list[Finding]:
     missing = [difference.where for difference in differences if difference.field == "missing"]
     found = [
         Finding("streams", f"{difference}. See `task-bridge provision --check`.", ok=False)
@@ -121,62 +139,29 @@ def _streams(settings: Settings, differences: list[Difference]) -> list[Finding]
         if difference.unsafe and difference.field != "missing"
     ]
     if missing:
-        by_serve = settings.provision == "auto"
-        cure = "`serve` will create them" if by_serve else "run `task-bridge provision`"
-        found.append(Finding("streams", f"not there yet: {', '.join(missing)}; {cure}", ok=by_serve))
+        cure = "`serve` will create them" if may_create else "run `task-bridge provision`"
+        if how == "auto" and not may_create:
+            cure += " as a user who may create them, for this one may not"
+        found.append(Finding("streams", f"not there yet: {', '.join(missing)}; {cure}", ok=may_create))
     if not found:
         tuned = f"; {len(differences)} settings differ, see `task-bridge provision --check`" if differences else ""
         found.append(Finding("streams", f"all there{tuned}"))
     return found
 
 
-async def _permissions(
-    client: Client, streams: Streams, names: Names, differences: list[Difference]
-) -> AsyncIterator[Finding]:
-    """Whether this user may subscribe and publish as the bridge does."""
-    heard = (f"{names.api}.watch", f"{names.events}.*.*.abandoned.unwatched", names.replicas, "$SRV.PING")
-    told: tuple[str, ...] = (names.watch("check", "check"), names.put_event("check", "check", "check"))
-    if any(difference.field == "missing" for difference in differences):
-        told = ()  # nothing would answer
-    denied = [f"subscribe to {one}" for one in heard if not await _may_subscribe(client, streams, names, one)]
-    denied += [f"publish to {one}" for one in told if not await _may_publish(client, one)]
+def _permissions(denied: list[Right], dispensable: list[Right]) -> list[Finding]:
+    cure = "let the bridge's NATS user do it, as deploy/nats does"
     if denied:
-        cure = "let the bridge's NATS user do it"
-        yield Finding("permissions", f"not allowed: {', '.join(denied)}; {cure}", ok=False)
-    else:
-        yield Finding("permissions", "may subscribe and publish as the bridge does")
+        return [Finding("permissions", f"not allowed: {_listed(denied)}; {cure}", ok=False)]
+    found = [Finding("permissions", "may subscribe and publish as the bridge does")]
+    if dispensable:
+        told = f"not allowed: {_listed(dispensable)}; answers (unless allow_responses) or the board need it; {cure}"
+        found.append(Finding("permissions", told, ok=False, needed=False))
+    return found
 
 
-async def _may_subscribe(client: Client, streams: Streams, names: Names, subject: str) -> bool:
-    before = client.last_error
-    probe = await client.subscribe(subject)
-    try:
-        # A round trip behind the subscription: nats-py's flush() may overtake it.
-        await _round_trip(streams, names)
-        return client.last_error is before
-    finally:
-        await probe.unsubscribe()
-
-
-async def _round_trip(streams: Streams, names: Names) -> None:
-    try:
-        await streams.js.stream_info(names.events_stream)
-    except (TimeoutError, nats.errors.Error):
-        return
-
-
-async def _may_publish(client: Client, subject: str) -> bool:
-    """Whether a publish reaches the stream; this one is for a stream that isn't there, so it is stored nowhere."""
-    try:
-        await client.request(subject, b"", timeout=PROBE_S, headers={"Nats-Expected-Stream": _NO_STREAM})
-    except (TimeoutError, nats.errors.Error):
-        return False
-    return True
-
-
-def _denied(client: Client) -> str:
-    told = str(client.last_error or "").removeprefix("nats: ")
-    return f" ({told})" if "permissions" in told.lower() else ""
+def _listed(rights: list[Right]) -> str:
+    return ", ".join(map(str, rights))
 
 
 # vCenter

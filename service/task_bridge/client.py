@@ -27,6 +27,7 @@ from nats.aio.msg import Msg
 
 from .errors import BridgeError, NatsUnavailable, Problem, Refused
 from .events import FINAL_KINDS, Event, from_cloudevent
+from .forbidden import forbidden
 from .login import connect
 from .ordered import Ordered
 from .requests import CancelReply, ErrorBody, GetReply, ListReply, UnwatchReply, WatchReply, invalid
@@ -127,7 +128,8 @@ class TaskBridge:
         except nats.errors.NoRespondersError as error:
             raise NatsUnavailable(f"No bridge answers on {subject}.") from error
         except (nats.errors.Error, OSError) as error:
-            raise NatsUnavailable(f"No answer on {subject}: {error or 'NATS is away'}.") from error
+            told = forbidden(self._client, subject) if isinstance(error, TimeoutError) else None
+            raise NatsUnavailable(f"No answer on {subject}: {told or error or 'NATS is away'}.") from error
         if "Nats-Service-Error-Code" in (answer.headers or {}):
             raise ErrorAnswer(msgspec.json.decode(answer.data, type=_ErrorReply).error, answer.data)
         return answer.data

@@ -19,6 +19,7 @@ from nats.js import JetStreamContext
 from nats.js.api import AckPolicy, ConsumerConfig, DeliverPolicy
 
 from .errors import NatsUnavailable
+from .forbidden import forbidden
 from .heard import Heard, hearing
 
 HEARTBEAT_S = 1.0
@@ -54,7 +55,7 @@ class Ordered:
         self._left: int | None = None  # None until JetStream said how many there are
 
     async def messages(self) -> AsyncGenerator[Msg, None]:
-        """Raises NatsUnavailable when there is no such stream, or the connection was closed."""
+        """Raises NatsUnavailable when the stream can't be read from the first, or the connection was closed."""
         while not self._over():
             await self._connected()
             async with aclosing(self._of_one_consumer()) as messages:
@@ -98,14 +99,20 @@ class Ordered:
 
     async def _create(self, inbox: str) -> None:
         """Has JetStream deliver from where this one was. A stream that was there will be again."""
+        outages = self._client.stats["reconnects"]
         try:
             info = await self._js.add_consumer(self._stream, self._config(inbox))
-        except (nats.js.errors.APIError, nats.errors.NoRespondersError) as error:
-            if self._left is not None:
+        except (nats.js.errors.APIError, nats.errors.NoRespondersError, TimeoutError) as error:
+            lost = not self._client.is_connected or self._client.stats["reconnects"] != outages
+            if self._left is not None or (lost and isinstance(error, TimeoutError)):
                 raise
-            told = getattr(error, "description", None) or "JetStream doesn't answer"
-            raise NatsUnavailable(f"The stream {self._stream} can't be read: {told}.") from error
+            raise NatsUnavailable(f"The stream {self._stream} can't be read: {self._reason(error)}.") from error
         self._left = (info.num_pending or 0) + (info.delivered.consumer_seq if info.delivered else 0)
+
+    def _reason(self, error: Exception) -> str:
+        asked = f"{self._js._prefix}.CONSUMER.CREATE.{self._stream}"
+        told = forbidden(self._client, asked) if isinstance(error, TimeoutError) else None
+        return told or getattr(error, "description", None) or "JetStream doesn't answer"
 
     async def _delivered(self, status: Msg, number: int) -> int:
         """How many messages JetStream says it sent. Flow control is answered: all before it is read by now."""

@@ -231,7 +231,9 @@ def trace_of(headers: Mapping[str, str] | None) -> tuple[str | None, str | None]
     traceparent = lowered.get("traceparent", "").strip()
     if not _TRACEPARENT.fullmatch(traceparent):
         return None, None
-    return traceparent, (lowered.get("tracestate", "").strip()[:512] or None)
+    tracestate = lowered.get("tracestate", "").strip()
+    printable = tracestate.isascii() and tracestate.isprintable()
+    return traceparent, (tracestate[:512] or None if printable else None)
 
 
 def told_of(body: bytes) -> dict[str, Any]:

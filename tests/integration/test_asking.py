@@ -13,9 +13,10 @@ import sys
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import nats
 import pytest
 
-from lab import Lab, NatsServer, until
+from lab import EVENTS, Lab, NatsServer, as_user, guarded, until
 from task_bridge.simulator import fates
 from task_bridge.simulator.tasks import std_error
 
@@ -149,6 +150,32 @@ async def test_the_exit_code_of_watch_tells_the_worst(lab: Lab, shell: Shell, wh
     assert ("must not contain" in ended.err) == ("refused" in which)
 
 
+async def test_a_byte_order_mark_before_the_ids_is_no_part_of_them(lab: Lab, shell: Shell) -> None:
+    task = lab.vcenter.create(fates.succeeds_at_once())
+    async with lab.bridge():
+        ended = await shell.run("watch", "--json", given=f"\N{BYTE ORDER MARK}{task}\n")
+    assert (ended.code, ended.err) == (0, "")
+    assert {event["subject"] for event in ended.json} == {task}
+
+
+async def test_watch_tells_that_the_values_of_an_earlier_request_are_in_force(lab: Lab, shell: Shell) -> None:
+    first, second = (lab.vcenter.create(fates.runs_forever()) for _ in range(2))
+    async with lab.bridge():
+        await lab.ask("watch", {"task": first, "labels": {"workflow": "patch-42"}})
+        timeout_at = (await lab.ask("watch", {"task": second, "timeout": "1h"}))["watch"]["timeout_at"]
+        asking = await shell.start("watch", first, second, "--timeout", "5m", "--label", "a=b")
+        silent = await shell.start("watch", first)
+        async with asyncio.timeout(20):
+            told = [(await asking.stderr.readline()).decode() for _ in range(2)]
+            await silent.stdout.readline()
+        silent.send_signal(signal.SIGINT)
+        asking.send_signal(signal.SIGINT)
+        ends = await asyncio.gather(shell.ended(silent), shell.ended(asking))
+    assert any(line.endswith("asked for first: no timeout, labels workflow=patch-42.\n") for line in told)
+    assert any(line.endswith(f"asked for first: timeout at {timeout_at}, no labels.\n") for line in told)
+    assert ends[0].err == "The watch goes on; task-bridge unwatch ends one.\n"
+
+
 async def test_watch_with_a_timeout_ends_the_watch_as_abandoned(lab: Lab, shell: Shell) -> None:
     async with lab.bridge():
         ended = await shell.run("watch", lab.vcenter.create(fates.runs_forever()), "--timeout", "500ms", "--json")
@@ -223,6 +250,39 @@ async def test_refused_credentials_are_told(lab: Lab, shell: Shell, tmp_path: Pa
     assert (wrong.code, right.code) == (4, 4)
     assert "Authorization" in wrong.err
     assert "No bridge answers" in right.err
+
+
+@pytest.mark.parametrize(
+    ("permissions", "missing"),
+    [
+        ('publish: "foo", subscribe: "_INBOX.>"', f'publish to "$JS.API.CONSUMER.CREATE.{EVENTS}"'),
+        ('subscribe: {deny: ["_INBOX.>"]}', 'subscription to "_inbox.'),
+    ],
+    ids=["publish", "subscribe"],
+)
+async def test_events_that_may_not_be_read_end_it_and_the_permission_is_named(
+    shell: Shell, tmp_path: Path, permissions: str, missing: str
+) -> None:
+    with guarded(tmp_path, permissions) as server:
+        ended = await shell.run("events", "--follow", **as_user("u", server))
+    assert (ended.code, ended.out, len(ended.err.splitlines())) == (4, "", 1)
+    assert ended.err.startswith(f"The stream {EVENTS} can't be read: permissions violation for {missing}")
+
+
+async def test_a_jetstream_that_does_not_answer_ends_events(shell: Shell, tmp_path: Path) -> None:
+    directory = tmp_path / "without"
+    directory.mkdir()
+    server = NatsServer(directory, jetstream=False)
+    server.start()
+    silent = await nats.connect(server.url, allow_reconnect=False)
+    try:
+        await silent.subscribe("$JS.API.>")
+        await silent.flush()
+        ended = await shell.run("events", BRIDGE_NATS_URL=server.url)
+    finally:
+        await silent.close()
+        server.stop()
+    assert ended == Ended(4, "", f"The stream {EVENTS} can't be read: JetStream doesn't answer.\n")
 
 
 async def test_events_prints_what_is_stored_and_goes_on_with_what_comes(lab: Lab, shell: Shell) -> None:

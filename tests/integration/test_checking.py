@@ -13,15 +13,36 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
+from nats.aio.msg import Msg
 from nats.js.api import ConsumerConfig, RetentionPolicy, StreamConfig
 
 import natscli
 from commands import Ended, ran
-from lab import EVENTS, PREFIX, Lab, NatsServer
+from lab import EVENTS, PREFIX, Lab, NatsServer, as_user, guarded
+from task_bridge.checks import all_wanted, findings, reached
+from task_bridge.messaging.provision import provision
+from task_bridge.messaging.streams import Streams
 from task_bridge.simulator import faults
 from task_bridge.simulator.serve import serving
+from task_bridge.subjects import VERBS
 
-WATCHES = "VCENTER_TASKS_WATCHES"
+REQUESTS, WATCHES, OBJECTS = "VCENTER_TASKS_REQUESTS", "VCENTER_TASKS_WATCHES", "OBJ_VCENTER_TASKS_RESULTS"
+PUBLISHED = (
+    f"{PREFIX}.internal.watches.>",
+    f"{PREFIX}.internal.put.>",
+    f"{PREFIX}.internal.replicas",
+    f"{PREFIX}.rejected",
+    *(f"$JS.API.STREAM.INFO.{stream}" for stream in (REQUESTS, WATCHES, EVENTS, OBJECTS)),
+    *(f"$JS.API.CONSUMER.INFO.{stream}.bridge" for stream in (REQUESTS, WATCHES)),
+    *(f"$JS.API.CONSUMER.MSG.NEXT.{stream}.bridge" for stream in (REQUESTS, WATCHES)),
+    *(f"$JS.ACK.{stream}.bridge.>" for stream in (REQUESTS, WATCHES)),
+    *(f"$JS.API.STREAM.MSG.GET.{stream}" for stream in (WATCHES, EVENTS, OBJECTS)),
+    *(f"$JS.API.DIRECT.GET.{stream}" for stream in (WATCHES, EVENTS, f"{EVENTS}.>")),
+    f"$JS.API.STREAM.MSG.DELETE.{WATCHES}",
+    f"$JS.API.STREAM.PURGE.{OBJECTS}",
+    "$O.VCENTER_TASKS_RESULTS.C.>",
+    "$O.VCENTER_TASKS_RESULTS.M.>",
+)
 
 
 def nats_only(lab: Lab, **more: str) -> dict[str, str]:
@@ -35,6 +56,16 @@ async def configurations(lab: Lab) -> dict[str, Any]:
         name = str(info.config.name)
         consumers = [consumer.config for consumer in await lab.js.consumers_info(name)]
         found[name] = (info.config, consumers)
+    return found
+
+
+async def states(lab: Lab) -> dict[str, Any]:
+    """What lies in all streams, and what their consumers have taken and wait for."""
+    found: dict[str, Any] = {}
+    for info in await lab.js.streams_info():
+        consumers = await lab.js.consumers_info(str(info.config.name))
+        told = [(one.name, one.delivered, one.ack_floor, one.num_pending, one.num_waiting) for one in consumers]
+        found[str(info.config.name)] = (info.state, told)
     return found
 
 
@@ -138,6 +169,17 @@ class TestProvision:
         async with lab.bridge(provision="verify"):
             pass
 
+    @pytest.mark.parametrize(
+        "denied", ["STREAM.INFO.VCENTER_TASKS_REQUESTS", "STREAM.CREATE.VCENTER_TASKS_REQUESTS"]
+    )
+    async def test_a_permission_that_is_missing_is_named_with_exit_code_4(
+        self, tmp_path: Path, denied: str
+    ) -> None:
+        with guarded(tmp_path, f'publish: {{deny: ["$JS.API.{denied}"]}}') as server:
+            code, _, err = await ran("provision", directory=tmp_path, environment=as_user("u", server))
+        assert (code, len(err)) == (4, 1)
+        assert f'permissions violation for publish to "$JS.API.{denied}"' in err[0]
+
     async def test_a_nats_that_is_away_is_told_with_exit_code_4(self, lab: Lab, tmp_path: Path) -> None:
         lab.server.stop()
         code, _, err = await ran("provision", directory=tmp_path, environment=nats_only(lab))
@@ -206,25 +248,79 @@ class TestCheck:
         assert told.startswith("FAIL" if code else "note")
         assert ("BRIDGE_VCENTERS__LAB__VIM=off" in told) is (not code)
 
-    async def test_a_nats_user_who_may_not_do_it_is_told(self, lab: Lab, tmp_path: Path) -> None:
-        directory = tmp_path / "guarded"
-        directory.mkdir()
-        config = directory / "nats.conf"
-        denied = f'publish: {{deny: "{PREFIX}.internal.put.>"}}, subscribe: {{deny: "{PREFIX}.api.>"}}'
-        config.write_text(f"authorization {{users: [{{user: u, password: p, permissions: {{{denied}}}}}]}}")
-        guarded = NatsServer(directory, "-c", str(config))
-        guarded.start()
-        try:
-            given = lab.environment(BRIDGE_NATS_URL=guarded.url, BRIDGE_NATS_USER="u", BRIDGE_NATS_PASSWORD="p")
-            await ran("provision", directory=tmp_path, environment=given)
-            checked = await ran("check", directory=tmp_path, environment=given)
-        finally:
-            guarded.stop()
-        assert (checked.code, len(failures(checked))) == (1, 1)
-        told = failures(checked)[0]
-        assert f"subscribe to {PREFIX}.api.watch" in told
-        assert f"publish to {PREFIX}.internal.put." in told
-        assert "publish to vcenter.tasks.internal.watches" not in told
+    @pytest.mark.parametrize(
+        ("verb", "denied"),
+        [
+            *(("publish", subject) for subject in PUBLISHED),
+            *(("subscribe", f"{PREFIX}.api.{verb}") for verb in VERBS),
+            ("subscribe", f"{PREFIX}.internal.replicas"),
+            ("subscribe", "$SRV.>"),
+            ("subscribe", "_INBOX.bridge.>"),
+        ],
+    )
+    async def test_each_right_that_the_bridges_user_lacks_is_told_by_its_subject(
+        self, lab: Lab, tmp_path: Path, verb: str, denied: str
+    ) -> None:
+        with guarded(tmp_path, f'{verb}: {{deny: ["{denied}"]}}') as server:
+            login = {"urls": server.url, "given_password": "p"}
+            by_operator = lab.settings(nats={**login, "user": "operator"})
+            async with reached(by_operator) as client:
+                await provision(Streams(client), all_wanted(by_operator), create=True)
+            found = [finding async for finding in findings(lab.settings(nats={**login, "user": "u"}, vcenters={}))]
+        (told,) = [finding.said for finding in found if finding.about == "permissions" and not finding.ok]
+        assert told.startswith(f"not allowed: {verb} to {denied}; ")
+        assert "deploy/nats" in told
+
+    @pytest.mark.parametrize("denied", ["_INBOX.>", "_R_.>", "$JS.FC.>", f"$JS.API.CONSUMER.CREATE.{EVENTS}"])
+    async def test_a_right_that_the_bridge_can_do_without_is_noted(
+        self, lab: Lab, tmp_path: Path, denied: str
+    ) -> None:
+        with guarded(tmp_path, f'publish: {{deny: ["{denied}"]}}') as server:
+            checked = await ran("check", directory=tmp_path, environment=lab.environment(**as_user("u", server)))
+        assert (checked.code, failures(checked)) == (0, [])
+        assert any(line.startswith(f"note  permissions: not allowed: publish to {denied};") for line in checked.out)
+
+    @pytest.mark.parametrize(
+        ("denied", "named"),
+        [
+            (
+                "$JS.API.STREAM.CREATE.>",
+                ["STREAM.CREATE.VCENTER_TASKS_REQUESTS", "STREAM.CREATE.OBJ_VCENTER_TASKS_RESULTS"],
+            ),
+            ("$JS.API.CONSUMER.DURABLE.CREATE.>", [f"CONSUMER.DURABLE.CREATE.{WATCHES}.bridge"]),
+        ],
+    )
+    async def test_a_user_who_may_not_create_what_is_missing_is_told_unless_nobody_asks_it_to(
+        self, lab: Lab, tmp_path: Path, denied: str, named: list[str]
+    ) -> None:
+        with guarded(tmp_path, f'publish: {{deny: ["{denied}"]}}') as server:
+            given = lab.environment(**as_user("u", server))
+            new = await ran("check", directory=tmp_path, environment=given)
+            await ran("provision", directory=tmp_path, environment=as_user("operator", server))
+            provisioned = await ran("check", directory=tmp_path, environment=given)
+        streams, permissions = failures(new)
+        assert "run `task-bridge provision` as a user who may" in streams
+        assert all(f"publish to $JS.API.{one}" in permissions for one in named)
+        assert (provisioned.code, failures(provisioned)) == (0, [])
+
+    async def test_asking_what_is_permitted_changes_nothing_and_is_heard_by_nobody(
+        self, lab: Lab, tmp_path: Path
+    ) -> None:
+        await ran("provision", directory=tmp_path, environment=nats_only(lab))
+        await lab.js.publish(f"{PREFIX}.watch", b"{}")
+        await lab.js.publish(f"{PREFIX}.internal.watches.lab.t", b"{}")
+        heard: list[str] = []
+
+        async def hear(message: Msg) -> None:
+            heard.append(message.subject)
+
+        await lab.client.subscribe(f"{PREFIX}.>", cb=hear)
+        await lab.client.subscribe("$O.>", cb=hear)
+        await lab.client.subscribe("$JS.ACK.>", cb=hear)
+        before = await states(lab)
+        checked = await ran("check", directory=tmp_path, environment=lab.environment())
+        assert (checked.code, failures(checked)) == (0, [])
+        assert (await states(lab), heard) == (before, [])
 
     async def test_a_nats_without_jetstream_is_told(self, lab: Lab, tmp_path: Path) -> None:
         directory = tmp_path / "bare"

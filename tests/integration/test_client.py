@@ -6,13 +6,16 @@ import asyncio
 from collections.abc import AsyncIterator
 from contextlib import aclosing
 from datetime import UTC, datetime
+from pathlib import Path
 
 import pytest
 
-from lab import Lab, until
+from lab import EVENTS, Lab, as_user, guarded, until
 from task_bridge.client import ErrorAnswer, TaskBridge, TaskFailed, WatchAbandoned
 from task_bridge.errors import NatsUnavailable, Refused
 from task_bridge.events import Event
+from task_bridge.ordered import Ordered
+from task_bridge.settings import load
 from task_bridge.simulator import fates
 
 
@@ -112,6 +115,43 @@ async def test_without_a_bridge_it_says_so_and_without_nats_too(lab: Lab, client
     with pytest.raises(NatsUnavailable, match="can't be reached"):
         async with TaskBridge(lab.server.url):
             pass
+
+
+async def test_a_missing_permission_is_named_where_no_answer_comes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("task_bridge.client.ANSWER_S", 0.5)
+    with guarded(tmp_path, 'publish: "foo"') as server:
+        async with TaskBridge(settings=load(as_user("u", server), need_vcenters=False)) as client:
+            for verb in ("list", "get"):
+                subject = f"vcenter.tasks.api.{verb}"
+                with pytest.raises(NatsUnavailable, match=f'permissions violation for publish to "{subject}"'):
+                    await client.ask(verb, {})
+
+
+async def test_a_reading_that_had_begun_outlives_a_permission_that_is_taken_away(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("task_bridge.ordered.SILENCE_S", 0.3)  # it makes a new consumer, again and again
+    with guarded(tmp_path, 'publish: {deny: ["none"]}') as server:
+        async with TaskBridge(settings=load(as_user("u", server), need_vcenters=False)) as client:
+            js = client._js
+            await js.add_stream(name=EVENTS, subjects=["vcenter.tasks.events.>"])
+            reading = Ordered(js, client._client, EVENTS, ["vcenter.tasks.events.>"])
+            async with aclosing(reading.messages()) as messages:
+                first = asyncio.ensure_future(anext(messages))
+                await js.publish("vcenter.tasks.events.lab.t.status", b"1")
+                assert (await first).data == b"1"
+                config = tmp_path / "guarded" / "nats.conf"
+                allowed = config.read_text()
+                config.write_text(allowed.replace("none", "$JS.API.CONSUMER.CREATE.>"))
+                server.reload()
+                second = asyncio.ensure_future(anext(messages))
+                await until(lambda: "permissions violation" in str(client._client.last_error))
+                config.write_text(allowed)
+                server.reload()
+                await js.publish("vcenter.tasks.events.lab.t.status", b"2")
+                assert (await asyncio.wait_for(second, 20)).data == b"2"
 
 
 async def test_stored_events_are_filtered_by_kind_vcenter_task_and_age(lab: Lab, client: TaskBridge) -> None:

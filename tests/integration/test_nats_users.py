@@ -115,6 +115,16 @@ async def test_the_bridge_does_all_of_its_work_and_is_refused_nothing(users: Use
     assert "permissions violation" not in (users.server._directory / "nats.log").read_text().lower()
 
 
+async def test_check_finds_that_the_bridges_user_may_do_all_it_needs(users: Users, tmp_path: Path) -> None:
+    given = users.lab.environment(**{**users.environment("bridge"), "BRIDGE_NATS_JS_DOMAIN": ""})
+    checked = await ran("check", directory=tmp_path, environment=given)
+    again = await ran("check", directory=tmp_path, environment={**given, "BRIDGE_PROVISION": "verify"})
+    assert checked.code == 0, checked.out
+    assert "ok    permissions: may subscribe and publish as the bridge does" in checked.out
+    assert not any(line.startswith("note  permissions") for line in checked.out)
+    assert any("run `task-bridge provision`" in line for line in again.out)
+
+
 async def until_shown(http: httpx.AsyncClient, board: str, task: str, within_s: float = 20.0) -> None:
     async with asyncio.timeout(within_s):
         while task.split(":")[0] not in (await http.get(board)).text:  # noqa: ASYNC110 - a line may break at the colon

@@ -523,6 +523,8 @@ def test_every_request_is_read_or_refused_in_words_that_can_be_sent(request_: by
         ({"traceparent": TRACE}, (TRACE, None)),
         ({"Traceparent": f" {TRACE} ", "TraceState": " a=1,b=2 "}, (TRACE, "a=1,b=2")),
         ({"traceparent": TRACE, "tracestate": ""}, (TRACE, None)),
+        ({"traceparent": TRACE, "tracestate": "a=ü"}, (TRACE, None)),
+        ({"traceparent": TRACE, "tracestate": "a=1\x1b[2J"}, (TRACE, None)),
         ({"tracestate": "a=1"}, (None, None)),
         ({"traceparent": "nonsense", "tracestate": "a=1"}, (None, None)),
         ({"traceparent": ""}, (None, None)),

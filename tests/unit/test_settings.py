@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 from pathlib import Path
@@ -73,6 +74,7 @@ def test_what_is_set_is_taken() -> None:
 
 def test_off_means_no_http() -> None:
     assert load({**LAB, "BRIDGE_HTTP_LISTEN": "off"}).http_listen is None
+    assert load({**LAB, "BRIDGE_HTTP_LISTEN": "OFF"}).http_listen is None
 
 
 def test_an_empty_variable_is_not_set() -> None:
@@ -153,6 +155,8 @@ WRONG = [
     ("BRIDGE_VCENTERS", "{", "must be a JSON object"),
     ("BRIDGE_VCENTERS", '["lab"]', "must be a JSON object"),
     ("BRIDGE_VCENTERS", '{"a__b": {"url": "https://x"}}', "'a__b' can't name a vCenter"),
+    ("BRIDGE_VCENTERS", '{"a-b": {}}', "'a-b' can't name a vCenter"),
+    ("BRIDGE_VCENTERS", '{"lab": {}, "lab": {"api": "rest"}}', "'lab' is given twice in its JSON"),
     ("BRIDGE_DEFAULT_VCENTER", "prod", "'prod' is not configured (configured: lab)"),
     ("BRIDGE_SUBJECT_PREFIX", "vcenter.*", "must be subject tokens"),
     ("BRIDGE_STREAM_REPLICAS", "6", "less than or equal to 5 (got '6')"),
@@ -169,6 +173,7 @@ WRONG = [
     ("BRIDGE_LOG_LEVEL", "loud", "must be 'debug', 'info', 'warning' or 'error'"),
     ("BRIDGE_NATS_URL", "http://nats:4222", "must be nats://host:port"),
     ("BRIDGE_NATS_URL", ",", "must name at least one server"),
+    ("BRIDGE_NATS_URL", "nats://a,,nats://b", "must name a server before and after each comma"),
     ("BRIDGE_NATS_JS_DOMAIN", "a.b", "must be letters, digits, - and _"),
     ("BRIDGE_NATS_CREDS_FILE", "/nowhere", "can't be read"),
 ]
@@ -238,6 +243,37 @@ def test_a_secret_given_twice_is_a_mistake(tmp_path: Path) -> None:
     assert line == "BRIDGE_VCENTERS__LAB__PASSWORD: given twice, in different case; keep one"
     (line,) = mistakes_with(BRIDGE_VCENTERS='{"lab": {"api": "rest"}, "LAB": {"api": "rest"}}')
     assert line == "BRIDGE_VCENTERS__LAB__API: given twice in the JSON of BRIDGE_VCENTERS; keep one"
+
+
+@pytest.mark.parametrize("key", ["password", "PASSWORD_FILE"])
+def test_a_password_in_the_json_and_as_a_variable_is_a_mistake(tmp_path: Path, key: str) -> None:
+    file = tmp_path / "secret"
+    file.write_text("x")
+    variable = f"BRIDGE_VCENTERS__LAB__{key.upper()}"
+    without = {name: value for name, value in LAB.items() if not name.endswith("PASSWORD")}
+    (line,) = mistakes({**without, variable: str(file), "BRIDGE_VCENTERS": json.dumps({"lab": {key: str(file)}})})
+    assert line == f"{variable}: given twice, here and in the JSON of BRIDGE_VCENTERS; keep one"
+
+
+@pytest.mark.parametrize("second", ['"rest"', "null"])
+def test_a_key_twice_in_the_json_is_a_mistake(second: str) -> None:
+    (line,) = mistakes_with(BRIDGE_VCENTERS=f'{{"lab": {{"api": {second}, "api": "rest"}}}}')
+    assert line == "BRIDGE_VCENTERS__LAB__API: given twice in the JSON of BRIDGE_VCENTERS; keep one"
+
+
+@pytest.mark.parametrize("said", ["{}", '{"url": null}', '{"url": ""}'])
+def test_a_vcenter_that_the_json_only_names_is_not_passed_over(said: str) -> None:
+    text = f'{{"lab2": {said}}}'
+    for lines in (mistakes_with(BRIDGE_VCENTERS=text), mistakes({"BRIDGE_VCENTERS": text})):
+        assert [line.partition(";")[0] for line in lines] == [
+            f"BRIDGE_VCENTERS__LAB2__{key}: missing" for key in ("PASSWORD", "URL", "USERNAME")
+        ]
+
+
+def test_a_value_of_the_json_that_is_no_plain_one_is_told_once() -> None:
+    said = {"url": "https://vc", "username": "me", "password": ["x"]}
+    (line,) = mistakes({"BRIDGE_VCENTERS": json.dumps({"lab": said})})
+    assert line == "BRIDGE_VCENTERS__LAB__PASSWORD: must be one plain value in the JSON of BRIDGE_VCENTERS"
 
 
 def test_one_way_to_log_in_to_nats_is_enough(tmp_path: Path) -> None:

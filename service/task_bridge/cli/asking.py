@@ -82,7 +82,7 @@ def _from_stdin() -> list[str]:
     if sys.stdin.isatty():
         raise typer.BadParameter("name a task, or send ids to standard input, one a line", param_hint="TASK")
     try:
-        text = sys.stdin.buffer.read().decode()
+        text = sys.stdin.buffer.read().decode("utf-8-sig")  # as some editors and shells write it
     except UnicodeDecodeError as error:
         raise typer.BadParameter("standard input isn't UTF-8", param_hint="TASK") from error
     ids = [_id_of(line) for line in map(str.strip, text.splitlines()) if line]
@@ -105,10 +105,13 @@ async def _watched(tasks: list[str], request: dict[str, Any], as_json: bool) -> 
         async def ask(task: str) -> WatchReply | Refused:
             async with at_once:
                 try:
-                    return await bridge.watch(task, **request)
+                    reply = await bridge.watch(task, **request)
                 except Refused as refused:
                     rendering.tell(f"{rendering.short(task, 40)}: {refused.message}")
                     return refused
+            if reply.outcome == "already_watching" and (request["timeout"] or request["labels"]):
+                rendering.tell(f"{rendering.short(task, 40)}: {rendering.in_force(reply.watch)}")
+            return reply
 
         answers = await asyncio.gather(*map(ask, tasks))
         replies = [answer for answer in answers if isinstance(answer, WatchReply)]

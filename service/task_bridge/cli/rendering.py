@@ -57,6 +57,13 @@ def tell(text: str) -> None:
     Console(stderr=True, highlight=False, markup=False, emoji=False, width=width).print(Text(clean(text)))
 
 
+def in_force(watch: WatchRef) -> str:
+    """What is told who asked for a timeout or labels of a watch that has its own."""
+    until = f"timeout at {watch.timeout_at}" if watch.timeout_at else "no timeout"
+    labels = "labels " + " ".join(f"{key}={value}" for key, value in watch.labels.items())
+    return f"watched already, with what was asked for first: {until}, {labels if watch.labels else 'no labels'}."
+
+
 def style(event: Event) -> str:
     return _STYLES.get(event.kind, "magenta" if event.data.final else "default")
 

@@ -14,6 +14,7 @@ import nats.errors
 from nats.js.api import ObjectStoreConfig
 
 from ..errors import NatsUnavailable
+from ..forbidden import forbidden
 from .provision import Difference, Wanted
 from .streams import Streams
 
@@ -77,7 +78,8 @@ async def _asked(streams: Streams, subject: str, body: _Json, where: str) -> _Js
     try:
         answer = await streams.connection.request(subject, json.dumps(body).encode(), timeout=5)
     except (TimeoutError, nats.errors.Error) as error:
-        raise NatsUnavailable(f"{where}: {error or 'no answer in time; may this user change it?'}") from error
+        told = forbidden(streams.connection, subject) or error or "no answer in time; may this user change it?"
+        raise NatsUnavailable(f"{where}: {told}") from error
     return dict(json.loads(answer.data))
 
 

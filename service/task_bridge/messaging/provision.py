@@ -26,6 +26,7 @@ from nats.js.api import (
 )
 
 from ..errors import CannotStart, NatsUnavailable
+from ..forbidden import forbidden
 from ..subjects import CONSUMER, Names
 from .streams import Streams
 
@@ -154,62 +155,68 @@ def check_version(found: tuple[int, int, int]) -> None:
 
 async def _stream(streams: Streams, config: StreamConfig, *, create: bool) -> list[Difference]:
     where = f"stream {config.name}"
-    info = await _found(streams.js.stream_info(str(config.name)), where)
+    info = await _found(streams.js.stream_info(str(config.name)), streams, where, f"STREAM.INFO.{config.name}")
     if info is None:
         if not create:
             return [Difference(where, "missing", None, None, unsafe=True)]
-        await _created(streams.js.add_stream(config), where)
+        await _created(streams.js.add_stream(config), streams, where, f"STREAM.CREATE.{config.name}")
         return []
     return list(_compared(where, config, info.config, _STREAM_SAFETY, _STREAM_OTHERS))
 
 
 async def _consumer(streams: Streams, stream: str, config: ConsumerConfig, *, create: bool) -> list[Difference]:
     where = f"consumer {stream}/{config.durable_name}"
-    info = await _found(streams.js.consumer_info(stream, str(config.durable_name)), where)
+    name = f"{stream}.{config.durable_name}"
+    call = streams.js.consumer_info(stream, str(config.durable_name))
+    info = await _found(call, streams, where, f"CONSUMER.INFO.{name}")
     if info is None:
         if not create:
             return [Difference(where, "missing", None, None, unsafe=True)]
-        await _created(streams.js.add_consumer(stream, config), where)
+        await _created(streams.js.add_consumer(stream, config), streams, where, f"CONSUMER.DURABLE.CREATE.{name}")
         return []
     return list(_compared(where, config, info.config, _CONSUMER_SAFETY, _CONSUMER_OTHERS))
 
 
 async def _bucket(streams: Streams, config: ObjectStoreConfig, *, create: bool) -> list[Difference]:
-    where = f"bucket {config.bucket}"
-    info = await _found(streams.js.stream_info(f"OBJ_{config.bucket}"), where)
+    where, stream = f"bucket {config.bucket}", f"OBJ_{config.bucket}"
+    info = await _found(streams.js.stream_info(stream), streams, where, f"STREAM.INFO.{stream}")
     if info is None:
         if not create:
             return [Difference(where, "missing", None, None, unsafe=True)]
-        await _created(streams.js.create_object_store(str(config.bucket), config), where)
+        call = streams.js.create_object_store(str(config.bucket), config)
+        await _created(call, streams, where, f"STREAM.CREATE.{stream}")
         return []
     found = ObjectStoreConfig(ttl=info.config.max_age, replicas=info.config.num_replicas or 1)
     return list(_compared(where, config, found, (), ("ttl", "replicas")))
 
 
-async def _found(call: Awaitable[Any], where: str) -> Any:
+async def _found(call: Awaitable[Any], streams: Streams, where: str, subject: str) -> Any:
     try:
         return await call
     except nats.js.errors.NotFoundError:
         return None
     except (TimeoutError, nats.errors.Error) as error:
-        raise NatsUnavailable(f"{where}: {_reason(error)}") from error
+        raise NatsUnavailable(f"{where}: {_reason(error, streams, subject)}") from error
 
 
-async def _created(call: Awaitable[Any], where: str) -> None:
+async def _created(call: Awaitable[Any], streams: Streams, where: str, subject: str) -> None:
     try:
         await call
     except nats.js.errors.ServiceUnavailableError as error:
-        raise NatsUnavailable(f"{where}: {_reason(error)}") from error
+        raise NatsUnavailable(f"{where}: {_reason(error, streams, subject)}") from error
     except nats.js.errors.APIError as error:
         raise CannotStart(
             f"JetStream refuses to create the {where}: {error.description}. Make room for it, or create it as "
             "`task-bridge provision --print` says."
         ) from error
     except (TimeoutError, nats.errors.Error) as error:
-        raise NatsUnavailable(f"{where}: {_reason(error)}") from error
+        raise NatsUnavailable(f"{where}: {_reason(error, streams, subject)}") from error
 
 
-def _reason(error: BaseException) -> str:
+def _reason(error: BaseException, streams: Streams, subject: str) -> str:
+    told = forbidden(streams.connection, f"{streams.prefix}.{subject}")
+    if told and isinstance(error, TimeoutError):
+        return f"{told}; let this user do it, as deploy/nats does"
     if isinstance(error, nats.js.errors.APIError) and error.description:
         return error.description
     if isinstance(error, nats.js.errors.ServiceUnavailableError | nats.errors.NoRespondersError):

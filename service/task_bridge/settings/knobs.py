@@ -159,7 +159,8 @@ class Settings(BaseSettings):
     vcenters: dict[str, VCenterSettings] = _knob(
         "BRIDGE_VCENTERS",
         {},
-        'all vCenters as one JSON object, like {"lab": {"url": "https://…"}}; adds to the others',
+        'all vCenters as one JSON object, like {"lab": {"url": "https://…"}}; adds to the others, whose variables '
+        "go before it; a password in both is a mistake",
     )
     default_vcenter: Annotated[str, Lower] | None = _knob(
         "BRIDGE_DEFAULT_VCENTER", None, "the vCenter of requests that name none, when several are configured"

@@ -133,10 +133,11 @@ def nats_urls(text: object) -> tuple[str, ...]:
     parts = text.split(",") if isinstance(text, str) else text
     if not isinstance(parts, list | tuple):
         raise ValueError("must be nats://host:port, more of them after commas")  # noqa: TRY004 - told as a mistake
-    urls = tuple(_nats_url(part.strip()) for part in parts if part.strip())
-    if not urls:
+    if not any(part.strip() for part in parts):
         raise ValueError("must name at least one server, like nats://127.0.0.1:4222")
-    return urls
+    if not all(part.strip() for part in parts):
+        raise ValueError("must name a server before and after each comma")
+    return tuple(_nats_url(part.strip()) for part in parts)
 
 
 def _nats_url(text: str) -> str:
@@ -167,7 +168,7 @@ def _is_origin(parts: SplitResult) -> bool:
 
 def listen(text: object) -> Listen | None:
     """`host:port`, `[address]:port`, or `off` as None."""
-    if text == "off" or text is None:
+    if text is None or (isinstance(text, str) and text.lower() == "off"):
         return None
     match = _LISTEN.fullmatch(text) if isinstance(text, str) else None
     if match is None or int(match[3]) > 65_535:

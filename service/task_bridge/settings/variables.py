@@ -21,6 +21,7 @@ _TOGETHER = (
     ("BRIDGE_NATS_USER", "BRIDGE_NATS_PASSWORD"),
     ("BRIDGE_NATS_TLS_CERT_FILE", "BRIDGE_NATS_TLS_KEY_FILE"),
 )
+_VCENTER_SECRETS = ("PASSWORD", "PASSWORD_FILE")
 _NATS_LOGINS = ("BRIDGE_NATS_CREDS_FILE", "BRIDGE_NATS_NKEY_SEED_FILE", "BRIDGE_NATS_USER", "BRIDGE_NATS_TOKEN")
 
 
@@ -32,16 +33,20 @@ class Known(NamedTuple):
 
 
 class Variables(NamedTuple):
-    """`values`: what is set, each vCenter's as `BRIDGE_VCENTERS__LAB__URL`; and what to tell about the names."""
+    """`values`: what is set, each vCenter's as `BRIDGE_VCENTERS__LAB__URL`; what to tell about the names; and the
+    vCenters that are `named` in the JSON, maybe without a word more.
+    """
 
     values: dict[str, str]
     mistakes: list[str]
     warnings: list[str]
+    named: list[str]
 
     @property
     def vcenters(self) -> list[str]:
-        """The names of the vCenters that anything was said about, lower-cased, in their order."""
-        return list(dict.fromkeys(_split(name)[0] for name in self.values if name.startswith(VCENTERS + "__")))
+        """The names of the vCenters that are to be followed, lower-cased, in their order."""
+        spoken_of = [_split(name)[0] for name in self.values if name.startswith(VCENTERS + "__")]
+        return list(dict.fromkeys([*spoken_of, *self.named]))
 
 
 def vcenter_variable(vcenter: str, key: str) -> str:
@@ -54,14 +59,15 @@ def sort_out(environ: Mapping[str, str], known: Known, *, need_vcenters: bool) -
 
     Without `need_vcenters` nothing about a vCenter is read: who only talks to NATS needs none.
     """
-    found = Variables({}, [], [])
+    found = Variables({}, [], [], [])
     given = {name: value for name, value in environ.items() if name.startswith(PREFIX) and value}
     for name, value in given.items():
         if name != VCENTERS and not name.startswith(VCENTERS + "__"):
             _take(found, known, name, value)
     if need_vcenters:
-        from_json = _from_json(given.get(VCENTERS), found.mistakes)
-        _take_vcenters(found, known, from_json | _spelled_out(given, found.mistakes))
+        from_json, spelled_out = _from_json(given.get(VCENTERS), found), _spelled_out(given, found.mistakes)
+        found.mistakes.extend(_secrets_twice(from_json, spelled_out))
+        _take_vcenters(found, known, from_json | spelled_out)
         _check_vcenters(found)
     found.mistakes.extend(_contradictions(found.values))
     return found
@@ -111,39 +117,57 @@ def _spelled_out(given: Mapping[str, str], mistakes: list[str]) -> dict[str, str
     return normal
 
 
-def _from_json(text: str | None, mistakes: list[str]) -> dict[str, str]:
+class _Object(list[tuple[str, Any]]):
+    """A JSON object as it is written: a key may come twice."""
+
+
+def _from_json(text: str | None, found: Variables) -> dict[str, str]:
     """`{"lab": {"url": …}}` as the variables that say the same. Its content is never told: it holds secrets."""
     flat: dict[str, str] = {}
-    for vcenter, key, value in _leaves(_parsed(text or "{}", mistakes)):
+    seen: set[str] = set()
+    for vcenter, key, value in _leaves(_parsed(text or "{}", found.mistakes), found):
         variable = vcenter_variable(vcenter, key)
-        if "__" in vcenter:
-            mistakes.append(f"{VCENTERS}: {vcenter!r} can't name a vCenter: {_NAME_RULE}")
-        elif isinstance(value, dict | list):
-            mistakes.append(f"{variable}: must be one plain value in the JSON of {VCENTERS}")
-        elif variable in flat:
-            mistakes.append(f"{variable}: given twice in the JSON of {VCENTERS}; keep one")
+        if isinstance(value, list):
+            found.mistakes.append(f"{variable}: must be one plain value in the JSON of {VCENTERS}")
+        elif variable in seen:
+            found.mistakes.append(f"{variable}: given twice in the JSON of {VCENTERS}; keep one")
         elif value is not None and value != "":
             flat[variable] = value if isinstance(value, str) else json.dumps(value)
+        seen.add(variable)
     return flat
 
 
-def _parsed(text: str, mistakes: list[str]) -> dict[str, dict[str, Any]]:
+def _parsed(text: str, mistakes: list[str]) -> list[tuple[str, _Object]]:
     form = f'{VCENTERS}: must be a JSON object of objects, like {{"lab": {{"url": "https://…", …}}}}'
     try:
-        tree = json.loads(text)
+        tree = json.loads(text, object_pairs_hook=_Object)
     except (ValueError, RecursionError) as error:
         mistakes.append(f"{form}: {error}")  # the error tells a place and a reason, no content
-        return {}
-    if isinstance(tree, dict) and all(isinstance(keys, dict) for keys in tree.values()):
+        return []
+    if isinstance(tree, _Object) and all(isinstance(keys, _Object) for _, keys in tree):
         return tree
     mistakes.append(form)
-    return {}
+    return []
 
 
-def _leaves(tree: Mapping[str, Mapping[str, Any]]) -> Iterator[tuple[str, str, Any]]:
-    for vcenter, keys in tree.items():
-        for key, value in keys.items():
-            yield vcenter, key, value
+def _leaves(tree: Iterable[tuple[str, _Object]], found: Variables) -> Iterator[tuple[str, str, Any]]:
+    """What is said of each vCenter, whose name is told to `found`."""
+    names: set[str] = set()
+    for vcenter, keys in tree:
+        if vcenter in names:
+            found.mistakes.append(f"{VCENTERS}: {vcenter!r} is given twice in its JSON; keep one")
+        elif not is_vcenter_name(vcenter.lower()):
+            found.mistakes.append(f"{VCENTERS}: {vcenter!r} can't name a vCenter: {_NAME_RULE}")
+        else:
+            found.named.append(vcenter.lower())
+            yield from ((vcenter, key, value) for key, value in keys)
+        names.add(vcenter)
+
+
+def _secrets_twice(from_json: Collection[str], spelled_out: Collection[str]) -> Iterator[str]:
+    for variable in sorted(set(from_json) & set(spelled_out)):
+        if _split(variable)[1] in _VCENTER_SECRETS:
+            yield f"{variable}: given twice, here and in the JSON of {VCENTERS}; keep one"
 
 
 def _check_vcenters(found: Variables) -> None:
@@ -151,21 +175,22 @@ def _check_vcenters(found: Variables) -> None:
         found.mistakes.append(
             f"{VCENTERS}__<NAME>__URL: no vCenter is configured; set its URL, USERNAME and PASSWORD"
         )
+    spoken_of = {*found.values, *(mistake.partition(":")[0] for mistake in found.mistakes)}
     for vcenter in found.vcenters:
-        found.mistakes.extend(_missing(found.values, vcenter))
+        found.mistakes.extend(_missing(spoken_of, vcenter))
     default = found.values.get(DEFAULT_VCENTER, "").lower()
     if default and default not in found.vcenters:
         names = ", ".join(found.vcenters) or "none"
         found.mistakes.append(f"{DEFAULT_VCENTER}: {default!r} is not configured (configured: {names})")
 
 
-def _missing(values: Mapping[str, str], vcenter: str) -> Iterator[str]:
+def _missing(spoken_of: Collection[str], vcenter: str) -> Iterator[str]:
     url = vcenter_variable(vcenter, "URL")
-    if url not in values:
+    if url not in spoken_of:
         yield f"{url}: missing; set where this vCenter answers, like https://vcenter.example.com"
     for key in ("USERNAME", "PASSWORD"):
         variable = vcenter_variable(vcenter, key)
-        if not values.keys() & {variable, variable + "_FILE"}:
+        if variable not in spoken_of and variable + "_FILE" not in spoken_of:
             yield f"{variable}: missing; set it, or {variable}_FILE"
 
 

@@ -50,7 +50,7 @@ def build_web(state: State, feed: Feed) -> ASGIApp:
         ]
     )
     web.router.redirect_slashes = False
-    return _SecurityHeaders(web)
+    return _SecurityHeaders(_OnlyReading(web))
 
 
 class _Pages:
@@ -121,6 +121,19 @@ def _filter(query: QueryParams) -> Filter:
     number = query.get("page", "1")
     page_number = int(number) if number.isascii() and number.isdigit() and len(number) < 8 else 1
     return Filter(query.get("q", "")[:_MAX_WORDS], query.get("vcenter", "")[:_MAX_WORDS], page_number)
+
+
+class _OnlyReading:
+    """Refuses what isn't a reading, whether its path is there or not: nothing here is changed by HTTP."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        app = self._app
+        if scope["type"] == "http" and scope["method"] not in ("GET", "HEAD"):
+            app = PlainTextResponse("Method Not Allowed", 405, headers={"Allow": "GET, HEAD"})
+        await app(scope, receive, send)
 
 
 class _SecurityHeaders:
