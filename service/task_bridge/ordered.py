@@ -22,6 +22,7 @@ from .errors import NatsUnavailable
 from .forbidden import forbidden
 from .heard import Heard, hearing
 
+_TRIES = 3
 HEARTBEAT_S = 1.0
 SILENCE_S = 2.5
 PAUSE_S = 0.2
@@ -53,6 +54,7 @@ class Ordered:
         self._follow = follow
         self._next = first
         self._left: int | None = None  # None until JetStream said how many there are
+        self._unanswered = 0
 
     async def messages(self) -> AsyncGenerator[Msg, None]:
         """Raises NatsUnavailable when the stream can't be read from the first, or the connection was closed."""
@@ -104,15 +106,19 @@ class Ordered:
             info = await self._js.add_consumer(self._stream, self._config(inbox))
         except (nats.js.errors.APIError, nats.errors.NoRespondersError, TimeoutError) as error:
             lost = not self._client.is_connected or self._client.stats["reconnects"] != outages
-            if self._left is not None or (lost and isinstance(error, TimeoutError)):
+            if self._left is not None or (isinstance(error, TimeoutError) and (lost or self._may_answer_yet())):
                 raise
-            raise NatsUnavailable(f"The stream {self._stream} can't be read: {self._reason(error)}.") from error
+            told = self._forbidden() or getattr(error, "description", None) or "JetStream doesn't answer"
+            raise NatsUnavailable(f"The stream {self._stream} can't be read: {told}.") from error
         self._left = (info.num_pending or 0) + (info.delivered.consumer_seq if info.delivered else 0)
 
-    def _reason(self, error: Exception) -> str:
-        asked = f"{self._js._prefix}.CONSUMER.CREATE.{self._stream}"
-        told = forbidden(self._client, asked) if isinstance(error, TimeoutError) else None
-        return told or getattr(error, "description", None) or "JetStream doesn't answer"
+    def _may_answer_yet(self) -> bool:
+        """A stream whose leader has gone has another one soon; a user who isn't permitted waits in vain."""
+        self._unanswered += 1
+        return self._unanswered < _TRIES and self._forbidden() is None
+
+    def _forbidden(self) -> str | None:
+        return forbidden(self._client, f"{self._js._prefix}.CONSUMER.CREATE.{self._stream}")
 
     async def _delivered(self, status: Msg, number: int) -> int:
         """How many messages JetStream says it sent. Flow control is answered: all before it is read by now."""
