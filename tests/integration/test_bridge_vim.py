@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import time
+from functools import partial
 from pathlib import Path
 
 import pytest
 from structlog.testing import capture_logs
 
+import task_bridge.kinds
 from lab import PASSWORD, PREFIX, USERNAME, BridgeProcess, Lab, until
 from task_bridge.settings import VCenterSettings
 from task_bridge.simulator import Script, Step, Target, fates, faults
 from task_bridge.simulator.faults import Effect
 from task_bridge.simulator.sdk import soap
 from task_bridge.simulator.tasks import message, progress
+from task_bridge.vim import VimSource
+from task_bridge.vim.patience import VimPatience
 
 NEW_VM = {"type": "VirtualMachine", "id": "vm-8"}
 
@@ -373,3 +378,99 @@ async def test_sessions_that_end_again_and_again_are_no_reason_to_give_push_up(l
             lab.vcenter.set(task, status="SUCCEEDED")
             await lab.ended(task)
     assert not [log for log in logs if log["log_level"] == "warning" or log["event"] == "push_lost"]
+
+
+# A VM that is kept locked, as vcsim does while a delayed task works on it
+
+LOCKED = Target("VirtualMachine", "vm-7")
+READS = ("RetrievePropertiesEx", "ModifyListView", "WaitForUpdatesEx")
+
+
+async def locked_task(lab: Lab) -> str:
+    """A followed task on the locked VM, of whose question somebody wants to know by now."""
+    lab.vcenter.locked.add(LOCKED.id)
+    task = lab.vcenter.create(fates.runs_forever(), flavour="vim", target=LOCKED)
+    await lab.publish(task)
+    await until(lambda: lab.heard(task), 6)
+    asked = sum(len(lab.vcenter.journal.of(one)) for one in READS)
+    await until(lambda: sum(len(lab.vcenter.journal.of(one)) for one in READS) > asked, 6)
+    return task
+
+
+async def told_in_time(lab: Lab, *tasks: str) -> None:
+    """They are watched, end now, and both is told within 6 s."""
+    began = time.monotonic()
+    await until(lambda: all(map(lab.heard, tasks)), 6)
+    for task in tasks:
+        lab.vcenter.set(task, status="SUCCEEDED")
+    for task in tasks:
+        await lab.ended(task, 6)
+    assert time.monotonic() - began < 6
+
+
+def statuses_of(lab: Lab, task: str) -> list[str]:
+    return [event["data"]["status"] for event in lab.heard(task)]
+
+
+@pytest.mark.parametrize("way", ["push", "pull"])
+async def test_a_vm_that_is_kept_locked_holds_up_no_task(lab: Lab, way: str) -> None:
+    with capture_logs() as logs:
+        async with lab.bridge(vcenters=with_vim(lab, way)):
+            await lab.listen()
+            before, after, later = (lab.vcenter.create(fates.runs_forever(), flavour="vim") for _ in range(3))
+            await lab.publish(before)
+            await until(lambda: lab.heard(before))
+            task = await locked_task(lab)
+            await lab.publish(after)
+            await told_in_time(lab, before, after)
+            await lab.publish(later)
+            await told_in_time(lab, task, later)
+    assert [log["event"] for log in logs].count("questions_asked_apart") == 1
+    assert not [log for log in logs if log["log_level"] == "warning" or log["event"] == "push_lost"]
+
+
+@pytest.mark.parametrize("way", ["push", "pull"])
+async def test_a_task_of_a_locked_vm_is_taken_up_by_a_new_owner(lab: Lab, way: str) -> None:
+    await lab.listen()
+    with capture_logs() as logs:
+        async with lab.bridge(vcenters=with_vim(lab, way)):
+            task = await locked_task(lab)
+        async with lab.bridge(vcenters=with_vim(lab, way)):
+            other = lab.vcenter.create(fates.runs_forever(), flavour="vim")
+            await lab.publish(other)
+            await told_in_time(lab, task, other)
+    assert not [log for log in logs if log["event"] == "vcenter_unavailable"]
+
+
+@pytest.mark.parametrize("way", ["push", "pull"])
+async def test_questions_are_asked_apart_until_no_vm_is_locked(
+    lab: Lab, way: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    quick = VimPatience(held_s=1.0, pull_s=0.3, apart_s=1.5)
+    monkeypatch.setattr(task_bridge.kinds, "VimSource", partial(VimSource, vim_patience=quick))
+    with capture_logs() as logs:
+
+        def told(event: str) -> int:
+            return [log["event"] for log in logs].count(event)
+
+        async with lab.bridge(vcenters=with_vim(lab, way)):
+            await lab.listen()
+            await locked_task(lab)
+            await until(lambda: told("questions_asked_apart"), 6)
+            other = lab.vcenter.create(fates.runs_forever(), flavour="vim", target=Target("VirtualMachine", "vm-8"))
+            lab.vcenter.set(other, status="BLOCKED", progress=progress(40))
+            await lab.publish(other)
+            await until(lambda: lab.heard(other), 6)
+            lab.vcenter.locked.clear()
+            await until(lambda: statuses_of(lab, other)[-1] == "BLOCKED", 6)
+            await until(lambda: told("questions_asked_together"), 6)
+            listed = len(lab.vcenter.journal.of("ModifyListView"))
+            await until(lambda: way == "pull" or len(lab.vcenter.journal.of("ModifyListView")) > listed, 6)
+            pulls = len(lab.vcenter.journal.of("RetrievePropertiesEx"))
+            for status in ("RUNNING", "BLOCKED"):
+                lab.vcenter.set(other, status=status)
+                await until(lambda status=status: statuses_of(lab, other)[-1] == status, 6)
+            pulled = len(lab.vcenter.journal.of("RetrievePropertiesEx")) > pulls
+    assert pulled == (way == "pull")
+    assert (told("questions_asked_apart"), told("questions_asked_together")) == (1, 1)
+    assert not told("vcenter_unavailable")
