@@ -22,9 +22,9 @@ from task_bridge.vim.patience import VimPatience
 NEW_VM = {"type": "VirtualMachine", "id": "vm-8"}
 
 
-def with_vim(lab: Lab, way: str) -> dict[str, VCenterSettings]:
+def with_vim(lab: Lab, way: str, **more: object) -> dict[str, VCenterSettings]:
     given = {"name": "lab", "url": lab.vcenter_url, "username": USERNAME, "password": PASSWORD, "vim": way}
-    return {"lab": VCenterSettings.model_validate(given)}
+    return {"lab": VCenterSettings.model_validate(given | more)}
 
 
 async def test_a_classic_task_is_followed_from_watching_to_its_end(lab: Lab) -> None:
@@ -408,14 +408,14 @@ async def told_in_time(lab: Lab, *tasks: str) -> None:
     assert time.monotonic() - began < 6
 
 
-def statuses_of(lab: Lab, task: str) -> list[str]:
-    return [event["data"]["status"] for event in lab.heard(task)]
+async def becomes(lab: Lab, task: str, status: str) -> None:
+    await until(lambda: lab.heard(task) and lab.heard(task)[-1]["data"]["status"] == status, 6)
 
 
-@pytest.mark.parametrize("way", ["push", "pull"])
-async def test_a_vm_that_is_kept_locked_holds_up_no_task(lab: Lab, way: str) -> None:
+@pytest.mark.parametrize(("way", "slots"), [("push", 4), ("push", 2), ("pull", 4), ("pull", 1)])
+async def test_a_vm_that_is_kept_locked_holds_up_no_task(lab: Lab, way: str, slots: int) -> None:
     with capture_logs() as logs:
-        async with lab.bridge(vcenters=with_vim(lab, way)):
+        async with lab.bridge(vcenters=with_vim(lab, way, max_concurrent_requests=slots)):
             await lab.listen()
             before, after, later = (lab.vcenter.create(fates.runs_forever(), flavour="vim") for _ in range(3))
             await lab.publish(before)
@@ -461,15 +461,15 @@ async def test_questions_are_asked_apart_until_no_vm_is_locked(
             lab.vcenter.set(other, status="BLOCKED", progress=progress(40))
             await lab.publish(other)
             await until(lambda: lab.heard(other), 6)
-            lab.vcenter.locked.clear()
-            await until(lambda: statuses_of(lab, other)[-1] == "BLOCKED", 6)
-            await until(lambda: told("questions_asked_together"), 6)
             listed = len(lab.vcenter.journal.of("ModifyListView"))
+            lab.vcenter.locked.clear()
+            await becomes(lab, other, "BLOCKED")
+            await until(lambda: told("questions_asked_together"), 6)
             await until(lambda: way == "pull" or len(lab.vcenter.journal.of("ModifyListView")) > listed, 6)
             pulls = len(lab.vcenter.journal.of("RetrievePropertiesEx"))
             for status in ("RUNNING", "BLOCKED"):
                 lab.vcenter.set(other, status=status)
-                await until(lambda status=status: statuses_of(lab, other)[-1] == status, 6)
+                await becomes(lab, other, status)
             pulled = len(lab.vcenter.journal.of("RetrievePropertiesEx")) > pulls
     assert pulled == (way == "pull")
     assert (told("questions_asked_apart"), told("questions_asked_together")) == (1, 1)

@@ -10,8 +10,8 @@ class VimPatience(NamedTuple):
     of progress come together. `pull_s`: between looks without push. `safety_s`: between pulls of some beside push.
     `idle_s`: until a session that nobody needs is logged out. `losses` and `within_s`: push lost so often in that
     time isn't tried before `pull_for_s`. `history_s`: how long before its watch a task that was never seen may have
-    been queued. `held_s`: so long may VMs hold tasks up before their questions are asked apart, and `apart_s`: for so
-    long at least.
+    been queued. `held_s`: so long may VMs hold tasks up before their questions are asked apart. `apart_s`: for so
+    long they are, at least.
     """
 
     gather_s: float = 0.1

@@ -92,7 +92,7 @@ class Filter:
             self._watchers.remove(target, self)
 
     def read(self, locked: set[str]) -> bool:
-        """Whether what wasn't told yet can be read. If not, reading has begun and goes on until the lock is gone."""
+        """Whether what wasn't told yet can be read. If not, reading has begun and ends when the lock is gone."""
         if self.is_held_up(locked):
             return False
         untold = (one for one in self.changed if one in self._members and one not in self._told)
@@ -166,7 +166,7 @@ class Collector:
 
     def read(self, locked: set[str]) -> bool:
         """Whether what is new can be read, and isn't locked."""
-        return all([one.read(locked) for one in self.filters.values()])
+        return all(one.read(locked) for one in self.filters.values())
 
     def update_set(self, snapshot: Snapshot, at_most: int) -> str | None:
         """What is new, as the inside of an UpdateSet, None when nothing is."""

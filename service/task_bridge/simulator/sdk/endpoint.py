@@ -102,10 +102,7 @@ class Sdk:
                 return soap.answer(call.name, self._to_a_stranger(call))
             if call.name in _WAITS:
                 return soap.answer(call.name, await self._waited(request, call, session))
-            while self._is_locked(call, session) and not await request.is_disconnected():
-                await asyncio.sleep(_LOCKED_S)
-            if session.id not in self._methods.rooms:
-                raise not_authenticated(call.this)
+            await self._unlocked(request, call, session)
             return soap.answer(call.name, self._called(call, session))
         except SoapFaultError as error:
             return soap.fault_answer(error)
@@ -165,12 +162,17 @@ class Sdk:
 
     # Waiting
 
+    async def _unlocked(self, request: Request, call: MethodCall, session: Session) -> None:
+        while self._is_locked(call, session):
+            await asyncio.sleep(_LOCKED_S)
+            if session not in self._vcenter.sessions.live or await request.is_disconnected():
+                raise not_authenticated(call.this)
+
     def _is_locked(self, call: MethodCall, session: Session) -> bool:
-        """Whether it needs an object that a task keeps locked, or a view whose filter is in the middle of reading one:
-        vcsim lets both wait.
+        """Whether it reads an object that is locked, or changes a view whose filter is in the middle of that: vcsim
+        lets both wait.
         """
-        rooms = self._methods.rooms.get(session.id)
-        locked, views = self._vcenter.locked, rooms.views if rooms else {}
+        locked, views = self._vcenter.locked, self._methods.rooms[session.id].views
         if call.name in _READS:
             return bool(locked) and any(target.id in locked for target in read_by(call, views))
         view = views.get(call.this) if call.name == "ModifyListView" else None
