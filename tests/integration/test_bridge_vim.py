@@ -442,6 +442,33 @@ async def test_a_task_of_a_locked_vm_is_taken_up_by_a_new_owner(lab: Lab, way: s
     assert not [log for log in logs if log["event"] == "vcenter_unavailable"]
 
 
+async def test_a_locked_vm_whose_task_is_not_watched_any_more_holds_up_no_task(lab: Lab) -> None:
+    with capture_logs() as logs:
+        async with lab.bridge(vcenters=with_vim(lab, "push")):
+            await lab.listen()
+            await lab.ask("unwatch", await locked_task(lab))
+            other = lab.vcenter.create(fates.runs_forever(), flavour="vim")
+            await lab.publish(other)
+            await told_in_time(lab, other)
+    assert not [log for log in logs if log["event"] in ("vcenter_unavailable", "push_lost")]
+
+
+async def test_a_locked_vm_holds_up_no_task_where_a_view_is_refused_for_one_unknown_object(lab: Lab) -> None:
+    """As older vcsim refuses it: which objects there are is asked for, and the locked one is among them."""
+    with capture_logs() as logs:
+        async with lab.bridge(vcenters=with_vim(lab, "push")):
+            await lab.listen()
+            task = lab.vcenter.create(fates.runs_forever(), flavour="vim", target=LOCKED)
+            await lab.publish(task)
+            await until(lambda: len(lab.vcenter.journal.of("ModifyListView")) == 2)
+            lab.vcenter.locked.add(LOCKED.id)
+            lab.vcenter.faults.add(faults.soap_fault("ManagedObjectNotFound"), operation="ModifyListView", times=1)
+            lab.vcenter.sessions.invalidate()
+            await until(lambda: [log for log in logs if log["event"] == "questions_asked_apart"], 6)
+            await told_in_time(lab, task)
+    assert not [log for log in logs if log["event"] in ("vcenter_unavailable", "push_lost")]
+
+
 @pytest.mark.parametrize("way", ["push", "pull"])
 async def test_questions_are_asked_apart_until_no_vm_is_locked(
     lab: Lab, way: str, monkeypatch: pytest.MonkeyPatch

@@ -64,9 +64,9 @@ class Apart:
     async def _ask(self) -> None:
         until = time.monotonic() + self._apart_s
         while True:
+            await asyncio.sleep(self._pause_s)
             if await self._is_well() and time.monotonic() >= until:
                 break
-            await asyncio.sleep(self._pause_s)
         self._asking = None
         self._looks.ask_together()
         self._news()
