@@ -2,24 +2,29 @@
 
 from __future__ import annotations
 
+import time
+from functools import partial
 from pathlib import Path
 
 import pytest
 from structlog.testing import capture_logs
 
+import task_bridge.kinds
 from lab import PASSWORD, PREFIX, USERNAME, BridgeProcess, Lab, until
 from task_bridge.settings import VCenterSettings
 from task_bridge.simulator import Script, Step, Target, fates, faults
 from task_bridge.simulator.faults import Effect
 from task_bridge.simulator.sdk import soap
 from task_bridge.simulator.tasks import message, progress
+from task_bridge.vim import VimSource
+from task_bridge.vim.patience import VimPatience
 
 NEW_VM = {"type": "VirtualMachine", "id": "vm-8"}
 
 
-def with_vim(lab: Lab, way: str) -> dict[str, VCenterSettings]:
+def with_vim(lab: Lab, way: str, **more: object) -> dict[str, VCenterSettings]:
     given = {"name": "lab", "url": lab.vcenter_url, "username": USERNAME, "password": PASSWORD, "vim": way}
-    return {"lab": VCenterSettings.model_validate(given)}
+    return {"lab": VCenterSettings.model_validate(given | more)}
 
 
 async def test_a_classic_task_is_followed_from_watching_to_its_end(lab: Lab) -> None:
@@ -373,3 +378,126 @@ async def test_sessions_that_end_again_and_again_are_no_reason_to_give_push_up(l
             lab.vcenter.set(task, status="SUCCEEDED")
             await lab.ended(task)
     assert not [log for log in logs if log["log_level"] == "warning" or log["event"] == "push_lost"]
+
+
+# A VM that is kept locked, as vcsim does while a delayed task works on it
+
+LOCKED = Target("VirtualMachine", "vm-7")
+READS = ("RetrievePropertiesEx", "ModifyListView", "WaitForUpdatesEx")
+
+
+async def locked_task(lab: Lab) -> str:
+    """A followed task on the locked VM, of whose question somebody wants to know by now."""
+    lab.vcenter.locked.add(LOCKED.id)
+    task = lab.vcenter.create(fates.runs_forever(), flavour="vim", target=LOCKED)
+    await lab.publish(task)
+    await until(lambda: lab.heard(task), 6)
+    asked = sum(len(lab.vcenter.journal.of(one)) for one in READS)
+    await until(lambda: sum(len(lab.vcenter.journal.of(one)) for one in READS) > asked, 6)
+    return task
+
+
+async def told_in_time(lab: Lab, *tasks: str) -> None:
+    """They are watched, end now, and both is told within 6 s."""
+    began = time.monotonic()
+    await until(lambda: all(map(lab.heard, tasks)), 6)
+    for task in tasks:
+        lab.vcenter.set(task, status="SUCCEEDED")
+    for task in tasks:
+        await lab.ended(task, 6)
+    assert time.monotonic() - began < 6
+
+
+async def becomes(lab: Lab, task: str, status: str) -> None:
+    await until(lambda: lab.heard(task) and lab.heard(task)[-1]["data"]["status"] == status, 6)
+
+
+@pytest.mark.parametrize(("way", "slots"), [("push", 4), ("push", 2), ("pull", 4), ("pull", 1)])
+async def test_a_vm_that_is_kept_locked_holds_up_no_task(lab: Lab, way: str, slots: int) -> None:
+    with capture_logs() as logs:
+        async with lab.bridge(vcenters=with_vim(lab, way, max_concurrent_requests=slots)):
+            await lab.listen()
+            before, after, later = (lab.vcenter.create(fates.runs_forever(), flavour="vim") for _ in range(3))
+            await lab.publish(before)
+            await until(lambda: lab.heard(before))
+            task = await locked_task(lab)
+            await lab.publish(after)
+            await told_in_time(lab, before, after)
+            await lab.publish(later)
+            await told_in_time(lab, task, later)
+    assert [log["event"] for log in logs].count("questions_asked_apart") == 1
+    assert not [log for log in logs if log["log_level"] == "warning" or log["event"] == "push_lost"]
+
+
+@pytest.mark.parametrize("way", ["push", "pull"])
+async def test_a_task_of_a_locked_vm_is_taken_up_by_a_new_owner(lab: Lab, way: str) -> None:
+    await lab.listen()
+    with capture_logs() as logs:
+        async with lab.bridge(vcenters=with_vim(lab, way)):
+            task = await locked_task(lab)
+        async with lab.bridge(vcenters=with_vim(lab, way)):
+            other = lab.vcenter.create(fates.runs_forever(), flavour="vim")
+            await lab.publish(other)
+            await told_in_time(lab, task, other)
+    assert not [log for log in logs if log["event"] == "vcenter_unavailable"]
+
+
+async def test_a_locked_vm_whose_task_is_not_watched_any_more_holds_up_no_task(lab: Lab) -> None:
+    with capture_logs() as logs:
+        async with lab.bridge(vcenters=with_vim(lab, "push")):
+            await lab.listen()
+            await lab.ask("unwatch", await locked_task(lab))
+            other = lab.vcenter.create(fates.runs_forever(), flavour="vim")
+            await lab.publish(other)
+            await told_in_time(lab, other)
+    assert not [log for log in logs if log["event"] in ("vcenter_unavailable", "push_lost")]
+
+
+async def test_a_locked_vm_holds_up_no_task_where_a_view_is_refused_for_one_unknown_object(lab: Lab) -> None:
+    """As older vcsim refuses it: which objects there are is asked for, and the locked one is among them."""
+    with capture_logs() as logs:
+        async with lab.bridge(vcenters=with_vim(lab, "push")):
+            await lab.listen()
+            task = lab.vcenter.create(fates.runs_forever(), flavour="vim", target=LOCKED)
+            await lab.publish(task)
+            await until(lambda: len(lab.vcenter.journal.of("ModifyListView")) == 2)
+            lab.vcenter.locked.add(LOCKED.id)
+            lab.vcenter.faults.add(faults.soap_fault("ManagedObjectNotFound"), operation="ModifyListView", times=1)
+            lab.vcenter.sessions.invalidate()
+            await until(lambda: [log for log in logs if log["event"] == "questions_asked_apart"], 6)
+            await told_in_time(lab, task)
+    assert not [log for log in logs if log["event"] in ("vcenter_unavailable", "push_lost")]
+
+
+@pytest.mark.parametrize("way", ["push", "pull"])
+async def test_questions_are_asked_apart_until_no_vm_is_locked(
+    lab: Lab, way: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    quick = VimPatience(held_s=1.0, pull_s=0.3, apart_s=1.5)
+    monkeypatch.setattr(task_bridge.kinds, "VimSource", partial(VimSource, vim_patience=quick))
+    with capture_logs() as logs:
+
+        def told(event: str) -> int:
+            return [log["event"] for log in logs].count(event)
+
+        async with lab.bridge(vcenters=with_vim(lab, way)):
+            await lab.listen()
+            await locked_task(lab)
+            await until(lambda: told("questions_asked_apart"), 6)
+            other = lab.vcenter.create(fates.runs_forever(), flavour="vim", target=Target("VirtualMachine", "vm-8"))
+            lab.vcenter.set(other, status="BLOCKED", progress=progress(40))
+            await lab.publish(other)
+            await until(lambda: lab.heard(other), 6)
+            listed = len(lab.vcenter.journal.of("ModifyListView"))
+            lab.vcenter.locked.clear()
+            await becomes(lab, other, "BLOCKED")
+            await until(lambda: told("questions_asked_together"), 6)
+            await until(lambda: way == "pull" or len(lab.vcenter.journal.of("ModifyListView")) > listed, 6)
+            pulls = len(lab.vcenter.journal.of("RetrievePropertiesEx"))
+            for status in ("RUNNING", "BLOCKED"):
+                lab.vcenter.set(other, status=status)
+                await becomes(lab, other, status)
+            pulled = len(lab.vcenter.journal.of("RetrievePropertiesEx")) > pulls
+    assert pulled == (way == "pull")
+    assert (told("questions_asked_apart"), told("questions_asked_together")) == (1, 1)
+    assert not told("vcenter_unavailable")

@@ -198,6 +198,49 @@ async def test_a_list_view_grows_during_a_wait_and_names_what_it_cannot_resolve(
     }
 
 
+async def test_a_locked_vm_lets_wait_whoever_reads_it_and_whoever_changes_a_view_that_is_being_read(
+    served: Served,
+) -> None:
+    vcenter = served.vcenter
+    vcenter.locked.add("vm-1")
+    tasks = [vcenter.create(fates.runs_forever(), flavour="vim") for _ in range(2)]
+
+    def follow(instance: Any) -> list[float]:
+        began = time.monotonic()
+        content, vm = instance.content, vim.VirtualMachine("vm-1", instance._stub)
+        collector, view = content.propertyCollector, content.viewManager.CreateListView()
+        told = vmodl.query.PropertyCollector
+        through = told.TraversalSpec(name="view", type=vim.ListView, path="view", skip=False)
+        collector.CreateFilter(
+            told.FilterSpec(
+                propSet=[
+                    told.PropertySpec(type=vim.Task, pathSet=["info.state"]),
+                    told.PropertySpec(type=vim.VirtualMachine, pathSet=["name"]),
+                ],
+                objectSet=[told.ObjectSpec(obj=view, skip=True, selectSet=[through])],
+            ),
+            partialUpdates=False,
+        )
+        view.ModifyListView(add=[task_of(instance, tasks[0])])
+        version = collector.WaitForUpdatesEx("").version
+        waiting = threading.Thread(target=collector.WaitForUpdatesEx, args=(version,))
+        waiting.start()
+        view.ModifyListView(add=[vm])
+        at_once = time.monotonic() - began
+        waiting.join(0.5)
+        threading.Timer(0.5, vcenter.locked.clear).start()
+        view.ModifyListView(add=[task_of(instance, tasks[1])])
+        changed = time.monotonic() - began
+        waiting.join()
+        vcenter.locked.add("vm-1")
+        threading.Timer(0.5, vcenter.locked.clear).start()
+        assert vm.name == "vm-1"
+        return [at_once, changed, time.monotonic() - began]
+
+    at_once, changed, read = await served.by_pyvmomi(follow)
+    assert at_once + 1.0 <= changed <= read - 0.5
+
+
 async def test_update_sets_are_truncated_and_go_on(served: Served) -> None:
     tasks = [served.vcenter.create(fates.runs_forever(), flavour="vim") for _ in range(25)]
 

@@ -33,6 +33,7 @@ TOTAL_S = 90.0
 
 _SAFE_TO_REPEAT = frozenset({"list", "get", "result", "session", "pull", "modify", "wait"})
 _DROPPED = (httpx.RemoteProtocolError, httpx.ReadError, httpx.WriteError)
+_SILENT = (httpx.ReadTimeout, TimeoutError)
 _UNREACHABLE = (httpx.ConnectError, httpx.ConnectTimeout, httpx.ProxyError, httpx.UnsupportedProtocol)
 
 
@@ -42,6 +43,10 @@ class Doubtful(VCenterUnavailable):
 
 class _LeftBehind(Doubtful):
     """vCenter closed a kept connection just as it was used again: nothing is wrong, and nothing was answered."""
+
+
+class NoAnswer(Doubtful):
+    """The request was sent, and no answer came in time."""
 
 
 class AnswerTooLarge(VCenterUnavailable):
@@ -248,6 +253,8 @@ def _kind_of(error: Exception, done: set[str]) -> type[VCenterUnavailable]:
     """What the error means, by what was done until it came."""
     if isinstance(error, _UNREACHABLE):
         return VCenterUnavailable
+    if isinstance(error, _SILENT):
+        return NoAnswer
     kept = not any(event.startswith("connection.connect_") for event in done)
     answered = "http11.receive_response_headers.complete" in done
     return _LeftBehind if kept and not answered and isinstance(error, _DROPPED) else Doubtful

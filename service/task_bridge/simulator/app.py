@@ -36,7 +36,10 @@ from .tasks_service import State, TasksService, provider_of
 
 
 class SimulatedVCenter:
-    """`app` is what is served; `faults`, `journal`, `sessions`, `tasks`, `options` may be looked at and turned."""
+    """`app` is what is served; `faults`, `journal`, `sessions`, `tasks`, `options` may be looked at and turned.
+
+    `locked`: ids of objects at `/sdk` that nobody reads until they are out of it, as vcsim keeps the VM of a task.
+    """
 
     def __init__(
         self, options: Options | None = None, *, clock: Clock = time.time, sleep: Sleep = asyncio.sleep
@@ -50,6 +53,7 @@ class SimulatedVCenter:
         self.journal = Journal(clock, self.options.remembered_requests)
         self.default_script = fates.succeeds()
         self.next_scripts: deque[Script] = deque()
+        self.locked: set[str] = set()
         self.sdk = Sdk(self)
         self._router = Router([*Control(self).routes(), *self.sdk.routes(), *Routes(self).all()])
 

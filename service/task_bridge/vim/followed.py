@@ -75,6 +75,9 @@ class Questions:
         elif vm in self._tasks:
             self._asked[vm] = question
 
+    def is_of_interest(self, vm: str) -> bool:
+        return vm in self._tasks
+
     def begin(self, followed: Followed) -> str | None:
         """The VM that is to be listed from now on, because this running task works on it."""
         entity: Ref | None = followed.info.get("entity")

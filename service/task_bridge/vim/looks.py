@@ -23,7 +23,7 @@ from ..task import Birth, TaskError
 from ..watch import Absence
 from . import methods
 from .followed import Followed, Questions
-from .methods import Shown
+from .methods import HeldUp, Shown
 from .patience import VimPatience
 from .reading import Info, birth_of, task_of
 from .session import Session
@@ -46,7 +46,9 @@ class _Gone(NamedTuple):
 
 
 class Looks:
-    """The followed classic tasks of one vCenter. `to_add` and `to_remove`: what the view is to list."""
+    """The followed classic tasks of one vCenter. `to_add` and `to_remove`: what the view is to list. `apart`: no VM
+    is listed or asked about together with tasks.
+    """
 
     def __init__(
         self,
@@ -82,6 +84,7 @@ class Looks:
         self.labels: dict[str, str] = {}
         self.to_add: dict[Ref, None] = {}
         self.to_remove: dict[Ref, None] = {}
+        self.apart = False
 
     # What is asked for
 
@@ -115,8 +118,20 @@ class Looks:
     def list_all(self) -> None:
         """The view is new: everything is to be listed."""
         self.to_remove.clear()
-        vms = (Ref("VirtualMachine", vm) for vm in self.questions.vms)
-        self.to_add = dict.fromkeys([*(one.ref for one in self.tasks.values()), *vms])
+        self.to_add = dict.fromkeys([one.ref for one in self.tasks.values()])
+        self._list_vms()
+
+    def ask_apart(self) -> None:
+        """A VM holds up what it is listed or asked about with: tasks are to go on without the questions."""
+        if not self.apart:
+            self.apart = True
+            log.info("questions_asked_apart", vcenter=self._vcenter)
+
+    def ask_together(self) -> None:
+        if self.apart:
+            self.apart = False
+            self._list_vms()
+            log.info("questions_asked_together", vcenter=self._vcenter)
 
     def relist(self, add: list[Ref], remove: list[Ref]) -> None:
         """Whether the view was changed isn't known: once more, but for what came to be otherwise meanwhile."""
@@ -175,6 +190,12 @@ class Looks:
             self._finds.waiting += [(one.id, UNCHANGED) for one in as_before if one.ask_at is None]
             self._finds.tell()
 
+    def answers(self, shown: list[Shown]) -> None:
+        """What VMs that were asked about apart have to say."""
+        for one in shown:
+            self._question(one)
+        self._tell_taken()
+
     async def ask(self, those: list[Followed]) -> None:
         """Asks about these. Raises VCenterUnavailable."""
         for followed in those:
@@ -204,9 +225,12 @@ class Looks:
     async def _pulled(self, tasks: list[str], gone: dict[str, _Gone], failures: list[Exception]) -> list[Shown]:
         """Halves where an answer is refused or can't be read, until the task that it is about is alone: that isn't
         `gone`."""
-        vms = {vm for task in tasks if (one := self.tasks.get(task)) and (vm := one.vm)}
+        vms = {vm for task in tasks if (one := self.tasks.get(task)) and (vm := one.vm) and not self.apart}
         try:
-            shown = await methods.pull(self._session, tasks, vms)
+            shown = await methods.pull(self._session, tasks, vms, self._patience.held_s)
+        except HeldUp:
+            self.ask_apart()
+            return await self._pulled(tasks, gone, failures)
         except (Unreadable, AnswerTooLarge, SoapFault) as error:
             failures.append(error)
             if len(failures) > 4 + 2 * len(gone).bit_length():
@@ -270,9 +294,9 @@ class Looks:
         followed.failures = 0
         if task.ended:
             self._end_question(followed)
-        elif (vm := self.questions.begin(followed)) is not None:
+        elif (vm := self.questions.begin(followed)) is not None and not self.apart:
             self._list(Ref("VirtualMachine", vm), followed)
-        followed.resumed = followed.resumed and followed.vm is not None
+        followed.resumed = followed.resumed and followed.vm is not None and not self.apart
         if followed.resumed:
             self._ask_later(followed, self._clock())  # its VM with it, or BLOCKED would be told as RUNNING
         elif task != followed.task:
@@ -396,8 +420,13 @@ class Looks:
             del self.to_add[ref]
         self.to_remove[ref] = None
 
+    def _list_vms(self) -> None:
+        for ref in [] if self.apart else [Ref("VirtualMachine", vm) for vm in self.questions.vms]:
+            self.to_remove.pop(ref, None)
+            self.to_add[ref] = None
+
     def _end_question(self, followed: Followed) -> None:
-        if (vm := self.questions.end(followed)) is not None:
+        if (vm := self.questions.end(followed)) is not None and not self.apart:
             self._unlist(Ref("VirtualMachine", vm))
 
 

@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Collection, Iterable, Iterator
 from typing import Any, NamedTuple
 
 from ..durations import rfc3339
-from ..errors import Refused
-from ..link.http import Allowance
+from ..errors import Refused, VCenterUnavailable
+from ..link.http import Allowance, NoAnswer
 from . import soap
 from .reading import PATHS, QUESTION, Info, Question, read_field, read_info, read_question
-from .session import MAX_BYTES, Session
+from .session import ALLOWED, MAX_BYTES, Session
 from .soap import Element, Ref, SoapFault, child, children, ref_of, value
 
 PULL_MAX = 500
 WAIT_S = 30
 WAIT_ALLOWED = Allowance(read_s=WAIT_S + 15.0, max_bytes=MAX_BYTES)
+DESTROY_ALLOWED = Allowance(read_s=1.0)
 UPDATES_MAX = 500
 _PAGE, _PAGES = 500, 40
 _DENIED = {"NoPermission", "RestrictedByAdministrator"}
@@ -23,6 +25,12 @@ _WANTED = "".join(
     f"<propSet>{soap.text('type', kind)}{''.join(soap.text('pathSet', path) for path in paths)}</propSet>"
     for kind, paths in (("Task", PATHS), ("VirtualMachine", (QUESTION,)))
 )
+
+
+class HeldUp(NoAnswer):
+    """No answer came in the time that VMs may hold tasks up for. vcsim keeps a VM locked while a task works on it,
+    and who reads it waits.
+    """
 
 
 class Shown(NamedTuple):
@@ -49,18 +57,21 @@ class Updates(NamedTuple):
     truncated: bool
 
 
-async def pull(session: Session, tasks: Collection[str], vms: Iterable[str] = ()) -> list[Shown]:
+async def pull(
+    session: Session, tasks: Collection[str], vms: Collection[str] = (), held_s: float | None = None
+) -> list[Shown]:
     """How tasks stand, and which questions VMs have. Those that aren't among the answers don't exist.
 
-    Raises VCenterUnavailable.
+    Raises VCenterUnavailable, which is HeldUp where VMs are asked about for longer than `held_s`.
     """
+    held_s = held_s if vms else None
     refs = [*(Ref("Task", task) for task in tasks), *(Ref("VirtualMachine", vm) for vm in vms)]
     objects = "".join(f"<objectSet>{soap.ref('obj', ref)}</objectSet>" for ref in refs)
     told = soap.text("reportMissingObjectsInResults", "true")
     inner = f"<specSet>{_WANTED}{objects}{told}</specSet><options/>"
     service = await session.service()
     number = session.number
-    answer = await session.call("pull", "RetrievePropertiesEx", service.collector, inner)
+    answer = await _called(session, "pull", "RetrievePropertiesEx", service.collector, inner, held_s)
     found: list[Shown] = []
     while True:
         page = child(answer, "returnval")
@@ -70,15 +81,15 @@ async def pull(session: Session, tasks: Collection[str], vms: Iterable[str] = ()
         if (token := value(child(page, "token"))) is None:
             return found
         more = soap.text("token", token)
-        answer = await session.call("pull", "ContinueRetrievePropertiesEx", service.collector, more)
+        answer = await _called(session, "pull", "ContinueRetrievePropertiesEx", service.collector, more, held_s)
 
 
-async def existing(session: Session, refs: Collection[Ref]) -> set[Ref]:
-    """Those of the tasks and VMs that there are. Raises VCenterUnavailable."""
+async def existing(session: Session, refs: Collection[Ref], held_s: float) -> set[Ref]:
+    """Those of the tasks and VMs that there are. Raises VCenterUnavailable, and HeldUp as `pull` does."""
     tasks = [ref.id for ref in refs if ref.type == "Task"]
     vms = [ref.id for ref in refs if ref.type == "VirtualMachine"]
     parts = [tasks[first : first + PULL_MAX] for first in range(0, len(tasks), PULL_MAX)] or [[]]
-    shown = [one for part in parts for one in await pull(session, part, vms if part is parts[0] else ())]
+    shown = [one for part in parts for one in await pull(session, part, vms if part is parts[0] else (), held_s)]
     return {one.ref for one in shown if not one.gone}
 
 
@@ -168,10 +179,18 @@ async def create_filter(session: Session, collector: Ref, view: Ref) -> None:
     await session.call("push", "CreateFilter", collector, spec)
 
 
-async def modify(session: Session, view: Ref, add: Iterable[Ref], remove: Iterable[Ref]) -> list[Ref]:
-    """Changes what the view lists; those of `add` that don't exist."""
+async def destroy_collector(session: Session, collector: Ref) -> None:
+    """Ends the wait of a collector that nobody needs any more, if that goes quickly. Never raises."""
+    with contextlib.suppress(VCenterUnavailable):
+        await session.call("push", "DestroyPropertyCollector", collector, allowed=DESTROY_ALLOWED)
+
+
+async def modify(
+    session: Session, view: Ref, add: Iterable[Ref], remove: Iterable[Ref], held_s: float | None
+) -> list[Ref]:
+    """Changes what the view lists; those of `add` that don't exist. Raises HeldUp after `held_s`."""
     inner = "".join([*(soap.ref("add", one) for one in add), *(soap.ref("remove", one) for one in remove)])
-    answer = await session.call("modify", "ModifyListView", view, inner)
+    answer = await _called(session, "modify", "ModifyListView", view, inner, held_s)
     return [ref for ref in map(ref_of, children(answer, "returnval")) if ref]
 
 
@@ -189,6 +208,18 @@ async def wait(session: Session, collector: Ref, version: str) -> Updates | None
         _update(one, session, number) for of in children(found, "filterSet") for one in children(of, "objectSet")
     ]
     return Updates(new, shown, value(child(found, "truncated")) in ("true", "1"))
+
+
+async def _called(
+    session: Session, operation: str, method: str, this: Ref, inner: str, held_s: float | None
+) -> Element:
+    """The answer to what VMs may hold up, HeldUp after `held_s`; None where none has a part in it."""
+    if held_s is None:
+        return await session.call(operation, method, this, inner)
+    try:
+        return await session.call(operation, method, this, inner, ALLOWED._replace(read_s=held_s))
+    except NoAnswer as error:
+        raise HeldUp(str(error)) from error
 
 
 def _ref(answer: Element, session: Session) -> Ref:

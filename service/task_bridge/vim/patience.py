@@ -10,7 +10,8 @@ class VimPatience(NamedTuple):
     of progress come together. `pull_s`: between looks without push. `safety_s`: between pulls of some beside push.
     `idle_s`: until a session that nobody needs is logged out. `losses` and `within_s`: push lost so often in that
     time isn't tried before `pull_for_s`. `history_s`: how long before its watch a task that was never seen may have
-    been queued.
+    been queued. `held_s`: so long may VMs hold tasks up before their questions are asked apart. `apart_s`: for so
+    long they are, at least.
     """
 
     gather_s: float = 0.1
@@ -23,6 +24,8 @@ class VimPatience(NamedTuple):
     within_s: float = 300.0
     pull_for_s: float = 600.0
     history_s: float = 86_400.0
+    held_s: float = 3.0
+    apart_s: float = 60.0
 
 
 VIM_PATIENCE = VimPatience()

@@ -28,7 +28,9 @@ from ..metrics import Metrics
 from ..ports import Standing
 from ..task import Birth
 from . import methods
+from .apart import Apart
 from .looks import Looks
+from .methods import HeldUp
 from .patience import VIM_PATIENCE, VimPatience
 from .push import Push
 from .session import Session, SessionEnded
@@ -90,6 +92,15 @@ class VimSource:
         self._labels_of = self._endings = 0
         self._is_in_trouble = False
         self._news = asyncio.Event()
+        self._apart = Apart(
+            settings.name,
+            self._session,
+            self._looks,
+            vim_patience,
+            settings.max_concurrent_requests,
+            lambda: self._session.is_open and not self._outage.down,
+            self._news.set,
+        )
         self._loop: asyncio.Task[None] | None = None
 
     async def __aenter__(self) -> Self:
@@ -101,6 +112,7 @@ class VimSource:
     ) -> None:
         await _ended(self._loop)
         await _ended(self._listening)
+        await self._apart.end()
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(self._logout_s):
                 await self._session.leave()
@@ -205,9 +217,11 @@ class VimSource:
             return self._used_at + self._patience.idle_s if self._session.is_open else math.inf
         at = min(looks.next_at, self._pulled_at + self._pull_every_s)
         if self._is_pushing:
-            if looks.to_add or len(looks.to_remove) > methods.PULL_MAX:
+            if self._awaits_vms and self._push is not None:
+                at = min(at, self._push.untold_until)
+            elif looks.to_add or len(looks.to_remove) > methods.PULL_MAX:
                 at = min(at, self._modified_at + self._patience.gather_s)
-            if self._push is None or self._is_deaf:
+            if self._is_deaf or self._push is None or not self._push.is_current or self._is_held_up:
                 at = -math.inf
         return max(at, self._outage.until)
 
@@ -221,6 +235,16 @@ class VimSource:
         return self._listening is not None and self._listening.done()
 
     @property
+    def _awaits_vms(self) -> bool:
+        """Whether the view lists VMs that weren't told of yet: a change of it might have to wait for them."""
+        return self._push is not None and any(map(self._looks.questions.is_of_interest, self._push.untold))
+
+    @property
+    def _is_held_up(self) -> bool:
+        """Whether VMs are listed that hold up, or may hold up, the tasks."""
+        return self._looks.apart and self._push is not None and self._push.lists_vms
+
+    @property
     def _pull_every_s(self) -> float:
         return self._patience.safety_s if self._is_pushing else self._patience.pull_s
 
@@ -228,6 +252,8 @@ class VimSource:
         """Nobody needs the session any more, after a while in which somebody may."""
         if now >= self._used_at + self._patience.idle_s:
             await self._stop_listening()
+            await self._apart.end()
+            self._looks.ask_together()
             await self._session.close()
         self._link.health.forget("vim")
         self._outage.over(now)
@@ -242,6 +268,10 @@ class VimSource:
         if self._labels_of != self._session.number:
             self._looks.labels = await methods.labels(self._session)
             self._labels_of = self._session.number
+        if self._awaits_vms and self._push is not None and now >= self._push.untold_until:
+            self._looks.ask_apart()
+        if self._looks.apart:
+            self._apart.begin()
         if self._is_pushing:
             await self._list()
         else:
@@ -253,17 +283,22 @@ class VimSource:
     async def _list(self) -> None:
         """Begins to listen where nobody does, and brings the view up to date."""
         looks = self._looks
-        if self._push is None or not self._push.is_current:
+        if self._push is None or not self._push.is_current or self._is_held_up:
+            before = self._push
             await self._stop_listening()
-            push = await Push.open(self._session, self._pace)
+            if before is not None and before.is_current:
+                await before.close()
+            push = await Push.open(self._session, self._pace, self._patience.held_s)
             looks.list_all()
             self._push, self._pulled_at = push, self._monotonic()
-        if looks.to_add or looks.to_remove:
+        if (looks.to_add or looks.to_remove) and not self._awaits_vms:
             add, looks.to_add = list(looks.to_add), {}
             remove, looks.to_remove = list(looks.to_remove), {}
             self._modified_at = self._monotonic()
             try:
                 looks.unresolved(await self._push.modify(add, remove))
+            except HeldUp:
+                looks.ask_apart()  # and all is listed anew
             except BaseException:
                 looks.relist(add, remove)
                 raise

@@ -61,6 +61,7 @@ class Filter:
         self._told: dict[Target, Shown | None] = {}
         self.changed: deque[Target] = deque()
         self._queued: set[Target] = set()
+        self._reading: Target | None = None
 
     def enter(self, target: Target) -> None:
         self._members[target] += 1
@@ -89,6 +90,18 @@ class Filter:
     def destroy(self) -> None:
         for target in list(self._members):
             self._watchers.remove(target, self)
+
+    def read(self, locked: set[str]) -> bool:
+        """Whether what wasn't told yet can be read. If not, reading has begun and ends when the lock is gone."""
+        if self.is_held_up(locked):
+            return False
+        untold = (one for one in self.changed if one in self._members and one not in self._told)
+        self._reading = next((one for one in untold if one.id in locked), None) if locked else None
+        return self._reading is None
+
+    def is_held_up(self, locked: set[str]) -> bool:
+        """Whether somebody is in the middle of reading an object that is locked."""
+        return self._reading is not None and self._reading.id in locked
 
     def updates(self, snapshot: Snapshot, at_most: int) -> list[str]:
         """ObjectUpdates of what changed, as XML, no more than so many."""
@@ -150,6 +163,10 @@ class Collector:
     def begin_again(self) -> None:
         for one in self.filters.values():
             one.begin_again()
+
+    def read(self, locked: set[str]) -> bool:
+        """Whether what is new can be read, and isn't locked."""
+        return all(one.read(locked) for one in self.filters.values())
 
     def update_set(self, snapshot: Snapshot, at_most: int) -> str | None:
         """What is new, as the inside of an UpdateSet, None when nothing is."""

@@ -17,7 +17,7 @@ from ..sessions import Session
 from ..tasks_service import Task
 from . import soap
 from .collector import Collector
-from .inventory import Inventory, content, user_session
+from .inventory import Inventory, content, read_by, user_session
 from .methods import MAX_UPDATES, Methods, Rooms
 from .soap import MethodCall, SoapFaultError, not_authenticated
 
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 COOKIE = "vmware_soap_session"
 _SLICE_S = 0.25
+_LOCKED_S = 0.05
 _VERSIONS = (
     '<?xml version="1.0" encoding="UTF-8" ?><namespaces version="1.0"><namespace><name>urn:vim25</name>'
     "<version>8.0.2.0</version><priorVersions><version>7.0</version><version>6.7.1</version>"
@@ -101,6 +102,7 @@ class Sdk:
                 return soap.answer(call.name, self._to_a_stranger(call))
             if call.name in _WAITS:
                 return soap.answer(call.name, await self._waited(request, call, session))
+            await self._unlocked(request, call, session)
             return soap.answer(call.name, self._called(call, session))
         except SoapFaultError as error:
             return soap.fault_answer(error)
@@ -160,6 +162,22 @@ class Sdk:
 
     # Waiting
 
+    async def _unlocked(self, request: Request, call: MethodCall, session: Session) -> None:
+        while self._is_locked(call, session):
+            await asyncio.sleep(_LOCKED_S)
+            if session not in self._vcenter.sessions.live or await request.is_disconnected():
+                raise not_authenticated(call.this)
+
+    def _is_locked(self, call: MethodCall, session: Session) -> bool:
+        """Whether it reads an object that is locked, or changes a view whose filter is in the middle of that: vcsim
+        lets both wait.
+        """
+        locked, views = self._vcenter.locked, self._methods.rooms[session.id].views
+        if call.name in _READS:
+            return bool(locked) and any(target.id in locked for target in read_by(call, views))
+        view = views.get(call.this) if call.name == "ModifyListView" else None
+        return view is not None and any(one.is_held_up(locked) for one in view.filters)
+
     async def _waited(self, request: Request, call: MethodCall, session: Session) -> str:
         collector = self._methods.collector(call, session)
         version = call.text("version") or ""
@@ -186,6 +204,11 @@ class Sdk:
                 now = self._vcenter.clock()
                 self._check_wait(call, session, collector, canceled)
                 inventory.changes.pass_time(now)
+                if not collector.read(self._vcenter.locked):
+                    if await request.is_disconnected():
+                        return None
+                    await asyncio.sleep(_LOCKED_S)
+                    continue
                 found = collector.update_set(
                     lambda target, wanted: inventory.snapshot(target, wanted, session), most
                 )

@@ -196,6 +196,11 @@ def wanted_of(spec: soap.Element) -> Wanted:
     return Wanted(paths)
 
 
+def read_by(call: MethodCall, views: Views) -> list[Target]:
+    """The objects that a reading method names, or that the views have which it goes through."""
+    return [call.this, *(target for spec in call.all("specSet") for target in _selected(spec, views))]
+
+
 def _selected(spec: soap.Element, views: Views) -> list[Target]:
     """The objects of a filter: those named, or those of the views that are gone through."""
     targets = []
