@@ -77,8 +77,9 @@ async def connect(settings: NatsSettings, within_s: float, **more: Any) -> Clien
 
 def outlive_errors(client: Client) -> None:
     """Has it connect again whatever error nats-server cuts it off with: credentials that expired or were changed,
-    too many connections. nats-py closes for good at all but two of them (2.16)."""
-    process = client._process_err
+    too many connections. nats-py closes for good at all but two of them (2.16). And whatever is in the way of a
+    try: at a credentials file that is half-written it would never try again, and not say so."""
+    process, reconnect = client._process_err, client._attempt_reconnect
 
     async def processed(err_msg: str) -> None:
         if any(word in err_msg.lower() for word in _KEPT):
@@ -88,7 +89,16 @@ def outlive_errors(client: Client) -> None:
         await client._error_cb(error)
         await client._process_op_err(error)
 
+    async def reconnected() -> None:
+        while True:
+            try:
+                return await reconnect()
+            except Exception as error:
+                await client._error_cb(error)
+                await asyncio.sleep(1.0)
+
     client._process_err = processed  # type: ignore[method-assign]
+    client._attempt_reconnect = reconnected  # type: ignore[method-assign]
 
 
 async def settled(client: Client) -> None:

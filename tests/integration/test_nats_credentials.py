@@ -171,6 +171,8 @@ async def test_credentials_that_expire_are_read_again(lab: Lab, tmp_path: Path) 
         await process.start()
         await process.ready()
         await until(lambda: '"nats_refuses"' in process.log.read_text())
+        _file(tmp_path, "bridge.creds", "half-written")
+        await until(lambda: '"nats_away"' in process.log.read_text())
         _file(tmp_path, "bridge.creds", known.credentials)
         await until(lambda: '"nats_accepts_again"' in process.log.read_text())
         assert await process.end() == 0
