@@ -86,7 +86,7 @@ WORDS: dict[str, dict[str, Schema]] = {
     },
     "ListRequest": {
         "vcenter": _said("Of this vCenter only."),
-        "limit": _said("Watches a page."),
+        "limit": _said("Watches a page at most: it has fewer where they fill a reply."),
         "cursor": _said("The one of the reply before.", pattern="^[0-9]{1,18}$", **{"not": _LINE_FEED}),
     },
     "CloudEvent": {
