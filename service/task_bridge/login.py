@@ -5,13 +5,15 @@ from __future__ import annotations
 import asyncio
 import logging
 import ssl
+from pathlib import Path
 from typing import Any
 
 import nats.errors
-from nats.aio.client import Client
+from nats.aio.client import Client, RawCredentials
 
 from .errors import NatsUnavailable
 from .settings import NatsSettings
+from .settings.values import read_credentials
 
 _KEPT = ("permissions violation", "stale connection")
 """Errors of nats-server that nats-py deals with as it should."""
@@ -23,7 +25,7 @@ def options(settings: NatsSettings) -> dict[str, Any]:
     """Servers, credentials and TLS as arguments of `nats.connect`. Secrets in files are read now."""
     told: dict[str, Any] = {"servers": list(settings.urls), "tls": tls_context(settings)}
     if settings.creds_file:
-        told["user_credentials"] = str(settings.creds_file)
+        told["user_credentials"] = Credentials(settings.creds_file)
     elif settings.nkey_seed_file:
         told["nkeys_seed"] = str(settings.nkey_seed_file)
     elif settings.user is not None:
@@ -31,6 +33,20 @@ def options(settings: NatsSettings) -> dict[str, Any]:
     else:
         told["token"] = settings.token()
     return told
+
+
+class Credentials(RawCredentials):
+    """A credentials file, read anew each time that it is needed. nats-py hangs at one without a JWT (2.16)."""
+
+    def __init__(self, file: Path) -> None:
+        self._file = file
+
+    @property
+    def data(self) -> str:  # type: ignore[override] # which is where nats-py looks
+        try:
+            return read_credentials(self._file)
+        except (ValueError, OSError) as error:
+            raise nats.errors.Error(f"nats: BRIDGE_NATS_CREDS_FILE: {error}") from error
 
 
 def tls_context(settings: NatsSettings) -> ssl.SSLContext | None:

@@ -5,8 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import nats.errors
 import pytest
 
+from credentials import nkey, operated
 from task_bridge.login import options
 from task_bridge.settings import load
 
@@ -23,10 +25,8 @@ URL = "nats://127.0.0.1:4222"
             {"BRIDGE_NATS_USER": "me", "BRIDGE_NATS_PASSWORD_FILE": "{file}"},
             {"user": "me", "password": "of a file"},
         ),
-        ({"BRIDGE_NATS_CREDS_FILE": "{file}"}, {"user_credentials": "{file}"}),
-        ({"BRIDGE_NATS_NKEY_SEED_FILE": "{file}"}, {"nkeys_seed": "{file}"}),
     ],
-    ids=["none", "token", "user", "password-file", "creds", "nkey"],
+    ids=["none", "token", "user", "password-file"],
 )
 def test_each_way_to_log_in_is_told_as_nats_py_wants_it(
     tmp_path: Path, environ: dict[str, str], told: dict[str, Any]
@@ -36,6 +36,23 @@ def test_each_way_to_log_in_is_told_as_nats_py_wants_it(
     given = {name: value.format(file=file) for name, value in environ.items()}
     wanted = {name: value.format(file=file) if value else None for name, value in told.items()}
     assert options(load(given, need_vcenters=False).nats) == {"servers": [URL], "tls": None, **wanted}
+
+
+def test_a_seed_is_told_by_its_file(tmp_path: Path) -> None:
+    (file := tmp_path / "seed").write_text(nkey().seed)
+    told = options(load({"BRIDGE_NATS_NKEY_SEED_FILE": str(file)}, need_vcenters=False).nats)
+    assert told["nkeys_seed"] == str(file)
+
+
+def test_credentials_are_read_each_time_and_a_half_written_file_is_an_error_to_nats_py(tmp_path: Path) -> None:
+    (file := tmp_path / "creds").write_text(before := operated().credentials)
+    told = options(load({"BRIDGE_NATS_CREDS_FILE": str(file)}, need_vcenters=False).nats)["user_credentials"]
+    assert told.data == before
+    file.write_text(before[:40])
+    with pytest.raises(nats.errors.Error, match="BRIDGE_NATS_CREDS_FILE"):
+        _ = told.data
+    file.write_text(after := operated().credentials)
+    assert told.data == after
 
 
 def test_a_tls_url_trusts_the_systems_authorities() -> None:

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from credentials import nkey
 from task_bridge.errors import CannotStart
 from task_bridge.settings import Listen, NatsSettings, Settings, VCenterSettings, load
 from task_bridge.settings.loading import variable_names
@@ -276,9 +277,27 @@ def test_a_value_of_the_json_that_is_no_plain_one_is_told_once() -> None:
     assert line == "BRIDGE_VCENTERS__LAB__PASSWORD: must be one plain value in the JSON of BRIDGE_VCENTERS"
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        "garbage",
+        "-----BEGIN NATS USER JWT-----\n",
+        "-----BEGIN NATS USER JWT-----\nx\n-----BEGIN USER NKEY SEED-----\n",
+    ],
+)
+def test_files_that_hold_no_seed_or_no_jwt_are_told(tmp_path: Path, text: str) -> None:
+    file = tmp_path / "half"
+    file.write_text(text)
+    (line,) = mistakes_with(BRIDGE_NATS_NKEY_SEED_FILE=str(file))
+    assert line == "BRIDGE_NATS_NKEY_SEED_FILE: can't be right: the file holds no NKey seed, like SU…"
+    (line,) = mistakes_with(BRIDGE_NATS_CREDS_FILE=str(file))
+    told = "can't be right: the file doesn't hold both a NATS user's JWT and its seed"
+    assert line == f"BRIDGE_NATS_CREDS_FILE: {told}"
+
+
 def test_one_way_to_log_in_to_nats_is_enough(tmp_path: Path) -> None:
     file = tmp_path / "seed"
-    file.write_text("x")
+    file.write_text(nkey().seed)
     (line,) = mistakes_with(BRIDGE_NATS_TOKEN="a", BRIDGE_NATS_NKEY_SEED_FILE=str(file))
     assert "more than one way to log in to NATS (BRIDGE_NATS_NKEY_SEED_FILE, BRIDGE_NATS_TOKEN)" in line
 

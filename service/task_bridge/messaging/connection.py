@@ -22,7 +22,7 @@ from faststream.nats import (
 from nats.aio.client import Client
 
 from ..errors import CannotStart
-from ..login import options, outlive_errors, settled, tls_context
+from ..login import Credentials, options, outlive_errors, settled, tls_context
 from ..logs import Trouble
 from ..settings import NatsSettings
 
@@ -237,7 +237,7 @@ def server_version(client: Client) -> tuple[int, int, int]:
 def _security(settings: NatsSettings) -> NatsSecurity:
     context = tls_context(settings)
     if settings.creds_file:
-        return NatsCredentials.from_file(settings.creds_file, ssl_context=context)
+        return NatsCredentials(Credentials(settings.creds_file), ssl_context=context)
     if settings.nkey_seed_file:
         return NatsNKey.from_file(settings.nkey_seed_file, ssl_context=context)
     if settings.user is not None:

@@ -24,6 +24,8 @@ from .values import Listen, SecretFile
 Secret = Annotated[SecretFile, PlainValidator(values.secret_file), PlainSerializer(repr)]
 ReadableFile = Annotated[Path, BeforeValidator(values.readable)]
 CaFile = Annotated[Path, BeforeValidator(values.ca_file)]
+CredsFile = Annotated[Path, BeforeValidator(values.creds_file)]
+SeedFile = Annotated[Path, BeforeValidator(values.seed_file)]
 Lower = BeforeValidator(lambda text: text.lower() if isinstance(text, str) else text)
 
 
@@ -104,8 +106,8 @@ class NatsSettings(BaseModel):
     urls: Annotated[tuple[str, ...], BeforeValidator(values.nats_urls)] = _knob(
         "BRIDGE_NATS_URL", "nats://127.0.0.1:4222", "servers, comma-separated; tls:// insists on TLS"
     )
-    creds_file: ReadableFile | None = _knob("BRIDGE_NATS_CREDS_FILE", None, "credentials file (JWT and seed)")
-    nkey_seed_file: ReadableFile | None = _knob("BRIDGE_NATS_NKEY_SEED_FILE", None, "a file with an NKey seed")
+    creds_file: CredsFile | None = _knob("BRIDGE_NATS_CREDS_FILE", None, "credentials file (JWT and seed)")
+    nkey_seed_file: SeedFile | None = _knob("BRIDGE_NATS_NKEY_SEED_FILE", None, "a file with an NKey seed")
     user: str | None = _knob("BRIDGE_NATS_USER", None, "user name, with one of the next two")
     given_password: SecretStr | None = _knob("BRIDGE_NATS_PASSWORD", None, "the user's password")
     password_file: Secret | None = _knob("BRIDGE_NATS_PASSWORD_FILE", None, "a file that holds the password")

@@ -88,6 +88,45 @@ def ca_file(text: str | Path) -> Path:
     return path
 
 
+def seed_file(text: str | Path) -> Path:
+    """The path of a file with an NKey's seed."""
+    path = readable(text)
+    if not _is_seed(path.read_bytes()):
+        raise ValueError("can't be right: the file holds no NKey seed, like SU…")
+    return path
+
+
+def creds_file(text: str | Path) -> Path:
+    """The path of a credentials file."""
+    path = readable(text)
+    read_credentials(path)
+    return path
+
+
+def read_credentials(path: Path) -> str:
+    """What a credentials file holds, as `nsc` writes it. Raises ValueError where a part is missing, and OSError."""
+    text = path.read_text("utf-8", "replace")
+    jwt, seed = (_line_after(f"BEGIN {what}", text) for what in ("NATS USER JWT", "USER NKEY SEED"))
+    if not (jwt and _is_seed(seed.encode())):
+        raise ValueError("can't be right: the file doesn't hold both a NATS user's JWT and its seed")
+    return text
+
+
+def _line_after(mark: str, text: str) -> str:
+    lines = iter(text.splitlines())
+    return next((next(lines, "").strip() for line in lines if mark in line), "")
+
+
+def _is_seed(text: bytes) -> bool:
+    import nkeys  # type: ignore[import-untyped] # noqa: PLC0415 - nearly nobody needs it
+
+    try:
+        nkeys.from_seed(bytearray(text.strip()))
+    except (nkeys.NkeysError, ValueError, IndexError):
+        return False
+    return True
+
+
 def key_of(certificate: Path, key: Path) -> Path:
     """`key`, when it is the one of `certificate` and can be used without asking for a passphrase."""
     try:
