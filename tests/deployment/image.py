@@ -15,17 +15,19 @@ import socket
 import subprocess
 import tempfile
 import time
+import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from deployment.dockerfile import Image
 from lab import NatsServer
 from task_bridge.client import TaskBridge
 
 PASSWORD = "a-made-up-secret"
+T = TypeVar("T")
 
 
 def free_port() -> int:
@@ -67,18 +69,24 @@ def ready(image: Image) -> bool:
         return False
 
 
-def until(fact: Callable[[Image], bool], image: Image, within_s: float = 60.0) -> None:
+def until(fact: Callable[[], T | None], within_s: float = 60.0) -> T:
     deadline = time.monotonic() + within_s
-    while not fact(image):
-        assert time.monotonic() < deadline, f"not {fact.__name__} within {within_s} s"
+    while not (found := fact()):
+        assert time.monotonic() < deadline, f"not within {within_s} s: {fact}"
         time.sleep(0.1)
+    return found
 
 
-def new_task(simulator: str) -> str:
-    """The id of a task that takes a second."""
+def new_task(simulator: str) -> str | None:
+    """The id of a task that takes a second; None when nobody listens yet."""
     body = json.dumps({"fate": "succeeds", "with": {"after_s": 1}}).encode()
-    with urllib.request.urlopen(f"{simulator}/simulator/tasks", body, timeout=10) as answer:  # noqa: S310 - http
-        return str(json.load(answer)["tasks"][0])
+    try:
+        with urllib.request.urlopen(f"{simulator}/simulator/tasks", body, timeout=10) as answer:  # noqa: S310 - http
+            return str(json.load(answer)["tasks"][0])
+    except urllib.error.URLError as error:
+        if isinstance(error.reason, ConnectionError):
+            return None
+        raise
 
 
 async def watched(nats_url: str, task: str) -> str:
@@ -105,9 +113,10 @@ def checked(image: Image, directory: Path) -> None:
             started(image, directory / "simulator.log", "simulate", *where),
             started(image, directory / "bridge.log", **settings) as bridge,
         ):
-            until(healthy, image)
-            until(ready, image)
-            assert asyncio.run(watched(nats.url, new_task(simulator))) == "completed.succeeded"
+            until(lambda: healthy(image))
+            until(lambda: ready(image))
+            task = until(lambda: new_task(simulator))  # the bridge is ready without a vCenter
+            assert asyncio.run(watched(nats.url, task)) == "completed.succeeded"
             bridge.send_signal(signal.SIGTERM)
             assert bridge.wait(10) == 0
             assert not healthy(image)
