@@ -94,7 +94,7 @@ async def connect(settings: NatsSettings, within_s: float, **more: Any) -> Clien
 def outlive_errors(client: Client) -> None:
     """Has it connect again whatever error nats-server cuts it off with: credentials that expired or were changed,
     too many connections. nats-py closes for good at all but two of them (2.16). And whatever is in the way of a
-    try: at a credentials file that is half-written it would never try again, and not say so."""
+    try: at a seed file that is half-written it would never try again, and not say so."""
     process, reconnect = client._process_err, client._attempt_reconnect
 
     async def processed(err_msg: str) -> None:

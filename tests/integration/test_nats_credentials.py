@@ -13,6 +13,8 @@ import pytest
 
 from credentials import Authority, nkey, operated
 from lab import BridgeProcess, Lab, NatsServer, until
+from task_bridge.messaging.connection import Connection
+from task_bridge.settings import NatsSettings
 
 SECRET = "s3cr3t-that-no-log-tells"
 
@@ -178,6 +180,25 @@ async def test_credentials_that_expire_are_read_again(lab: Lab, tmp_path: Path) 
         assert await process.end() == 0
     finally:
         await process.close()
+        server.stop()
+
+
+async def test_a_seed_that_is_half_written_is_read_again(tmp_path: Path) -> None:
+    given = seed(tmp_path)
+    whole = (tmp_path / "right").read_text()
+    server = NatsServer(tmp_path, "-c", _file(tmp_path, "nats.conf", given.server))
+    server.start()
+    connection = Connection(NatsSettings.model_validate({"BRIDGE_NATS_URL": server.url, **given.right}), "it")
+    try:
+        await connection.open()
+        server.stop()
+        _file(tmp_path, "right", whole[:9])
+        server.start()
+        await until(lambda: "seed" in (connection.reason or "").lower())
+        _file(tmp_path, "right", whole)
+        await until(lambda: connection.reason is None)
+    finally:
+        await connection.close()
         server.stop()
 
 
