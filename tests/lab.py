@@ -23,7 +23,7 @@ from nats.js import JetStreamContext
 from nats.js.api import RawStreamMsg
 
 from task_bridge.app import Bridge
-from task_bridge.ordered import Ordered
+from task_bridge.jetstream.ordered_consumer import Ordered
 from task_bridge.settings import Settings
 from task_bridge.simulator import Options, SimulatedVCenter
 from task_bridge.simulator.serve import serving

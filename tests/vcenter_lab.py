@@ -11,14 +11,14 @@ from pathlib import Path
 from ssl import SSLContext
 from typing import Any, Literal, TypeVar
 
-from task_bridge.link.config import Patience
+from task_bridge.domain.ports import Standing, Unanswered, Unchanged
+from task_bridge.domain.task import Task
+from task_bridge.domain.watch import Absence
 from task_bridge.metrics import Metrics
-from task_bridge.ports import Standing, Unanswered, Unchanged
 from task_bridge.simulator.app import SimulatedVCenter
 from task_bridge.simulator.serve import serving
-from task_bridge.task import Task
-from task_bridge.vcenter import CisSource, LookPolicy
-from task_bridge.watch import Absence
+from task_bridge.vcenter.cis import CisSource, LookPolicy
+from task_bridge.vcenter.policy import Patience
 
 POLICY = LookPolicy(poll_min_s=0.05, poll_max_s=0.3, not_found_grace_s=0.4)
 PATIENCE = Patience(

@@ -12,7 +12,7 @@ def main() -> None:
     if sys.argv[1:2] == ["serve"]:
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, _leave)
-    from .cli import main as run  # noqa: PLC0415 - takes a second
+    from .cli import main as run  # noqa: PLC0415
 
     run()
 

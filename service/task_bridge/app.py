@@ -16,30 +16,30 @@ from nats.aio.client import Client
 from nats.aio.msg import Msg
 
 from . import __version__, tracing
-from .errors import CannotStart, NatsUnavailable
-from .kinds import VCenterTasks
-from .messaging.admission import Watches
-from .messaging.api import Api
-from .messaging.aside import Aside
-from .messaging.connection import Connection, canceled, server_version
-from .messaging.feed import Feed
-from .messaging.intake import Intake
-from .messaging.journal import Journal
-from .messaging.monitor import Monitor
-from .messaging.neighbours import Neighbours, Word
-from .messaging.overdue import Overdue
-from .messaging.ownership import Ownership
-from .messaging.ports import Ports
-from .messaging.provision import check_version, wanted
-from .messaging.rejections import Rejections
-from .messaging.streams import Streams
+from .domain.errors import CannotStart, NatsUnavailable
+from .domain.requests import Routes
+from .domain.subjects import Names
+from .domain.watch import Policy
+from .jetstream.api import Api
+from .jetstream.board_reader import Feed
+from .jetstream.connection import Connection, canceled, server_version
+from .jetstream.journal import Journal
+from .jetstream.monitor import Monitor
+from .jetstream.overdue import Overdue
+from .jetstream.ownership import Ownership
+from .jetstream.provision import check_version, wanted
+from .jetstream.rejections import Rejections
+from .jetstream.replicas import Neighbours, Word
+from .jetstream.request_consumer import Intake
+from .jetstream.request_context import Ports
+from .jetstream.streams import Streams
+from .jetstream.unreadable_watches import Aside
+from .jetstream.watch_store import Watches
 from .metrics import Metrics
-from .requests import Routes
 from .settings import Settings
 from .status import Status
-from .subjects import Names
-from .vcenter import LookPolicy
-from .watch import Policy
+from .vcenter.cis import LookPolicy
+from .vcenter.source import VCenterTasks
 from .watcher import Watcher
 from .web.routes import build_web
 from .web.server import WebServer

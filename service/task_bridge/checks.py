@@ -13,24 +13,24 @@ from typing import Any, NamedTuple
 from nats.aio.client import Client
 
 from . import __version__
-from .errors import CannotStart, NatsUnavailable, VCenterUnavailable
-from .link.finds import Finds
-from .link.health import Health
-from .link.http import Http
-from .link.link import Link
-from .messaging import permissions
-from .messaging.connection import Connection, server_version
-from .messaging.permissions import Right
-from .messaging.provision import Difference, Wanted, check_version, provision, wanted
-from .messaging.streams import Streams
+from .domain.errors import CannotStart, NatsUnavailable, VCenterUnavailable
+from .domain.subjects import Names
+from .jetstream import permissions
+from .jetstream.connection import Connection, server_version
+from .jetstream.permissions import Right
+from .jetstream.provision import Difference, Wanted, check_version, provision, wanted
+from .jetstream.streams import Streams
 from .metrics import Metrics
 from .settings import Settings, VCenterSettings
-from .subjects import Names
-from .vcenter.session import Session
-from .vcenter.tasks import BadAnswer, Gone, Tasks
-from .vcenter.wire import LOGIN
-from .vim.methods import labels
-from .vim.session import Session as VimSession
+from .vcenter.cis.api import BadAnswer, Gone, Tasks
+from .vcenter.cis.renderings import LOGIN
+from .vcenter.cis.session import Session
+from .vcenter.health import Health
+from .vcenter.http import Http
+from .vcenter.result_queue import Finds
+from .vcenter.shared import Link
+from .vcenter.vim.api import labels
+from .vcenter.vim.session import Session as VimSession
 
 REACH_S, ANSWER_S = 5.0, 20.0
 OUT_OF_REACH = 4

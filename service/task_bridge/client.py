@@ -25,14 +25,14 @@ import nats.errors
 from nats.aio.client import Client
 from nats.aio.msg import Msg
 
-from .errors import BridgeError, NatsUnavailable, Problem, Refused
-from .events import FINAL_KINDS, Event, from_cloudevent
-from .forbidden import forbidden
-from .login import connect
-from .ordered import Ordered
-from .requests import CancelReply, ErrorBody, GetReply, ListReply, UnwatchReply, WatchReply, invalid
+from .domain.errors import BridgeError, NatsUnavailable, Problem, Refused
+from .domain.events import FINAL_KINDS, Event, from_cloudevent
+from .domain.requests import CancelReply, ErrorBody, GetReply, ListReply, UnwatchReply, WatchReply, invalid
+from .domain.subjects import Names, is_vcenter_name, task_token
+from .jetstream.connect import connect
+from .jetstream.forbidden import forbidden
+from .jetstream.ordered_consumer import Ordered
 from .settings import Settings, load
-from .subjects import Names, is_vcenter_name, task_token
 
 log = logging.getLogger(__name__)
 

@@ -19,8 +19,8 @@ from typing import Any, Literal, TextIO
 import structlog
 from structlog.typing import EventDict, Processor, WrappedLogger
 
-from .durations import rfc3339
-from .errors import BridgeError
+from .domain.durations import rfc3339
+from .domain.errors import BridgeError
 
 LogFormat = Literal["auto", "console", "json"]
 

@@ -10,12 +10,12 @@ from collections.abc import Callable, Mapping
 from prometheus_client import CollectorRegistry
 
 from . import schemas
-from .kinds import VCenterTasks
-from .messaging.connection import Connection
-from .messaging.monitor import Monitor, Part
+from .domain.subjects import Names
+from .jetstream.connection import Connection
+from .jetstream.monitor import Monitor, Part
 from .metrics import Metrics
 from .schemas.asyncapi import document
-from .subjects import Names
+from .vcenter.source import VCenterTasks
 from .watcher import Watcher
 from .web.health import Check, Health, JetStreamHealth, NatsHealth, VCenterHealth
 

@@ -21,8 +21,8 @@ import pytest
 if TYPE_CHECKING:
     from anyio.from_thread import BlockingPortal
 
+    from .lab.local_stack import Stage
     from .simulator import Script
-    from .stage import Stage
 
 VCENTER = "lab"
 QUICK = {"poll_min_s": 0.05, "poll_max_s": 0.5, "progress_interval_s": 0.1, "not_found_grace_s": 1.0}
@@ -62,7 +62,7 @@ def task_bridge() -> Iterator[Workbench]:
     # Not above: pytest imports this file wherever the package is installed.
     from anyio.from_thread import start_blocking_portal  # noqa: PLC0415
 
-    from .stage import staged  # noqa: PLC0415
+    from .lab.local_stack import staged  # noqa: PLC0415
 
     with (
         tempfile.TemporaryDirectory(prefix="task-bridge-test-") as name,

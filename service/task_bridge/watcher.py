@@ -15,13 +15,12 @@ from itertools import islice
 
 import structlog
 
-from .durations import parse_time
-from .errors import NatsUnavailable
-from .events import Event
-from .metrics import Metrics
-from .ports import UNCHANGED, Entry, Handle, Journal, Standing, TaskSource, Unchanged
-from .task import Task, is_same
-from .watch import (
+from .domain.durations import parse_time
+from .domain.errors import NatsUnavailable
+from .domain.events import Event
+from .domain.ports import UNCHANGED, Entry, Handle, Journal, Standing, TaskSource, Unchanged
+from .domain.task import Task, is_same
+from .domain.watch import (
     LAST_LOOK_S,
     Absence,
     Draft,
@@ -36,6 +35,7 @@ from .watch import (
     stall_at,
     wake_at,
 )
+from .metrics import Metrics
 
 log = structlog.get_logger(__name__)
 

@@ -16,7 +16,7 @@ from nats.aio.msg import Msg
 
 from bench.stage import Row, Stage, stage
 from lab import until
-from task_bridge.durations import parse_time
+from task_bridge.domain.durations import parse_time
 from task_bridge.simulator import Script, Step
 from task_bridge.simulator.tasks import progress
 

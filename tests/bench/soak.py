@@ -16,8 +16,8 @@ from typing import Any, NamedTuple
 import msgspec
 
 from bench.stage import OPTIONS, Row, Stage, staged
-from task_bridge.simulator import fates
-from task_bridge.subjects import CONSUMER, Names
+from task_bridge.domain.subjects import CONSUMER, Names
+from task_bridge.simulator import scenarios as fates
 
 A_SECOND = 200
 LASTS_S = (2.0, 5.0, 10.0, 20.0)

@@ -7,7 +7,8 @@ import random
 import time
 
 from chaos.world import World
-from task_bridge.simulator import Script, fates
+from task_bridge.simulator import Script
+from task_bridge.simulator import scenarios as fates
 
 BAD = [b"{", b'{"task": "a:b", "tmeout": 5}', b'"a/b"', b'{"task": "a:b", "timeout": NaN}', b"\xff"]
 

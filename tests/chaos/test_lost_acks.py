@@ -12,7 +12,7 @@ from typing import Any
 from chaos.checker import violations
 from chaos.world import World, killed
 from lab import until
-from task_bridge.simulator import fates
+from task_bridge.simulator import scenarios as fates
 
 
 async def asked(here: World, tasks: list[str]) -> None:

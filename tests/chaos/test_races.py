@@ -15,18 +15,18 @@ from nats.aio.msg import Msg
 
 from chaos.servers import Servers
 from lab import until
-from task_bridge.errors import Refused
-from task_bridge.events import Event
-from task_bridge.messaging.admission import Admitted, StoredWatch, Watches
-from task_bridge.messaging.connection import canceled
-from task_bridge.messaging.journal import Entry, Journal
-from task_bridge.messaging.ownership import Handle, Ownership
-from task_bridge.messaging.provision import provision, wanted
-from task_bridge.messaging.streams import Streams
+from task_bridge.domain.errors import Refused
+from task_bridge.domain.events import Event
+from task_bridge.domain.subjects import Names
+from task_bridge.domain.task import Task
+from task_bridge.domain.watch import Draft, Policy, Watch, next_event, observe, resume
+from task_bridge.jetstream.connection import canceled
+from task_bridge.jetstream.journal import Entry, Journal
+from task_bridge.jetstream.ownership import Handle, Ownership
+from task_bridge.jetstream.provision import provision, wanted
+from task_bridge.jetstream.streams import Streams
+from task_bridge.jetstream.watch_store import Admitted, StoredWatch, Watches
 from task_bridge.metrics import Metrics
-from task_bridge.subjects import Names
-from task_bridge.task import Task
-from task_bridge.watch import Draft, Policy, Watch, next_event, observe, resume
 from unit.builders import running, succeeded
 
 RACES, AT_ONCE, MEETING_S = 300, 30, 0.04

@@ -14,7 +14,7 @@ import pytest
 from chaos.checker import violations
 from chaos.world import ACK_WAIT_S, Replica, World, killed
 from lab import until
-from task_bridge.simulator import fates
+from task_bridge.simulator import scenarios as fates
 
 POLL_S = 0.5
 """How often each task is looked at in these worlds."""

@@ -13,9 +13,9 @@ import nats.errors
 
 from chaos.world import ACK_WAIT_S, Replica, World, killed
 from lab import NatsServer
+from task_bridge.domain.subjects import CONSUMER
 from task_bridge.simulator import faults
 from task_bridge.simulator.faults import Effect
-from task_bridge.subjects import CONSUMER
 
 LONGER_THAN_ACK_WAIT_S = (ACK_WAIT_S + 0.5, ACK_WAIT_S + 2.5)
 

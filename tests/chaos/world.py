@@ -22,10 +22,10 @@ from chaos.proxy import Proxy
 from chaos.servers import Servers
 from chaos.truths import states_of
 from lab import PASSWORD, USERNAME, BridgeProcess
-from task_bridge.messaging.streams import Streams
+from task_bridge.domain.subjects import CONSUMER, Names
+from task_bridge.jetstream.streams import Streams
 from task_bridge.simulator import Options, SimulatedVCenter
 from task_bridge.simulator.serve import serving
-from task_bridge.subjects import CONSUMER, Names
 from validity import check_event
 
 ACK_WAIT_S = 2.0

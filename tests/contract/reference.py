@@ -8,9 +8,9 @@ from collections.abc import Iterator
 from typing import Any
 
 from task_bridge import schemas
+from task_bridge.domain.subjects import Names
 from task_bridge.schemas.asyncapi import ENDINGS, document
-from task_bridge.schemas.words import KINDS
-from task_bridge.subjects import Names
+from task_bridge.schemas.descriptions import KINDS
 from validity import FROZEN
 
 _INTRO = """\

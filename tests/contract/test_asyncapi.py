@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 
 from node import node_with_packages_of
+from task_bridge.domain.subjects import VERBS, Names
 from task_bridge.schemas import load
 from task_bridge.schemas.asyncapi import ENDINGS, document
-from task_bridge.schemas.words import KINDS
-from task_bridge.subjects import VERBS, Names
+from task_bridge.schemas.descriptions import KINDS
 
 PARSER = Path(__file__).with_name("asyncapi")
 NAMES = Names("acme.tasks")

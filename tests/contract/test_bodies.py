@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from task_bridge.events import placed, to_cloudevent
-from task_bridge.task import Rendering, parse_error, parse_task
-from task_bridge.watch import Policy, Watch, next_event, observe, resume
+from task_bridge.domain.events import placed, to_cloudevent
+from task_bridge.domain.task import Rendering, parse_error, parse_task
+from task_bridge.domain.watch import Policy, Watch, next_event, observe, resume
 
 BODIES = Path(__file__).parent / "bodies"
 WATCH = Watch(id="1764024055123-42", vcenter="lab", task="52f9:com.example", since=1764024055.123)

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from task_bridge import schemas
-from task_bridge.events import from_cloudevent, to_cloudevent
+from task_bridge.domain.events import from_cloudevent, to_cloudevent
 from validity import FROZEN, validator, validator_of
 
 Schema = dict[str, Any]

@@ -10,7 +10,7 @@ from pathlib import Path
 import yaml
 
 from task_bridge.checks import all_wanted
-from task_bridge.messaging.commands import nats_commands
+from task_bridge.jetstream.nats_cli import nats_commands
 from task_bridge.settings import load
 from task_bridge.web.health import MUCH_LAG_S
 

@@ -12,12 +12,12 @@ from hypothesis import strategies as st
 from jsonschema import Draft7Validator, Draft202012Validator
 
 from task_bridge import schemas
-from task_bridge.errors import Refused
-from task_bridge.ports import Standing
-from task_bridge.requests import ListRequest, TaskRequest, WatchRequest, parse
+from task_bridge.domain.errors import Refused
+from task_bridge.domain.ports import Standing
+from task_bridge.domain.requests import ListRequest, TaskRequest, WatchRequest, parse
+from task_bridge.domain.task import NotATask, parse_task
+from task_bridge.domain.watch import Watch
 from task_bridge.schemas.models import schema_files
-from task_bridge.task import NotATask, parse_task
-from task_bridge.watch import Watch
 from unit.builders import TASK, Replica, a_watch, denied, lost, running, succeeded
 from validity import check_event, validator
 

@@ -16,8 +16,8 @@ from nats.aio.client import Client
 
 from fuzz import hostile
 from lab import EVENTS, PREFIX, BridgeProcess, Lab
-from task_bridge.ordered import Ordered
-from task_bridge.simulator import fates
+from task_bridge.jetstream.ordered_consumer import Ordered
+from task_bridge.simulator import scenarios as fates
 from validity import check_event, check_reply
 
 VERBS = ("watch", "get", "list", "unwatch", "cancel")

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from fuzz.stage import attacked
-from task_bridge.errors import Refused
-from task_bridge.requests import WatchRequest, parse, told_of
+from task_bridge.domain.errors import Refused
+from task_bridge.domain.requests import WatchRequest, parse, told_of
 
 
 async def test_hostile_requests_are_answered_or_rejected_and_leak_nowhere(tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ import nats
 import pytest
 
 from lab import EVENTS, Lab, NatsServer, as_user, guarded, until
-from task_bridge.simulator import fates
+from task_bridge.simulator import scenarios as fates
 from task_bridge.simulator.tasks import std_error
 
 

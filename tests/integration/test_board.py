@@ -15,12 +15,12 @@ from playwright.async_api import Browser, Page, async_playwright, expect
 
 from lab import PREFIX, BridgeProcess, Lab, free_ports, until
 from task_bridge.app import Bridge
-from task_bridge.messaging.feed import Feed
-from task_bridge.overview import Overview
+from task_bridge.domain.board import Overview
+from task_bridge.domain.subjects import Names
+from task_bridge.jetstream.board_reader import Feed
 from task_bridge.settings import NatsSettings
-from task_bridge.simulator import fates
+from task_bridge.simulator import scenarios as fates
 from task_bridge.simulator.tasks import std_error
-from task_bridge.subjects import Names
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 QUIET = ("--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking")
@@ -102,7 +102,7 @@ class TestFeed:
         assert {row.task for row in overview.endings} == set(ended[-100:])
 
     async def test_nobody_who_looks_nothing_that_is_read(self, lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr("task_bridge.messaging.feed.LINGER_S", 0.05)
+        monkeypatch.setattr("task_bridge.jetstream.board_reader.LINGER_S", 0.05)
         feed = Feed(NatsSettings(urls=lab.server.url), Names(PREFIX))
         async with lab.bridge():
             with feed.looked_at(), feed.looked_at():

@@ -8,7 +8,8 @@ import json
 import pytest
 
 from lab import EVENTS, PREFIX, Lab, until
-from task_bridge.simulator import Script, Step, fates, faults
+from task_bridge.simulator import Script, Step, faults
+from task_bridge.simulator import scenarios as fates
 
 TRACE = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
 

@@ -9,15 +9,16 @@ from pathlib import Path
 import pytest
 from structlog.testing import capture_logs
 
-import task_bridge.kinds
+import task_bridge.vcenter.source
 from lab import PASSWORD, PREFIX, USERNAME, BridgeProcess, Lab, until
 from task_bridge.settings import VCenterSettings
-from task_bridge.simulator import Script, Step, Target, fates, faults
+from task_bridge.simulator import Script, Step, Target, faults
+from task_bridge.simulator import scenarios as fates
 from task_bridge.simulator.faults import Effect
 from task_bridge.simulator.sdk import soap
 from task_bridge.simulator.tasks import message, progress
-from task_bridge.vim import VimSource
-from task_bridge.vim.patience import VimPatience
+from task_bridge.vcenter.vim import VimSource
+from task_bridge.vcenter.vim.patience import VimPatience
 
 NEW_VM = {"type": "VirtualMachine", "id": "vm-8"}
 
@@ -474,7 +475,7 @@ async def test_questions_are_asked_apart_until_no_vm_is_locked(
     lab: Lab, way: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     quick = VimPatience(held_s=1.0, pull_s=0.3, apart_s=1.5)
-    monkeypatch.setattr(task_bridge.kinds, "VimSource", partial(VimSource, vim_patience=quick))
+    monkeypatch.setattr(task_bridge.vcenter.source, "VimSource", partial(VimSource, vim_patience=quick))
     with capture_logs() as logs:
 
         def told(event: str) -> int:

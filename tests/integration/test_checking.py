@@ -20,11 +20,11 @@ import natscli
 from commands import Ended, ran
 from lab import EVENTS, PREFIX, Lab, NatsServer, as_user, guarded
 from task_bridge.checks import all_wanted, findings, reached
-from task_bridge.messaging.provision import provision
-from task_bridge.messaging.streams import Streams
+from task_bridge.domain.subjects import VERBS
+from task_bridge.jetstream.provision import provision
+from task_bridge.jetstream.streams import Streams
 from task_bridge.simulator import faults
 from task_bridge.simulator.serve import serving
-from task_bridge.subjects import VERBS
 
 REQUESTS, WATCHES, OBJECTS = "VCENTER_TASKS_REQUESTS", "VCENTER_TASKS_WATCHES", "OBJ_VCENTER_TASKS_RESULTS"
 PUBLISHED = (

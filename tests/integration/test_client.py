@@ -12,11 +12,11 @@ import pytest
 
 from lab import EVENTS, Lab, as_user, guarded, until
 from task_bridge.client import ErrorAnswer, TaskBridge, TaskFailed, WatchAbandoned
-from task_bridge.errors import NatsUnavailable, Refused
-from task_bridge.events import Event
-from task_bridge.ordered import Ordered
+from task_bridge.domain.errors import NatsUnavailable, Refused
+from task_bridge.domain.events import Event
+from task_bridge.jetstream.ordered_consumer import Ordered
 from task_bridge.settings import load
-from task_bridge.simulator import fates
+from task_bridge.simulator import scenarios as fates
 
 
 @pytest.fixture
@@ -132,7 +132,9 @@ async def test_a_missing_permission_is_named_where_no_answer_comes(
 async def test_a_reading_that_had_begun_outlives_a_permission_that_is_taken_away(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("task_bridge.ordered.SILENCE_S", 0.3)  # it makes a new consumer, again and again
+    monkeypatch.setattr(
+        "task_bridge.jetstream.ordered_consumer.SILENCE_S", 0.3
+    )  # it makes a new consumer, again and again
     with guarded(tmp_path, 'publish: {deny: ["none"]}') as server:
         async with TaskBridge(settings=load(as_user("u", server), need_vcenters=False)) as client:
             js = client._js

@@ -13,9 +13,9 @@ import pytest
 
 from commands import begun, ended, processes_of
 from lab import until
-from task_bridge import demo
-from task_bridge.demo import ACTS, Play
-from task_bridge.simulator import fates
+from task_bridge.lab import demo
+from task_bridge.lab.demo import ACTS, Play
+from task_bridge.simulator import scenarios as fates
 
 
 async def test_every_task_ends_as_scripted_and_nothing_is_left_behind(tmp_path: Path) -> None:

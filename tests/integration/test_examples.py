@@ -19,7 +19,7 @@ import pytest
 
 from lab import PASSWORD, USERNAME, Lab, until
 from node import node_with_packages_of
-from task_bridge.simulator import fates
+from task_bridge.simulator import scenarios as fates
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 pytestmark = pytest.mark.timeout(240)  # the packages of Node.js come first

@@ -16,8 +16,8 @@ import pytest
 
 from lab import EVENTS, PREFIX, BridgeProcess, Lab, NatsServer, until
 from task_bridge.app import Bridge
-from task_bridge.errors import CannotStart
-from task_bridge.simulator import fates
+from task_bridge.domain.errors import CannotStart
+from task_bridge.simulator import scenarios as fates
 
 REQUESTS, WATCHES = "VCENTER_TASKS_REQUESTS", "VCENTER_TASKS_WATCHES"
 HANGS = """

@@ -9,7 +9,8 @@ import nats.js.errors
 import pytest
 
 from lab import EVENTS, Lab, lab_in, until
-from task_bridge.simulator import Script, Step, fates
+from task_bridge.simulator import Script, Step
+from task_bridge.simulator import scenarios as fates
 from task_bridge.simulator.tasks import message, std_error
 
 

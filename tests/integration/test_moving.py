@@ -12,7 +12,7 @@ from nats.aio.client import Client
 from nats.aio.msg import Msg
 
 from lab import EVENTS, PREFIX, Lab, NatsServer, until
-from task_bridge.simulator import fates
+from task_bridge.simulator import scenarios as fates
 
 STREAMS = ("VCENTER_TASKS_REQUESTS", "VCENTER_TASKS_WATCHES", EVENTS, "OBJ_VCENTER_TASKS_RESULTS")
 

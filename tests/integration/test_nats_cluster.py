@@ -14,7 +14,7 @@ from nats.aio.msg import Msg
 
 from integration.test_nats_users import DEPLOYED, USERS
 from lab import EVENTS, Lab, NatsServer, free_ports, until
-from task_bridge.simulator import fates
+from task_bridge.simulator import scenarios as fates
 
 NAMES = ("nats-0", "nats-1", "nats-2")
 

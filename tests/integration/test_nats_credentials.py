@@ -13,7 +13,7 @@ import pytest
 
 from credentials import Authority, nkey, operated
 from lab import BridgeProcess, Lab, NatsServer, until
-from task_bridge.messaging.connection import Connection
+from task_bridge.jetstream.connection import Connection
 from task_bridge.settings import NatsSettings
 
 SECRET = "s3cr3t-that-no-log-tells"

@@ -17,7 +17,7 @@ from nats.js.api import ConsumerConfig
 
 from commands import ran
 from lab import EVENTS, Lab, NatsServer, until
-from task_bridge.simulator import fates
+from task_bridge.simulator import scenarios as fates
 
 DEPLOYED = Path(__file__).parents[2] / "deploy" / "nats"
 USERS = ("bridge", "operator", "requester", "consumer", "workflow")

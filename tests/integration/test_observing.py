@@ -21,7 +21,7 @@ from structlog.testing import capture_logs
 
 from lab import PASSWORD, USERNAME, BridgeProcess, Lab, until
 from task_bridge.settings import Listen
-from task_bridge.simulator import fates
+from task_bridge.simulator import scenarios as fates
 from task_bridge.web.server import WebServer
 
 GRAFANA = Path(__file__).parents[2] / "deploy" / "grafana"

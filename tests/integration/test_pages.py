@@ -19,7 +19,7 @@ import httpx
 import pytest
 
 from lab import PASSWORD, PREFIX, USERNAME, Lab
-from task_bridge.simulator import fates
+from task_bridge.simulator import scenarios as fates
 from validity import validator
 
 ROOT = Path(__file__).parents[2]

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from lab import PREFIX, Lab, until
-from task_bridge.simulator import fates
-from task_bridge.subjects import task_token
+from task_bridge.domain.subjects import task_token
+from task_bridge.simulator import scenarios as fates
 
 WATCHES = "VCENTER_TASKS_WATCHES"
 

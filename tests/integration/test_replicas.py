@@ -9,9 +9,9 @@ import pytest
 
 from lab import Lab, until
 from task_bridge.app import Bridge
-from task_bridge.link.config import PATIENCE
-from task_bridge.simulator import fates
-from task_bridge.subjects import Names
+from task_bridge.domain.subjects import Names
+from task_bridge.simulator import scenarios as fates
+from task_bridge.vcenter.policy import PATIENCE
 
 QUICK = {"ack_wait_s": 2.0}
 

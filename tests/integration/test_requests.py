@@ -9,8 +9,9 @@ from typing import Any
 import pytest
 
 from lab import EVENTS, PREFIX, Lab, until
-from task_bridge import kinds
-from task_bridge.simulator import fates, faults
+from task_bridge.simulator import faults
+from task_bridge.simulator import scenarios as fates
+from task_bridge.vcenter import source as kinds
 
 BAD = [
     (b"{", "invalid_request"),

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from lab import BridgeProcess, Lab, until
-from task_bridge.simulator import fates
+from task_bridge.simulator import scenarios as fates
 
 WATCHES = "VCENTER_TASKS_WATCHES"
 

@@ -20,9 +20,10 @@ import pytest
 
 from commands import begun, ended, processes_of, ran
 from lab import EVENTS, PASSWORD, PREFIX, USERNAME, free_ports
-from task_bridge.embedded import nats_server
-from task_bridge.errors import CannotStart
-from task_bridge.simulator import Options, SimulatedVCenter, fates
+from task_bridge.domain.errors import CannotStart
+from task_bridge.lab.nats_server import nats_server
+from task_bridge.simulator import Options, SimulatedVCenter
+from task_bridge.simulator import scenarios as fates
 from task_bridge.simulator.serve import serving
 
 

@@ -13,7 +13,7 @@ import pytest
 from commands import ran
 from lab import lab_in
 from task_bridge import schemas
-from task_bridge.events import to_cloudevent
+from task_bridge.domain.events import to_cloudevent
 from unit.builders import an_event
 
 

@@ -16,7 +16,8 @@ import pyVim.connect
 import pyVim.task
 import pyVmomi
 
-from task_bridge.simulator import Options, SimulatedVCenter, fates
+from task_bridge.simulator import Options, SimulatedVCenter
+from task_bridge.simulator import scenarios as fates
 from task_bridge.simulator.serve import serving
 from task_bridge.simulator.tasks import Script, Step
 

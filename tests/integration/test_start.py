@@ -14,7 +14,7 @@ from nats.js.api import StreamConfig
 
 from lab import PASSWORD, BridgeProcess, Lab, NatsServer, until
 from task_bridge.app import Bridge
-from task_bridge.simulator import fates
+from task_bridge.simulator import scenarios as fates
 
 
 async def test_it_waits_for_a_nats_that_is_away_with_http_up(lab: Lab, tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from commands import ended, processes_of, ran
 from task_bridge.client import TaskBridge, WatchAbandoned
-from task_bridge.simulator import fates
+from task_bridge.simulator import scenarios as fates
 from task_bridge.testing import Workbench
 
 PAGE = Path(__file__).parents[2] / "docs" / "testing.md"

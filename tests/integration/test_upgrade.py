@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from lab import PREFIX, Lab, until
-from task_bridge.simulator import fates
-from task_bridge.subjects import Names
+from task_bridge.domain.subjects import Names
+from task_bridge.simulator import scenarios as fates
 
 WATCHES, NAMES = "VCENTER_TASKS_WATCHES", Names(PREFIX)
 

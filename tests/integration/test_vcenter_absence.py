@@ -7,7 +7,8 @@ import time
 import pytest
 from structlog.testing import capture_logs
 
-from task_bridge.simulator import fates, faults
+from task_bridge.simulator import faults
+from task_bridge.simulator import scenarios as fates
 from task_bridge.simulator.app import SimulatedVCenter
 from task_bridge.simulator.options import Options
 from vcenter_lab import PATIENCE, POLICY, Lab, lab

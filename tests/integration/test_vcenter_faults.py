@@ -7,12 +7,13 @@ from functools import partial
 import pytest
 from structlog.testing import capture_logs
 
-from task_bridge.simulator import fates, faults
+from task_bridge.domain.task import UNAVAILABLE, Rendering, Task
+from task_bridge.simulator import faults
+from task_bridge.simulator import scenarios as fates
 from task_bridge.simulator.app import SimulatedVCenter
 from task_bridge.simulator.serve import serving
-from task_bridge.task import UNAVAILABLE, Rendering, Task
-from task_bridge.vcenter import looks
-from task_bridge.vcenter.reading import read_task
+from task_bridge.vcenter.cis import poller as looks
+from task_bridge.vcenter.cis.reading import read_task
 from vcenter_lab import PATIENCE, Lab, lab, looking_at
 
 

@@ -9,12 +9,13 @@ import time
 import pytest
 from structlog.testing import capture_logs
 
-from task_bridge.ports import Unanswered, Unchanged
-from task_bridge.simulator import fates, faults
+from task_bridge.domain.ports import Unanswered, Unchanged
+from task_bridge.domain.task import UNAVAILABLE, Task
+from task_bridge.simulator import faults
+from task_bridge.simulator import scenarios as fates
 from task_bridge.simulator.app import SimulatedVCenter
 from task_bridge.simulator.options import Options
-from task_bridge.task import UNAVAILABLE, Task
-from task_bridge.vcenter import LookPolicy
+from task_bridge.vcenter.cis import LookPolicy
 from vcenter_lab import PATIENCE, lab
 
 

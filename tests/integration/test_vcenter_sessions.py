@@ -18,16 +18,17 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 from structlog.testing import capture_logs
 
-from task_bridge.errors import Refused, VCenterUnavailable
-from task_bridge.link.http import Http
+from task_bridge.domain.errors import Refused, VCenterUnavailable
+from task_bridge.domain.ports import Unchanged
 from task_bridge.metrics import Metrics
-from task_bridge.ports import Unchanged
-from task_bridge.simulator import fates, faults
+from task_bridge.simulator import faults
+from task_bridge.simulator import scenarios as fates
 from task_bridge.simulator.app import SimulatedVCenter
 from task_bridge.simulator.options import Options
 from task_bridge.simulator.serve import serving
 from task_bridge.simulator.tasks import Script
-from task_bridge.vcenter import CisSource, LookPolicy
+from task_bridge.vcenter.cis import CisSource, LookPolicy
+from task_bridge.vcenter.http import Http
 from vcenter_lab import POLICY, Given, lab
 
 NOT_AUTHENTICATED = (

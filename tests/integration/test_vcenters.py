@@ -11,7 +11,8 @@ import pytest
 from structlog.testing import capture_logs
 
 from lab import PASSWORD, USERNAME, BridgeProcess, Lab, until
-from task_bridge.simulator import Options, Script, SimulatedVCenter, Step, fates, faults
+from task_bridge.simulator import Options, Script, SimulatedVCenter, Step, faults
+from task_bridge.simulator import scenarios as fates
 from task_bridge.simulator.faults import Effect
 from task_bridge.simulator.options import Timestamps
 from task_bridge.simulator.serve import serving

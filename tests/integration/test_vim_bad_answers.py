@@ -8,7 +8,8 @@ import pytest
 
 from lab import PASSWORD, USERNAME, Lab, until
 from task_bridge.settings import VCenterSettings
-from task_bridge.simulator import fates, faults
+from task_bridge.simulator import faults
+from task_bridge.simulator import scenarios as fates
 from task_bridge.simulator.faults import Effect
 from unit.test_vim_soap import entities, enveloped
 

@@ -7,9 +7,10 @@ import time
 
 import vcenter_lab
 from lab import BridgeProcess, Lab, until
-from task_bridge.simulator import fates, faults
-from task_bridge.vim import VimSource
-from task_bridge.vim.patience import VimPatience
+from task_bridge.simulator import faults
+from task_bridge.simulator import scenarios as fates
+from task_bridge.vcenter.vim import VimSource
+from task_bridge.vcenter.vim.patience import VimPatience
 
 
 async def test_a_session_that_nobody_needs_is_logged_out_of_and_another_begun_when_needed() -> None:

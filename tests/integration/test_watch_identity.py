@@ -8,9 +8,9 @@ import msgspec
 from nats.js.api import StreamState
 
 from lab import PREFIX, Lab, until
-from task_bridge.simulator import fates
-from task_bridge.subjects import Names
-from task_bridge.watch import Watch
+from task_bridge.domain.subjects import Names
+from task_bridge.domain.watch import Watch
+from task_bridge.simulator import scenarios as fates
 
 WATCHES = "VCENTER_TASKS_WATCHES"
 

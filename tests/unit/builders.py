@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import msgspec
 
-from task_bridge.events import (
+from task_bridge.domain.events import (
     INLINE_MAX_BYTES,
     Event,
     EventData,
@@ -18,9 +18,9 @@ from task_bridge.events import (
     placed,
     to_cloudevent,
 )
-from task_bridge.ports import UNCHANGED, Standing, Unanswered, Unchanged
-from task_bridge.task import NO_RESULT, Progress, Result, Task, TaskError
-from task_bridge.watch import (
+from task_bridge.domain.ports import UNCHANGED, Standing, Unanswered, Unchanged
+from task_bridge.domain.task import NO_RESULT, Progress, Result, Task, TaskError
+from task_bridge.domain.watch import (
     LAST_LOOK_S,
     Absence,
     Draft,

@@ -7,11 +7,11 @@ import time
 from collections.abc import AsyncIterator, Callable
 from typing import NamedTuple
 
-from task_bridge.errors import NatsUnavailable
-from task_bridge.events import Event
-from task_bridge.ports import Standing
-from task_bridge.task import Birth
-from task_bridge.watch import Draft
+from task_bridge.domain.errors import NatsUnavailable
+from task_bridge.domain.events import Event
+from task_bridge.domain.ports import Standing
+from task_bridge.domain.task import Birth
+from task_bridge.domain.watch import Draft
 from unit.builders import NOW, TASK, place, stored
 
 Key = tuple[str, str]

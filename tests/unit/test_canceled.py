@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 
-from task_bridge.messaging.connection import canceled
+from task_bridge.jetstream.connection import canceled
 
 
 async def answering(answer: asyncio.Future[None], began: asyncio.Event) -> None:

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from task_bridge.durations import MAX_DURATION_S, parse_duration, parse_time, rfc3339
+from task_bridge.domain.durations import MAX_DURATION_S, parse_duration, parse_time, rfc3339
 
 YEAR_S = 365 * 86_400
 

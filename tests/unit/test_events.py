@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from task_bridge.events import (
+from task_bridge.domain.events import (
     NULL,
     Event,
     EventData,
@@ -21,7 +21,7 @@ from task_bridge.events import (
     shrunk,
     to_cloudevent,
 )
-from task_bridge.task import NO_RESULT, UNAVAILABLE, Message, Progress, Result, Target, TaskError
+from task_bridge.domain.task import NO_RESULT, UNAVAILABLE, Message, Progress, Result, Target, TaskError
 from unit.builders import NOW, an_event, stored
 
 REF = ResultRef("VCENTER_TASKS_RESULTS", "1764024055123-42/7", 300_000, "ab" * 32)

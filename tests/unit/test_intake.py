@@ -9,7 +9,7 @@ from faststream.nats.message import NatsMessage
 from nats.aio.client import Client
 from nats.aio.msg import Msg
 
-from task_bridge.messaging.intake import as_it_came
+from task_bridge.jetstream.request_consumer import as_it_came
 
 
 async def test_a_request_does_not_keep_itself_alive() -> None:

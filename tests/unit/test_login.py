@@ -9,7 +9,7 @@ import nats.errors
 import pytest
 
 from credentials import nkey, operated
-from task_bridge.login import options
+from task_bridge.jetstream.connect import options
 from task_bridge.settings import load
 
 URL = "nats://127.0.0.1:4222"

@@ -18,7 +18,7 @@ SERVICE = Path(__file__).parents[2] / "service"
 START = """
 import asyncio, logging, sys, threading, warnings
 import structlog
-from task_bridge.errors import CannotStart, VCenterUnavailable
+from task_bridge.domain.errors import CannotStart, VCenterUnavailable
 from task_bridge.logs import configure
 log = structlog.get_logger("task_bridge.test")
 """

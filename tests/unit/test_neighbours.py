@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from task_bridge.messaging.neighbours import surplus
+from task_bridge.jetstream.replicas import surplus
 
 ROOM = 50_000
 

@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from task_bridge.errors import Problem, Refused
-from task_bridge.requests import (
+from task_bridge.domain.errors import Problem, Refused
+from task_bridge.domain.requests import (
     REQUEST_MAX_KEPT_BYTES,
     ListRequest,
     Routes,

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from credentials import nkey
-from task_bridge.errors import CannotStart
+from task_bridge.domain.errors import CannotStart
 from task_bridge.settings import Listen, NatsSettings, Settings, VCenterSettings, load
 from task_bridge.settings.loading import variable_names
 

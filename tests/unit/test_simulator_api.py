@@ -9,7 +9,8 @@ import msgspec
 import pytest
 from msgspec.structs import replace
 
-from task_bridge.simulator import ManualClock, Options, SimulatedVCenter, Target, fates
+from task_bridge.simulator import ManualClock, Options, SimulatedVCenter, Target
+from task_bridge.simulator import scenarios as fates
 from task_bridge.simulator.bodies import View
 from task_bridge.simulator.tasks_service import FilterSpec
 

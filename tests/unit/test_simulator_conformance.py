@@ -10,7 +10,8 @@ from typing import Any
 import httpx
 import pytest
 
-from task_bridge.simulator import ManualClock, SimulatedVCenter, fates, faults
+from task_bridge.simulator import ManualClock, SimulatedVCenter, faults
+from task_bridge.simulator import scenarios as fates
 from task_bridge.simulator.faults import Effect
 
 AUTH = ("administrator@vsphere.local", "simulated")

@@ -6,7 +6,8 @@ from typing import Any
 import httpx
 import pytest
 
-from task_bridge.simulator import ManualClock, SimulatedVCenter, fates, faults
+from task_bridge.simulator import ManualClock, SimulatedVCenter, faults
+from task_bridge.simulator import scenarios as fates
 
 
 @pytest.fixture

@@ -8,7 +8,8 @@ from typing import Any
 import httpx
 import pytest
 
-from task_bridge.simulator import ManualClock, SimulatedVCenter, fates, faults
+from task_bridge.simulator import ManualClock, SimulatedVCenter, faults
+from task_bridge.simulator import scenarios as fates
 from task_bridge.simulator.faults import Effect
 
 

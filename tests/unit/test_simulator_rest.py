@@ -6,7 +6,8 @@ from typing import Any
 import httpx
 import pytest
 
-from task_bridge.simulator import ManualClock, SimulatedVCenter, fates, message, std_error
+from task_bridge.simulator import ManualClock, SimulatedVCenter, message, std_error
+from task_bridge.simulator import scenarios as fates
 from task_bridge.simulator.renderings import rest_error, rest_info
 
 

@@ -10,7 +10,8 @@ from pathlib import Path
 import httpx
 import pytest
 
-from task_bridge.simulator import SimulatedVCenter, fates, faults
+from task_bridge.simulator import SimulatedVCenter, faults
+from task_bridge.simulator import scenarios as fates
 from task_bridge.simulator.faults import Effect
 from task_bridge.simulator.serve import serving
 

@@ -5,7 +5,8 @@ from collections.abc import AsyncIterator
 import httpx
 import pytest
 
-from task_bridge.simulator import ManualClock, Options, SimulatedVCenter, fates
+from task_bridge.simulator import ManualClock, Options, SimulatedVCenter
+from task_bridge.simulator import scenarios as fates
 
 AUTH = ("administrator@vsphere.local", "simulated")
 HEADER = "vmware-api-session-id"

@@ -4,16 +4,8 @@ from typing import Any
 
 import pytest
 
-from task_bridge.simulator import (
-    ManualClock,
-    Options,
-    Script,
-    SimulatedVCenter,
-    Step,
-    Timestamps,
-    fates,
-    progress,
-)
+from task_bridge.simulator import ManualClock, Options, Script, SimulatedVCenter, Step, Timestamps, progress
+from task_bridge.simulator import scenarios as fates
 from task_bridge.simulator.bodies import View
 from task_bridge.simulator.tasks import frame_at, frames
 

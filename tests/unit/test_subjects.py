@@ -8,7 +8,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from task_bridge.subjects import CONSUMER, SERVICE, VERBS, Names, is_prefix, is_vcenter_name, task_of, task_token
+from task_bridge.domain.subjects import (
+    CONSUMER,
+    SERVICE,
+    VERBS,
+    Names,
+    is_prefix,
+    is_vcenter_name,
+    task_of,
+    task_token,
+)
 
 NAMES = Names("vcenter.tasks")
 ids = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=256)

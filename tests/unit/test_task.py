@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from task_bridge.task import (
+from task_bridge.domain.task import (
     EXTRA_MAX_BYTES,
     NO_RESULT,
     Message,

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from task_bridge.link.absence import Absences
-from task_bridge.link.config import Patience
+from task_bridge.vcenter.absence import Absences
+from task_bridge.vcenter.policy import Patience
 
 GRACE_S, CONFIRM_S, HOLD_S = 30.0, 5.0, 600.0
 

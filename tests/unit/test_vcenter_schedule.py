@@ -7,15 +7,15 @@ import time
 
 import pytest
 
-from task_bridge.errors import VCenterUnavailable
-from task_bridge.link.budget import Budget
-from task_bridge.link.config import PATIENCE
-from task_bridge.link.outage import Outage, backoff_s
-from task_bridge.task import Progress, Task
-from task_bridge.vcenter import LookPolicy
-from task_bridge.vcenter.followed import ASKED, GONE, PARKED, Agenda, Followed
-from task_bridge.vcenter.register import Register
-from task_bridge.vcenter.schedule import interval_s, remaining_s, stretch
+from task_bridge.domain.errors import VCenterUnavailable
+from task_bridge.domain.task import Progress, Task
+from task_bridge.vcenter.budget import Budget
+from task_bridge.vcenter.cis import LookPolicy
+from task_bridge.vcenter.cis.followed import ASKED, GONE, PARKED, Agenda, Followed
+from task_bridge.vcenter.cis.schedule import interval_s, remaining_s, stretch
+from task_bridge.vcenter.cis.tracker import Register
+from task_bridge.vcenter.outage import Outage, backoff_s
+from task_bridge.vcenter.policy import PATIENCE
 
 POLICY = LookPolicy(poll_min_s=1.0, poll_max_s=15.0)
 

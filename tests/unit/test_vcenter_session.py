@@ -12,11 +12,11 @@ from collections.abc import AsyncIterator, Callable
 import httpx
 import pytest
 
-from task_bridge.errors import VCenterUnavailable
-from task_bridge.link.gate import doubled
-from task_bridge.link.http import MAX_BODY_BYTES, Answer, AnswerTooLarge, Doubtful, Http
+from task_bridge.domain.errors import VCenterUnavailable
 from task_bridge.metrics import Metrics
-from task_bridge.vcenter.session import Session
+from task_bridge.vcenter.cis.session import Session
+from task_bridge.vcenter.http import MAX_BODY_BYTES, Answer, AnswerTooLarge, Doubtful, Http
+from task_bridge.vcenter.login import doubled
 from vcenter_lab import Given
 
 CAPPED = {

@@ -13,12 +13,12 @@ import httpx
 import pytest
 from structlog.testing import capture_logs
 
-from task_bridge.errors import Refused, VCenterUnavailable
-from task_bridge.link.config import Patience
+from task_bridge.domain.errors import Refused, VCenterUnavailable
+from task_bridge.domain.task import UNAVAILABLE, Task
 from task_bridge.metrics import Metrics
 from task_bridge.simulator.app import SimulatedVCenter
-from task_bridge.task import UNAVAILABLE, Task
-from task_bridge.vcenter import CisSource, LookPolicy
+from task_bridge.vcenter.cis import CisSource, LookPolicy
+from task_bridge.vcenter.policy import Patience
 from vcenter_lab import PATIENCE, POLICY, Given, Lab
 
 RUNNING = {"status": "RUNNING"}

@@ -10,11 +10,11 @@ from urllib.parse import unquote
 import msgspec
 import pytest
 
-from task_bridge.link.http import Answer
-from task_bridge.task import NO_RESULT, Rendering, Task
-from task_bridge.vcenter import wire
-from task_bridge.vcenter.reading import read_task
-from task_bridge.vcenter.wire import SessionFault, Unreadable
+from task_bridge.domain.task import NO_RESULT, Rendering, Task
+from task_bridge.vcenter.cis import renderings as wire
+from task_bridge.vcenter.cis.reading import read_task
+from task_bridge.vcenter.cis.renderings import SessionFault, Unreadable
+from task_bridge.vcenter.http import Answer
 
 TASK = "52f9f1b0-160a:com.vmware.esx.settings"
 

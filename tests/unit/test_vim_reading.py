@@ -9,8 +9,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from lxml import etree
 
-from task_bridge.task import NO_RESULT, Birth, Message, Progress, Target, Task, is_same
-from task_bridge.vim.reading import DYNAMIC, PATHS, STATIC, Question, birth_of, read_info, read_question, task_of
+from task_bridge.domain.task import NO_RESULT, Birth, Message, Progress, Target, Task, is_same
+from task_bridge.vcenter.vim.taskinfo import (
+    DYNAMIC,
+    PATHS,
+    STATIC,
+    Question,
+    birth_of,
+    read_info,
+    read_question,
+    task_of,
+)
 from unit.builders import Replica, a_watch
 from validity import check_event
 

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from task_bridge.vim import soap
-from task_bridge.vim.soap import Ref, SoapFault, Unreadable
+from task_bridge.vcenter.vim import soap
+from task_bridge.vcenter.vim.soap import Ref, SoapFault, Unreadable
 
 ENVELOPE = "http://schemas.xmlsoap.org/soap/envelope/"
 

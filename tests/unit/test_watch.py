@@ -8,11 +8,11 @@ from typing import Any
 import msgspec
 import pytest
 
-from task_bridge.durations import rfc3339
-from task_bridge.events import Event, ResultRef, WatchRef
-from task_bridge.ports import Standing, Unanswered
-from task_bridge.task import NO_RESULT, UNAVAILABLE, Message, Result, Task, TaskError
-from task_bridge.watch import (
+from task_bridge.domain.durations import rfc3339
+from task_bridge.domain.events import Event, ResultRef, WatchRef
+from task_bridge.domain.ports import Standing, Unanswered
+from task_bridge.domain.task import NO_RESULT, UNAVAILABLE, Message, Result, Task, TaskError
+from task_bridge.domain.watch import (
     LAST_LOOK_S,
     Policy,
     View,

@@ -9,10 +9,10 @@ import msgspec
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from task_bridge.events import Event
-from task_bridge.ports import Standing, Unanswered
-from task_bridge.task import NO_RESULT, UNAVAILABLE, Result, Task, TaskError
-from task_bridge.watch import LAST_LOOK_S, Absence, Policy, Watch
+from task_bridge.domain.events import Event
+from task_bridge.domain.ports import Standing, Unanswered
+from task_bridge.domain.task import NO_RESULT, UNAVAILABLE, Result, Task, TaskError
+from task_bridge.domain.watch import LAST_LOOK_S, Absence, Policy, Watch
 from unit.builders import NOW, SOURCE, Replica, a_task, a_watch, denied, kinds, lost, progress, running, succeeded
 
 POLICY = Policy(SOURCE, progress_interval_s=2.0, events_max_age_s=400.0)

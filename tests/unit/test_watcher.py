@@ -10,13 +10,13 @@ import msgspec
 import pytest
 
 from task_bridge import watcher
-from task_bridge.durations import rfc3339
-from task_bridge.errors import NatsUnavailable
-from task_bridge.events import Event, WatchRef
+from task_bridge.domain.durations import rfc3339
+from task_bridge.domain.errors import NatsUnavailable
+from task_bridge.domain.events import Event, WatchRef
+from task_bridge.domain.ports import UNCHANGED, Standing, Unanswered
+from task_bridge.domain.task import NO_RESULT, Task, TaskError
+from task_bridge.domain.watch import Policy, View, Watch, observe
 from task_bridge.metrics import Metrics
-from task_bridge.ports import UNCHANGED, Standing, Unanswered
-from task_bridge.task import NO_RESULT, Task, TaskError
-from task_bridge.watch import Policy, View, Watch, observe
 from task_bridge.watcher import Watcher
 from unit.builders import (
     NOW,

@@ -19,13 +19,13 @@ from prometheus_client import CollectorRegistry
 from starlette.types import Receive, Scope, Send
 
 from task_bridge import __version__
-from task_bridge.durations import rfc3339
-from task_bridge.errors import CannotStart
-from task_bridge.events import Event, EventData, WatchRef
+from task_bridge.domain.board import Filter, Overview
+from task_bridge.domain.durations import rfc3339
+from task_bridge.domain.errors import CannotStart
+from task_bridge.domain.events import Event, EventData, WatchRef
+from task_bridge.domain.task import Progress, TaskError
 from task_bridge.metrics import Metrics
-from task_bridge.overview import Filter, Overview
 from task_bridge.settings import Listen
-from task_bridge.task import Progress, TaskError
 from task_bridge.web.board import View, page
 from task_bridge.web.health import Check, Health, JetStreamHealth, NatsHealth, VCenterHealth
 from task_bridge.web.routes import build_web

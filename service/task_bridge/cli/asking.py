@@ -16,10 +16,10 @@ import typer
 from rich.text import Text
 
 from ..client import ErrorAnswer, TaskBridge
-from ..durations import parse_duration
-from ..errors import BridgeError, CannotStart, NatsUnavailable, Refused
-from ..events import from_cloudevent
-from ..requests import CancelReply, GetReply, ListedWatch, UnwatchReply, WatchReply
+from ..domain.durations import parse_duration
+from ..domain.errors import BridgeError, CannotStart, NatsUnavailable, Refused
+from ..domain.events import from_cloudevent
+from ..domain.requests import CancelReply, GetReply, ListedWatch, UnwatchReply, WatchReply
 from . import rendering
 from .ending import give_up
 

@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from .. import logs
-from ..errors import CannotStart, NatsUnavailable
+from ..domain.errors import CannotStart, NatsUnavailable
 from ..settings import Settings, load
 from .ending import give_up
 
 if TYPE_CHECKING:
-    from ..messaging.provision import Difference, Wanted
-    from ..messaging.streams import Streams
+    from ..jetstream.provision import Difference, Wanted
+    from ..jetstream.streams import Streams
 
 # Imports inside the functions are of rooms that the other commands don't need.
 
@@ -41,7 +41,7 @@ def provision(check: OnlyCheck = False, only_print: OnlyPrint = False, as_json: 
 
 def _print(settings: Settings) -> bool:
     from ..checks import all_wanted  # noqa: PLC0415
-    from ..messaging.commands import nats_commands  # noqa: PLC0415
+    from ..jetstream.nats_cli import nats_commands  # noqa: PLC0415
 
     for command in nats_commands(all_wanted(settings), settings.nats.js_domain):
         typer.echo(command)
@@ -51,10 +51,10 @@ def _print(settings: Settings) -> bool:
 async def _provisioned(settings: Settings, only_check: bool, as_json: bool) -> bool:
     """Whether the bridge can work with what is there now. With JSON all but the differences goes to stderr."""
     from .. import checks  # noqa: PLC0415
-    from ..messaging.connection import server_version  # noqa: PLC0415
-    from ..messaging.provision import check_version  # noqa: PLC0415
-    from ..messaging.provision import provision as provisioned  # noqa: PLC0415
-    from ..messaging.streams import Streams  # noqa: PLC0415
+    from ..jetstream.connection import server_version  # noqa: PLC0415
+    from ..jetstream.provision import check_version  # noqa: PLC0415
+    from ..jetstream.provision import provision as provisioned  # noqa: PLC0415
+    from ..jetstream.streams import Streams  # noqa: PLC0415
 
     what, refused = checks.all_wanted(settings), False
     try:
@@ -83,8 +83,8 @@ async def _changed(
     streams: Streams, what: Wanted, told: list[Difference], *, to_stderr: bool
 ) -> tuple[list[Difference], bool]:
     """Makes and changes what can be: what still differs then, and whether nats-server refused something."""
-    from ..messaging.amend import amend, how_to_replace, is_fixed  # noqa: PLC0415
-    from ..messaging.provision import provision as provisioned  # noqa: PLC0415
+    from ..jetstream.amend import amend, how_to_replace, is_fixed  # noqa: PLC0415
+    from ..jetstream.provision import provision as provisioned  # noqa: PLC0415
 
     problems = await amend(streams, what, await provisioned(streams, what, create=True))
     for line in problems:

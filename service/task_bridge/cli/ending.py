@@ -7,7 +7,7 @@ from typing import NoReturn
 
 import structlog
 
-from ..errors import CannotStart
+from ..domain.errors import CannotStart
 
 log = structlog.get_logger(__name__)
 

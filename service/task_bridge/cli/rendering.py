@@ -13,10 +13,10 @@ from rich.table import Table
 from rich.text import Text
 
 from ..client import Stored
-from ..durations import rfc3339
-from ..events import Event, WatchRef
-from ..requests import GetReply, ListedWatch, WatchReply
-from ..task import Progress as Percentage
+from ..domain.durations import rfc3339
+from ..domain.events import Event, WatchRef
+from ..domain.requests import GetReply, ListedWatch, WatchReply
+from ..domain.task import Progress as Percentage
 
 _STYLES = {"completed.succeeded": "green", "completed.failed": "red", "completed.canceled": "yellow"}
 _SHORT, _WIDE = 24, 10_000

@@ -18,14 +18,14 @@ from urllib.parse import urlsplit
 import typer
 
 from .. import logs
-from ..errors import CannotStart
+from ..domain.errors import CannotStart
 from ..settings import NatsSettings, Settings, load
 from .ending import give_up
 
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from ..demo import Play
+    from ..lab.demo import Play
 
 # Imports inside the functions are of rooms that the other commands don't need.
 
@@ -71,7 +71,7 @@ def _collect_garbage_seldom() -> None:
 async def _with_nats(settings: Settings, directory: Path) -> None:
     """Serves beside a nats-server of its own; when that one ends, so does this."""
     from ..app import serve as run  # noqa: PLC0415
-    from ..embedded import nats_server  # noqa: PLC0415
+    from ..lab.nats_server import nats_server  # noqa: PLC0415
 
     host, port = _address(settings.nats)
     async with nats_server(directory, host, port) as server:
@@ -127,7 +127,7 @@ def demo(keep: Keep = False) -> None:
 
 
 async def _played(console: Console, directory: Path, *, keep: bool) -> list[Play]:
-    from .. import demo as story  # noqa: PLC0415
+    from ..lab import demo as story  # noqa: PLC0415
     from . import show  # noqa: PLC0415
 
     if not (console.is_interactive and console.file.isatty()):  # FORCE_COLOR makes a pipe interactive

@@ -8,9 +8,9 @@ from typing import Annotated
 import typer
 
 from .. import schemas
-from ..errors import CannotStart
+from ..domain.errors import CannotStart
+from ..domain.subjects import Names
 from ..settings import load
-from ..subjects import Names
 from .ending import give_up
 
 
@@ -47,7 +47,7 @@ def schema(
 
 
 def _asyncapi() -> str:
-    from ..schemas.asyncapi import document  # noqa: PLC0415 - the other commands don't need it
+    from ..schemas.asyncapi import document  # noqa: PLC0415
 
     try:
         settings = load(need_vcenters=False)

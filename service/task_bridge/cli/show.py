@@ -10,8 +10,8 @@ from rich.markup import escape
 from rich.progress import BarColumn, Progress, TaskID, TextColumn
 from rich.table import Table
 
-from ..demo import Places, Play
-from ..events import Event
+from ..domain.events import Event
+from ..lab.demo import Places, Play
 
 _COLORS = {"watching": "cyan", "status": "yellow", "completed.succeeded": "green", "completed.failed": "red"}
 

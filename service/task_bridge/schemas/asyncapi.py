@@ -10,9 +10,9 @@ from collections.abc import Iterator
 from typing import Any
 
 from .. import __version__
-from ..subjects import SERVICE, VERBS, Names
+from ..domain.subjects import SERVICE, VERBS, Names
 from . import load
-from .words import FINAL, KINDS, Schema
+from .descriptions import FINAL, KINDS, Schema
 
 ENDINGS = tuple(f"{kind}.{outcome}" for kind, outcomes in FINAL.items() for outcome in outcomes)
 _REQUESTS = dict.fromkeys(VERBS, "TaskRequest") | {"watch": "WatchRequest", "list": "ListRequest"}

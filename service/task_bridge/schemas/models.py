@@ -14,8 +14,8 @@ from typing import Any
 import msgspec
 from pydantic.json_schema import models_json_schema
 
-from ..events import TYPE_PREFIX, CloudEvent
-from ..requests import (
+from ..domain.events import TYPE_PREFIX, CloudEvent
+from ..domain.requests import (
     REQUEST_MAX_KEPT_BYTES,
     CancelReply,
     ErrorBody,
@@ -27,7 +27,7 @@ from ..requests import (
     WatchReply,
     WatchRequest,
 )
-from .words import FINAL, KINDS, REJECTED, TASK_ID, WORDS, Schema
+from .descriptions import FINAL, KINDS, REJECTED, TASK_ID, WORDS, Schema
 
 DIALECT = "https://json-schema.org/draft/2020-12/schema"
 _DEFS = "#/$defs/"

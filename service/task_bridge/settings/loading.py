@@ -10,8 +10,8 @@ from typing import Any
 from pydantic import BaseModel, ValidationError
 from pydantic_settings import DotEnvSettingsSource, EnvSettingsSource
 
-from ..errors import CannotStart
-from .knobs import NatsSettings, Settings, VCenterSettings
+from ..domain.errors import CannotStart
+from .models import NatsSettings, Settings, VCenterSettings
 from .variables import VCENTERS, Known, Variables, sort_out, vcenter_variable
 
 _DOT_ENV = Path(".env")

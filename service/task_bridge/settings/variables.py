@@ -10,7 +10,7 @@ import json
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
-from ..subjects import is_vcenter_name
+from ..domain.subjects import is_vcenter_name
 
 PREFIX = "BRIDGE_"
 VCENTERS = "BRIDGE_VCENTERS"

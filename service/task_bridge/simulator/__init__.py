@@ -4,7 +4,8 @@ from task_bridge.simulator import SimulatedVCenter, fates, faults
 from task_bridge.simulator.serve import serving
 """
 
-from . import fates, faults
+from . import faults
+from . import scenarios as fates
 from .app import SimulatedVCenter
 from .bodies import Target
 from .clock import ManualClock

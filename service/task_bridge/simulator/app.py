@@ -20,7 +20,7 @@ from starlette.requests import ClientDisconnect
 from starlette.routing import Router
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from . import fates
+from . import scenarios as fates
 from .answers import ConnectionDroppedError, until_left
 from .bodies import CLUSTER, DESCRIPTIONS, OPERATIONS, SERVICES, About, Target
 from .clock import Clock, Sleep

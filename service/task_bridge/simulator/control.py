@@ -44,9 +44,9 @@ from starlette.routing import BaseRoute, Route
 
 from .answers import ANY_METHOD, json_answer
 from .bodies import CLUSTER, Target
-from .fates import FATES
 from .faults import FAULTS
 from .options import Options
+from .scenarios import FATES
 from .tasks import Fields, Flavour, Script
 
 if TYPE_CHECKING:

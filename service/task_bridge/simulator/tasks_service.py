@@ -12,8 +12,8 @@ from msgspec import Raw, Struct
 from . import errors
 from .bodies import About, Target, View, body, unchanging
 from .clock import Clock
-from .fates import CANCELED
 from .options import Options, Timestamps
+from .scenarios import CANCELED
 from .tasks import ENDED, Fields, Flavour, Frame, Script, frames, is_due
 
 

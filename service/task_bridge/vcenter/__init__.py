@@ -1,17 +1,8 @@
-"""HTTP to vCenter: `CisSource` is the port `TaskSource` over the CIS tasks service.
+"""What all kinds of tasks of one vCenter share: the way there, and what keeps it from harm.
 
-source     the loop: what is due is asked for, as many requests at once as allowed
-looks      what follows from an answer: shown, missing, gone, or nothing that helps
-register   who is followed and what was found        followed   where each task is between two looks
-lists      many tasks by few lists                   tasks      list, get and cancel
-session    one session, begun anew when it ended     schedule   when to look at a task again
-wire       the two renderings of vCenter's API       reading    from vCenter's JSON to a task
-
-What it stands on (HTTP, budget, health, proof of absence) is in `link/`.
+http      the only place that knows httpx        budget   how many requests a second
+gate      when a login may be tried              trouble  what goes wrong on the way, in sentences
+absence   when a task counts as lost             outage   whether vCenter answers, and when to ask again
+finds     what was found, until it is taken      health   how it does, for readiness and the log
+config    what is told about a vCenter           link     all of it, of one vCenter
 """
-
-from ..link.config import LookPolicy, VCenterSettings
-from ..link.health import Health
-from .source import CisSource
-
-__all__ = ["CisSource", "Health", "LookPolicy", "VCenterSettings"]

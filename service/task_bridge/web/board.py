@@ -15,9 +15,9 @@ from typing import NamedTuple
 from urllib.parse import urlencode
 
 from .. import __version__
-from ..durations import parse_time, rfc3339
-from ..overview import MAX_ENDINGS, PAGE_ROWS, Filter, Overview, Row, Selection
-from ..text import clean
+from ..domain.board import MAX_ENDINGS, PAGE_ROWS, Filter, Overview, Row, Selection
+from ..domain.durations import parse_time, rfc3339
+from ..domain.text import clean
 from .health import Check, Health, VCenterHealth
 
 _LINKS = (

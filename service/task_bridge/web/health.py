@@ -10,7 +10,7 @@ from typing import Any, Literal, Protocol
 from prometheus_client import CollectorRegistry
 
 from .. import __version__
-from ..overview import Overview
+from ..domain.board import Overview
 
 Status = Literal["ok", "degraded", "unready"]
 

@@ -10,7 +10,7 @@ import msgspec
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from ..durations import rfc3339
+from ..domain.durations import rfc3339
 from .board import View, parts
 from .health import Feed
 

@@ -15,7 +15,7 @@ from starlette.responses import HTMLResponse, JSONResponse, PlainTextResponse, R
 from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from ..overview import Filter
+from ..domain.board import Filter
 from .board import View, page
 from .health import Feed, State, readiness
 from .live import Live, Viewers

@@ -13,7 +13,7 @@ import structlog
 import uvicorn
 from starlette.types import ASGIApp
 
-from ..errors import CannotStart
+from ..domain.errors import CannotStart
 from ..settings import Listen
 
 _log = structlog.stdlib.get_logger(__name__)

@@ -10,16 +10,7 @@ from . import objects, soap
 from .changes import Changes
 from .collector import ListView, Shown, Wanted, Watchers, missing_set
 from .objects import task_ref
-from .soap import (
-    MethodCall,
-    SoapFaultError,
-    about_denied,
-    children,
-    find,
-    not_found,
-    target_of,
-    text_of,
-)
+from .soap import MethodCall, SoapFaultError, about_denied, children, find, not_found, target_of, text_of
 from .values import Value, element, fault, integer, moref, structure, text
 
 if TYPE_CHECKING:

@@ -1,0 +1,53 @@
+"""Everything on one machine, in one event loop: a nats-server, a simulated vCenter over HTTP, and the bridge."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from ..app import Bridge
+from ..domain.errors import CannotStart
+from ..settings import Settings
+from ..simulator import SimulatedVCenter
+from ..simulator.serve import serving
+from .nats_server import nats_server
+
+READY_S = 10.0
+
+
+class Stage(NamedTuple):
+    """What is up: a bridge that is ready, and where it and the others listen."""
+
+    bridge: Bridge
+    vcenter: SimulatedVCenter
+    nats_url: str
+    vcenter_url: str
+
+
+@asynccontextmanager
+async def staged(directory: Path, vcenter_name: str, **settings: Any) -> AsyncIterator[Stage]:
+    """Runs them; NATS keeps its data in `directory`. `settings` are the bridge's. Raises CannotStart."""
+    vcenter = SimulatedVCenter()
+    login = {"given_username": vcenter.options.username, "given_password": vcenter.options.password}
+    async with nats_server(directory / "nats") as server, serving(vcenter) as vcenter_url:
+        where: dict[str, Any] = {
+            "nats": {"urls": server.url},
+            "vcenters": {vcenter_name: {"url": vcenter_url, **login}},
+        }
+        bridge = Bridge(Settings(**where, http_listen="127.0.0.1:0", allow_cancel=True, **settings))
+        async with bridge.running() as failed:
+            await _ready(bridge, failed)
+            yield Stage(bridge, vcenter, server.url, vcenter_url)
+
+
+async def _ready(bridge: Bridge, failed: asyncio.Future[None]) -> None:
+    deadline = asyncio.get_running_loop().time() + READY_S
+    while bridge.status.health().status == "unready":
+        if failed.done():
+            failed.result()
+        if asyncio.get_running_loop().time() > deadline:
+            raise CannotStart(f"The bridge isn't ready after {READY_S:.0f} s; see its log.")
+        await asyncio.sleep(0.02)

@@ -1,0 +1,122 @@
+"""When a login may be tried. It keeps accounts from being locked and vCenter from being flooded with sessions."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import Callable
+
+import structlog
+
+from ..domain.errors import VCenterUnavailable
+from ..metrics import Metrics
+from .policy import VCenterSettings
+
+log = structlog.get_logger(__name__)
+
+REFUSED_PAUSE_S = 900.0
+"""SSO locks an account after 5 failures in 3 minutes, and there are replicas."""
+_CAPPED_CURE = "end the sessions that others left behind, or raise vCenter's limit"
+CAPPED_FIRST_S, USELESS_FIRST_S = 10.0, 2.0
+LONGEST_S = 300.0
+
+
+class LoginGate:
+    """Closed for a while after a login that failed in a way which another one would make worse.
+
+    A refused password closes it until the password changes, a session limit or a session that vCenter gave and
+    didn't accept for a time that doubles. `turn` is held while logging in: with several sessions to begin, a wrong
+    password is tried by one of them. It counts how logins end.
+    """
+
+    def __init__(
+        self, settings: VCenterSettings, metrics: Metrics, clock: Callable[[], float], rng: random.Random
+    ) -> None:
+        self.turn = asyncio.Lock()
+        self._settings = settings
+        self._logins = metrics.vcenter_logins
+        self._clock = clock
+        self._rng = rng
+        self._refused: int | None = None
+        self._closed_until = 0.0
+        self._why = ""
+        self._capped = 0
+        self._useless = 0
+
+    @property
+    def is_refused(self) -> bool:
+        """Whether vCenter refused the user name or the password, which needn't be told once a kind of tasks."""
+        return self._refused is not None
+
+    def credentials(self) -> tuple[str, str]:
+        """User name and password, read now. Raises VCenterUnavailable while no login may be tried with them."""
+        name = self._settings.name
+        try:
+            both = self._settings.username(), self._settings.password()
+        except OSError as error:
+            self.failed()
+            told = f"The user name or password of vCenter {name} can't be read: {error}."
+            raise VCenterUnavailable(told) from error
+        if self._refused not in (None, hash(both)):
+            self._refused, self._closed_until = None, 0.0
+        if self._clock() < self._closed_until:
+            raise VCenterUnavailable(self._why)
+        return both
+
+    def failed(self) -> None:
+        """A login that says nothing about the next one."""
+        self._count("failed")
+
+    def refused(self, username: str, password: str, said: str) -> VCenterUnavailable:
+        self._count("refused")
+        self._refused = hash((username, password))
+        pause_s = self._close(REFUSED_PAUSE_S)
+        return self._because(
+            f"vCenter {self._settings.name} refuses the user name or the password: {said}. Tried again when they "
+            f"change, else {pause_s / 60:.0f} minutes later, so that the account isn't locked."
+        )
+
+    def capped(self, said: str, retry_after_s: float | None) -> VCenterUnavailable:
+        self._count("session_limit")
+        self._capped += 1
+        pause_s = self._close(max(doubled(self._capped, CAPPED_FIRST_S), retry_after_s or 0.0))
+        if self._capped == 1:
+            log.warning("session_limit_reached", vcenter=self._settings.name, answer=said, cure=_CAPPED_CURE)
+        return self._because(
+            f"vCenter {self._settings.name} has no session left for this user: {said}. "
+            f"Tried again {pause_s:.0f} s later."
+        )
+
+    def unaccepted(self, said: str) -> VCenterUnavailable:
+        self._useless += 1
+        self._close(doubled(self._useless, USELESS_FIRST_S))
+        return self._because(
+            f"vCenter {self._settings.name} doesn't accept the session that it has just given: {said}"
+        )
+
+    def logged_in(self) -> None:
+        self._count("ok")
+        if self._capped:
+            log.info("session_limit_over", vcenter=self._settings.name)
+        self._refused, self._capped, self._closed_until = None, 0, 0.0
+
+    def served(self) -> None:
+        """A session was accepted."""
+        self._useless = 0
+
+    def _count(self, result: str) -> None:
+        self._logins.labels(self._settings.name, result).inc()
+
+    def _close(self, seconds: float) -> float:
+        pause_s = seconds * self._rng.uniform(1.0, 1.25)
+        self._closed_until = self._clock() + pause_s
+        return pause_s
+
+    def _because(self, why: str) -> VCenterUnavailable:
+        self._why = why
+        return VCenterUnavailable(why)
+
+
+def doubled(times: int, first_s: float) -> float:
+    """The `times`-th pause of a row that starts with `first_s`."""
+    return float(min(LONGEST_S, first_s * 2 ** min(times - 1, 16)))
