@@ -23,7 +23,7 @@ from nats.js import JetStreamContext
 from nats.js.api import RawStreamMsg
 
 from task_bridge.app import Bridge
-from task_bridge.jetstream.ordered_consumer import Ordered
+from task_bridge.jetstream.ordered_consumer import OrderedConsumer
 from task_bridge.settings import Settings
 from task_bridge.simulator import Options, SimulatedVCenter
 from task_bridge.simulator.serve import serving
@@ -330,7 +330,7 @@ async def _check_events(url: str) -> None:
         js = client.jetstream()
         for stream in [info.config.name or "" for info in await js.streams_info()]:
             if stream.endswith("_EVENTS"):
-                async for message in Ordered(js, client, stream, [">"], follow=False).messages():
+                async for message in OrderedConsumer(js, client, stream, [">"], follow=False).messages():
                     if "Bridge-Instance" in (message.headers or {}) or message.subject.endswith(".rejected"):
                         check_event(message.data)
     finally:

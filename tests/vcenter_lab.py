@@ -11,17 +11,17 @@ from pathlib import Path
 from ssl import SSLContext
 from typing import Any, Literal, TypeVar
 
-from task_bridge.domain.ports import Standing, Unanswered, Unchanged
+from task_bridge.domain.ports import PollResult, Unanswered, Unchanged
 from task_bridge.domain.task import Task
 from task_bridge.domain.watch import Absence
 from task_bridge.metrics import Metrics
 from task_bridge.simulator.app import SimulatedVCenter
 from task_bridge.simulator.serve import serving
-from task_bridge.vcenter.cis import CisSource, LookPolicy
-from task_bridge.vcenter.policy import Patience
+from task_bridge.vcenter.cis import CisSource, PollPolicy
+from task_bridge.vcenter.policy import Timeouts
 
-POLICY = LookPolicy(poll_min_s=0.05, poll_max_s=0.3, not_found_grace_s=0.4)
-PATIENCE = Patience(
+POLICY = PollPolicy(poll_min_s=0.05, poll_max_s=0.3, not_found_grace_s=0.4)
+PATIENCE = Timeouts(
     confirm_s=0.15, hold_s=0.8, gather_s=0.01, gather_results_s=0.02, result_s=8.0, ping_s=0.2, relist_s=0.5
 )
 DEADLINE_S = 15.0
@@ -55,7 +55,7 @@ class Given:
 class Found:
     at: float
     task: str
-    standing: Standing
+    standing: PollResult
 
 
 class Lab:
@@ -72,15 +72,15 @@ class Lab:
 
     def follow(self, *tasks: str, seen: bool = False, with_result: bool = False, age_s: float = 0.0) -> None:
         for task in tasks:
-            self.source.follow(task, time.time() - age_s, seen=seen, with_result=with_result)
+            self.source.track(task, time.time() - age_s, seen=seen, with_result=with_result)
 
     async def take(self) -> None:
-        async for batch in self.source.looks():
+        async for batch in self.source.poll_results():
             async with self._news:
                 for task, standing in batch:
                     self.found.append(Found(time.monotonic(), task, standing))
                     if not self.parks and not isinstance(standing, Unchanged):
-                        self.source.again(task)
+                        self.source.resume(task)
                 self._news.notify_all()
 
     async def until(self, fact: Callable[[], T | None]) -> T:
@@ -93,7 +93,7 @@ class Lab:
                     await self._news.wait()
         return truth
 
-    def standings(self, task: str) -> list[Standing]:
+    def standings(self, task: str) -> list[PollResult]:
         """What was found of a task, without the looks that found nothing new."""
         return [f.standing for f in self.found if f.task == task and not isinstance(f.standing, Unchanged)]
 
@@ -151,7 +151,7 @@ async def lab(
 
 @asynccontextmanager
 async def looking_at(
-    vcenter: SimulatedVCenter, url: str, *, policy: LookPolicy = POLICY, patience: Patience = PATIENCE, **given: Any
+    vcenter: SimulatedVCenter, url: str, *, policy: PollPolicy = POLICY, patience: Timeouts = PATIENCE, **given: Any
 ) -> AsyncIterator[Lab]:
     """A source that looks at a vCenter which is served at `url`, or isn't."""
     metrics = Metrics()

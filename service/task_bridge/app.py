@@ -17,29 +17,29 @@ from nats.aio.msg import Msg
 
 from . import __version__, tracing
 from .domain.errors import CannotStart, NatsUnavailable
-from .domain.requests import Routes
-from .domain.subjects import Names
+from .domain.requests import VCenterRouting
+from .domain.subjects import SubjectNames
 from .domain.watch import Policy
 from .jetstream.api import Api
-from .jetstream.board_reader import Feed
-from .jetstream.connection import Connection, canceled, server_version
-from .jetstream.journal import Journal
+from .jetstream.board_reader import BoardReader
+from .jetstream.connection import Connection, cancel_and_wait, server_version
+from .jetstream.journal import JetStreamJournal
 from .jetstream.monitor import Monitor
-from .jetstream.overdue import Overdue
+from .jetstream.overdue import OverdueWatches
 from .jetstream.ownership import Ownership
-from .jetstream.provision import check_version, wanted
+from .jetstream.provision import check_version, expected_config
 from .jetstream.rejections import Rejections
-from .jetstream.replicas import Neighbours, Word
-from .jetstream.request_consumer import Intake
-from .jetstream.request_context import Ports
+from .jetstream.replicas import Replicas, ReplicaStatus
+from .jetstream.request_consumer import RequestConsumer
+from .jetstream.request_context import RequestContext
 from .jetstream.streams import Streams
-from .jetstream.unreadable_watches import Aside
-from .jetstream.watch_store import Watches
+from .jetstream.unreadable_watches import UnreadableWatches
+from .jetstream.watch_store import WatchStore
 from .metrics import Metrics
 from .settings import Settings
 from .status import Status
-from .vcenter.cis import LookPolicy
-from .vcenter.source import VCenterTasks
+from .vcenter.cis import PollPolicy
+from .vcenter.source import VCenterTaskSource
 from .watcher import Watcher
 from .web.routes import build_web
 from .web.server import WebServer
@@ -58,18 +58,16 @@ class Bridge:
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
-        self._names = Names(settings.subject_prefix)
+        self._names = SubjectNames(settings.subject_prefix)
         self._metrics = Metrics()
-        looks = LookPolicy(settings.poll_min_s, settings.poll_max_s, settings.not_found_grace_s)
-        self._sources = {name: VCenterTasks(of, looks, self._metrics) for name, of in settings.vcenters.items()}
+        looks = PollPolicy(settings.poll_min_s, settings.poll_max_s, settings.not_found_grace_s)
+        self._sources = {name: VCenterTaskSource(of, looks, self._metrics) for name, of in settings.vcenters.items()}
         without_vim = frozenset(name for name, of in settings.vcenters.items() if of.vim == "off")
         urls = {name: of.url for name, of in settings.vcenters.items()}
-        self._routes = Routes(urls, _default(settings), without_vim)
+        self._routes = VCenterRouting(urls, _default(settings), without_vim)
         self._watchdog = Watchdog(self._metrics.event_loop_lag)
-        self.status = Status(
-            settings.capacity, self._names, self._sources, self._metrics, lambda: self._watchdog.lag_s
-        )
-        self._feed = Feed(settings.nats, self._names)
+        self.status = Status(settings.capacity, self._names, self._sources, self._metrics, lambda: self._watchdog.lag_s)
+        self._feed = BoardReader(settings.nats, self._names)
         self.web = WebServer(build_web(self.status, self._feed), settings.http_listen)
 
     @asynccontextmanager
@@ -85,7 +83,7 @@ class Bridge:
             await self._follow(stack)
             starting = asyncio.create_task(self._start(stack, failed))
             starting.add_done_callback(lambda task: _fails_with(failed, task))
-            stack.push_async_callback(canceled, starting)
+            stack.push_async_callback(cancel_and_wait, starting)
             try:
                 yield failed
             finally:
@@ -118,7 +116,7 @@ class Bridge:
 
     def _monitor(self, streams: Streams) -> Monitor:
         settings = self._settings
-        what = wanted(
+        what = expected_config(
             self._names,
             replicas=settings.stream_replicas,
             ack_wait_s=settings.ack_wait_s,
@@ -135,12 +133,14 @@ class Bridge:
         failed: asyncio.Future[None],
     ) -> None:
         settings, names, metrics = self._settings, self._names, self._metrics
-        journal = Journal(streams, names, metrics, time.time)
-        watches = Watches(streams, names, journal, self._policy_of, self._sources, time.time)
+        journal = JetStreamJournal(streams, names, metrics, time.time)
+        watches = WatchStore(streams, names, journal, self._policy_of, self._sources, time.time)
         watcher = Watcher(self._sources, journal, self._policy_of, metrics, time.time)
         rejections = Rejections(streams, names, self._routes, time.time)
-        ports = Ports(streams, names, watches, journal, rejections, self._routes, self._sources, metrics, time.time)
-        intake = Intake(ports, stalled_after_s=settings.stalled_after_s)
+        ports = RequestContext(
+            streams, names, watches, journal, rejections, self._routes, self._sources, metrics, time.time
+        )
+        intake = RequestConsumer(ports, stalled_after_s=settings.stalled_after_s)
         api = Api(ports, stalled_after_s=settings.stalled_after_s, allow_cancel=settings.allow_cancel)
         ownership = Ownership(
             streams,
@@ -148,13 +148,13 @@ class Bridge:
             metrics,
             capacity=settings.capacity,
             ack_wait_s=monitor.ack_wait_s,
-            take=watcher.take,
-            put_aside=Aside(ports).put,
+            take=watcher.take_over,
+            put_aside=UnreadableWatches(ports).quarantine,
         )
-        neighbours = Neighbours(
+        neighbours = Replicas(
             streams.connection,
             names.replicas,
-            Word(journal.instance, 0, settings.capacity),
+            ReplicaStatus(journal.instance, 0, settings.capacity),
             ownership,
             watcher,
             self._sources,
@@ -169,7 +169,7 @@ class Bridge:
             # A round trip behind the subscriptions, so that who is told "ready" is heard: nats-py's flush()
             # overtakes them (2.16, measured).
             await monitor.read()
-        monitor.mind(intake.pull, ownership.pull, held=neighbours.held)
+        monitor.report_pull(intake.pull, ownership.pull, held=neighbours.held_count)
         for pull in (intake.pull, ownership.pull):
             connection.on_return(pull.reset)
         endless = {
@@ -178,8 +178,8 @@ class Bridge:
             "the intake of requests": intake.pull.run(),
             "the monitor of JetStream": monitor.run(),
             "the talk with other replicas": neighbours.run(),
-            "the sweep of the watches": watcher.sweep(),
-            "the end of overdue watches": Overdue(watches, monitor, time.time).run(),
+            "the sweep of the watches": watcher.sweep_ownership(),
+            "the end of overdue watches": OverdueWatches(watches, monitor, time.time).run(),
         }
         loops = [_begun(loop, name, failed) for name, loop in endless.items()]
         stack.push_async_callback(_hand_over, loops, api, intake, watcher, ownership, neighbours)
@@ -198,12 +198,12 @@ def _begun(loop: Coroutine[Any, Any, None], name: str, failed: asyncio.Future[No
     return task
 
 
-async def _hear_of_unwatched(client: Client, names: Names, watcher: Watcher) -> None:
+async def _hear_of_unwatched(client: Client, names: SubjectNames, watcher: Watcher) -> None:
     """A hint from whatever replica ended a watch on request to its owner; without it the next publish tells."""
 
     async def heard(message: Msg) -> None:
         with contextlib.suppress(NatsUnavailable):
-            await watcher.check(*names.task_of_event(message.subject))
+            await watcher.check_ownership(*names.parse_event_subject(message.subject))
 
     await client.subscribe(f"{names.events}.*.*.abandoned.unwatched", cb=heard)
 
@@ -211,17 +211,17 @@ async def _hear_of_unwatched(client: Client, names: Names, watcher: Watcher) -> 
 async def _hand_over(
     loops: list[asyncio.Task[None]],
     api: Api,
-    intake: Intake,
+    intake: RequestConsumer,
     watcher: Watcher,
     ownership: Ownership,
-    neighbours: Neighbours,
+    neighbours: Replicas,
 ) -> None:
     """Takes no more, finishes what is in flight, and naks the watches, so that others have them at once."""
-    await canceled(*loops)
+    await cancel_and_wait(*loops)
     finishing = [asyncio.create_task(part) for part in (api.stop(), intake.drain(), watcher.stop())]
     await asyncio.wait(finishing, timeout=FINISH_S)
-    await canceled(*finishing)
-    await neighbours.leave()
+    await cancel_and_wait(*finishing)
+    await neighbours.announce_departure()
     await ownership.hand_all_back()
 
 

@@ -14,30 +14,30 @@ from nats.aio.client import Client
 
 from . import __version__
 from .domain.errors import CannotStart, NatsUnavailable, VCenterUnavailable
-from .domain.subjects import Names
+from .domain.subjects import SubjectNames
 from .jetstream import permissions
 from .jetstream.connection import Connection, server_version
 from .jetstream.permissions import Right
-from .jetstream.provision import Difference, Wanted, check_version, provision, wanted
+from .jetstream.provision import Difference, JetStreamConfig, check_version, expected_config, provision
 from .jetstream.streams import Streams
 from .metrics import Metrics
 from .settings import Settings, VCenterSettings
-from .vcenter.cis.api import BadAnswer, Gone, Tasks
+from .vcenter.cis.api import BadAnswer, CisTasksApi, Gone
 from .vcenter.cis.renderings import LOGIN
-from .vcenter.cis.session import Session
-from .vcenter.health import Health
-from .vcenter.http import Http
-from .vcenter.result_queue import Finds
-from .vcenter.shared import Link
+from .vcenter.cis.session import CisSession
+from .vcenter.health import VCenterHealthTracker
+from .vcenter.http import VCenterHttp
+from .vcenter.result_queue import ResultQueue
+from .vcenter.shared import SharedVCenter
 from .vcenter.vim.api import labels
-from .vcenter.vim.session import Session as VimSession
+from .vcenter.vim.session import VimSession as VimSession
 
 REACH_S, ANSWER_S = 5.0, 20.0
 OUT_OF_REACH = 4
 _NO_TASK = "00000000-0000-0000-0000-000000000000:com.vmware.cis"
 
 
-class Finding(NamedTuple):
+class CheckResult(NamedTuple):
     """About one thing: that it is well, or (not `ok`) what is wrong and what to do. Without `needed` the bridge can
     do its work all the same.
     """
@@ -49,7 +49,7 @@ class Finding(NamedTuple):
 
 
 @asynccontextmanager
-async def reached(settings: Settings) -> AsyncIterator[Client]:
+async def connect_or_explain(settings: Settings) -> AsyncIterator[Client]:
     """A connection to NATS. Raises CannotStart when it can't be had soon (exit code 4), or is refused."""
     connection = Connection(settings.nats, f"task-bridge {__version__}")
     try:
@@ -65,24 +65,24 @@ async def reached(settings: Settings) -> AsyncIterator[Client]:
         await connection.close()
 
 
-def all_wanted(settings: Settings) -> Wanted:
+def expected_jetstream(settings: Settings) -> JetStreamConfig:
     """The streams, consumers and bucket by these settings."""
-    return wanted(
-        Names(settings.subject_prefix),
+    return expected_config(
+        SubjectNames(settings.subject_prefix),
         replicas=settings.stream_replicas,
         ack_wait_s=settings.ack_wait_s,
         events_max_age_s=settings.events_max_age_s,
     )
 
 
-async def findings(settings: Settings) -> AsyncIterator[Finding]:
+async def run_checks(settings: Settings) -> AsyncIterator[CheckResult]:
     """About everything, one after the other; what needs something that isn't there is left out."""
     try:
-        async with reached(settings) as client:
+        async with connect_or_explain(settings) as client:
             async for finding in _nats(settings, client):
                 yield finding
     except CannotStart as error:
-        yield Finding("NATS", str(error), ok=False)
+        yield CheckResult("NATS", str(error), ok=False)
     for vcenter in settings.vcenters.values():
         async for finding in _vcenter(vcenter):
             yield finding
@@ -91,50 +91,50 @@ async def findings(settings: Settings) -> AsyncIterator[Finding]:
 # NATS
 
 
-async def _nats(settings: Settings, client: Client) -> AsyncIterator[Finding]:
+async def _nats(settings: Settings, client: Client) -> AsyncIterator[CheckResult]:
     where = client.connected_url.netloc if client.connected_url else ", ".join(settings.nats.urls)
-    yield Finding("NATS", f"connected to {where}, login: {settings.nats.login}")
+    yield CheckResult("NATS", f"connected to {where}, login: {settings.nats.login}")
     version = server_version(client)
     try:
         check_version(version)
-        yield Finding("NATS version", ".".join(map(str, version)))
+        yield CheckResult("NATS version", ".".join(map(str, version)))
     except CannotStart as error:
-        yield Finding("NATS version", str(error), ok=False)
+        yield CheckResult("NATS version", str(error), ok=False)
     streams = Streams(client, settings.nats.js_domain)
     try:
-        differences = await provision(streams, all_wanted(settings), create=False)
+        differences = await provision(streams, expected_jetstream(settings), create=False)
     except NatsUnavailable as error:
-        yield Finding("JetStream", str(error), ok=False)
+        yield CheckResult("JetStream", str(error), ok=False)
         differences = None
     else:
-        yield Finding("JetStream", "answers")
+        yield CheckResult("JetStream", "answers")
     for finding in await _streams_and_permissions(settings, streams, differences):
         yield finding
 
 
 async def _streams_and_permissions(
     settings: Settings, streams: Streams, differences: list[Difference] | None
-) -> list[Finding]:
+) -> list[CheckResult]:
     """Without `differences` nothing is known of the streams."""
-    client, api, names = streams.connection, streams.prefix, Names(settings.subject_prefix)
+    client, api, names = streams.connection, streams.prefix, SubjectNames(settings.subject_prefix)
     missing = [difference for difference in differences or () if difference.field == "missing"]
-    to_create = permissions.to_create(names, api, missing) if settings.provision == "auto" else []
-    needed = permissions.rights(names, api, client.new_inbox()) + to_create
-    dispensable = permissions.to_answer() + permissions.to_show(names, api)
+    to_create = permissions.creation_rights(names, api, missing) if settings.provision == "auto" else []
+    needed = permissions.required_rights(names, api, client.new_inbox()) + to_create
+    dispensable = permissions.reply_rights() + permissions.board_rights(names, api)
     try:
-        lacking = await permissions.lacking(client, needed + dispensable)
+        lacking = await permissions.find_missing(client, needed + dispensable)
     except NatsUnavailable as error:
-        return [Finding("permissions", str(error), ok=False)]
+        return [CheckResult("permissions", str(error), ok=False)]
     may_create = settings.provision == "auto" and not set(to_create) & set(lacking)
     found = [] if differences is None else _streams(differences, settings.provision, may_create=may_create)
     denied = [right for right in lacking if right in needed]
     return [*found, *_permissions(denied, [right for right in lacking if right in dispensable])]
 
 
-def _streams(differences: list[Difference], how: str, *, may_create: bool) -> list[Finding]:
+def _streams(differences: list[Difference], how: str, *, may_create: bool) -> list[CheckResult]:
     missing = [difference.where for difference in differences if difference.field == "missing"]
     found = [
-        Finding("streams", f"{difference}. See `task-bridge provision --check`.", ok=False)
+        CheckResult("streams", f"{difference}. See `task-bridge provision --check`.", ok=False)
         for difference in differences
         if difference.unsafe and difference.field != "missing"
     ]
@@ -142,21 +142,21 @@ def _streams(differences: list[Difference], how: str, *, may_create: bool) -> li
         cure = "`serve` will create them" if may_create else "run `task-bridge provision`"
         if how == "auto" and not may_create:
             cure += " as a user who may create them, for this one may not"
-        found.append(Finding("streams", f"not there yet: {', '.join(missing)}; {cure}", ok=may_create))
+        found.append(CheckResult("streams", f"not there yet: {', '.join(missing)}; {cure}", ok=may_create))
     if not found:
         tuned = f"; {len(differences)} settings differ, see `task-bridge provision --check`" if differences else ""
-        found.append(Finding("streams", f"all there{tuned}"))
+        found.append(CheckResult("streams", f"all there{tuned}"))
     return found
 
 
-def _permissions(denied: list[Right], dispensable: list[Right]) -> list[Finding]:
+def _permissions(denied: list[Right], dispensable: list[Right]) -> list[CheckResult]:
     cure = "let the bridge's NATS user do it, as deploy/nats does"
     if denied:
-        return [Finding("permissions", f"not allowed: {_listed(denied)}; {cure}", ok=False)]
-    found = [Finding("permissions", "may subscribe and publish as the bridge does")]
+        return [CheckResult("permissions", f"not allowed: {_listed(denied)}; {cure}", ok=False)]
+    found = [CheckResult("permissions", "may subscribe and publish as the bridge does")]
     if dispensable:
         told = f"not allowed: {_listed(dispensable)}; answers (unless allow_responses) or the board need it; {cure}"
-        found.append(Finding("permissions", told, ok=False, needed=False))
+        found.append(CheckResult("permissions", told, ok=False, needed=False))
     return found
 
 
@@ -167,12 +167,14 @@ def _listed(rights: list[Right]) -> str:
 # vCenter
 
 
-async def _vcenter(settings: VCenterSettings) -> AsyncIterator[Finding]:
+async def _vcenter(settings: VCenterSettings) -> AsyncIterator[CheckResult]:
     """Its address and certificate; then the login and the tasks, of each kind up to what fails."""
     metrics = Metrics()
-    http = Http(settings, metrics)
-    session = Session(http, settings, metrics)
-    classic = VimSession(Link(http, session.gate, Health(settings.name), Finds()), settings)
+    http = VCenterHttp(settings, metrics)
+    session = CisSession(http, settings, metrics)
+    classic = VimSession(
+        SharedVCenter(http, session.gate, VCenterHealthTracker(settings.name), ResultQueue()), settings
+    )
     try:
         about = f"vCenter {settings.name}"
         yield (finding := await _found(about, _address(http, settings), settings))
@@ -180,7 +182,7 @@ async def _vcenter(settings: VCenterSettings) -> AsyncIterator[Finding]:
             return
         yield (finding := await _found(f"{about} login", _login(session, settings), settings))
         if finding.ok:
-            yield await _found(f"{about} tasks", _tasks(Tasks(session, settings)), settings)
+            yield await _found(f"{about} tasks", _tasks(CisTasksApi(session, settings)), settings)
         if settings.vim != "off" and not session.gate.is_refused:
             finding = await _found(f"{about} classic tasks", _classic_tasks(classic), settings)
             yield finding if finding.ok or settings.vim != "auto" else _dispensable(finding, settings)
@@ -190,7 +192,7 @@ async def _vcenter(settings: VCenterSettings) -> AsyncIterator[Finding]:
         await http.close()
 
 
-def _dispensable(finding: Finding, settings: VCenterSettings) -> Finding:
+def _dispensable(finding: CheckResult, settings: VCenterSettings) -> CheckResult:
     """Nobody asked for classic tasks by a setting, and all others can be watched without."""
     off = f"BRIDGE_VCENTERS__{settings.name.upper()}__VIM=off"
     return finding._replace(
@@ -204,28 +206,28 @@ def _tls(settings: VCenterSettings) -> str:
     return "its certificate is trusted" if settings.verify_tls else "its certificate isn't looked at"
 
 
-async def _found(about: str, asking: Coroutine[Any, Any, str], settings: VCenterSettings) -> Finding:
+async def _found(about: str, asking: Coroutine[Any, Any, str], settings: VCenterSettings) -> CheckResult:
     try:
         async with asyncio.timeout(ANSWER_S):
-            return Finding(about, await asking)
+            return CheckResult(about, await asking)
     except VCenterUnavailable as error:
-        return Finding(about, _with_cure(str(error), settings), ok=False)
+        return CheckResult(about, _with_cure(str(error), settings), ok=False)
     except TimeoutError:
-        return Finding(about, f"{settings.url} doesn't answer in time. It may be busy or restarting.", ok=False)
+        return CheckResult(about, f"{settings.url} doesn't answer in time. It may be busy or restarting.", ok=False)
 
 
-async def _address(http: Http, settings: VCenterSettings) -> str:
+async def _address(http: VCenterHttp, settings: VCenterSettings) -> str:
     await http.request("session", *LOGIN["api"].check, {})  # whatever it answers to a stranger
     return f"{settings.url} answers, {_tls(settings)}"
 
 
-async def _login(session: Session, settings: VCenterSettings) -> str:
+async def _login(session: CisSession, settings: VCenterSettings) -> str:
     if not await session.check():
         raise VCenterUnavailable("doesn't answer for the session that it gave. Is it starting?")
     return f"as {settings.username()}"
 
 
-async def _tasks(tasks: Tasks) -> str:
+async def _tasks(tasks: CisTasksApi) -> str:
     """Asks for a task that there is not: a service that says so itself is there."""
     try:
         answer = await tasks.get(_NO_TASK, with_result=False)

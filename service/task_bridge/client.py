@@ -27,11 +27,11 @@ from nats.aio.msg import Msg
 
 from .domain.errors import BridgeError, NatsUnavailable, Problem, Refused
 from .domain.events import FINAL_KINDS, Event, from_cloudevent
-from .domain.requests import CancelReply, ErrorBody, GetReply, ListReply, UnwatchReply, WatchReply, invalid
-from .domain.subjects import Names, is_vcenter_name, task_token
+from .domain.requests import CancelReply, ErrorBody, GetReply, ListReply, UnwatchReply, WatchReply, invalid_request
+from .domain.subjects import SubjectNames, is_vcenter_name, task_token
 from .jetstream.connect import connect
-from .jetstream.forbidden import forbidden
-from .jetstream.ordered_consumer import Ordered
+from .jetstream.forbidden import denied_permission
+from .jetstream.ordered_consumer import OrderedConsumer
 from .settings import Settings, load
 
 log = logging.getLogger(__name__)
@@ -70,7 +70,7 @@ class WatchAbandoned(_Ended):
     """The watch ended as lost, denied, timed out or unwatched (`event.data.outcome`); the task may go on."""
 
 
-class Stored(NamedTuple):
+class StoredCloudEvent(NamedTuple):
     """An event, and the CloudEvent as it is stored."""
 
     event: Event
@@ -93,7 +93,7 @@ class TaskBridge:
         if settings is None:
             environ = None if nats_url is None else {"BRIDGE_NATS_URL": nats_url}
             settings = load(environ, need_vcenters=False)
-        self.names = Names(settings.subject_prefix)
+        self.names = SubjectNames(settings.subject_prefix)
         self._nats = settings.nats
         self._client = Client()
         self._told = on_connection
@@ -124,11 +124,11 @@ class TaskBridge:
             body = msgspec.json.encode({key: value for key, value in request.items() if value is not None})
             answer = await self._client.request(subject, body, timeout=ANSWER_S)
         except UnicodeEncodeError as error:
-            raise invalid("The request isn't text that UTF-8 can carry.") from error
+            raise invalid_request("The request isn't text that UTF-8 can carry.") from error
         except nats.errors.NoRespondersError as error:
             raise NatsUnavailable(f"No bridge answers on {subject}.") from error
         except (nats.errors.Error, OSError) as error:
-            told = forbidden(self._client, subject) if isinstance(error, TimeoutError) else None
+            told = denied_permission(self._client, subject) if isinstance(error, TimeoutError) else None
             raise NatsUnavailable(f"No answer on {subject}: {told or error or 'NATS is away'}.") from error
         if "Nats-Service-Error-Code" in (answer.headers or {}):
             raise ErrorAnswer(msgspec.json.decode(answer.data, type=_ErrorReply).error, answer.data)
@@ -196,7 +196,7 @@ class TaskBridge:
             raise TaskFailed(event)
         return event
 
-    async def follow(self, *replies: WatchReply) -> AsyncGenerator[Stored, None]:
+    async def follow(self, *replies: WatchReply) -> AsyncGenerator[StoredCloudEvent, None]:
         """The events of these watches from their first on, in order, until each has ended."""
         unfinished = {reply.watch.id for reply in replies}
         filters = list({reply.events: None for reply in replies})
@@ -204,7 +204,7 @@ class TaskBridge:
             filters = [f"{self.names.events}.>"]
         if not replies:
             return
-        async with aclosing(Ordered(self._js, self._client, replies[0].stream, filters).messages()) as messages:
+        async with aclosing(OrderedConsumer(self._js, self._client, replies[0].stream, filters).messages()) as messages:
             async for message in messages:
                 if (message.headers or {}).get("Bridge-Watch") not in unfinished:
                     continue
@@ -225,12 +225,12 @@ class TaskBridge:
         follow: bool = False,
     ) -> AsyncIterator[Event]:
         """Stored events, all or those since a moment; with `follow` it goes on with live ones, without end."""
-        stored = self.stored(kind=kind, vcenter=vcenter, task=task, since=since, follow=follow)
+        stored = self.stored_events(kind=kind, vcenter=vcenter, task=task, since=since, follow=follow)
         async with aclosing(stored) as all_stored:
             async for event, _ in all_stored:
                 yield event
 
-    async def stored(
+    async def stored_events(
         self,
         *,
         kind: str | None = None,
@@ -238,11 +238,11 @@ class TaskBridge:
         task: str | None = None,
         since: datetime | None = None,
         follow: bool = False,
-    ) -> AsyncGenerator[Stored, None]:
+    ) -> AsyncGenerator[StoredCloudEvent, None]:
         """The same, each with its CloudEvent as it is stored. Raises Refused for what no event can have."""
         subject = _filter(self.names, vcenter, task, kind)
         stream = self.names.events_stream
-        reading = Ordered(self._js, self._client, stream, [subject], since=since, follow=follow)
+        reading = OrderedConsumer(self._js, self._client, stream, [subject], since=since, follow=follow)
         async with aclosing(reading.messages()) as messages:
             async for message in messages:
                 yield _stored(message)
@@ -259,20 +259,22 @@ class _ErrorReply(msgspec.Struct):
     error: ErrorBody
 
 
-def _stored(message: Msg) -> Stored:
-    event = from_cloudevent(message.data, stalled_told=False)
+def _stored(message: Msg) -> StoredCloudEvent:
+    event = from_cloudevent(message.data, stalled_reported=False)
     if event is None:
         raise BridgeError(f"The event {message.metadata.sequence.stream} of the stream can't be read; upgrade.")
-    return Stored(event, message.data)
+    return StoredCloudEvent(event, message.data)
 
 
-def _filter(names: Names, vcenter: str | None, task: str | None, kind: str | None) -> str:
+def _filter(names: SubjectNames, vcenter: str | None, task: str | None, kind: str | None) -> str:
     """The subject of these events. Raises Refused for what no event can have."""
     if vcenter is not None and not is_vcenter_name(vcenter):
-        raise invalid(f"{vcenter!r} can't be a vCenter's name")
+        raise invalid_request(f"{vcenter!r} can't be a vCenter's name")
     if task == "":
-        raise invalid("a task id isn't empty")
+        raise invalid_request("a task id isn't empty")
     if kind is not None and not kind.replace(".", "", 1).replace("_", "").isalpha():
-        raise invalid(f"{kind!r} can't be a kind of event; kinds are like progress, completed, completed.failed")
+        raise invalid_request(
+            f"{kind!r} can't be a kind of event; kinds are like progress, completed, completed.failed"
+        )
     kinds = ">" if kind is None else f"{kind}.*" if kind in FINAL_KINDS else kind
     return f"{names.events}.{vcenter or '*'}.{'*' if task is None else task_token(task)}.{kinds}"

@@ -74,7 +74,7 @@ class _Seldom(logging.Filter):
         return due
 
 
-class Trouble:
+class FailureLog:
     """A failure that many things may meet at once: told once by the name `begins`, and its end once by `ends`."""
 
     def __init__(self, logger: Any, begins: str, ends: str) -> None:
@@ -83,13 +83,13 @@ class Trouble:
         self._ends = ends
         self._told = False
 
-    def begins(self, **keys: object) -> None:
+    def failed(self, **keys: object) -> None:
         """Tells that it has begun, unless that is told already."""
         if not self._told:
             self._told = True
             self._logger.warning(self._begins, **keys)
 
-    def over(self, **keys: object) -> None:
+    def recovered(self, **keys: object) -> None:
         """Tells that it is over, if it was told."""
         if self._told:
             self._told = False
@@ -139,9 +139,7 @@ def _dumps(event: Mapping[str, Any], **options: Any) -> str:
     try:
         return json.dumps(event, allow_nan=False, **options)
     except (TypeError, ValueError):  # a value that JSON can't carry must not cost the line
-        return json.dumps(
-            {str(key): value if isinstance(value, str) else repr(value) for key, value in event.items()}
-        )
+        return json.dumps({str(key): value if isinstance(value, str) else repr(value) for key, value in event.items()})
 
 
 def _encoded(_logger: WrappedLogger, _method: str, line: Any) -> bytes:

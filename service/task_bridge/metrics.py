@@ -33,9 +33,7 @@ class Metrics:
         self.requests = counter("requests", "Watch requests by what became of them", "outcome")
         self.rejected = counter("rejected", "Requests rejected", "code")
         self.last_look_age = gauge("last_look_age_seconds", "Since the last good look", "vcenter")
-        self.vcenter_requests = counter(
-            "vcenter_requests", "HTTP requests to vCenter", "vcenter", "operation", "code"
-        )
+        self.vcenter_requests = counter("vcenter_requests", "HTTP requests to vCenter", "vcenter", "operation", "code")
         self.vcenter_logins = counter("vcenter_logins", "Logins by result", "vcenter", "result")
         self.looks = counter("looks", "Task looks (a list of 500 tasks is 500)", "vcenter")
         self.detection = histogram(

@@ -10,14 +10,14 @@ from collections.abc import Callable, Mapping
 from prometheus_client import CollectorRegistry
 
 from . import schemas
-from .domain.subjects import Names
+from .domain.subjects import SubjectNames
 from .jetstream.connection import Connection
-from .jetstream.monitor import Monitor, Part
+from .jetstream.monitor import Monitor, MonitoredPart
 from .metrics import Metrics
 from .schemas.asyncapi import document
-from .vcenter.source import VCenterTasks
+from .vcenter.source import VCenterTaskSource
 from .watcher import Watcher
-from .web.health import Check, Health, JetStreamHealth, NatsHealth, VCenterHealth
+from .web.health import BridgeHealth, JetStreamHealth, NatsHealth, ResourceHealth, VCenterHealth
 
 
 class Status:
@@ -26,8 +26,8 @@ class Status:
     def __init__(
         self,
         capacity: int,
-        names: Names,
-        sources: Mapping[str, VCenterTasks],
+        names: SubjectNames,
+        sources: Mapping[str, VCenterTaskSource],
         metrics: Metrics,
         lag_s: Callable[[], float],
     ) -> None:
@@ -45,19 +45,19 @@ class Status:
         self.consuming = False
         self.stopping = False
 
-    def health(self) -> Health:
+    def health(self) -> BridgeHealth:
         """Everything for readiness; nothing is asked of anybody for it."""
         watches: Counter[str] = Counter()
         for (vcenter, _), count in self._standing().items():
             watches[vcenter] += count
         monitor = self.monitor
-        return Health(
+        return BridgeHealth(
             nats=self._nats(),
             jetstream=self._jetstream(),
             streams=_checks(monitor.streams()) if monitor else (),
             consumers=_checks(monitor.consumers()) if monitor and self.consuming else (),
             vcenters=tuple(self._vcenter(name, watches[name]) for name in sorted({*self._sources, *watches})),
-            held=self.watcher.held if self.watcher else 0,
+            held=self.watcher.held_count if self.watcher else 0,
             waiting=monitor.waiting if monitor else None,
             capacity=self._capacity,
             loop_lag_s=self._lag_s(),
@@ -74,7 +74,7 @@ class Status:
         if self.monitor and self.monitor.waiting is not None:
             metrics.watches_waiting.set(self.monitor.waiting)
         for name, source in self._sources.items():
-            age_s = _age_s(source.health.last_good_look_at)
+            age_s = _age_s(source.health.last_good_poll_at)
             metrics.budget_used.labels(name).set(max(0.0, source.budget_used))
             metrics.last_look_age.labels(name).set(math.nan if age_s is None else age_s)
         metrics.nats_connected.set(self._nats().connected)
@@ -86,7 +86,7 @@ class Status:
         return schemas.written(document(self._names)).encode()
 
     def _standing(self) -> Counter[tuple[str, str]]:
-        return self.watcher.standing() if self.watcher else Counter()
+        return self.watcher.held_by_status() if self.watcher else Counter()
 
     def _nats(self) -> NatsHealth:
         connection = self.connection
@@ -105,7 +105,7 @@ class Status:
         if source is None:
             return VCenterHealth(name, "unconfigured", "its settings are gone; its watches are kept", None, watches)
         health = source.health
-        age_s = _age_s(health.last_good_look_at)
+        age_s = _age_s(health.last_good_poll_at)
         return VCenterHealth(name, health.state, health.reason or health.holding, age_s, watches)
 
 
@@ -113,5 +113,5 @@ def _age_s(at: float | None) -> float | None:
     return None if at is None else max(0.0, time.time() - at)
 
 
-def _checks(parts: tuple[Part, ...]) -> tuple[Check, ...]:
-    return tuple(Check(part.name, part.reason is None, part.reason) for part in parts)
+def _checks(parts: tuple[MonitoredPart, ...]) -> tuple[ResourceHealth, ...]:
+    return tuple(ResourceHealth(part.name, part.reason is None, part.reason) for part in parts)

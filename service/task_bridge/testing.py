@@ -1,7 +1,7 @@
 """A pytest plug-in for workflows that wait for vCenter tasks: the fixture `task_bridge`.
 
     def test_it(task_bridge):
-        task = task_bridge.create(fates.fails_with_error(after_s=0.2))
+        task = task_bridge.create(scenarios.fails_with_error(after_s=0.2))
         ...  # what is tested asks at task_bridge.nats_url for a watch of it, and does what it does at the end
 
 Each test has a nats-server, a simulated vCenter and a bridge of its own. They run in a thread of their own, so that
@@ -21,7 +21,7 @@ import pytest
 if TYPE_CHECKING:
     from anyio.from_thread import BlockingPortal
 
-    from .lab.local_stack import Stage
+    from .lab.local_stack import LocalStack
     from .simulator import Script
 
 VCENTER = "lab"
@@ -29,10 +29,10 @@ QUICK = {"poll_min_s": 0.05, "poll_max_s": 0.5, "progress_interval_s": 0.1, "not
 """The bridge looks often: nobody wants to wait for a test. All else is as it is by default."""
 
 
-class Workbench:
+class BridgeFixture:
     """What the fixture gives. The bridge knows its vCenter as `lab`; canceling tasks is allowed."""
 
-    def __init__(self, portal: BlockingPortal, stage: Stage) -> None:
+    def __init__(self, portal: BlockingPortal, stage: LocalStack) -> None:
         self.nats_url = stage.nats_url
         self.vcenter_url = stage.vcenter_url
         self.environment = {"BRIDGE_NATS_URL": stage.nats_url}
@@ -57,16 +57,16 @@ class Workbench:
 
 
 @pytest.fixture
-def task_bridge() -> Iterator[Workbench]:
+def task_bridge() -> Iterator[BridgeFixture]:
     """A bridge, its NATS and its vCenter, for this test alone."""
     # Not above: pytest imports this file wherever the package is installed.
     from anyio.from_thread import start_blocking_portal  # noqa: PLC0415
 
-    from .lab.local_stack import staged  # noqa: PLC0415
+    from .lab.local_stack import run_local_stack  # noqa: PLC0415
 
     with (
         tempfile.TemporaryDirectory(prefix="task-bridge-test-") as name,
         start_blocking_portal() as portal,
-        portal.wrap_async_context_manager(staged(Path(name), VCENTER, **QUICK)) as stage,
+        portal.wrap_async_context_manager(run_local_stack(Path(name), VCENTER, **QUICK)) as stage,
     ):
-        yield Workbench(portal, stage)
+        yield BridgeFixture(portal, stage)

@@ -18,21 +18,21 @@ import structlog
 from .domain.durations import parse_time
 from .domain.errors import NatsUnavailable
 from .domain.events import Event
-from .domain.ports import UNCHANGED, Entry, Handle, Journal, Standing, TaskSource, Unchanged
-from .domain.task import Task, is_same
+from .domain.ports import UNCHANGED, EventEntry, EventJournal, PollResult, TaskSource, Unchanged, WatchHandle
+from .domain.task import Task, may_be_same_task
 from .domain.watch import (
-    LAST_LOOK_S,
+    LAST_POLL_S,
     Absence,
     Draft,
     Policy,
-    View,
+    TaskView,
     Watch,
-    birth_of,
+    identity_from_event,
     is_served,
     next_event,
-    observe,
-    resume,
+    record_poll,
     stall_at,
+    view_from_event,
     wake_at,
 )
 from .metrics import Metrics
@@ -56,13 +56,18 @@ async def is_answered(source: TaskSource | None, watch: Watch, last: Event, stor
     if not is_served(watch, last, stored_at):
         return False
     was_after = watch.stored_request and stored_at > watch.since
-    if last.data.watch.id == watch.id or was_after or source is None or (ended := birth_of(last.data)) is None:
+    if (
+        last.data.watch.id == watch.id
+        or was_after
+        or source is None
+        or (ended := identity_from_event(last.data)) is None
+    ):
         return True
-    now = await source.birth(watch.task)
-    return now is None or is_same(ended, now)
+    now = await source.fetch_identity(watch.task)
+    return now is None or may_be_same_task(ended, now)
 
 
-class Held:
+class HeldWatch:
     """A watch that this replica owns. `fence`: the stream sequence of its task's last event; `counted_as`: the
     status that it counts under while it is held; `stall_asked`: the standstill that a look was asked for.
     """
@@ -81,13 +86,13 @@ class Held:
         "watch",
     )
 
-    def __init__(self, watch: Watch, handle: Handle, last: Event | None, fence: int) -> None:
+    def __init__(self, watch: Watch, handle: WatchHandle, last: Event | None, fence: int) -> None:
         self.watch = watch
         self.handle = handle
         self.last = last
         self.fence = fence
         self.counted_as: str | None = None
-        self.view: View = resume(last)
+        self.view: TaskView = view_from_event(last)
         self.stalls_at = math.inf
         self.stall_asked = math.inf
         self.timer: asyncio.TimerHandle | None = None
@@ -105,7 +110,7 @@ class Watcher:
     def __init__(
         self,
         sources: Mapping[str, TaskSource],
-        journal: Journal,
+        journal: EventJournal,
         policy_of: Callable[[str], Policy],
         metrics: Metrics,
         clock: Callable[[], float],
@@ -115,7 +120,7 @@ class Watcher:
         self._policy_of = policy_of
         self._metrics = metrics
         self._clock = clock
-        self._held: dict[tuple[str, str], Held] = {}
+        self._held: dict[tuple[str, str], HeldWatch] = {}
         self._standing: Counter[tuple[str, str]] = Counter()
         self._tasks: set[asyncio.Task[None]] = set()
         self._stopping = False
@@ -127,7 +132,7 @@ class Watcher:
             for name, source in self._sources.items():
                 group.create_task(self._follow(name, source))
 
-    async def take(self, watch: Watch, handle: Handle) -> str | None:
+    async def take_over(self, watch: Watch, handle: WatchHandle) -> str | None:
         """Takes up a watch that was handed over, again or for the first time; `accepted`, `already_completed`, or
         None when it was over before it arrived.
 
@@ -151,10 +156,10 @@ class Watcher:
         if answered:
             await handle.ack()
             return "already_completed"
-        self._hold(Held(watch, handle, last.event if last and own else None, last.sequence if last else 0))
+        self._hold(HeldWatch(watch, handle, last.event if last and own else None, last.sequence if last else 0))
         return "accepted"
 
-    def _is_held(self, watch: Watch, handle: Handle) -> bool:
+    def _is_held(self, watch: Watch, handle: WatchHandle) -> bool:
         """Whether it is held already: then this is a redelivery to its living owner."""
         held = self._held.get((watch.vcenter, watch.task))
         if held is None or held.watch.id != watch.id:
@@ -162,7 +167,7 @@ class Watcher:
         held.handle = handle
         return True
 
-    def _hold(self, held: Held) -> None:
+    def _hold(self, held: HeldWatch) -> None:
         watch = held.watch
         self._held[held.key] = held
         self._count(held, self._status(held))
@@ -170,29 +175,29 @@ class Watcher:
         self._look_anew(held)
         log.debug("watch_held", vcenter=watch.vcenter, task=watch.task, watch=watch.id)
 
-    def _look_anew(self, held: Held) -> None:
+    def _look_anew(self, held: HeldWatch) -> None:
         watch = held.watch
         if self._held.get(held.key) is held and (source := self._sources.get(watch.vcenter)):
             seen = held.last is not None and held.last.data.status is not None
-            birth = birth_of(held.last.data) if held.last else None
-            source.follow(watch.task, watch.since, seen=seen, with_result=watch.partial_results, birth=birth)
+            birth = identity_from_event(held.last.data) if held.last else None
+            source.track(watch.task, watch.since, seen=seen, with_result=watch.partial_results, birth=birth)
 
     async def _follow(self, vcenter: str, source: TaskSource) -> None:
-        async for batch in source.looks():
+        async for batch in source.poll_results():
             now, news = self._clock(), 0
             for task, standing in batch:
                 held = self._held.get((vcenter, task))
                 if held is None:
                     source.forget(task)
-                elif standing is UNCHANGED and now < held.stalls_at and not held.view.last_look_asked:
-                    held.view.looked_at = now  # nearly all looks
+                elif standing is UNCHANGED and now < held.stalls_at and not held.view.last_poll_requested:
+                    held.view.polled_at = now  # nearly all looks
                 else:
                     self._take_in(held, standing, now)
                     news += 1
                     if news % YIELD_EVERY == 0:
                         await asyncio.sleep(0)
 
-    def _take_in(self, held: Held, standing: Standing, now: float) -> None:
+    def _take_in(self, held: HeldWatch, standing: PollResult, now: float) -> None:
         try:
             if self._is_news(held, standing, now):
                 self._settle_soon(held)
@@ -201,24 +206,24 @@ class Watcher:
             log.exception("look_not_taken_in", vcenter=held.watch.vcenter, task=held.watch.task)
             asyncio.get_running_loop().call_later(UNSETTLED_S, self._look_anew, held)
 
-    def _is_news(self, held: Held, standing: Standing, now: float) -> bool:
+    def _is_news(self, held: HeldWatch, standing: PollResult, now: float) -> bool:
         """Takes one look into the view; whether something may follow from it."""
         view = held.view
-        if view.last_look_asked and not (isinstance(standing, Task) and standing.ended):
-            view.last_look_over = True
+        if view.last_poll_requested and not (isinstance(standing, Task) and standing.ended):
+            view.last_poll_over = True
         if isinstance(standing, Unchanged):
-            view.looked_at = now
-            return now >= held.stalls_at or view.last_look_over
+            view.polled_at = now
+            return now >= held.stalls_at or view.last_poll_over
         held.owes_look = True
         if isinstance(standing, Task):
-            observe(view, held.last, standing, now)
+            record_poll(view, held.last, standing, now)
         elif isinstance(standing, Absence):
             view.absence = standing
         else:
             view.answer = standing.answer
         return True
 
-    def _settle_soon(self, held: Held) -> None:
+    def _settle_soon(self, held: HeldWatch) -> None:
         if held.settling or self._stopping:
             return  # who settles it now asks again before leaving
         held.settling = True
@@ -226,7 +231,7 @@ class Watcher:
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
-    async def _settle(self, held: Held) -> None:
+    async def _settle(self, held: HeldWatch) -> None:
         try:
             await self._say_what_follows(held)
         except Exception:
@@ -235,11 +240,11 @@ class Watcher:
         finally:
             held.settling = False
 
-    def _settle_again(self, held: Held) -> None:
+    def _settle_again(self, held: HeldWatch) -> None:
         if self._held.get(held.key) is held:
             self._settle_soon(held)
 
-    async def _say_what_follows(self, held: Held) -> None:
+    async def _say_what_follows(self, held: HeldWatch) -> None:
         """Publishes what follows from the view until nothing does; then looks on, or the watch is over."""
         while not self._stopping and (draft := self._next(held)):
             # Publish before remembering: a crash in between repeats a look, never loses an event.
@@ -252,11 +257,11 @@ class Watcher:
             self._arm(held)
             self._look_on(held)
 
-    def _next(self, held: Held) -> Draft | None:
+    def _next(self, held: HeldWatch) -> Draft | None:
         policy = self._policy_of(held.watch.vcenter)
         return next_event(held.watch, held.last, held.view, self._clock(), policy)
 
-    def _remember(self, held: Held, entry: Entry) -> bool:
+    def _remember(self, held: HeldWatch, entry: EventEntry) -> bool:
         """Goes on from what is stored now; False when that means that somebody else owns the watch."""
         data = entry.event.data
         if data.watch.id == held.watch.id and (entry.instance == self._journal.instance or data.final):
@@ -270,7 +275,7 @@ class Watcher:
         held.handle.drop()
         return False
 
-    def _tell(self, held: Held, event: Event) -> None:
+    def _tell(self, held: HeldWatch, event: Event) -> None:
         data = event.data
         keys = {**held.watch.log_keys, "sequence": data.sequence, "status": data.status}
         if not data.final:
@@ -281,11 +286,11 @@ class Watcher:
         if data.kind == "completed" and ended_at is not None:
             self._metrics.detection.observe(max(0.0, self._clock() - ended_at))
 
-    async def _over(self, held: Held) -> None:
+    async def _over(self, held: HeldWatch) -> None:
         self._forget(held)
         await held.handle.ack()
 
-    def _forget(self, held: Held) -> None:
+    def _forget(self, held: HeldWatch) -> None:
         if held.timer is not None:
             held.timer.cancel()
         if self._held.get(held.key) is held:
@@ -294,12 +299,12 @@ class Watcher:
             if source := self._sources.get(held.watch.vcenter):
                 source.forget(held.watch.task)
 
-    def _look_on(self, held: Held) -> None:
+    def _look_on(self, held: HeldWatch) -> None:
         if held.owes_look and (source := self._sources.get(held.watch.vcenter)):
             held.owes_look = False
-            source.again(held.watch.task)
+            source.resume(held.watch.task)
 
-    def _arm(self, held: Held) -> None:
+    def _arm(self, held: HeldWatch) -> None:
         """Sets the timer to when the watch must be asked even if no look comes, if that is soon."""
         if held.timer is not None:
             held.timer.cancel()
@@ -322,22 +327,22 @@ class Watcher:
                 if number % _CHUNK == _CHUNK - 1:
                     await asyncio.sleep(0)
 
-    def _woken(self, held: Held) -> None:
+    def _woken(self, held: HeldWatch) -> None:
         view = held.view
-        if self._clock() >= held.watch.deadline and not view.last_look_asked:
-            view.last_look_until = self._clock() + LAST_LOOK_S
+        if self._clock() >= held.watch.deadline and not view.last_poll_requested:
+            view.last_poll_until = self._clock() + LAST_POLL_S
             if source := self._sources.get(held.watch.vcenter):
-                source.hurry(held.watch.task)
+                source.poll_now(held.watch.task)
             else:
-                view.last_look_over = True
+                view.last_poll_over = True
         elif self._clock() >= held.stalls_at and held.stall_asked != held.stalls_at:
             # A good look tells it; where none comes by itself soon, it is asked for.
             held.stall_asked = held.stalls_at
             if source := self._sources.get(held.watch.vcenter):
-                source.hurry(held.watch.task)
+                source.poll_now(held.watch.task)
         self._settle_soon(held)
 
-    async def check(self, vcenter: str, task: str, *, leader: bool = True) -> None:
+    async def check_ownership(self, vcenter: str, task: str, *, leader: bool = True) -> None:
         """The watch may have been ended, or be owned, by somebody else. Raises NatsUnavailable."""
         held = self._held.get((vcenter, task))
         if held is None or held.settling:
@@ -350,7 +355,7 @@ class Watcher:
         if last.event.data.final:
             await self._over(held)
 
-    async def sweep(self) -> None:
+    async def sweep_ownership(self) -> None:
         """Asks now and then of every watch whether somebody else wrote: a hint may have been missed."""
         keys: list[tuple[str, str]] = []
         while True:
@@ -359,7 +364,7 @@ class Watcher:
             a_second = math.ceil(len(self._held) / SWEEP_S)
             asked, keys = keys[:a_second], keys[a_second:]
             with contextlib.suppress(NatsUnavailable):
-                await asyncio.gather(*(self.check(*key, leader=False) for key in asked))
+                await asyncio.gather(*(self.check_ownership(*key, leader=False) for key in asked))
 
     def release(self, count: int) -> list[tuple[str, str]]:
         """Gives up to `count` watches out of hand, of which nothing is being published: (vCenter, task) of each."""
@@ -375,15 +380,15 @@ class Watcher:
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
     @property
-    def held(self) -> int:
+    def held_count(self) -> int:
         """How many watches this replica owns."""
         return len(self._held)
 
-    def standing(self) -> Counter[tuple[str, str]]:
+    def held_by_status(self) -> Counter[tuple[str, str]]:
         """Owned watches by (vCenter, status): vCenter's five words, OTHER, UNSEEN, UNCONFIGURED."""
         return +self._standing
 
-    def _count(self, held: Held, status: str | None) -> None:
+    def _count(self, held: HeldWatch, status: str | None) -> None:
         """Counted as it changes: looking through 50,000 at each scrape stopped the event loop for 0.2 s."""
         if held.counted_as is not None:
             self._standing[held.watch.vcenter, held.counted_as] -= 1
@@ -391,7 +396,7 @@ class Watcher:
         if status is not None:
             self._standing[held.watch.vcenter, status] += 1
 
-    def _status(self, held: Held) -> str:
+    def _status(self, held: HeldWatch) -> str:
         if held.watch.vcenter not in self._sources:
             return "UNCONFIGURED"
         status = held.last.data.status if held.last else None

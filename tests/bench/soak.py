@@ -16,14 +16,14 @@ from typing import Any, NamedTuple
 import msgspec
 
 from bench.stage import OPTIONS, Row, Stage, staged
-from task_bridge.domain.subjects import CONSUMER, Names
-from task_bridge.simulator import scenarios as fates
+from task_bridge.domain.subjects import CONSUMER, SubjectNames
+from task_bridge.simulator import scenarios
 
 A_SECOND = 200
 LASTS_S = (2.0, 5.0, 10.0, 20.0)
 SAMPLE_S = 60.0
 EVENTS_MAX_AGE = "4m"
-NAMES = Names("vcenter.tasks")
+NAMES = SubjectNames("vcenter.tasks")
 STREAMS = {
     "requests": NAMES.requests_stream,
     "watches": NAMES.watches_stream,
@@ -133,7 +133,7 @@ def each_second() -> Iterator[list[dict[str, Any]]]:
 
 
 def fate(count: int, after_s: float, size: int) -> dict[str, Any]:
-    return {"count": count, "script": msgspec.to_builtins(fates.large_result(size, after_s))}
+    return {"count": count, "script": msgspec.to_builtins(scenarios.large_result(size, after_s))}
 
 
 async def taken(it: Stage, load: Load, began: float, cpu_s: float) -> Sample:

@@ -161,9 +161,7 @@ async def stage(**environment: str) -> AsyncIterator[Stage]:
 
 
 @asynccontextmanager
-async def staged(
-    environment: dict[str, str], options: Options, serve: list[str] | None = None
-) -> AsyncIterator[Stage]:
+async def staged(environment: dict[str, str], options: Options, serve: list[str] | None = None) -> AsyncIterator[Stage]:
     """The same with `options` of the simulated vCenter, and another command that runs the bridge."""
     with tempfile.TemporaryDirectory() as name:
         directory = Path(name)

@@ -147,11 +147,7 @@ def _begun_rightly(histories: Histories) -> Iterator[str]:
     """`watching` is the first event of what was ever seen, and no other is."""
     for watch, events in histories.by_watch.items():
         kinds = [event.data["kind"] for event in events]
-        if (
-            kinds[0] not in ("watching", "abandoned")
-            or "watching" in kinds[1:]
-            or set(kinds) - {*STARTED, *ENDINGS}
-        ):
+        if kinds[0] not in ("watching", "abandoned") or "watching" in kinds[1:] or set(kinds) - {*STARTED, *ENDINGS}:
             yield f"{watch}: {kinds}"
 
 

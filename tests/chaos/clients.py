@@ -7,8 +7,7 @@ import random
 import time
 
 from chaos.world import World
-from task_bridge.simulator import Script
-from task_bridge.simulator import scenarios as fates
+from task_bridge.simulator import Script, scenarios
 
 BAD = [b"{", b'{"task": "a:b", "tmeout": 5}', b'"a/b"', b'{"task": "a:b", "timeout": NaN}', b"\xff"]
 
@@ -18,20 +17,20 @@ def a_fate(chance: random.Random) -> Script:
     after_s = chance.uniform(0.5, 10)
     return chance.choice(
         [
-            fates.succeeds(after_s, looks=chance.randint(1, 12)),
-            fates.succeeds(after_s),
-            fates.blocked_then_succeeds(after_s / 3, after_s),
-            fates.partial_results(after_s),
-            fates.large_result(400_000, after_s),
-            fates.bare_success(after_s),
-            fates.fails_with_error(after_s),
-            fates.fails_by_result(after_s),
-            fates.canceled(after_s),
-            fates.progress_backwards(after_s),
-            fates.cancelable_flips(after_s),
-            fates.succeeds_at_once(),
-            fates.runs_forever(),
-            fates.runs_forever(),
+            scenarios.succeeds(after_s, looks=chance.randint(1, 12)),
+            scenarios.succeeds(after_s),
+            scenarios.blocked_then_succeeds(after_s / 3, after_s),
+            scenarios.partial_results(after_s),
+            scenarios.large_result(400_000, after_s),
+            scenarios.bare_success(after_s),
+            scenarios.fails_with_error(after_s),
+            scenarios.fails_by_result(after_s),
+            scenarios.canceled(after_s),
+            scenarios.progress_backwards(after_s),
+            scenarios.cancelable_flips(after_s),
+            scenarios.succeeds_at_once(),
+            scenarios.runs_forever(),
+            scenarios.runs_forever(),
         ]
     )
 

@@ -68,9 +68,7 @@ async def played(servers: Servers, directory: Path, seed: int, chaos_s: float = 
     return _verdict(seed, account, swallowed, time.time() - began, wrong, troubles.told)
 
 
-def _verdict(
-    seed: int, account: Account, swallowed: int, seconds: float, wrong: list[str], told: list[str]
-) -> Verdict:
+def _verdict(seed: int, account: Account, swallowed: int, seconds: float, wrong: list[str], told: list[str]) -> Verdict:
     watches = {message.headers.get("Bridge-Watch") for message in account.stored}
     return Verdict(seed, len(account.stored), len(watches), len(account.asked), swallowed, seconds, wrong, told)
 

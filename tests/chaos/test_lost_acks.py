@@ -12,7 +12,7 @@ from typing import Any
 from chaos.checker import violations
 from chaos.world import World, killed
 from lab import until
-from task_bridge.simulator import scenarios as fates
+from task_bridge.simulator import scenarios
 
 
 async def asked(here: World, tasks: list[str]) -> None:
@@ -40,7 +40,7 @@ def endings(here: World) -> list[dict[str, Any]]:
 async def test_what_is_stored_and_not_confirmed_is_neither_lost_nor_told_twice(anywhere: World) -> None:
     await anywhere.begin(1)
     proxy, names, vcenter = anywhere.replicas[0].proxy, anywhere.names, anywhere.vcenter
-    large, *others = (vcenter.create(fates.runs_forever()) for _ in range(5))
+    large, *others = (vcenter.create(scenarios.runs_forever()) for _ in range(5))
     await asked(anywhere, [large, others[0]])
     await until(lambda: len(anywhere.book.heard) == 2)
     # No watch loses more than two confirmations, each of which is waited for: the watch's and its first event's
@@ -61,7 +61,7 @@ async def test_what_is_stored_and_not_confirmed_is_neither_lost_nor_told_twice(a
 
 async def test_an_upload_that_was_cut_off_is_made_good_by_the_next_owner(here: World) -> None:
     await here.begin(1)
-    task = here.vcenter.create(fates.large_result(size=8_000_000, after_s=0.5))
+    task = here.vcenter.create(scenarios.large_result(size=8_000_000, after_s=0.5))
     await asked(here, [task])
     stream = f"OBJ_{here.names.results_bucket}"
     while not (await here.js.stream_info(stream)).state.messages:

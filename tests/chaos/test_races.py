@@ -17,15 +17,15 @@ from chaos.servers import Servers
 from lab import until
 from task_bridge.domain.errors import Refused
 from task_bridge.domain.events import Event
-from task_bridge.domain.subjects import Names
+from task_bridge.domain.subjects import SubjectNames
 from task_bridge.domain.task import Task
-from task_bridge.domain.watch import Draft, Policy, Watch, next_event, observe, resume
-from task_bridge.jetstream.connection import canceled
-from task_bridge.jetstream.journal import Entry, Journal
-from task_bridge.jetstream.ownership import Handle, Ownership
-from task_bridge.jetstream.provision import provision, wanted
+from task_bridge.domain.watch import Draft, Policy, Watch, next_event, record_poll, view_from_event
+from task_bridge.jetstream.connection import cancel_and_wait
+from task_bridge.jetstream.journal import JetStreamJournal, JournalEntry
+from task_bridge.jetstream.ownership import HeldMessage, Ownership
+from task_bridge.jetstream.provision import expected_config, provision
 from task_bridge.jetstream.streams import Streams
-from task_bridge.jetstream.watch_store import Admitted, StoredWatch, Watches
+from task_bridge.jetstream.watch_store import Admission, StoredWatch, WatchStore
 from task_bridge.metrics import Metrics
 from unit.builders import running, succeeded
 
@@ -37,20 +37,20 @@ _prefixes = iter(range(10_000))
 class Side:
     """What one replica races with: its own connection, journal and admission."""
 
-    def __init__(self, streams: Streams, names: Names) -> None:
+    def __init__(self, streams: Streams, names: SubjectNames) -> None:
         self.streams = streams
         self.names = names
-        self.journal = Journal(streams, names, Metrics(), time.time)
-        self.watches = Watches(streams, names, self.journal, lambda _: POLICY, {}, time.time)
+        self.journal = JetStreamJournal(streams, names, Metrics(), time.time)
+        self.watches = WatchStore(streams, names, self.journal, lambda _: POLICY, {}, time.time)
 
-    async def ends(self, watch: Watch, last: Event | None, after: int, task: Task) -> Entry:
+    async def ends(self, watch: Watch, last: Event | None, after: int, task: Task) -> JournalEntry:
         return await self.journal.append(draft_of(watch, last, task), after)
 
 
 def draft_of(watch: Watch, last: Event | None, task: Task) -> Draft:
     """The event that follows from a look at the task."""
-    view = resume(last)
-    observe(view, last, task, time.time())
+    view = view_from_event(last)
+    record_poll(view, last, task, time.time())
     draft = next_event(watch, last, view, time.time(), POLICY)
     assert draft is not None
     return draft
@@ -61,7 +61,7 @@ def a_watch(number: int, maker: str = "a") -> Watch:
     return Watch(id=f"{now * 1000:.0f}-{maker}{number}", vcenter="lab", task=f"t{number}:x", since=now)
 
 
-async def raced(one: Side, number: int, after: int = 0) -> tuple[Watch, Entry]:
+async def raced(one: Side, number: int, after: int = 0) -> tuple[Watch, JournalEntry]:
     """A watch that lies in the stream and whose first event is stored."""
     watch = a_watch(number)
     await one.watches.admit(watch)
@@ -72,11 +72,11 @@ async def raced(one: Side, number: int, after: int = 0) -> tuple[Watch, Entry]:
 async def sides(servers: Servers) -> AsyncIterator[tuple[Side, Side]]:
     clients = [await servers.connected() for _ in range(2)]
     await servers.ready(clients[0])
-    names = Names(f"races{next(_prefixes)}")
+    names = SubjectNames(f"races{next(_prefixes)}")
     sides = [Side(Streams(client), names) for client in clients]
     for side in sides:
         await side.streams.open()
-    what = wanted(names, replicas=servers.replicas, ack_wait_s=10, events_max_age_s=604_800)
+    what = expected_config(names, replicas=servers.replicas, ack_wait_s=10, events_max_age_s=604_800)
     await provision(sides[0].streams, what, create=True)
     yield sides[0], sides[1]
     for stream in (names.events_stream, names.watches_stream, names.requests_stream):
@@ -93,7 +93,7 @@ async def in_batches(race: Callable[[int], Awaitable[None]]) -> None:
 
 async def stored_of(side: Side, watch: Watch) -> list[str]:
     """The kinds of all events of the watch's task."""
-    subject = side.names.events_of(watch.vcenter, watch.task)
+    subject = side.names.event_filter(watch.vcenter, watch.task)
     page, _ = await side.streams.page(side.names.events_stream, subject, 0, 100)
     return [stored.headers["Bridge-Kind"] for stored in page]
 
@@ -131,7 +131,7 @@ async def test_a_watch_that_ends_and_is_unwatched_has_one_ending(sides: tuple[Si
     owner, other = sides
     endings: Counter[str] = Counter()
 
-    async def ends_soon(watch: Watch, first: Entry) -> Entry:
+    async def ends_soon(watch: Watch, first: JournalEntry) -> JournalEntry:
         await asyncio.sleep(random.uniform(0, MEETING_S))  # an unwatch reads twice before it writes
         return await owner.ends(watch, first.event, first.sequence, succeeded())
 
@@ -142,7 +142,7 @@ async def test_a_watch_that_ends_and_is_unwatched_has_one_ending(sides: tuple[Si
             other.watches.unwatch("lab", watch.task),
             return_exceptions=True,
         )
-        assert isinstance(entry, Entry)
+        assert isinstance(entry, JournalEntry)
         endings[entry.event.kind] += 1
         assert await stored_of(owner, watch) == ["watching", entry.event.kind]
         if entry.event.kind == "completed.succeeded":
@@ -165,7 +165,7 @@ async def test_of_many_that_unwatch_one_ended_it_and_the_others_are_told(sides: 
         assert len(told) - len(refused) == 1
         assert {one.code for one in refused} <= {"already_ended"}
         assert await stored_of(sides[0], watch) == ["watching", "abandoned.unwatched"]
-        assert await sides[0].watches.present("lab", watch.task) is None
+        assert await sides[0].watches.read_watch("lab", watch.task) is None
 
     await in_batches(race)
 
@@ -173,40 +173,40 @@ async def test_of_many_that_unwatch_one_ended_it_and_the_others_are_told(sides: 
 async def test_a_watch_that_ends_before_its_asker_is_answered_was_accepted(sides: tuple[Side, Side]) -> None:
     one, other = sides
 
-    class Overtaken(Journal):
+    class Overtaken(JetStreamJournal):
         """Whose answer to an admission comes when somebody else has already unwatched what was admitted."""
 
-        async def last(self, vcenter: str, task: str, *, leader: bool = False) -> Entry | None:
+        async def last(self, vcenter: str, task: str, *, leader: bool = False) -> JournalEntry | None:
             await other.watches.unwatch(vcenter, task)
             return await super().last(vcenter, task, leader=leader)
 
     journal = Overtaken(one.streams, one.names, Metrics(), time.time)
-    watches = Watches(one.streams, one.names, journal, lambda _: POLICY, {}, time.time)
+    watches = WatchStore(one.streams, one.names, journal, lambda _: POLICY, {}, time.time)
     admitted = await watches.admit(watch := a_watch(1))
     assert (admitted.outcome, admitted.watch.id) == ("accepted", watch.id)
     assert admitted.last is not None
     assert admitted.last.event.kind == "abandoned.unwatched"
 
 
-class Slow(Watches):
+class Slow(WatchStore):
     """To whom JetStream's answer about a watch comes late: `meanwhile` happened, once."""
 
     meanwhile: Callable[[], Awaitable[object]] | None = None
 
-    async def present(self, vcenter: str, task: str) -> StoredWatch | None:
-        present = await super().present(vcenter, task)
+    async def read_watch(self, vcenter: str, task: str) -> StoredWatch | None:
+        present = await super().read_watch(vcenter, task)
         if (meanwhile := self.meanwhile) is not None:
             self.meanwhile = None
             await meanwhile()
         return present
 
 
-class SlowJournal(Journal):
+class SlowJournal(JetStreamJournal):
     """The same of a task's last event."""
 
     meanwhile: Callable[[], Awaitable[object]] | None = None
 
-    async def last(self, vcenter: str, task: str, *, leader: bool = False) -> Entry | None:
+    async def last(self, vcenter: str, task: str, *, leader: bool = False) -> JournalEntry | None:
         last = await super().last(vcenter, task, leader=leader)
         if (meanwhile := self.meanwhile) is not None:
             self.meanwhile = None
@@ -219,24 +219,22 @@ async def unwatched_and_asked_late(side: Side, watch: Watch) -> StoredWatch:
     await side.watches.unwatch(watch.vcenter, watch.task)
     late = replace(watch, id=f"{watch.id}-late", since=watch.since - 1, stored_request=True)
     assert (await side.watches.admit(late)).outcome == "accepted"  # its taker finds it served
-    present = await side.watches.present(watch.vcenter, watch.task)
+    present = await side.watches.read_watch(watch.vcenter, watch.task)
     assert present is not None
     return present
 
 
 async def test_a_handed_over_watch_knows_whether_it_still_lies_in_the_stream(sides: tuple[Side, Side]) -> None:
     one, _ = sides
-    handed: asyncio.Queue[tuple[Watch, Handle]] = asyncio.Queue()
+    handed: asyncio.Queue[tuple[Watch, HeldMessage]] = asyncio.Queue()
 
-    async def take(watch: Watch, handle: Handle) -> None:
+    async def take(watch: Watch, handle: HeldMessage) -> None:
         handed.put_nowait((watch, handle))
 
     async def put_aside(_: object) -> None:
         raise AssertionError
 
-    ownership = Ownership(
-        one.streams, one.names, Metrics(), capacity=10, ack_wait_s=10, take=take, put_aside=put_aside
-    )
+    ownership = Ownership(one.streams, one.names, Metrics(), capacity=10, ack_wait_s=10, take=take, put_aside=put_aside)
     owning = asyncio.create_task(ownership.run())
     await one.watches.admit(a_watch(1))
     watch, handle = await handed.get()
@@ -246,7 +244,7 @@ async def test_a_handed_over_watch_knows_whether_it_still_lies_in_the_stream(sid
     await one.watches.admit(a_watch(1, "b"))
     _, next_handle = await handed.get()
     assert (await handle.is_current(), await next_handle.is_current()) == (False, True)
-    await canceled(owning)
+    await cancel_and_wait(owning)
 
 
 async def test_nobody_is_told_of_a_watch_that_does_not_begin(sides: tuple[Side, Side]) -> None:
@@ -254,7 +252,7 @@ async def test_nobody_is_told_of_a_watch_that_does_not_begin(sides: tuple[Side, 
     watch, _ = await raced(other, 1)
     journal = SlowJournal(one.streams, one.names, Metrics(), time.time)
     journal.meanwhile = lambda: unwatched_and_asked_late(other, watch)
-    watches = Watches(one.streams, one.names, journal, lambda _: POLICY, {}, time.time)
+    watches = WatchStore(one.streams, one.names, journal, lambda _: POLICY, {}, time.time)
     admitted = await watches.admit(a_watch(1, "b"))
     assert (admitted.outcome, admitted.watch.id) == ("already_watching", watch.id)
 
@@ -289,7 +287,7 @@ async def test_after_an_abandoned_watch_one_of_many_begins_the_next(sides: tuple
 
     async def race(number: int) -> None:
         watch, first = await raced(one, number)
-        view = resume(first.event)
+        view = view_from_event(first.event)
         view.unwatched = True  # its final event is stored, and its message lies there still
         draft = next_event(watch, first.event, view, time.time(), POLICY)
         assert draft is not None
@@ -297,7 +295,7 @@ async def test_after_an_abandoned_watch_one_of_many_begins_the_next(sides: tuple
         asking = [side.watches.admit(a_watch(number, maker)) for maker, side in zip("bc", sides, strict=True)]
         admitted = await asyncio.gather(*asking)
         assert sorted(told.outcome for told in admitted) == ["accepted", "already_watching"]
-        present = await one.watches.present("lab", watch.task)
+        present = await one.watches.read_watch("lab", watch.task)
         assert present is not None
         assert {told.watch.id for told in admitted} == {present.watch.id}
 
@@ -311,7 +309,7 @@ async def test_a_task_that_completed_is_watched_and_unwatched_no_more(sides: tup
     async def race(number: int) -> None:
         watch, first = await raced(one, number)
         done = await one.ends(watch, first.event, first.sequence, succeeded())
-        present = await one.watches.present("lab", watch.task)
+        present = await one.watches.read_watch("lab", watch.task)
         assert present is not None
         await one.streams.delete(one.names.watches_stream, present.sequence)
         told = await asyncio.gather(
@@ -321,7 +319,7 @@ async def test_a_task_that_completed_is_watched_and_unwatched_no_more(sides: tup
             return_exceptions=True,
         )
         for answer in told[:2]:
-            assert isinstance(answer, Admitted)
+            assert isinstance(answer, Admission)
             assert (answer.outcome, answer.watch.id) == ("already_completed", watch.id)
         assert isinstance(told[2], Refused)
         assert told[2].code == "already_ended"

@@ -14,7 +14,7 @@ import pytest
 from chaos.checker import violations
 from chaos.world import ACK_WAIT_S, Replica, World, killed
 from lab import until
-from task_bridge.simulator import scenarios as fates
+from task_bridge.simulator import scenarios
 
 POLL_S = 0.5
 """How often each task is looked at in these worlds."""
@@ -39,7 +39,7 @@ class LookTimes(Counter[str]):
 
 async def watched(here: World, count: int) -> tuple[list[str], LookTimes]:
     """Tasks that run, each with its first event; and, from now on, when they are looked at."""
-    tasks = [here.vcenter.create(fates.runs_forever()) for _ in range(count)]
+    tasks = [here.vcenter.create(scenarios.runs_forever()) for _ in range(count)]
     await asyncio.gather(*(here.store({"task": task}, task, at=time.time()) for task in tasks))
     await until(lambda: len({heard.subject for heard in here.book.heard}) >= count, within_s=60)
     looks = here.vcenter.journal.looks = LookTimes()

@@ -22,7 +22,7 @@ from chaos.proxy import Proxy
 from chaos.servers import Servers
 from chaos.truths import states_of
 from lab import PASSWORD, USERNAME, BridgeProcess
-from task_bridge.domain.subjects import CONSUMER, Names
+from task_bridge.domain.subjects import CONSUMER, SubjectNames
 from task_bridge.jetstream.streams import Streams
 from task_bridge.simulator import Options, SimulatedVCenter
 from task_bridge.simulator.serve import serving
@@ -89,7 +89,7 @@ class World:
         self, directory: Path, servers: Servers, prefix: str, vcenter: SimulatedVCenter, vcenter_url: str
     ) -> None:
         self.servers = servers
-        self.names = Names(prefix)
+        self.names = SubjectNames(prefix)
         self.vcenter = vcenter
         self.book = Book()
         self.replicas: list[Replica] = []

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from task_bridge import schemas
-from task_bridge.domain.subjects import Names
+from task_bridge.domain.subjects import SubjectNames
 from task_bridge.schemas.asyncapi import ENDINGS, document
 from task_bridge.schemas.descriptions import KINDS
 from validity import FROZEN
@@ -49,8 +49,8 @@ def reference() -> str:
 
 
 def _kinds() -> Iterator[str]:
-    messages = document(Names("vcenter.tasks"))["channels"]
-    told = document(Names("vcenter.tasks"))["components"]["messages"]
+    messages = document(SubjectNames("vcenter.tasks"))["channels"]
+    told = document(SubjectNames("vcenter.tasks"))["components"]["messages"]
     yield "| end of the subject | when |"
     yield "|---|---|"
     for kind in (*KINDS, *ENDINGS):

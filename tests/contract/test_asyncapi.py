@@ -10,13 +10,13 @@ from typing import Any
 import pytest
 
 from node import node_with_packages_of
-from task_bridge.domain.subjects import VERBS, Names
+from task_bridge.domain.subjects import VERBS, SubjectNames
 from task_bridge.schemas import load
 from task_bridge.schemas.asyncapi import ENDINGS, document
 from task_bridge.schemas.descriptions import KINDS
 
 PARSER = Path(__file__).with_name("asyncapi")
-NAMES = Names("acme.tasks")
+NAMES = SubjectNames("acme.tasks")
 API = document(NAMES)
 
 

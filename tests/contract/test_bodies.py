@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from task_bridge.domain.events import placed, to_cloudevent
+from task_bridge.domain.events import to_cloudevent, attach_result
 from task_bridge.domain.task import Rendering, parse_error, parse_task
-from task_bridge.domain.watch import Policy, Watch, next_event, observe, resume
+from task_bridge.domain.watch import Policy, Watch, next_event, record_poll, view_from_event
 
 BODIES = Path(__file__).parent / "bodies"
 WATCH = Watch(id="1764024055123-42", vcenter="lab", task="52f9:com.example", since=1764024055.123)
@@ -106,15 +106,15 @@ def final_data(name: str) -> dict[str, Any]:
     """The data of the event that a task with this body ends with."""
     rendering: Rendering = "rest" if name.endswith(".rest") else "api"
     body = json.loads((BODIES / f"{name}.json").read_text())
-    view = resume(None)
+    view = view_from_event(None)
     task = parse_task(body["value"] if rendering == "rest" else body, rendering, with_result=True)
-    observe(view, None, task, WATCH.since)
+    record_poll(view, None, task, WATCH.since)
     watching = next_event(WATCH, None, view, WATCH.since, POLICY)
     assert watching is not None
     completed = next_event(WATCH, watching.event, view, WATCH.since + 1, POLICY)
     assert completed is not None
     assert completed.result is not None
-    data: dict[str, Any] = json.loads(to_cloudevent(placed(completed.event, completed.result)))["data"]
+    data: dict[str, Any] = json.loads(to_cloudevent(attach_result(completed.event, completed.result)))["data"]
     return data
 
 

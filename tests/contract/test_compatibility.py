@@ -146,6 +146,6 @@ EVENTS = sorted((FROZEN / "events").glob("*.json"))
 def test_an_event_of_1_0_is_valid_and_can_be_resumed_from(file: Any) -> None:
     body = file.read_bytes()
     assert validator("event").is_valid(json.loads(body))
-    event = from_cloudevent(body, stalled_told=False)
+    event = from_cloudevent(body, stalled_reported=False)
     assert event is not None
     assert json.loads(to_cloudevent(event)) == json.loads(body)

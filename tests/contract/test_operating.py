@@ -9,7 +9,7 @@ from pathlib import Path
 
 import yaml
 
-from task_bridge.checks import all_wanted
+from task_bridge.checks import expected_jetstream
 from task_bridge.jetstream.nats_cli import nats_commands
 from task_bridge.settings import load
 from task_bridge.web.health import MUCH_LAG_S
@@ -28,14 +28,14 @@ def first_cells(text: str) -> list[str]:
 
 
 def told(tree: ast.AST) -> Iterator[str]:
-    """The names of the log lines in a module: first arguments of the logger's methods, and of `Trouble`."""
+    """The names of the log lines in a module: first arguments of the logger's methods, and of `FailureLog`."""
     for call in ast.walk(tree):
         if not isinstance(call, ast.Call):
             continue
         names = [arg.value for arg in call.args if isinstance(arg, ast.Constant) and isinstance(arg.value, str)]
         if isinstance(call.func, ast.Attribute) and call.func.attr in LOGGED:
             yield from names[:1]
-        elif isinstance(call.func, ast.Name) and call.func.id == "Trouble":
+        elif isinstance(call.func, ast.Name) and call.func.id == "FailureLog":
             yield from names
 
 
@@ -62,7 +62,7 @@ def test_readiness_and_the_alert_find_the_same_lag_too_much() -> None:
 def test_the_commands_for_operators_are_those_that_provision_prints() -> None:
     shown = PAGE.partition("<!-- provision --print -->\n```sh\n")[2].partition("\n```")[0]
     settings = load({}, need_vcenters=False)
-    assert shown.splitlines() == list(nats_commands(all_wanted(settings)))
+    assert shown.splitlines() == list(nats_commands(expected_jetstream(settings)))
 
 
 def test_one_machine_takes_ten_lines() -> None:

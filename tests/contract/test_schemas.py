@@ -13,8 +13,8 @@ from jsonschema import Draft7Validator, Draft202012Validator
 
 from task_bridge import schemas
 from task_bridge.domain.errors import Refused
-from task_bridge.domain.ports import Standing
-from task_bridge.domain.requests import ListRequest, TaskRequest, WatchRequest, parse
+from task_bridge.domain.ports import PollResult
+from task_bridge.domain.requests import ListRequest, TaskRequest, WatchRequest, parse_request
 from task_bridge.domain.task import NotATask, parse_task
 from task_bridge.domain.watch import Watch
 from task_bridge.schemas.models import schema_files
@@ -56,15 +56,11 @@ durations = st.one_of(
     st.sampled_from(["366d", "P366D", "0", "0s", "PT0S", "1" * 65, "90\n", "PT2H\n"]),
 )
 scalars = st.none() | st.booleans() | numbers | durations | st.text(max_size=5)
-values = st.recursive(
-    scalars, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=3), inner)
-)
+values = st.recursive(scalars, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=3), inner))
 tasks = st.one_of(
     st.just(TASK),
     st.text(max_size=4),
-    st.sampled_from(
-        [".", "..", "...", "task-1", "task-1x", "task-\u0661", "a\n", "task-1\n", "x" * 256, "x" * 257]
-    ),
+    st.sampled_from([".", "..", "...", "task-1", "task-1x", "task-\u0661", "a\n", "task-1\n", "x" * 256, "x" * 257]),
     st.text(alphabet="aä日😀", min_size=60, max_size=260),
 )
 labels = st.one_of(
@@ -93,7 +89,7 @@ def _bodies(*fields: str) -> st.SearchStrategy[Any]:
 
 def _refusal(model: type[WatchRequest | TaskRequest | ListRequest], body: Any) -> Refused | None:
     try:
-        parse(model, json.dumps(body).encode())
+        parse_request(model, json.dumps(body).encode())
     except Refused as refused:
         return refused
     return None
@@ -133,9 +129,7 @@ def test_a_list_request_is_taken_where_the_schema_takes_it(body: Any) -> None:
     _agree(ListRequest, body)
 
 
-@pytest.mark.parametrize(
-    "written", ["", " ", "soon", "1h30m", "1w", "-1", "1e3", "P", "PT", "P1DT", "PT1", "1 s", "0"]
-)
+@pytest.mark.parametrize("written", ["", " ", "soon", "1h30m", "1w", "-1", "1e3", "P", "PT", "P1DT", "PT1", "1 s", "0"])
 def test_a_timeout_that_is_refused_is_refused_by_the_schema(written: str) -> None:
     body = {"task": TASK, "timeout": written}
     assert _refusal(WatchRequest, body) is not None
@@ -169,9 +163,7 @@ infos = st.fixed_dictionaries(
 
 @settings(CASES, max_examples=40)
 @given(infos, st.sampled_from(["api", "rest"]), st.booleans())
-def test_whatever_vcenter_says_the_events_are_what_the_schema_says(
-    info: Any, rendering: Any, partial: bool
-) -> None:
+def test_whatever_vcenter_says_the_events_are_what_the_schema_says(info: Any, rendering: Any, partial: bool) -> None:
     try:
         task = parse_task(info, rendering, with_result=partial or info["status"] in ("SUCCEEDED", "FAILED"))
     except NotATask:
@@ -180,7 +172,7 @@ def test_whatever_vcenter_says_the_events_are_what_the_schema_says(
         check_event(body)
 
 
-def _events(watch: Watch, *standings: Standing, unwatched: bool = False) -> list[bytes]:
+def _events(watch: Watch, *standings: PollResult, unwatched: bool = False) -> list[bytes]:
     replica = Replica(watch, inline_max=100)
     for standing in standings:
         replica.look(standing)
@@ -193,7 +185,7 @@ def _events(watch: Watch, *standings: Standing, unwatched: bool = False) -> list
 @pytest.mark.parametrize(
     "standings", [[], [lost()], [denied()], [running(10), running(20), lost()], [running(1)]], ids=len
 )
-def test_events_of_watches_that_end_otherwise_are_what_the_schema_says(standings: list[Standing]) -> None:
+def test_events_of_watches_that_end_otherwise_are_what_the_schema_says(standings: list[PollResult]) -> None:
     bodies = _events(a_watch(labels={"a": "b"}), *standings, unwatched=True)
     assert json.loads(bodies[-1])["data"]["final"]
     for body in bodies:
@@ -261,9 +253,7 @@ def test_an_event_that_contradicts_itself_is_refused(wrong: dict[str, Any]) -> N
     assert not validator("event").is_valid(event)
 
 
-@pytest.mark.parametrize(
-    "wrong", [{"id": "no-number"}, {"specversion": "0.3"}, {"type": "other"}, {"outcome": None}]
-)
+@pytest.mark.parametrize("wrong", [{"id": "no-number"}, {"specversion": "0.3"}, {"type": "other"}, {"outcome": None}])
 def test_an_envelope_that_is_wrong_is_refused(wrong: dict[str, Any]) -> None:
     assert not validator("event").is_valid(_completed() | wrong)
 

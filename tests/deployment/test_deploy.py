@@ -109,9 +109,7 @@ def valid(resource: dict[str, Any]) -> None:
         kubernetes_validate.validate(resource, KUBERNETES, strict=True)
 
 
-@pytest.mark.parametrize(
-    "file", sorted((DEPLOY / "kubernetes" / "base").glob("*.yaml")), ids=lambda file: file.stem
-)
+@pytest.mark.parametrize("file", sorted((DEPLOY / "kubernetes" / "base").glob("*.yaml")), ids=lambda file: file.stem)
 def test_a_manifest_fits_the_schema_but_for_the_selector_that_kustomize_adds(file: Path) -> None:
     for resource in yaml.safe_load_all(file.read_text()):
         if resource["kind"] == "Deployment":

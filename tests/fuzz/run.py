@@ -16,8 +16,8 @@ from nats.aio.client import Client
 
 from fuzz import hostile
 from lab import EVENTS, PREFIX, BridgeProcess, Lab
-from task_bridge.jetstream.ordered_consumer import Ordered
-from task_bridge.simulator import scenarios as fates
+from task_bridge.jetstream.ordered_consumer import OrderedConsumer
+from task_bridge.simulator import scenarios
 from validity import check_event, check_reply
 
 VERBS = ("watch", "get", "list", "unwatch", "cancel")
@@ -41,7 +41,7 @@ class Attack:
         self._bridge = bridge
         self._http = http
         self._random = Random(seed)
-        self._tasks = [lab.vcenter.create(fates.runs_forever()) for _ in range(30)]
+        self._tasks = [lab.vcenter.create(scenarios.runs_forever()) for _ in range(30)]
         self._watched = 0
 
     async def make(self, count: int) -> None:
@@ -95,7 +95,7 @@ class Attack:
     async def nothing_leaked(self) -> None:
         """Into a subject, a URL, a metric's label, the log, the board; and every event is what the schema says."""
         lab, kept = self._lab, Counter[str]()
-        async for message in Ordered(lab.js, lab.client, EVENTS, [">"], follow=False).messages():
+        async for message in OrderedConsumer(lab.js, lab.client, EVENTS, [">"], follow=False).messages():
             assert _STORED.fullmatch(message.subject), message.subject
             check_event(message.data)
             kept["rejected" if message.subject.endswith(".rejected") else "event"] += 1

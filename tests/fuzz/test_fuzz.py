@@ -9,7 +9,7 @@ import pytest
 
 from fuzz.stage import attacked
 from task_bridge.domain.errors import Refused
-from task_bridge.domain.requests import WatchRequest, parse, told_of
+from task_bridge.domain.requests import WatchRequest, describe_rejected_request, parse_request
 
 
 async def test_hostile_requests_are_answered_or_rejected_and_leak_nowhere(tmp_path: Path) -> None:
@@ -37,6 +37,6 @@ async def test_hostile_requests_are_answered_or_rejected_and_leak_nowhere(tmp_pa
 def test_ten_megabytes_are_refused_at_once(body: bytes) -> None:
     began = time.monotonic()
     with pytest.raises(Refused):
-        parse(WatchRequest, body)
-    assert len(told_of(body)["request"].encode()) <= 8192
+        parse_request(WatchRequest, body)
+    assert len(describe_rejected_request(body)["request"].encode()) <= 8192
     assert time.monotonic() - began < 10

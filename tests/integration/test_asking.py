@@ -17,7 +17,7 @@ import nats
 import pytest
 
 from lab import EVENTS, Lab, NatsServer, as_user, guarded, until
-from task_bridge.simulator import scenarios as fates
+from task_bridge.simulator import scenarios
 from task_bridge.simulator.tasks import std_error
 
 
@@ -99,7 +99,7 @@ def shell(lab: Lab, tmp_path: Path) -> Shell:
 
 
 async def test_watch_prints_a_line_an_event_and_exits_0_when_all_succeeded(lab: Lab, shell: Shell) -> None:
-    tasks = [lab.vcenter.create(fates.succeeds(after_s=0.5)), lab.vcenter.create(fates.succeeds_at_once())]
+    tasks = [lab.vcenter.create(scenarios.succeeds(after_s=0.5)), lab.vcenter.create(scenarios.succeeds_at_once())]
     async with lab.bridge():
         ended = await shell.run("watch", *tasks, "--label", "workflow=patch-42", "--label", "try=1")
         events = await lab.events()
@@ -113,10 +113,8 @@ async def test_watch_prints_a_line_an_event_and_exits_0_when_all_succeeded(lab: 
     }
 
 
-async def test_watch_reads_ids_from_standard_input_and_prints_the_stored_events_as_json(
-    lab: Lab, shell: Shell
-) -> None:
-    tasks = [lab.vcenter.create(fates.succeeds(after_s=0.3)) for _ in range(2)]
+async def test_watch_reads_ids_from_standard_input_and_prints_the_stored_events_as_json(lab: Lab, shell: Shell) -> None:
+    tasks = [lab.vcenter.create(scenarios.succeeds(after_s=0.3)) for _ in range(2)]
     async with lab.bridge():
         ended = await shell.run("watch", "--json", given=f'{tasks[0]}\n\n"{tasks[1]}"\n{tasks[0]}\n')
         stored = await lab.events()
@@ -138,9 +136,9 @@ async def test_watch_reads_ids_from_standard_input_and_prints_the_stored_events_
 )
 async def test_the_exit_code_of_watch_tells_the_worst(lab: Lab, shell: Shell, which: str, code: int) -> None:
     ids = {
-        "good": lab.vcenter.create(fates.succeeds_at_once()),
-        "bad": lab.vcenter.create(fates.fails_with_error(after_s=0.1)),
-        "canceled": lab.vcenter.create(fates.canceled(after_s=0.1)),
+        "good": lab.vcenter.create(scenarios.succeeds_at_once()),
+        "bad": lab.vcenter.create(scenarios.fails_with_error(after_s=0.1)),
+        "canceled": lab.vcenter.create(scenarios.canceled(after_s=0.1)),
         "lost": "no-such-task",
         "refused": "a/b",
     }
@@ -151,7 +149,7 @@ async def test_the_exit_code_of_watch_tells_the_worst(lab: Lab, shell: Shell, wh
 
 
 async def test_a_byte_order_mark_before_the_ids_is_no_part_of_them(lab: Lab, shell: Shell) -> None:
-    task = lab.vcenter.create(fates.succeeds_at_once())
+    task = lab.vcenter.create(scenarios.succeeds_at_once())
     async with lab.bridge():
         ended = await shell.run("watch", "--json", given=f"\N{BYTE ORDER MARK}{task}\n")
     assert (ended.code, ended.err) == (0, "")
@@ -159,7 +157,7 @@ async def test_a_byte_order_mark_before_the_ids_is_no_part_of_them(lab: Lab, she
 
 
 async def test_watch_tells_that_the_values_of_an_earlier_request_are_in_force(lab: Lab, shell: Shell) -> None:
-    first, second = (lab.vcenter.create(fates.runs_forever()) for _ in range(2))
+    first, second = (lab.vcenter.create(scenarios.runs_forever()) for _ in range(2))
     async with lab.bridge():
         await lab.ask("watch", {"task": first, "labels": {"workflow": "patch-42"}})
         timeout_at = (await lab.ask("watch", {"task": second, "timeout": "1h"}))["watch"]["timeout_at"]
@@ -178,12 +176,12 @@ async def test_watch_tells_that_the_values_of_an_earlier_request_are_in_force(la
 
 async def test_watch_with_a_timeout_ends_the_watch_as_abandoned(lab: Lab, shell: Shell) -> None:
     async with lab.bridge():
-        ended = await shell.run("watch", lab.vcenter.create(fates.runs_forever()), "--timeout", "500ms", "--json")
+        ended = await shell.run("watch", lab.vcenter.create(scenarios.runs_forever()), "--timeout", "500ms", "--json")
     assert (ended.code, ended.json[-1]["outcome"]) == (3, "watch_timed_out")
 
 
 async def test_ctrl_c_leaves_the_watch_running_and_says_so(lab: Lab, shell: Shell) -> None:
-    task = lab.vcenter.create(fates.runs_forever())
+    task = lab.vcenter.create(scenarios.runs_forever())
     async with lab.bridge():
         process = await shell.start("watch", task)
         assert b"watching" in await asyncio.wait_for(process.stdout.readline(), 10)
@@ -288,17 +286,15 @@ async def test_a_jetstream_that_does_not_answer_ends_events(shell: Shell, tmp_pa
 async def test_events_prints_what_is_stored_and_goes_on_with_what_comes(lab: Lab, shell: Shell) -> None:
     async with lab.bridge():
         await lab.listen()
-        first = lab.vcenter.create(fates.succeeds_at_once())
+        first = lab.vcenter.create(scenarios.succeeds_at_once())
         await lab.publish(first)
         await lab.ended(first)
         stored = await shell.run("events", "--json")
-        ended = await shell.run(
-            "events", "--kind", "completed", "--task", first, "--vcenter", "lab", "--since", "1h"
-        )
+        ended = await shell.run("events", "--kind", "completed", "--task", first, "--vcenter", "lab", "--since", "1h")
         nothing = await shell.run("events", "--kind", "stalled")
         following = await shell.start("events", "--follow", "--json")
         await asyncio.wait_for(following.stdout.readline(), 10)
-        second = lab.vcenter.create(fates.fails_with_error(after_s=0.1))
+        second = lab.vcenter.create(scenarios.fails_with_error(after_s=0.1))
         await lab.publish(second)
         heard = await asyncio.wait_for(_line_with(following.stdout, b'"completed","outcome":"failed"'), 10)
         following.send_signal(signal.SIGINT)
@@ -316,7 +312,7 @@ async def _line_with(stream: asyncio.StreamReader, part: bytes) -> dict[str, Any
 
 
 async def test_list_and_get_tell_how_tasks_stand_in_words_and_as_json(lab: Lab, shell: Shell) -> None:
-    task, other = lab.vcenter.create(fates.runs_forever()), lab.vcenter.create(fates.runs_forever())
+    task, other = lab.vcenter.create(scenarios.runs_forever()), lab.vcenter.create(scenarios.runs_forever())
     async with lab.bridge():
         await lab.listen()
         await lab.publish({"task": task, "labels": {"workflow": "patch-42"}})
@@ -345,7 +341,7 @@ def test_the_shell_completes_commands() -> None:
 
 
 async def test_unwatch_and_cancel_answer_and_an_error_answer_exits_1(lab: Lab, shell: Shell) -> None:
-    task, other = lab.vcenter.create(fates.runs_forever()), lab.vcenter.create(fates.runs_forever())
+    task, other = lab.vcenter.create(scenarios.runs_forever()), lab.vcenter.create(scenarios.runs_forever())
     async with lab.bridge(allow_cancel=True):
         await lab.ask("watch", task)
         asked = (["unwatch", task], ["cancel", other, "--vcenter", "lab", "--json"], ["get", "nobody-knows-it"])
@@ -359,8 +355,8 @@ async def test_unwatch_and_cancel_answer_and_an_error_answer_exits_1(lab: Lab, s
 
 
 async def test_a_terminal_shows_bars_that_fit_80_columns_and_how_all_ended(lab: Lab, shell: Shell) -> None:
-    good = lab.vcenter.create(fates.runs_forever())
-    bad = lab.vcenter.create(fates.fails_with_error(after_s=0.5))
+    good = lab.vcenter.create(scenarios.runs_forever())
+    bad = lab.vcenter.create(scenarios.fails_with_error(after_s=0.5))
     async with lab.bridge():
         await lab.listen()
         watching = asyncio.create_task(shell.on_terminal("watch", good, bad))
@@ -380,7 +376,7 @@ async def test_a_terminal_shows_bars_that_fit_80_columns_and_how_all_ended(lab: 
 async def test_the_control_characters_of_strangers_are_not_printed(lab: Lab, shell: Shell) -> None:
     evil = "\x1b]0;owned\x07\x1b[31m\nsecond line \u202e"
     error = std_error("INTERNAL_SERVER_ERROR", {"id": "x", "default_message": evil, "args": []})
-    task = lab.vcenter.create(fates.fails_with_error(after_s=0.1, error=error))
+    task = lab.vcenter.create(scenarios.fails_with_error(after_s=0.1, error=error))
     async with lab.bridge():
         followed = await shell.run("watch", task)
         _, shown = await shell.on_terminal("watch", task)

@@ -15,11 +15,11 @@ from playwright.async_api import Browser, Page, async_playwright, expect
 
 from lab import PREFIX, BridgeProcess, Lab, free_ports, until
 from task_bridge.app import Bridge
-from task_bridge.domain.board import Overview
-from task_bridge.domain.subjects import Names
-from task_bridge.jetstream.board_reader import Feed
+from task_bridge.domain.board import WatchBoard
+from task_bridge.domain.subjects import SubjectNames
+from task_bridge.jetstream.board_reader import BoardReader
 from task_bridge.settings import NatsSettings
-from task_bridge.simulator import scenarios as fates
+from task_bridge.simulator import scenarios
 from task_bridge.simulator.tasks import std_error
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
@@ -36,22 +36,22 @@ def url_of(bridge: Bridge) -> str:
 
 class TestFeed:
     async def test_it_shows_what_the_streams_hold_and_follows(self, lab: Lab) -> None:
-        runs = lab.vcenter.create(fates.runs_forever())
-        over = lab.vcenter.create(fates.fails_with_error(after_s=0.1))
-        feed = Feed(NatsSettings(urls=lab.server.url), Names(PREFIX))
+        runs = lab.vcenter.create(scenarios.runs_forever())
+        over = lab.vcenter.create(scenarios.fails_with_error(after_s=0.1))
+        feed = BoardReader(NatsSettings(urls=lab.server.url), SubjectNames(PREFIX))
         async with lab.bridge() as bridge:
             await lab.listen()
             await lab.publish({"task": runs, "labels": {"workflow": "patch-42"}})
             await lab.publish(over)
             await lab.ended(over)
             await until(lambda: lab.heard(runs))
-            with feed.looked_at():
+            with feed.viewed():
                 overview = await until(lambda: complete(feed))
                 (row,) = overview.in_order()
                 assert (row.task, row.labels, row.status) == (runs, "workflow=patch-42", "RUNNING")
                 assert row.owner == bridge.status.instance
                 assert [(ending.task, ending.kind) for ending in overview.endings] == [(over, "completed.failed")]
-                late = lab.vcenter.create(fates.succeeds(after_s=0.1))
+                late = lab.vcenter.create(scenarios.succeeds(after_s=0.1))
                 await lab.publish(late)
                 await until(lambda: overview.endings[0].task == late)
                 await lab.ask("unwatch", runs)
@@ -60,17 +60,17 @@ class TestFeed:
         await feed.close()
 
     async def test_it_survives_a_restart_of_nats(self, lab: Lab) -> None:
-        task = lab.vcenter.create(fates.runs_forever())
-        feed = Feed(NatsSettings(urls=lab.server.url), Names(PREFIX))
+        task = lab.vcenter.create(scenarios.runs_forever())
+        feed = BoardReader(NatsSettings(urls=lab.server.url), SubjectNames(PREFIX))
         async with lab.bridge():
             await lab.listen()
             await lab.publish(task)
             await until(lambda: lab.heard(task))
-            with feed.looked_at():
+            with feed.viewed():
                 before = await until(lambda: complete(feed))
                 lab.server.stop()
                 await until(lambda: feed.trouble)
-                assert feed.overview is before  # what was known stays to be seen
+                assert feed.board is before  # what was known stays to be seen
                 lab.server.start()
                 after = await until(lambda: None if complete(feed) is before else complete(feed))
                 assert [row.task for row in after.in_order()] == [task]
@@ -79,15 +79,15 @@ class TestFeed:
     async def test_watches_of_which_no_event_is_there_yet_are_shown(self, lab: Lab) -> None:
         async with lab.bridge(not_found_grace_s=60.0):
             await lab.ask("watch", "nobody-has-seen-it")
-            feed = Feed(NatsSettings(urls=lab.server.url), Names(PREFIX))
-            with feed.looked_at():
+            feed = BoardReader(NatsSettings(urls=lab.server.url), SubjectNames(PREFIX))
+            with feed.viewed():
                 overview = await until(lambda: complete(feed))
                 (row,) = overview.in_order()
             await feed.close()
         assert (row.task, row.status, row.number, row.read) == ("nobody-has-seen-it", None, 0, True)
 
     async def test_only_the_newest_endings_are_read_however_many_there_are(self, lab: Lab) -> None:
-        tasks = [lab.vcenter.create(fates.succeeds_at_once()) for _ in range(250)]
+        tasks = [lab.vcenter.create(scenarios.succeeds_at_once()) for _ in range(250)]
         async with lab.bridge():
             await lab.listen()
             for task in tasks:
@@ -95,24 +95,24 @@ class TestFeed:
             for task in tasks:
                 await lab.ended(task)
             ended = [event["subject"] for event in await lab.events() if event["data"]["final"]]
-            feed = Feed(NatsSettings(urls=lab.server.url), Names(PREFIX))
-            with feed.looked_at():
+            feed = BoardReader(NatsSettings(urls=lab.server.url), SubjectNames(PREFIX))
+            with feed.viewed():
                 overview = await until(lambda: complete(feed))
             await feed.close()
         assert {row.task for row in overview.endings} == set(ended[-100:])
 
     async def test_nobody_who_looks_nothing_that_is_read(self, lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr("task_bridge.jetstream.board_reader.LINGER_S", 0.05)
-        feed = Feed(NatsSettings(urls=lab.server.url), Names(PREFIX))
+        feed = BoardReader(NatsSettings(urls=lab.server.url), SubjectNames(PREFIX))
         async with lab.bridge():
-            with feed.looked_at(), feed.looked_at():
+            with feed.viewed(), feed.viewed():
                 await until(lambda: complete(feed))
-            await until(lambda: feed.overview is None)
+            await until(lambda: feed.board is None)
             await feed.close()
 
 
-def complete(feed: Feed) -> Overview | None:
-    return feed.overview if feed.overview and feed.overview.complete else None
+def complete(feed: BoardReader) -> WatchBoard | None:
+    return feed.board if feed.board and feed.board.complete else None
 
 
 @pytest.fixture
@@ -141,7 +141,7 @@ class TestInABrowser:
             page, complaints = await opened(browser, url_of(bridge))
             await expect(page.locator("#live")).to_have_text("Live.")
             await expect(page.locator("#watches")).to_contain_text("Nothing is watched.")
-            task = lab.vcenter.create(fates.succeeds(after_s=3, looks=30))
+            task = lab.vcenter.create(scenarios.succeeds(after_s=3, looks=30))
             await lab.publish({"task": task, "labels": {"workflow": "patch-42"}})
             row = page.locator("#watches tr", has_text=task)
             await expect(row).to_contain_text("workflow=patch-42")
@@ -153,8 +153,8 @@ class TestInABrowser:
 
     async def test_what_strangers_wrote_is_text(self, lab: Lab, browser: Browser) -> None:
         error = std_error("INTERNAL_SERVER_ERROR", {"id": "x", "default_message": HOSTILE, "args": []})
-        fails = lab.vcenter.create(fates.fails_with_error(after_s=0.1, error=error))
-        runs = lab.vcenter.create(fates.runs_forever())
+        fails = lab.vcenter.create(scenarios.fails_with_error(after_s=0.1, error=error))
+        runs = lab.vcenter.create(scenarios.runs_forever())
         async with lab.bridge(not_found_grace_s=60.0) as bridge:
             await lab.listen()
             for request in ({"task": fails}, {"task": runs, "labels": {HOSTILE[:60]: HOSTILE}}):
@@ -197,10 +197,8 @@ class TestInABrowser:
             await page.get_by_role("button", name="Filter").click()
             await expect(page.locator("#watches tbody tr")).to_have_count(1)
 
-    async def test_it_lives_on_over_a_restart_of_the_bridge(
-        self, lab: Lab, browser: Browser, tmp_path: Path
-    ) -> None:
-        task = lab.vcenter.create(fates.runs_forever())
+    async def test_it_lives_on_over_a_restart_of_the_bridge(self, lab: Lab, browser: Browser, tmp_path: Path) -> None:
+        task = lab.vcenter.create(scenarios.runs_forever())
         port = free_ports(1)[0]
         bridge = BridgeProcess(lab.environment(BRIDGE_HTTP_LISTEN=f"127.0.0.1:{port}"), tmp_path)
         bridge.log.touch()

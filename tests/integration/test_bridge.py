@@ -8,8 +8,7 @@ import json
 import pytest
 
 from lab import EVENTS, PREFIX, Lab, until
-from task_bridge.simulator import Script, Step, faults
-from task_bridge.simulator import scenarios as fates
+from task_bridge.simulator import Script, Step, faults, scenarios
 
 TRACE = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
 
@@ -17,7 +16,7 @@ TRACE = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
 async def test_a_published_task_id_is_followed_from_watching_to_its_end(lab: Lab) -> None:
     async with lab.bridge():
         await lab.listen()
-        task = lab.vcenter.create(fates.succeeds(after_s=1.0))
+        task = lab.vcenter.create(scenarios.succeeds(after_s=1.0))
         await lab.publish(task, traceparent=TRACE)
         final = await lab.ended(task)
         events = await lab.events(task)
@@ -29,7 +28,7 @@ async def test_a_published_task_id_is_followed_from_watching_to_its_end(lab: Lab
     assert (final["outcome"], final["data"]["outcome"], final["data"]["result"]) == (
         "succeeded",
         "succeeded",
-        fates.GOOD_RESULT,
+        scenarios.GOOD_RESULT,
     )
     assert final["source"] == lab.vcenter_url
 
@@ -37,7 +36,7 @@ async def test_a_published_task_id_is_followed_from_watching_to_its_end(lab: Lab
 async def test_core_subscribers_see_exactly_what_is_stored_under_the_same_subjects(lab: Lab) -> None:
     async with lab.bridge():
         await lab.listen()
-        task = lab.vcenter.create(fates.fails_with_error(after_s=0.5))
+        task = lab.vcenter.create(scenarios.fails_with_error(after_s=0.5))
         await lab.publish({"task": task, "labels": {"workflow": "patch-42"}})
         await lab.ended(task)
         stored = await lab.stored()
@@ -50,14 +49,14 @@ async def test_core_subscribers_see_exactly_what_is_stored_under_the_same_subjec
 @pytest.mark.parametrize(
     ("script", "subject", "error_type"),
     [
-        (fates.succeeds(after_s=0.3), "completed.succeeded", None),
-        (fates.blocked_then_succeeds(blocked_s=0.3, after_s=0.6), "completed.succeeded", None),
-        (fates.fails_with_error(after_s=0.3), "completed.failed", "INTERNAL_SERVER_ERROR"),
-        (fates.fails_by_result(after_s=0.3), "completed.failed", None),
-        (fates.fails_silently(after_s=0.3), "completed.failed", None),
-        (fates.canceled(after_s=0.3), "completed.canceled", "CANCELED"),
-        (fates.succeeds_at_once(), "completed.succeeded", None),
-        (fates.bare_success(), "completed.succeeded", None),
+        (scenarios.succeeds(after_s=0.3), "completed.succeeded", None),
+        (scenarios.blocked_then_succeeds(blocked_s=0.3, after_s=0.6), "completed.succeeded", None),
+        (scenarios.fails_with_error(after_s=0.3), "completed.failed", "INTERNAL_SERVER_ERROR"),
+        (scenarios.fails_by_result(after_s=0.3), "completed.failed", None),
+        (scenarios.fails_silently(after_s=0.3), "completed.failed", None),
+        (scenarios.canceled(after_s=0.3), "completed.canceled", "CANCELED"),
+        (scenarios.succeeds_at_once(), "completed.succeeded", None),
+        (scenarios.bare_success(), "completed.succeeded", None),
     ],
     ids=["succeeds", "blocked", "error", "result", "silently", "canceled", "at-once", "bare"],
 )
@@ -84,7 +83,7 @@ async def test_every_fate_ends_as_vcenter_tells_it_in_both_renderings(
 async def test_a_large_result_lies_in_the_object_store_before_its_event(lab: Lab) -> None:
     async with lab.bridge():
         await lab.listen()
-        task = lab.vcenter.create(fates.large_result(size=2_000_000, after_s=0.1))
+        task = lab.vcenter.create(scenarios.large_result(size=2_000_000, after_s=0.1))
         await lab.publish(task)
         data = (await lab.ended(task))["data"]
         stored = await (await lab.js.object_store(data["result_ref"]["bucket"])).get(data["result_ref"]["name"])
@@ -112,7 +111,7 @@ async def test_a_result_is_inline_up_to_its_limit_in_compact_utf8(lab: Lab, size
 async def test_a_timeout_ends_the_watch_and_not_the_task(lab: Lab) -> None:
     async with lab.bridge():
         await lab.listen()
-        task = lab.vcenter.create(fates.runs_forever())
+        task = lab.vcenter.create(scenarios.runs_forever())
         await lab.publish({"task": task, "timeout": 0.5})
         final = await lab.ended(task)
         assert (final["data"]["kind"], final["data"]["outcome"]) == ("abandoned", "watch_timed_out")
@@ -134,7 +133,7 @@ async def test_a_timeout_in_an_outage_carries_what_vcenter_answered_last(
 ) -> None:
     async with lab.bridge():
         await lab.listen()
-        task = lab.vcenter.create(fates.runs_forever())
+        task = lab.vcenter.create(scenarios.runs_forever())
         await lab.publish({"task": task, "timeout": 1.5})
         await until(lambda: lab.heard(task))
         lab.vcenter.faults.add(fault, path="/tasks")
@@ -146,8 +145,8 @@ async def test_a_timeout_in_an_outage_carries_what_vcenter_answered_last(
 async def test_a_task_that_vanishes_alone_is_lost_and_one_never_there_too(lab: Lab) -> None:
     async with lab.bridge():
         await lab.listen()
-        other = lab.vcenter.create(fates.runs_forever())
-        task = lab.vcenter.create(fates.runs_forever())
+        other = lab.vcenter.create(scenarios.runs_forever())
+        task = lab.vcenter.create(scenarios.runs_forever())
         for one in (other, task, "no-such-task:x"):
             await lab.publish(one)
         await until(lambda: lab.heard(task))
@@ -162,7 +161,7 @@ async def test_a_task_that_vanishes_alone_is_lost_and_one_never_there_too(lab: L
 async def test_tasks_that_vanish_together_are_not_given_up(lab: Lab) -> None:
     async with lab.bridge() as bridge:
         await lab.listen()
-        tasks = [lab.vcenter.create(fates.succeeds(after_s=60)) for _ in range(5)]
+        tasks = [lab.vcenter.create(scenarios.succeeds(after_s=60)) for _ in range(5)]
         for task in tasks:
             await lab.publish(task)
         await until(lambda: len({body["subject"] for _, body in lab.live}) == 5)
@@ -180,7 +179,7 @@ async def test_tasks_that_vanish_together_are_not_given_up(lab: Lab) -> None:
 async def test_an_outage_invents_nothing_and_shows_in_readiness(lab: Lab) -> None:
     async with lab.bridge() as bridge:
         await lab.listen()
-        task = lab.vcenter.create(fates.runs_forever())
+        task = lab.vcenter.create(scenarios.runs_forever())
         await lab.publish(task)
         await until(lambda: lab.heard(task))
         with lab.vcenter.faults.during(faults.gateway_unavailable()):
@@ -196,7 +195,7 @@ async def test_an_outage_invents_nothing_and_shows_in_readiness(lab: Lab) -> Non
 async def test_a_request_becomes_a_watching_event_at_once_and_a_second_one_changes_nothing(lab: Lab) -> None:
     async with lab.bridge():
         await lab.listen()
-        task = lab.vcenter.create(fates.runs_forever())
+        task = lab.vcenter.create(scenarios.runs_forever())
         first = await lab.ask("watch", {"task": task, "labels": {"a": "1"}})
         await until(lambda: lab.heard(task))
         second = await lab.ask("watch", {"task": task, "labels": {"b": "2"}})
@@ -211,7 +210,7 @@ async def test_a_request_becomes_a_watching_event_at_once_and_a_second_one_chang
 async def test_the_session_is_one_and_gone_after_the_bridge(lab: Lab) -> None:
     async with lab.bridge():
         await lab.listen()
-        tasks = [lab.vcenter.create(fates.succeeds(after_s=0.3)) for _ in range(20)]
+        tasks = [lab.vcenter.create(scenarios.succeeds(after_s=0.3)) for _ in range(20)]
         for task in tasks:
             await lab.publish(task)
         for task in tasks:

@@ -12,13 +12,12 @@ from structlog.testing import capture_logs
 import task_bridge.vcenter.source
 from lab import PASSWORD, PREFIX, USERNAME, BridgeProcess, Lab, until
 from task_bridge.settings import VCenterSettings
-from task_bridge.simulator import Script, Step, Target, faults
-from task_bridge.simulator import scenarios as fates
+from task_bridge.simulator import Script, SimulatedTarget, Step, faults, scenarios
 from task_bridge.simulator.faults import Effect
 from task_bridge.simulator.sdk import soap
 from task_bridge.simulator.tasks import message, progress
 from task_bridge.vcenter.vim import VimSource
-from task_bridge.vcenter.vim.patience import VimPatience
+from task_bridge.vcenter.vim.patience import VimTimeouts
 
 NEW_VM = {"type": "VirtualMachine", "id": "vm-8"}
 
@@ -31,8 +30,8 @@ def with_vim(lab: Lab, way: str, **more: object) -> dict[str, VCenterSettings]:
 async def test_a_classic_task_is_followed_from_watching_to_its_end(lab: Lab) -> None:
     async with lab.bridge():
         await lab.listen()
-        vm = Target("VirtualMachine", "vm-7")
-        task = lab.vcenter.create(fates.succeeds(after_s=1.0, result=NEW_VM), flavour="vim", target=vm)
+        vm = SimulatedTarget("VirtualMachine", "vm-7")
+        task = lab.vcenter.create(scenarios.succeeds(after_s=1.0, result=NEW_VM), flavour="vim", target=vm)
         reply = await lab.ask("watch", {"task": f"Task:{task}"})
         final = (await lab.ended(task))["data"]
         events = await lab.events(task)
@@ -53,10 +52,10 @@ async def test_a_classic_task_is_followed_from_watching_to_its_end(lab: Lab) -> 
 @pytest.mark.parametrize(
     ("script", "subject", "error_type"),
     [
-        (fates.succeeds_at_once(), "completed.succeeded", None),
-        (fates.fails_with_error(after_s=0.3), "completed.failed", "SystemError"),
-        (fates.fails_silently(after_s=0.3), "completed.failed", None),
-        (fates.canceled(after_s=0.3), "completed.canceled", "RequestCanceled"),
+        (scenarios.succeeds_at_once(), "completed.succeeded", None),
+        (scenarios.fails_with_error(after_s=0.3), "completed.failed", "SystemError"),
+        (scenarios.fails_silently(after_s=0.3), "completed.failed", None),
+        (scenarios.canceled(after_s=0.3), "completed.canceled", "RequestCanceled"),
     ],
     ids=["at-once", "error", "silently", "canceled"],
 )
@@ -96,8 +95,8 @@ async def test_a_pending_question_blocks_the_task_and_is_told(lab: Lab) -> None:
 async def test_a_classic_task_is_canceled_on_request_where_that_is_allowed(lab: Lab) -> None:
     async with lab.bridge(allow_cancel=True):
         await lab.listen()
-        task = lab.vcenter.create(fates.runs_forever(cancel_takes_s=0.1), flavour="vim")
-        fixed = lab.vcenter.create(fates.runs_forever(cancelable=False), flavour="vim")
+        task = lab.vcenter.create(scenarios.runs_forever(cancel_takes_s=0.1), flavour="vim")
+        fixed = lab.vcenter.create(scenarios.runs_forever(cancelable=False), flavour="vim")
         await lab.publish(task)
         assert (await lab.ask("cancel", f"Task:{task}"))["outcome"] == "cancel_requested"
         assert (await lab.ended(task))["data"]["outcome"] == "canceled"
@@ -110,9 +109,7 @@ async def test_where_it_is_off_classic_tasks_are_refused_and_no_session_is_opene
         await lab.listen()
         reply = await lab.ask("watch", "task-101")
         await lab.publish("task-101")
-        rejected = await until(
-            lambda: next((body for subject, body in lab.live if subject.endswith("rejected")), None)
-        )
+        rejected = await until(lambda: next((body for subject, body in lab.live if subject.endswith("rejected")), None))
     assert reply["error"]["code"] == rejected["data"]["error"]["code"] == "invalid_request"
     assert "BRIDGE_VCENTERS__LAB__VIM" in reply["error"]["details"][0]["problem"]
     assert not lab.vcenter.journal.of("Login")
@@ -123,7 +120,7 @@ async def test_a_task_that_vanishes_alone_is_lost_one_never_there_too_and_one_in
 ) -> None:
     async with lab.bridge():
         await lab.listen()
-        lost, retired, other = (lab.vcenter.create(fates.runs_forever(), flavour="vim") for _ in range(3))
+        lost, retired, other = (lab.vcenter.create(scenarios.runs_forever(), flavour="vim") for _ in range(3))
         for task in (lost, retired, other, "task-7"):
             await lab.publish(task)
         await until(lambda: lab.heard(lost) and lab.heard(retired) and lab.heard(other))
@@ -141,8 +138,8 @@ async def test_a_task_that_vanishes_alone_is_lost_one_never_there_too_and_one_in
 async def test_a_question_and_its_task_that_changed_together_are_told_together(lab: Lab) -> None:
     async with lab.bridge():
         await lab.listen()
-        vm = Target("VirtualMachine", "vm-7")
-        task = lab.vcenter.create(fates.runs_forever(), flavour="vim", target=vm)
+        vm = SimulatedTarget("VirtualMachine", "vm-7")
+        task = lab.vcenter.create(scenarios.runs_forever(), flavour="vim", target=vm)
         lab.vcenter.set(task, status="BLOCKED", progress=progress(40))
         await lab.publish(task)
         await until(lambda: standing_of(lab, task)[-1:] == [("BLOCKED", 40)])
@@ -158,7 +155,7 @@ async def test_a_question_and_its_task_that_changed_together_are_told_together(l
 @pytest.mark.parametrize("way", ["push", "pull"])
 async def test_a_new_owner_of_a_task_that_is_blocked_says_nothing_that_it_is_not(lab: Lab, way: str) -> None:
     await lab.listen()
-    task = lab.vcenter.create(fates.runs_forever(), flavour="vim", target=Target("VirtualMachine", "vm-7"))
+    task = lab.vcenter.create(scenarios.runs_forever(), flavour="vim", target=SimulatedTarget("VirtualMachine", "vm-7"))
     lab.vcenter.set(task, status="BLOCKED", progress=progress(40))
     async with lab.bridge(vcenters=with_vim(lab, way)):
         await lab.publish(task)
@@ -201,7 +198,7 @@ async def test_a_history_that_is_refused_is_told_once(lab: Lab) -> None:
 async def test_a_task_that_vcenter_refuses_to_show_is_denied(lab: Lab) -> None:
     async with lab.bridge():
         await lab.listen()
-        task = lab.vcenter.create(fates.runs_forever(), flavour="vim")
+        task = lab.vcenter.create(scenarios.runs_forever(), flavour="vim")
         await lab.publish(task)
         await until(lambda: lab.heard(task))
         lab.vcenter.deny(task)
@@ -213,7 +210,7 @@ async def test_a_task_that_is_watched_again_is_looked_at_again(lab: Lab) -> None
     """vCenter's view lists it still, and tells of it only when it changes."""
     async with lab.bridge():
         await lab.listen()
-        task = lab.vcenter.create(fates.runs_forever(), flavour="vim")
+        task = lab.vcenter.create(scenarios.runs_forever(), flavour="vim")
         await lab.publish(task)
         await until(lambda: lab.heard(task))
         await lab.ask("unwatch", task)
@@ -229,7 +226,7 @@ async def test_a_task_that_is_watched_again_is_looked_at_again(lab: Lab) -> None
 async def test_tasks_that_vanish_together_are_not_given_up(lab: Lab) -> None:
     async with lab.bridge() as bridge:
         await lab.listen()
-        tasks = [lab.vcenter.create(fates.runs_forever(), flavour="vim") for _ in range(5)]
+        tasks = [lab.vcenter.create(scenarios.runs_forever(), flavour="vim") for _ in range(5)]
         for task in tasks:
             await lab.publish(task)
         await until(lambda: all(map(lab.heard, tasks)))
@@ -247,8 +244,8 @@ async def test_tasks_that_vanish_together_are_not_given_up(lab: Lab) -> None:
 async def test_a_restart_of_vcenter_invents_nothing_and_its_reused_ids_are_other_tasks(lab: Lab) -> None:
     async with lab.bridge():
         await lab.listen()
-        ended = lab.vcenter.create(fates.succeeds_at_once(), flavour="vim")
-        running = lab.vcenter.create(fates.runs_forever(), flavour="vim")
+        ended = lab.vcenter.create(scenarios.succeeds_at_once(), flavour="vim")
+        running = lab.vcenter.create(scenarios.runs_forever(), flavour="vim")
         for task in (ended, running):
             await lab.publish(task)
         first = await lab.ended(ended)
@@ -256,7 +253,7 @@ async def test_a_restart_of_vcenter_invents_nothing_and_its_reused_ids_are_other
         await until(lambda: lab.heard(running))
         lab.vcenter.restart()
         later = [
-            lab.vcenter.create(fates.succeeds(after_s=1.5), flavour="vim", operation="clone") for _ in range(2)
+            lab.vcenter.create(scenarios.succeeds(after_s=1.5), flavour="vim", operation="clone") for _ in range(2)
         ]
         assert later == [ended, running]
         reply = await lab.ask("watch", ended)
@@ -272,7 +269,7 @@ async def test_the_watch_goes_on_over_a_killed_bridge_and_a_restarted_vcenter(
     lab: Lab, process: BridgeProcess, tmp_path: Path
 ) -> None:
     await lab.listen()
-    task = lab.vcenter.create(fates.runs_forever(), flavour="vim")
+    task = lab.vcenter.create(scenarios.runs_forever(), flavour="vim")
     await process.start()
     await process.ready()
     await lab.publish(task)
@@ -293,7 +290,7 @@ async def test_sessions_that_expire_while_waiting_cost_no_event(lab: Lab) -> Non
     lab.vcenter.options.idle_timeout_s = 1.0
     async with lab.bridge() as bridge:
         await lab.listen()
-        task = lab.vcenter.create(fates.succeeds(after_s=4.0, looks=2), flavour="vim")
+        task = lab.vcenter.create(scenarios.succeeds(after_s=4.0, looks=2), flavour="vim")
         await lab.publish(task)
         data = (await lab.ended(task))["data"]
         assert data["outcome"] == "succeeded"
@@ -316,8 +313,8 @@ async def test_a_standstill_is_told_although_nothing_is_pushed(lab: Lab) -> None
 async def test_both_kinds_are_followed_beside_each_other_and_the_vcenter_is_listed_once(lab: Lab) -> None:
     async with lab.bridge() as bridge:
         await lab.listen()
-        classic = [lab.vcenter.create(fates.succeeds(after_s=1.0), flavour="vim") for _ in range(20)]
-        modern = [lab.vcenter.create(fates.succeeds(after_s=1.0)) for _ in range(20)]
+        classic = [lab.vcenter.create(scenarios.succeeds(after_s=1.0), flavour="vim") for _ in range(20)]
+        modern = [lab.vcenter.create(scenarios.succeeds(after_s=1.0)) for _ in range(20)]
         for task in (*classic, *modern):
             await lab.publish(task)
         for task in (*classic, *modern):
@@ -329,11 +326,11 @@ async def test_both_kinds_are_followed_beside_each_other_and_the_vcenter_is_list
 async def test_a_task_is_followed_although_the_change_of_the_view_that_lists_it_was_lost(lab: Lab) -> None:
     async with lab.bridge():
         await lab.listen()
-        first = lab.vcenter.create(fates.succeeds(after_s=60.0), flavour="vim")
+        first = lab.vcenter.create(scenarios.succeeds(after_s=60.0), flavour="vim")
         await lab.publish(first)
         await until(lambda: lab.heard(first))
         lab.vcenter.faults.add(faults.connection_reset(), operation="ModifyListView", times=2)
-        task = lab.vcenter.create(fates.succeeds(after_s=1.0), flavour="vim")
+        task = lab.vcenter.create(scenarios.succeeds(after_s=1.0), flavour="vim")
         await lab.publish(task)
         assert (await lab.ended(task))["data"]["outcome"] == "succeeded"
 
@@ -343,7 +340,7 @@ async def test_a_session_that_a_cancel_begins_anew_is_no_trouble(lab: Lab) -> No
     wait = "WaitForUpdatesEx"
     async with lab.bridge(allow_cancel=True):
         await lab.listen()
-        task, other = (lab.vcenter.create(fates.succeeds(after_s=60.0), flavour="vim") for _ in range(2))
+        task, other = (lab.vcenter.create(scenarios.succeeds(after_s=60.0), flavour="vim") for _ in range(2))
         await lab.publish(task)
         await until(lambda: lab.heard(task))
         nothing = Effect(status=200, body=bytes(soap.answer(wait, "").body), delay_s=2.0)
@@ -368,7 +365,7 @@ async def test_sessions_that_end_again_and_again_are_no_reason_to_give_push_up(l
 
     async with lab.bridge(vcenters=with_vim(lab, "auto")):
         await lab.listen()
-        task = lab.vcenter.create(fates.succeeds(after_s=60.0), flavour="vim")
+        task = lab.vcenter.create(scenarios.succeeds(after_s=60.0), flavour="vim")
         await lab.publish(task)
         await until(lambda: lab.heard(task))
         with capture_logs() as logs:
@@ -383,14 +380,14 @@ async def test_sessions_that_end_again_and_again_are_no_reason_to_give_push_up(l
 
 # A VM that is kept locked, as vcsim does while a delayed task works on it
 
-LOCKED = Target("VirtualMachine", "vm-7")
+LOCKED = SimulatedTarget("VirtualMachine", "vm-7")
 READS = ("RetrievePropertiesEx", "ModifyListView", "WaitForUpdatesEx")
 
 
 async def locked_task(lab: Lab) -> str:
     """A followed task on the locked VM, of whose question somebody wants to know by now."""
     lab.vcenter.locked.add(LOCKED.id)
-    task = lab.vcenter.create(fates.runs_forever(), flavour="vim", target=LOCKED)
+    task = lab.vcenter.create(scenarios.runs_forever(), flavour="vim", target=LOCKED)
     await lab.publish(task)
     await until(lambda: lab.heard(task), 6)
     asked = sum(len(lab.vcenter.journal.of(one)) for one in READS)
@@ -418,7 +415,7 @@ async def test_a_vm_that_is_kept_locked_holds_up_no_task(lab: Lab, way: str, slo
     with capture_logs() as logs:
         async with lab.bridge(vcenters=with_vim(lab, way, max_concurrent_requests=slots)):
             await lab.listen()
-            before, after, later = (lab.vcenter.create(fates.runs_forever(), flavour="vim") for _ in range(3))
+            before, after, later = (lab.vcenter.create(scenarios.runs_forever(), flavour="vim") for _ in range(3))
             await lab.publish(before)
             await until(lambda: lab.heard(before))
             task = await locked_task(lab)
@@ -437,7 +434,7 @@ async def test_a_task_of_a_locked_vm_is_taken_up_by_a_new_owner(lab: Lab, way: s
         async with lab.bridge(vcenters=with_vim(lab, way)):
             task = await locked_task(lab)
         async with lab.bridge(vcenters=with_vim(lab, way)):
-            other = lab.vcenter.create(fates.runs_forever(), flavour="vim")
+            other = lab.vcenter.create(scenarios.runs_forever(), flavour="vim")
             await lab.publish(other)
             await told_in_time(lab, task, other)
     assert not [log for log in logs if log["event"] == "vcenter_unavailable"]
@@ -448,7 +445,7 @@ async def test_a_locked_vm_whose_task_is_not_watched_any_more_holds_up_no_task(l
         async with lab.bridge(vcenters=with_vim(lab, "push")):
             await lab.listen()
             await lab.ask("unwatch", await locked_task(lab))
-            other = lab.vcenter.create(fates.runs_forever(), flavour="vim")
+            other = lab.vcenter.create(scenarios.runs_forever(), flavour="vim")
             await lab.publish(other)
             await told_in_time(lab, other)
     assert not [log for log in logs if log["event"] in ("vcenter_unavailable", "push_lost")]
@@ -459,7 +456,7 @@ async def test_a_locked_vm_holds_up_no_task_where_a_view_is_refused_for_one_unkn
     with capture_logs() as logs:
         async with lab.bridge(vcenters=with_vim(lab, "push")):
             await lab.listen()
-            task = lab.vcenter.create(fates.runs_forever(), flavour="vim", target=LOCKED)
+            task = lab.vcenter.create(scenarios.runs_forever(), flavour="vim", target=LOCKED)
             await lab.publish(task)
             await until(lambda: len(lab.vcenter.journal.of("ModifyListView")) == 2)
             lab.vcenter.locked.add(LOCKED.id)
@@ -474,7 +471,7 @@ async def test_a_locked_vm_holds_up_no_task_where_a_view_is_refused_for_one_unkn
 async def test_questions_are_asked_apart_until_no_vm_is_locked(
     lab: Lab, way: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    quick = VimPatience(held_s=1.0, pull_s=0.3, apart_s=1.5)
+    quick = VimTimeouts(held_s=1.0, pull_s=0.3, apart_s=1.5)
     monkeypatch.setattr(task_bridge.vcenter.source, "VimSource", partial(VimSource, vim_patience=quick))
     with capture_logs() as logs:
 
@@ -485,7 +482,9 @@ async def test_questions_are_asked_apart_until_no_vm_is_locked(
             await lab.listen()
             await locked_task(lab)
             await until(lambda: told("questions_asked_apart"), 6)
-            other = lab.vcenter.create(fates.runs_forever(), flavour="vim", target=Target("VirtualMachine", "vm-8"))
+            other = lab.vcenter.create(
+                scenarios.runs_forever(), flavour="vim", target=SimulatedTarget("VirtualMachine", "vm-8")
+            )
             lab.vcenter.set(other, status="BLOCKED", progress=progress(40))
             await lab.publish(other)
             await until(lambda: lab.heard(other), 6)

@@ -19,7 +19,7 @@ from nats.js.api import ConsumerConfig, RetentionPolicy, StreamConfig
 import natscli
 from commands import Ended, ran
 from lab import EVENTS, PREFIX, Lab, NatsServer, as_user, guarded
-from task_bridge.checks import all_wanted, findings, reached
+from task_bridge.checks import connect_or_explain, expected_jetstream, run_checks
 from task_bridge.domain.subjects import VERBS
 from task_bridge.jetstream.provision import provision
 from task_bridge.jetstream.streams import Streams
@@ -130,9 +130,7 @@ class TestProvision:
         assert any(f"nats consumer rm {WATCHES} bridge" in line for line in err)
         assert (await lab.js.stream_info(WATCHES)).config.retention == RetentionPolicy.LIMITS
 
-    async def test_a_change_that_nats_server_refuses_is_told_with_exit_code_1(
-        self, lab: Lab, tmp_path: Path
-    ) -> None:
+    async def test_a_change_that_nats_server_refuses_is_told_with_exit_code_1(self, lab: Lab, tmp_path: Path) -> None:
         await ran("provision", directory=tmp_path, environment=nats_only(lab))
         three = nats_only(lab, BRIDGE_STREAM_REPLICAS="3")
         code, _, err = await ran("provision", directory=tmp_path, environment=three)
@@ -169,12 +167,8 @@ class TestProvision:
         async with lab.bridge(provision="verify"):
             pass
 
-    @pytest.mark.parametrize(
-        "denied", ["STREAM.INFO.VCENTER_TASKS_REQUESTS", "STREAM.CREATE.VCENTER_TASKS_REQUESTS"]
-    )
-    async def test_a_permission_that_is_missing_is_named_with_exit_code_4(
-        self, tmp_path: Path, denied: str
-    ) -> None:
+    @pytest.mark.parametrize("denied", ["STREAM.INFO.VCENTER_TASKS_REQUESTS", "STREAM.CREATE.VCENTER_TASKS_REQUESTS"])
+    async def test_a_permission_that_is_missing_is_named_with_exit_code_4(self, tmp_path: Path, denied: str) -> None:
         with guarded(tmp_path, f'publish: {{deny: ["$JS.API.{denied}"]}}') as server:
             code, _, err = await ran("provision", directory=tmp_path, environment=as_user("u", server))
         assert (code, len(err)) == (4, 1)
@@ -189,9 +183,7 @@ class TestProvision:
 
 class TestCheck:
     @pytest.mark.parametrize("provisioned", [True, False], ids=["provisioned", "new"])
-    async def test_all_is_well_and_nothing_is_left_behind(
-        self, lab: Lab, tmp_path: Path, provisioned: bool
-    ) -> None:
+    async def test_all_is_well_and_nothing_is_left_behind(self, lab: Lab, tmp_path: Path, provisioned: bool) -> None:
         await lab.listen()
         if provisioned:
             await ran("provision", directory=tmp_path, environment=nats_only(lab))
@@ -264,17 +256,15 @@ class TestCheck:
         with guarded(tmp_path, f'{verb}: {{deny: ["{denied}"]}}') as server:
             login = {"urls": server.url, "given_password": "p"}
             by_operator = lab.settings(nats={**login, "user": "operator"})
-            async with reached(by_operator) as client:
-                await provision(Streams(client), all_wanted(by_operator), create=True)
-            found = [finding async for finding in findings(lab.settings(nats={**login, "user": "u"}, vcenters={}))]
+            async with connect_or_explain(by_operator) as client:
+                await provision(Streams(client), expected_jetstream(by_operator), create=True)
+            found = [finding async for finding in run_checks(lab.settings(nats={**login, "user": "u"}, vcenters={}))]
         (told,) = [finding.said for finding in found if finding.about == "permissions" and not finding.ok]
         assert told.startswith(f"not allowed: {verb} to {denied}; ")
         assert "deploy/nats" in told
 
     @pytest.mark.parametrize("denied", ["_INBOX.>", "_R_.>", "$JS.FC.>", f"$JS.API.CONSUMER.CREATE.{EVENTS}"])
-    async def test_a_right_that_the_bridge_can_do_without_is_noted(
-        self, lab: Lab, tmp_path: Path, denied: str
-    ) -> None:
+    async def test_a_right_that_the_bridge_can_do_without_is_noted(self, lab: Lab, tmp_path: Path, denied: str) -> None:
         with guarded(tmp_path, f'publish: {{deny: ["{denied}"]}}') as server:
             checked = await ran("check", directory=tmp_path, environment=lab.environment(**as_user("u", server)))
         assert (checked.code, failures(checked)) == (0, [])
@@ -348,9 +338,7 @@ def self_signed(directory: Path) -> ssl.SSLContext:
     key = ec.generate_private_key(ec.SECP256R1())
     name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "vcenter.example.com")])
     now, day = datetime.datetime.now(datetime.UTC), datetime.timedelta(days=1)
-    builder = x509.CertificateBuilder(
-        name, name, key.public_key(), x509.random_serial_number(), now - day, now + day
-    )
+    builder = x509.CertificateBuilder(name, name, key.public_key(), x509.random_serial_number(), now - day, now + day)
     certificate = builder.sign(key, hashes.SHA256()).public_bytes(serialization.Encoding.PEM)
     pem = directory / "vcenter.pem"
     private = (serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())

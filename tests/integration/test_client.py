@@ -14,9 +14,9 @@ from lab import EVENTS, Lab, as_user, guarded, until
 from task_bridge.client import ErrorAnswer, TaskBridge, TaskFailed, WatchAbandoned
 from task_bridge.domain.errors import NatsUnavailable, Refused
 from task_bridge.domain.events import Event
-from task_bridge.jetstream.ordered_consumer import Ordered
+from task_bridge.jetstream.ordered_consumer import OrderedConsumer
 from task_bridge.settings import load
-from task_bridge.simulator import scenarios as fates
+from task_bridge.simulator import scenarios
 
 
 @pytest.fixture
@@ -27,7 +27,7 @@ async def client(lab: Lab) -> AsyncIterator[TaskBridge]:
 
 async def test_wait_returns_the_event_of_the_success(lab: Lab, client: TaskBridge) -> None:
     async with lab.bridge():
-        task = lab.vcenter.create(fates.succeeds(after_s=0.3))
+        task = lab.vcenter.create(scenarios.succeeds(after_s=0.3))
         event = await client.wait(task, vcenter="lab", labels={"workflow": "patch-42"}, timeout=10)
     assert (event.kind, event.data.task, event.data.status) == ("completed.succeeded", task, "SUCCEEDED")
     assert event.data.watch.labels == {"workflow": "patch-42"}
@@ -35,7 +35,7 @@ async def test_wait_returns_the_event_of_the_success(lab: Lab, client: TaskBridg
 
 async def test_wait_for_a_task_that_ended_before_returns_the_same_event(lab: Lab, client: TaskBridge) -> None:
     async with lab.bridge():
-        task = lab.vcenter.create(fates.succeeds_at_once())
+        task = lab.vcenter.create(scenarios.succeeds_at_once())
         first = await client.wait(task, timeout=10)
         reply = await client.watch(task)
         again = await client.wait(task, timeout=10)
@@ -45,7 +45,7 @@ async def test_wait_for_a_task_that_ended_before_returns_the_same_event(lab: Lab
 
 @pytest.mark.parametrize("canceled", [False, True], ids=["failed", "canceled"])
 async def test_wait_raises_what_vcenter_says_of_a_failure(lab: Lab, client: TaskBridge, canceled: bool) -> None:
-    fate = fates.canceled(after_s=0.2) if canceled else fates.fails_with_error(after_s=0.2)
+    fate = scenarios.canceled(after_s=0.2) if canceled else scenarios.fails_with_error(after_s=0.2)
     async with lab.bridge():
         with pytest.raises(TaskFailed) as raised:
             await client.wait(lab.vcenter.create(fate), timeout=10)
@@ -60,7 +60,7 @@ async def test_wait_raises_when_the_watch_is_given_up_and_follows_only_the_watch
     lab: Lab, client: TaskBridge
 ) -> None:
     async with lab.bridge():
-        task = lab.vcenter.create(fates.succeeds(after_s=2.0))
+        task = lab.vcenter.create(scenarios.succeeds(after_s=2.0))
         waiting = asyncio.create_task(client.wait(task, timeout=10))
         await client.watch(task)
         ended = await client.unwatch(task)
@@ -75,14 +75,14 @@ async def test_wait_raises_when_the_watch_is_given_up_and_follows_only_the_watch
 
 async def test_the_local_timeout_ends_the_call_and_not_the_watch(lab: Lab, client: TaskBridge) -> None:
     async with lab.bridge():
-        task = lab.vcenter.create(fates.runs_forever())
+        task = lab.vcenter.create(scenarios.runs_forever())
         with pytest.raises(TimeoutError):
             await client.wait(task, timeout=0.5)
         assert (await client.get(task)).watching
 
 
 async def test_the_verbs_answer_typed_and_lists_have_pages(lab: Lab, client: TaskBridge) -> None:
-    tasks = [lab.vcenter.create(fates.runs_forever()) for _ in range(3)]
+    tasks = [lab.vcenter.create(scenarios.runs_forever()) for _ in range(3)]
     async with lab.bridge(allow_cancel=True):
         for task in tasks:
             await client.watch(task, timeout="2h", stalled_after=60, partial_results=True)
@@ -139,7 +139,7 @@ async def test_a_reading_that_had_begun_outlives_a_permission_that_is_taken_away
         async with TaskBridge(settings=load(as_user("u", server), need_vcenters=False)) as client:
             js = client._js
             await js.add_stream(name=EVENTS, subjects=["vcenter.tasks.events.>"])
-            reading = Ordered(js, client._client, EVENTS, ["vcenter.tasks.events.>"])
+            reading = OrderedConsumer(js, client._client, EVENTS, ["vcenter.tasks.events.>"])
             async with aclosing(reading.messages()) as messages:
                 first = asyncio.ensure_future(anext(messages))
                 await js.publish("vcenter.tasks.events.lab.t.status", b"1")
@@ -158,7 +158,10 @@ async def test_a_reading_that_had_begun_outlives_a_permission_that_is_taken_away
 
 async def test_stored_events_are_filtered_by_kind_vcenter_task_and_age(lab: Lab, client: TaskBridge) -> None:
     async with lab.bridge():
-        good, bad = lab.vcenter.create(fates.succeeds_at_once()), lab.vcenter.create(fates.fails_with_error(0.1))
+        good, bad = (
+            lab.vcenter.create(scenarios.succeeds_at_once()),
+            lab.vcenter.create(scenarios.fails_with_error(0.1)),
+        )
         await client.wait(good, timeout=10)
         with pytest.raises(TaskFailed):
             await client.wait(bad, timeout=10)
@@ -186,12 +189,12 @@ async def test_a_restart_of_nats_costs_no_event_and_repeats_none(lab: Lab, clien
     got: list[Event] = []
 
     async def collect() -> None:
-        async with aclosing(client.stored(follow=True)) as stored:
+        async with aclosing(client.stored_events(follow=True)) as stored:
             async for event, _ in stored:
                 got.append(event)
 
     async with lab.bridge(progress_interval_s=0.05):
-        task = lab.vcenter.create(fates.succeeds(after_s=3.0, looks=20))
+        task = lab.vcenter.create(scenarios.succeeds(after_s=3.0, looks=20))
         waiting = asyncio.create_task(client.wait(task))
         collecting = asyncio.create_task(collect())
         await until(lambda: len(got) >= 2)

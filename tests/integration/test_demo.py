@@ -15,7 +15,7 @@ from commands import begun, ended, processes_of
 from lab import until
 from task_bridge.lab import demo
 from task_bridge.lab.demo import ACTS, Play
-from task_bridge.simulator import scenarios as fates
+from task_bridge.simulator import scenarios
 
 
 async def test_every_task_ends_as_scripted_and_nothing_is_left_behind(tmp_path: Path) -> None:
@@ -54,7 +54,7 @@ async def test_a_kill_takes_its_nats_server_along(tmp_path: Path) -> None:
 
 async def test_what_is_not_as_scripted_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     quick = ACTS[0]
-    monkeypatch.setattr(demo, "ACTS", (quick._replace(script=fates.fails_with_error(0.5)),))
+    monkeypatch.setattr(demo, "ACTS", (quick._replace(script=scenarios.fails_with_error(0.5)),))
     plays = await demo.play(SilentShow(), tmp_path, keep=False)
     assert [play.surprise() for play in plays] == [
         "Succeeds quickly: it ended as completed.failed, not as completed.succeeded"

@@ -19,7 +19,7 @@ import pytest
 
 from lab import PASSWORD, USERNAME, Lab, until
 from node import node_with_packages_of
-from task_bridge.simulator import scenarios as fates
+from task_bridge.simulator import scenarios
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 pytestmark = pytest.mark.timeout(240)  # the packages of Node.js come first
@@ -54,15 +54,15 @@ async def ended(process: Process) -> tuple[int | None, str, str]:
 
 
 def _failing() -> Any:
-    return fates.fails_with_error(after_s=0.3)
+    return scenarios.fails_with_error(after_s=0.3)
 
 
 @pytest.mark.parametrize("language", ["python", "node"])
 async def test_waiting_for_a_task_tells_how_it_ended(lab: Lab, tmp_path: Path, language: str) -> None:
     words = command(language, "wait")
     tasks = {
-        lab.vcenter.create(fates.succeeds(after_s=1.0)): 0,
-        lab.vcenter.create(fates.succeeds_at_once()): 0,
+        lab.vcenter.create(scenarios.succeeds(after_s=1.0)): 0,
+        lab.vcenter.create(scenarios.succeeds_at_once()): 0,
         lab.vcenter.create(_failing()): 1,
         "no-such-task": 3,
         "a/b": 2,
@@ -82,7 +82,7 @@ async def test_waiting_for_a_task_tells_how_it_ended(lab: Lab, tmp_path: Path, l
 
 @pytest.mark.parametrize(
     ("fate", "ending", "said"),
-    [(fates.succeeds(after_s=0.5), 0, "The task succeeded."), (_failing(), 1, "The task failed: ")],
+    [(scenarios.succeeds(after_s=0.5), 0, "The task succeeded."), (_failing(), 1, "The task failed: ")],
     ids=["succeeds", "fails"],
 )
 async def test_a_shell_goes_on_by_how_the_task_ended(
@@ -167,7 +167,7 @@ async def test_a_worker_starts_one_workflow_an_ending_over_refusals_and_a_kill(
 
 
 async def _completed(lab: Lab) -> str:
-    task = lab.vcenter.create(fates.succeeds_at_once())
+    task = lab.vcenter.create(scenarios.succeeds_at_once())
     await lab.publish(task)
     await lab.ended(task)
     return task

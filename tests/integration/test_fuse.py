@@ -17,7 +17,7 @@ import pytest
 from lab import EVENTS, PREFIX, BridgeProcess, Lab, NatsServer, until
 from task_bridge.app import Bridge
 from task_bridge.domain.errors import CannotStart
-from task_bridge.simulator import scenarios as fates
+from task_bridge.simulator import scenarios
 
 REQUESTS, WATCHES = "VCENTER_TASKS_REQUESTS", "VCENTER_TASKS_WATCHES"
 HANGS = """
@@ -48,7 +48,7 @@ async def test_a_deleted_stream_is_made_again_and_work_goes_on(lab: Lab, stream:
         await lab.listen()
         await lab.js.delete_stream(stream)
         await there_again(lab, stream)
-        task = lab.vcenter.create(fates.succeeds_at_once())
+        task = lab.vcenter.create(scenarios.succeeds_at_once())
         await lab.publish(task)
         await lab.ended(task)
 
@@ -58,7 +58,7 @@ async def test_a_deleted_consumer_is_made_again_and_work_goes_on(lab: Lab, strea
     async with lab.bridge() as bridge:
         await lab.listen()
         await lab.js.delete_consumer(stream, "bridge")
-        task = lab.vcenter.create(fates.succeeds_at_once())
+        task = lab.vcenter.create(scenarios.succeeds_at_once())
         await lab.publish(task)
         await lab.ended(task)
         await until(lambda: bridge.status.health().status == "ok", within_s=15)
@@ -91,7 +91,7 @@ async def test_a_process_that_was_stopped_and_continued_lives_on(lab: Lab, proce
     await lab.listen()
     os.kill(process.pid, signal.SIGSTOP)
     await until(lambda: "(stopped)" in Path(f"/proc/{process.pid}/status").read_text())
-    task = lab.vcenter.create(fates.succeeds_at_once())
+    task = lab.vcenter.create(scenarios.succeeds_at_once())
     await lab.publish(task)
     os.kill(process.pid, signal.SIGCONT)
     await lab.ended(task)
@@ -124,7 +124,7 @@ async def test_what_is_written_to_a_transport_that_closed_unnoticed_goes_out_by_
             raise RuntimeError("unable to perform operation on <TCPTransport closed=True>; the handler is closed")
 
         monkeypatch.setattr(client._transport, "writelines", closed)
-        task = lab.vcenter.create(fates.succeeds_at_once())
+        task = lab.vcenter.create(scenarios.succeeds_at_once())
         await lab.publish(task)
         await until(flusher.done)
         await client.publish("kept", b"")
@@ -143,7 +143,7 @@ async def test_a_full_stream_is_told_and_nothing_is_lost(lab: Lab, stream: str) 
         config.max_bytes, before = 1, config.max_bytes
         config.discard = "new"  # type: ignore[assignment] # as its text
         await lab.js.update_stream(config)
-        task = lab.vcenter.create(fates.succeeds_at_once())
+        task = lab.vcenter.create(scenarios.succeeds_at_once())
         await lab.publish(task)
         await until(lambda: bridge.status.health().status == "unready", within_s=15)
         told = {check.name: check.reason for check in bridge.status.health().streams}
@@ -184,7 +184,7 @@ async def is_told_and_nothing_is_lost(lab: Lab, directory: Path, denied: str) ->
         async with lab.bridge(nats=given) as bridge:
             config.write_text(USERS.format(f", permissions: {{{denied}}}"))
             guarded.reload()
-            task = lab.vcenter.create(fates.succeeds_at_once())
+            task = lab.vcenter.create(scenarios.succeeds_at_once())
             await client.publish(f"{PREFIX}.watch", json.dumps(task).encode())
             await until(lambda: bridge.status.health().status == "unready", within_s=20)
             health = bridge.status.health()

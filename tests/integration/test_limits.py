@@ -9,8 +9,7 @@ import nats.js.errors
 import pytest
 
 from lab import EVENTS, Lab, lab_in, until
-from task_bridge.simulator import Script, Step
-from task_bridge.simulator import scenarios as fates
+from task_bridge.simulator import Script, Step, scenarios
 from task_bridge.simulator.tasks import message, std_error
 
 
@@ -35,7 +34,7 @@ async def test_full_storage_loses_nothing_and_work_goes_on_when_there_is_room(tm
         lab.bridge() as bridge,
     ):
         await lab.listen()
-        tasks = [lab.vcenter.create(fates.runs_forever()) for _ in range(5)]
+        tasks = [lab.vcenter.create(scenarios.runs_forever()) for _ in range(5)]
         for task in tasks:
             await lab.publish(task)
         await until(lambda: len(lab.live) == 5)
@@ -97,7 +96,7 @@ async def test_a_task_whose_status_is_a_novel_holds_nothing_up(tmp_path: Path) -
 
 async def test_a_list_that_is_too_large_for_one_reply_comes_in_more_pages(tmp_path: Path) -> None:
     async with lab_in(tmp_path, *configured(tmp_path, "max_payload: 32768")) as lab, lab.bridge():
-        tasks = [lab.vcenter.create(fates.runs_forever()) for _ in range(20)]
+        tasks = [lab.vcenter.create(scenarios.runs_forever()) for _ in range(20)]
         for task in tasks:
             await lab.ask("watch", {"task": task, "labels": {f"label-{number}": "y" * 250 for number in range(16)}})
         found, cursor, pages = [], None, 0
@@ -115,7 +114,7 @@ async def test_a_stream_that_takes_only_small_messages_is_told_of(tmp_path: Path
         await lab.listen()
         config = (await lab.js.stream_info(EVENTS)).config
         await lab.js.update_stream(config.evolve(max_msg_size=200))
-        task = lab.vcenter.create(fates.succeeds_at_once())
+        task = lab.vcenter.create(scenarios.succeeds_at_once())
         await lab.publish(task)
         await until(lambda: lab.vcenter.journal.looks[task])
         await lab.js.update_stream(config)

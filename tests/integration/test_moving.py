@@ -12,7 +12,7 @@ from nats.aio.client import Client
 from nats.aio.msg import Msg
 
 from lab import EVENTS, PREFIX, Lab, NatsServer, until
-from task_bridge.simulator import scenarios as fates
+from task_bridge.simulator import scenarios
 
 STREAMS = ("VCENTER_TASKS_REQUESTS", "VCENTER_TASKS_WATCHES", EVENTS, "OBJ_VCENTER_TASKS_RESULTS")
 
@@ -54,7 +54,7 @@ async def asked(client: Client, subject: str, body: dict[str, Any]) -> dict[str,
 
 async def test_watches_go_on_in_another_nats_where_they_were(lab: Lab, tmp_path: Path) -> None:
     await lab.listen()
-    quiet, busy = (lab.vcenter.create(fates.runs_forever()) for _ in range(2))
+    quiet, busy = (lab.vcenter.create(scenarios.runs_forever()) for _ in range(2))
     async with lab.bridge(ack_wait_s=2.0):
         await lab.publish({"task": quiet, "labels": {"a": "b"}})
         await lab.publish(busy)

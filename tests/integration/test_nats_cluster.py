@@ -14,7 +14,7 @@ from nats.aio.msg import Msg
 
 from integration.test_nats_users import DEPLOYED, USERS
 from lab import EVENTS, Lab, NatsServer, free_ports, until
-from task_bridge.simulator import scenarios as fates
+from task_bridge.simulator import scenarios
 
 NAMES = ("nats-0", "nats-1", "nats-2")
 
@@ -53,9 +53,7 @@ def configure(home: Path, port: int) -> None:
 
 
 @pytest.mark.timeout(120)
-async def test_three_servers_by_these_files_serve_while_one_is_away(
-    servers: dict[str, NatsServer], lab: Lab
-) -> None:
+async def test_three_servers_by_these_files_serve_while_one_is_away(servers: dict[str, NatsServer], lab: Lab) -> None:
     urls = [server.url for server in servers.values()]
     login = {"urls": ",".join(urls), "user": "bridge", "given_password": "bridge-secret"}
     async with AsyncExitStack() as stack:
@@ -72,7 +70,7 @@ async def test_three_servers_by_these_files_serve_while_one_is_away(
             outcomes.append(json.loads(message.data)["outcome"])
 
         await workflow.subscribe("vcenter.tasks.events.*.*.completed.*", cb=hear)
-        task = lab.vcenter.create(fates.succeeds(2.0))
+        task = lab.vcenter.create(scenarios.succeeds(2.0))
         asked = await workflow.request("vcenter.tasks.api.watch", json.dumps(task).encode(), timeout=15)
         assert json.loads(asked.data)["outcome"] == "accepted"
         info = await operator.jetstream(timeout=10).stream_info(EVENTS)

@@ -17,7 +17,7 @@ from nats.js.api import ConsumerConfig
 
 from commands import ran
 from lab import EVENTS, Lab, NatsServer, until
-from task_bridge.simulator import scenarios as fates
+from task_bridge.simulator import scenarios
 
 DEPLOYED = Path(__file__).parents[2] / "deploy" / "nats"
 USERS = ("bridge", "operator", "requester", "consumer", "workflow")
@@ -90,8 +90,8 @@ async def operator(users: Users) -> Callable[[], Any]:
 
 
 async def test_the_bridge_does_all_of_its_work_and_is_refused_nothing(users: Users) -> None:
-    large = users.lab.vcenter.create(fates.succeeds(0.2, result={"text": "x" * 400_000}))
-    canceled = users.lab.vcenter.create(fates.runs_forever())
+    large = users.lab.vcenter.create(scenarios.succeeds(0.2, result={"text": "x" * 400_000}))
+    canceled = users.lab.vcenter.create(scenarios.runs_forever())
     async with users.bridge(allow_cancel=True) as bridge:
         workflow = await users.connect("workflow")
         asked = await workflow.request("vcenter.tasks.api.watch", json.dumps(large).encode(), timeout=10)
@@ -145,7 +145,7 @@ async def test_who_asks_gets_answers_and_can_do_nothing_else(users: Users) -> No
         stored = await operator(users)
         requester = await users.connect("requester")
         live = await (await users.connect("consumer")).subscribe("vcenter.tasks.events.>")
-        task = users.lab.vcenter.create(fates.runs_forever())
+        task = users.lab.vcenter.create(scenarios.runs_forever())
         ack = await requester.request("vcenter.tasks.watch", json.dumps(task).encode(), timeout=10)
         assert json.loads(ack.data)["stream"] == "VCENTER_TASKS_REQUESTS"
         await live.next_msg(timeout=10)
@@ -179,7 +179,7 @@ async def test_who_reads_reads_and_can_do_nothing_else(users: Users) -> None:
         consumer, requester = await users.connect("consumer"), await users.connect("requester")
         live = await consumer.subscribe("vcenter.tasks.events.>")
         await consumer.flush()
-        task = users.lab.vcenter.create(fates.succeeds(0.1))
+        task = users.lab.vcenter.create(scenarios.succeeds(0.1))
         await requester.publish("vcenter.tasks.watch", json.dumps(task).encode())
         assert json.loads((await live.next_msg(timeout=10)).data)["data"]["kind"] == "watching"
         pushed = await consumer.jetstream(domain=DOMAIN).subscribe("vcenter.tasks.events.>", stream=EVENTS)
@@ -222,7 +222,7 @@ async def test_an_operator_provisions_and_a_workflow_uses_the_commands(users: Us
     await users.may_not(stranger, PUT)
     await users.may_not(stranger, "vcenter.tasks.events.lab.t.completed.succeeded")
     async with users.bridge(provision="verify"):
-        task = users.lab.vcenter.create(fates.succeeds(0.1))
+        task = users.lab.vcenter.create(scenarios.succeeds(0.1))
         watched = await ran("watch", task, directory=tmp_path, environment=users.environment("workflow"))
         assert watched.code == 0, watched.err
         read = await ran("events", "--json", directory=tmp_path, environment=users.environment("consumer"))
@@ -230,7 +230,7 @@ async def test_an_operator_provisions_and_a_workflow_uses_the_commands(users: Us
 
 
 async def test_a_cancel_tells_the_log_who_asked(users: Users, capfd: pytest.CaptureFixture[str]) -> None:
-    task = users.lab.vcenter.create(fates.runs_forever())
+    task = users.lab.vcenter.create(scenarios.runs_forever())
     async with users.bridge(allow_cancel=True):
         requester = await users.connect("requester")
         for body in (json.dumps(task).encode(), b'{"task": 1}'):

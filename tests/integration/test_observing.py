@@ -21,7 +21,7 @@ from structlog.testing import capture_logs
 
 from lab import PASSWORD, USERNAME, BridgeProcess, Lab, until
 from task_bridge.settings import Listen
-from task_bridge.simulator import scenarios as fates
+from task_bridge.simulator import scenarios
 from task_bridge.web.server import WebServer
 
 GRAFANA = Path(__file__).parents[2] / "deploy" / "grafana"
@@ -52,7 +52,7 @@ async def collector() -> AsyncIterator[tuple[str, list[Any]]]:
 
 async def test_a_requests_trace_goes_through_the_bridge_into_its_events(lab: Lab, tmp_path: Path) -> None:
     await lab.listen()
-    task = lab.vcenter.create(fates.succeeds(0.3))
+    task = lab.vcenter.create(scenarios.succeeds(0.3))
     async with collector() as (url, spans):
         otel = {"OTEL_EXPORTER_OTLP_ENDPOINT": url, "OTEL_EXPORTER_OTLP_COMPRESSION": "none"}
         process = BridgeProcess(lab.environment(**otel), tmp_path)
@@ -78,7 +78,7 @@ async def test_a_requests_trace_goes_through_the_bridge_into_its_events(lab: Lab
 
 async def test_a_collector_that_is_away_holds_nothing_up(lab: Lab, tmp_path: Path) -> None:
     await lab.listen()
-    task = lab.vcenter.create(fates.succeeds(0.1))
+    task = lab.vcenter.create(scenarios.succeeds(0.1))
     process = BridgeProcess(lab.environment(OTEL_EXPORTER_OTLP_ENDPOINT="http://127.0.0.1:1"), tmp_path)
     await process.start()
     try:
@@ -91,7 +91,7 @@ async def test_a_collector_that_is_away_holds_nothing_up(lab: Lab, tmp_path: Pat
 
 
 async def test_an_outage_of_nats_is_told_once_and_its_end_once(lab: Lab) -> None:
-    tasks = [lab.vcenter.create(fates.runs_forever()) for _ in range(30)]
+    tasks = [lab.vcenter.create(scenarios.runs_forever()) for _ in range(30)]
     await lab.listen()
     with capture_logs() as lines:
         async with lab.bridge() as bridge:
@@ -118,7 +118,7 @@ async def test_metrics_name_no_task_and_stay_bounded(lab: Lab) -> None:
         counts = []
         async with httpx.AsyncClient(trust_env=False) as http:
             for number in (1, 20):
-                tasks = [lab.vcenter.create(fates.succeeds(0.1)) for _ in range(number)]
+                tasks = [lab.vcenter.create(scenarios.succeeds(0.1)) for _ in range(number)]
                 await asyncio.gather(*map(lab.publish, tasks))
                 for task in tasks:
                     await lab.ended(task)
@@ -152,7 +152,7 @@ async def test_what_alerts_ask_the_growth_of_is_there_at_0_before_it_happens(lab
 
 async def test_while_looks_get_rarer_for_the_budget_it_is_more_than_used(lab: Lab) -> None:
     await lab.listen()
-    tasks = [lab.vcenter.create(fates.runs_forever()) for _ in range(50)]
+    tasks = [lab.vcenter.create(scenarios.runs_forever()) for _ in range(50)]
     lab_settings = {"url": lab.vcenter_url, "given_username": USERNAME, "given_password": PASSWORD}
     few = {"lab": {**lab_settings, "max_requests_per_second": 2}}
     async with lab.bridge(vcenters=few, poll_min_s=0.01, poll_max_s=0.01) as bridge:

@@ -19,7 +19,7 @@ import httpx
 import pytest
 
 from lab import PASSWORD, PREFIX, USERNAME, Lab
-from task_bridge.simulator import scenarios as fates
+from task_bridge.simulator import scenarios
 from validity import validator
 
 ROOT = Path(__file__).parents[2]
@@ -56,10 +56,10 @@ class Ready(NamedTuple):
 
 @pytest.fixture
 async def ready(lab: Lab) -> AsyncIterator[Ready]:
-    lab.vcenter.default_script = fates.succeeds(after_s=0.5)
+    lab.vcenter.default_script = scenarios.succeeds(after_s=0.5)
     async with lab.bridge():
         await lab.listen()
-        large = lab.vcenter.create(fates.large_result(400_000, after_s=0.1))
+        large = lab.vcenter.create(scenarios.large_result(400_000, after_s=0.1))
         await lab.publish(large)
         session = await asyncio.to_thread(
             lambda: httpx.post(f"{lab.vcenter_url}/api/session", auth=(USERNAME, PASSWORD), trust_env=False).json()
@@ -70,7 +70,7 @@ async def ready(lab: Lab) -> AsyncIterator[Ready]:
             "VCENTER": lab.vcenter_url,
             "VCENTER_LOGIN": f"{USERNAME}:{PASSWORD}",
             "SESSION": session,
-            "TASK": lab.vcenter.create(fates.succeeds(after_s=0.8)),
+            "TASK": lab.vcenter.create(scenarios.succeeds(after_s=0.8)),
             "EVENT": json.dumps(await lab.ended(large)),
         }
         yield Ready(lab, environment)
@@ -94,7 +94,7 @@ async def test_a_python_example_runs_as_written(ready: Ready, example: Example) 
 
 @pytest.mark.parametrize("example", commands(), ids=str)
 async def test_a_shell_example_runs_as_written(ready: Ready, example: Example) -> None:
-    forever = {"TASK": ready.lab.vcenter.create(fates.runs_forever())} if "unwatch" in example.text else {}
+    forever = {"TASK": ready.lab.vcenter.create(scenarios.runs_forever())} if "unwatch" in example.text else {}
     environment = ready.environment | forever
     await ready.lab.ask("watch", environment["TASK"])
     assert await run(["bash", "-euo", "pipefail", "-c", example.text], environment)
@@ -114,7 +114,7 @@ def test_there_are_examples_of_each_sort() -> None:
 async def test_a_request_in_the_pages_is_taken(lab: Lab, example: Example) -> None:
     request = _json(example)
     assert validator("request").is_valid(request)
-    lab.vcenter.create(fates.runs_forever(), id=request["task"])
+    lab.vcenter.create(scenarios.runs_forever(), id=request["task"])
     async with lab.bridge():
         reply = await lab.ask("watch", request)
         assert reply["outcome"] == "accepted"
@@ -125,7 +125,7 @@ async def test_a_request_in_the_pages_is_taken(lab: Lab, example: Example) -> No
 @pytest.mark.parametrize("example", [one for one in examples("json") if "specversion" in one.text], ids=str)
 async def test_an_event_in_the_pages_looks_like_one(lab: Lab, example: Example) -> None:
     shown = _json(example)
-    task = lab.vcenter.create(fates.succeeds(after_s=0.3))
+    task = lab.vcenter.create(scenarios.succeeds(after_s=0.3))
     async with lab.bridge():
         await lab.listen()
         await lab.publish(task)

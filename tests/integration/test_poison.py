@@ -9,7 +9,7 @@ import pytest
 
 from lab import PREFIX, Lab, until
 from task_bridge.domain.subjects import task_token
-from task_bridge.simulator import scenarios as fates
+from task_bridge.simulator import scenarios
 
 WATCHES = "VCENTER_TASKS_WATCHES"
 
@@ -26,16 +26,14 @@ async def left(lab: Lab) -> int:
     return (await lab.js.stream_info(WATCHES)).state.messages
 
 
-@pytest.mark.parametrize(
-    "body", [b"{", b"", b"\xff", b'{"id": 5}', b'{"id": "w", "vcenter": "lab"}', b"[" * 10_000]
-)
+@pytest.mark.parametrize("body", [b"{", b"", b"\xff", b'{"id": 5}', b'{"id": "w", "vcenter": "lab"}', b"[" * 10_000])
 async def test_a_watch_that_can_not_be_read_is_rejected_and_ends(lab: Lab, body: bytes) -> None:
     async with lab.bridge():
         await lab.listen()
-        task = lab.vcenter.create(fates.runs_forever())
+        task = lab.vcenter.create(scenarios.runs_forever())
         await put_by_hand(lab, f"lab.{task_token(task)}", body)
         final = await lab.ended(task)
-        other = lab.vcenter.create(fates.succeeds_at_once())
+        other = lab.vcenter.create(scenarios.succeeds_at_once())
         await lab.publish(other)
         await lab.ended(other)
         await lab.publish(task)  # and the task can be watched
@@ -53,7 +51,7 @@ async def test_a_watch_that_can_not_be_read_is_rejected_and_ends(lab: Lab, body:
 
 async def test_a_watch_whose_message_was_spoilt_ends_where_it_was(lab: Lab) -> None:
     await lab.listen()
-    task = lab.vcenter.create(fates.runs_forever())
+    task = lab.vcenter.create(scenarios.runs_forever())
     async with lab.bridge():
         await lab.publish({"task": task, "labels": {"a": "b"}})
         await until(lambda: lab.heard(task))
@@ -72,7 +70,7 @@ async def test_a_watch_whose_message_was_spoilt_ends_where_it_was(lab: Lab) -> N
 async def test_one_whose_subject_tells_nothing_is_only_rejected(lab: Lab, subject: str) -> None:
     async with lab.bridge():
         await put_by_hand(lab, subject, b"{}")
-        task = lab.vcenter.create(fates.succeeds_at_once())
+        task = lab.vcenter.create(scenarios.succeeds_at_once())
         await lab.listen()
         await lab.publish(task)
         await lab.ended(task)
@@ -86,7 +84,7 @@ async def test_one_whose_subject_tells_nothing_is_only_rejected(lab: Lab, subjec
 
 async def test_what_a_later_release_adds_is_no_poison(lab: Lab) -> None:
     await lab.listen()
-    task = lab.vcenter.create(fates.runs_forever())
+    task = lab.vcenter.create(scenarios.runs_forever())
     async with lab.bridge():
         await lab.publish(task)
         await until(lambda: lab.heard(task))
@@ -104,7 +102,7 @@ async def test_what_a_later_release_adds_is_no_poison(lab: Lab) -> None:
 @pytest.mark.parametrize("body", [b"", b"{", b'{"specversion": "1.0", "data": {"kind": 5}}'])
 async def test_a_stored_event_that_can_not_be_read_keeps_its_place(lab: Lab, body: bytes) -> None:
     await lab.listen()
-    task = lab.vcenter.create(fates.runs_forever())
+    task = lab.vcenter.create(scenarios.runs_forever())
     async with lab.bridge():
         await lab.publish(task)
         await until(lambda: lab.heard(task))

@@ -9,9 +9,9 @@ import pytest
 
 from lab import Lab, until
 from task_bridge.app import Bridge
-from task_bridge.domain.subjects import Names
-from task_bridge.simulator import scenarios as fates
-from task_bridge.vcenter.policy import PATIENCE
+from task_bridge.domain.subjects import SubjectNames
+from task_bridge.simulator import scenarios
+from task_bridge.vcenter.policy import TIMEOUTS
 
 QUICK = {"ack_wait_s": 2.0}
 
@@ -23,14 +23,14 @@ def held(*bridges: Bridge) -> list[int]:
 @pytest.mark.timeout(90)
 async def test_watches_level_out_when_a_replica_comes_and_are_taken_over_when_it_goes(lab: Lab) -> None:
     await lab.listen()
-    tasks = [lab.vcenter.create(fates.runs_forever()) for _ in range(60)]
+    tasks = [lab.vcenter.create(scenarios.runs_forever()) for _ in range(60)]
     async with lab.bridge(**QUICK) as first:
         for task in tasks:
             await lab.publish(task)
         await until(lambda: held(first) == [60])
         async with lab.bridge(**QUICK) as second:
             await until(lambda: 25 <= held(second)[0] <= 33 and sum(held(first, second)) == 60, within_s=40)
-            late = [lab.vcenter.create(fates.runs_forever()) for _ in range(20)]
+            late = [lab.vcenter.create(scenarios.runs_forever()) for _ in range(20)]
             for task in late:
                 await lab.publish(task)
             await until(lambda: sum(held(first, second)) == 80)
@@ -47,7 +47,7 @@ async def test_watches_level_out_when_a_replica_comes_and_are_taken_over_when_it
 
 
 async def test_nobody_takes_more_than_its_capacity(lab: Lab) -> None:
-    tasks = [lab.vcenter.create(fates.runs_forever()) for _ in range(12)]
+    tasks = [lab.vcenter.create(scenarios.runs_forever()) for _ in range(12)]
     async with lab.bridge(**QUICK, capacity=5) as first:
         for task in tasks:
             await lab.publish(task)
@@ -63,7 +63,7 @@ async def test_nobody_takes_more_than_its_capacity(lab: Lab) -> None:
 async def test_a_watch_that_nobody_has_room_for_ends_with_its_time(lab: Lab) -> None:
     async with lab.bridge(**QUICK, capacity=1) as full:
         await lab.listen()
-        first, second, third = (lab.vcenter.create(fates.runs_forever()) for _ in range(3))
+        first, second, third = (lab.vcenter.create(scenarios.runs_forever()) for _ in range(3))
         await lab.publish(first)
         await until(lambda: held(full) == [1])
         await lab.publish({"task": second, "timeout": 1})
@@ -79,7 +79,7 @@ async def test_a_watch_that_nobody_has_room_for_ends_with_its_time(lab: Lab) -> 
 async def test_watches_of_a_replica_that_went_wait_where_the_others_are_full(lab: Lab) -> None:
     async with lab.bridge(**QUICK, capacity=2) as small:
         async with lab.bridge(**QUICK) as large:
-            tasks = [lab.vcenter.create(fates.runs_forever()) for _ in range(10)]
+            tasks = [lab.vcenter.create(scenarios.runs_forever()) for _ in range(10)]
             for task in tasks:
                 await lab.publish(task)
             await until(lambda: sum(held(small, large)) == 10)
@@ -92,7 +92,7 @@ async def test_watches_of_a_replica_that_went_wait_where_the_others_are_full(lab
 async def test_tasks_that_vanish_together_are_held_whoever_follows_them(lab: Lab) -> None:
     await lab.listen()
     async with lab.bridge(**QUICK, capacity=2) as first, lab.bridge(**QUICK, capacity=2) as second:
-        tasks = [lab.vcenter.create(fates.runs_forever()) for _ in range(4)]
+        tasks = [lab.vcenter.create(scenarios.runs_forever()) for _ in range(4)]
         for task in tasks:
             await lab.publish(task)
         await until(lambda: held(first, second) == [2, 2] and all(lab.heard(task) for task in tasks))
@@ -104,18 +104,18 @@ async def test_tasks_that_vanish_together_are_held_whoever_follows_them(lab: Lab
 
         await until(told, within_s=15)
         # Longer than one that vanishes alone would be waited for.
-        over = time.monotonic() + PATIENCE.confirm_s + 1.0
+        over = time.monotonic() + TIMEOUTS.confirm_s + 1.0
         await until(lambda: time.monotonic() > over)
         assert [lab.heard(task)[-1]["data"]["kind"] for task in tasks] == ["watching"] * 4
 
 
 async def test_an_owner_that_never_heard_of_the_unwatch_learns_of_it(lab: Lab) -> None:
     await lab.listen()
-    task = lab.vcenter.create(fates.runs_forever())
+    task = lab.vcenter.create(scenarios.runs_forever())
     async with lab.bridge() as bridge:
         await lab.publish(task)
         await until(lambda: held(bridge) == [1] and lab.heard(task))
-        names = Names("vcenter.tasks")
+        names = SubjectNames("vcenter.tasks")
         subscriptions = bridge.status.connection.broker.config.connection_state.connection._subs  # type: ignore[union-attr]
         deaf = [s for s in subscriptions.values() if s.subject.endswith("abandoned.unwatched")]
         assert [s.subject for s in deaf] == [f"{names.events}.*.*.abandoned.unwatched"]

@@ -9,8 +9,7 @@ from typing import Any
 import pytest
 
 from lab import EVENTS, PREFIX, Lab, until
-from task_bridge.simulator import faults
-from task_bridge.simulator import scenarios as fates
+from task_bridge.simulator import faults, scenarios
 from task_bridge.vcenter import source as kinds
 
 BAD = [
@@ -31,7 +30,7 @@ async def test_a_request_that_can_never_be_served_is_rejected_once(lab: Lab, bod
     async with lab.bridge():
         await lab.listen()
         await lab.publish(body)
-        good = lab.vcenter.create(fates.succeeds_at_once())
+        good = lab.vcenter.create(scenarios.succeeds_at_once())
         await lab.publish(good)
         await lab.ended(good)
         rejections = [event for subject, event in lab.live if subject == f"{PREFIX}.rejected"]
@@ -61,7 +60,7 @@ async def test_every_verb_answers_what_is_wrong(lab: Lab, verb: str, body: bytes
 @pytest.mark.parametrize("verb", ["get", "unwatch"])
 async def test_a_wildcard_names_no_vcenter_and_touches_no_watch(lab: Lab, verb: str) -> None:
     async with lab.bridge():
-        task = lab.vcenter.create(fates.runs_forever())
+        task = lab.vcenter.create(scenarios.runs_forever())
         await lab.ask("watch", task)
         reply = await lab.reply(verb, json.dumps({"task": task, "vcenter": "*"}).encode())
         standing = await lab.ask("get", task)
@@ -72,7 +71,7 @@ async def test_a_wildcard_names_no_vcenter_and_touches_no_watch(lab: Lab, verb: 
 async def test_the_list_pages_over_all_watches_oldest_first(lab: Lab) -> None:
     async with lab.bridge():
         await lab.listen()
-        tasks = [lab.vcenter.create(fates.runs_forever()) for _ in range(7)]
+        tasks = [lab.vcenter.create(scenarios.runs_forever()) for _ in range(7)]
         for task in tasks:
             await lab.ask("watch", task)
         await until(lambda: len({body["subject"] for _, body in lab.live}) == 7)
@@ -92,7 +91,10 @@ async def test_the_list_pages_over_all_watches_oldest_first(lab: Lab) -> None:
 async def test_get_tells_what_is_watched_what_ended_and_what_nobody_knows(lab: Lab) -> None:
     async with lab.bridge():
         await lab.listen()
-        running, done = lab.vcenter.create(fates.runs_forever()), lab.vcenter.create(fates.succeeds_at_once())
+        running, done = (
+            lab.vcenter.create(scenarios.runs_forever()),
+            lab.vcenter.create(scenarios.succeeds_at_once()),
+        )
         for task in (running, done):
             await lab.publish(task)
         final = await lab.ended(done)
@@ -110,8 +112,8 @@ async def test_cancel_asks_vcenter_only_where_it_is_switched_on(lab: Lab) -> Non
     async with lab.bridge(allow_cancel=True):
         await lab.listen()
         task, stubborn = (
-            lab.vcenter.create(fates.runs_forever()),
-            lab.vcenter.create(fates.runs_forever(cancelable=False)),
+            lab.vcenter.create(scenarios.runs_forever()),
+            lab.vcenter.create(scenarios.runs_forever(cancelable=False)),
         )
         await lab.publish(task)
         await until(lambda: lab.heard(task))
@@ -136,7 +138,7 @@ async def test_it_is_a_nats_service(lab: Lab) -> None:
 
 async def test_a_slow_request_does_not_hold_up_the_others(lab: Lab) -> None:
     async with lab.bridge(allow_cancel=True):
-        task = lab.vcenter.create(fates.runs_forever())
+        task = lab.vcenter.create(scenarios.runs_forever())
         lab.vcenter.options.latency_s = 1.0
         slow = [asyncio.create_task(lab.ask("cancel", task)) for _ in range(3)]
         await asyncio.sleep(0)
@@ -148,8 +150,8 @@ async def test_a_slow_request_does_not_hold_up_the_others(lab: Lab) -> None:
 async def test_a_cancel_that_vcenter_does_not_answer_is_answered(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(kinds, "CANCEL_S", 0.5)
     task, classic = (
-        lab.vcenter.create(fates.runs_forever()),
-        lab.vcenter.create(fates.runs_forever(), flavour="vim"),
+        lab.vcenter.create(scenarios.runs_forever()),
+        lab.vcenter.create(scenarios.runs_forever(), flavour="vim"),
     )
     async with lab.bridge(allow_cancel=True):
         for one, path in ((task, "/tasks"), (classic, "/sdk")):

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from lab import BridgeProcess, Lab, until
-from task_bridge.simulator import scenarios as fates
+from task_bridge.simulator import scenarios
 
 WATCHES = "VCENTER_TASKS_WATCHES"
 
@@ -54,7 +54,7 @@ async def test_a_killed_bridge_goes_on_where_it_was(lab: Lab, process: BridgePro
     await process.start()
     await process.ready()
     await lab.listen()
-    tasks = [lab.vcenter.create(fates.succeeds(after_s=2.0 + number / 50)) for number in range(100)]
+    tasks = [lab.vcenter.create(scenarios.succeeds(after_s=2.0 + number / 50)) for number in range(100)]
     for task in tasks[:80]:
         await lab.publish(task)
     await until(lambda: len({body["subject"] for _, body in lab.live}) >= 60)
@@ -74,7 +74,7 @@ async def test_a_killed_bridge_goes_on_where_it_was(lab: Lab, process: BridgePro
 @pytest.mark.timeout(120)
 async def test_a_killed_nats_server_costs_no_event(lab: Lab) -> None:
     async with lab.bridge(ack_wait_s=2.0) as bridge:
-        tasks = [lab.vcenter.create(fates.succeeds(after_s=2.0 + number / 25)) for number in range(50)]
+        tasks = [lab.vcenter.create(scenarios.succeeds(after_s=2.0 + number / 25)) for number in range(50)]
         for task in tasks:
             await lab.publish(task)
         await until(lambda: bridge.status.health().held == 50)
@@ -94,7 +94,7 @@ async def test_sigterm_hands_over_logs_out_and_exits_with_0(lab: Lab, process: B
     await process.start()
     await process.ready()
     await lab.listen()
-    task = lab.vcenter.create(fates.runs_forever())
+    task = lab.vcenter.create(scenarios.runs_forever())
     await lab.publish(task)
     await until(lambda: lab.heard(task))
     assert await process.end(signal.SIGTERM, within_s=5) == 0

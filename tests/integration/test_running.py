@@ -22,8 +22,7 @@ from commands import begun, ended, processes_of, ran
 from lab import EVENTS, PASSWORD, PREFIX, USERNAME, free_ports
 from task_bridge.domain.errors import CannotStart
 from task_bridge.lab.nats_server import nats_server
-from task_bridge.simulator import Options, SimulatedVCenter
-from task_bridge.simulator import scenarios as fates
+from task_bridge.simulator import Options, SimulatedVCenter, scenarios
 from task_bridge.simulator.serve import serving
 
 
@@ -65,7 +64,7 @@ class TestServeWithItsOwnNats:
                 async with told(process, b'"event": "ready"'):
                     client = await nats.connect(given["BRIDGE_NATS_URL"])
                     await client.publish(
-                        f"{PREFIX}.watch", json.dumps(vcenter.create(fates.bare_success())).encode()
+                        f"{PREFIX}.watch", json.dumps(vcenter.create(scenarios.bare_success())).encode()
                     )
                     await client.flush()
                     events = await client.jetstream().subscribe(f"{PREFIX}.events.>", stream=EVENTS)

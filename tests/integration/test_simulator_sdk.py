@@ -16,8 +16,7 @@ import pyVim.connect
 import pyVim.task
 import pyVmomi
 
-from task_bridge.simulator import Options, SimulatedVCenter
-from task_bridge.simulator import scenarios as fates
+from task_bridge.simulator import Options, SimulatedVCenter, scenarios
 from task_bridge.simulator.serve import serving
 from task_bridge.simulator.tasks import Script, Step
 
@@ -98,8 +97,8 @@ async def test_a_task_that_its_owner_creates_and_completes_is_waited_for(served:
 @pytest.mark.parametrize(
     ("script", "fault"),
     [
-        (fates.fails_with_error(after_s=0.2), vmodl.fault.SystemError),
-        (fates.canceled(after_s=0.2), vmodl.fault.RequestCanceled),
+        (scenarios.fails_with_error(after_s=0.2), vmodl.fault.SystemError),
+        (scenarios.canceled(after_s=0.2), vmodl.fault.RequestCanceled),
     ],
     ids=["failed", "canceled"],
 )
@@ -133,7 +132,7 @@ async def test_a_question_blocks_until_it_is_answered(served: Served) -> None:
 
 
 async def test_many_tasks_that_end_at_once_cost_what_changes(served: Served) -> None:
-    tasks = [served.vcenter.create(fates.runs_forever(), flavour="vim") for _ in range(1_500)]
+    tasks = [served.vcenter.create(scenarios.runs_forever(), flavour="vim") for _ in range(1_500)]
 
     def does(instance: Any) -> tuple[int, float]:
         content, query = instance.content, vmodl.query.PropertyCollector
@@ -161,8 +160,8 @@ async def test_many_tasks_that_end_at_once_cost_what_changes(served: Served) -> 
 
 
 async def test_a_list_view_grows_during_a_wait_and_names_what_it_cannot_resolve(served: Served) -> None:
-    first = served.vcenter.create(fates.runs_forever(), flavour="vim")
-    second = served.vcenter.create(fates.succeeds_at_once(), flavour="vim")
+    first = served.vcenter.create(scenarios.runs_forever(), flavour="vim")
+    second = served.vcenter.create(scenarios.succeeds_at_once(), flavour="vim")
 
     def does(instance: Any) -> tuple[Any, ...]:
         content, query = instance.content, vmodl.query.PropertyCollector
@@ -204,7 +203,7 @@ async def test_a_locked_vm_lets_wait_whoever_reads_it_and_whoever_changes_a_view
 ) -> None:
     vcenter = served.vcenter
     vcenter.locked.add("vm-1")
-    tasks = [vcenter.create(fates.runs_forever(), flavour="vim") for _ in range(2)]
+    tasks = [vcenter.create(scenarios.runs_forever(), flavour="vim") for _ in range(2)]
 
     def follow(instance: Any) -> list[float]:
         began = time.monotonic()
@@ -243,7 +242,7 @@ async def test_a_locked_vm_lets_wait_whoever_reads_it_and_whoever_changes_a_view
 
 
 async def test_update_sets_are_truncated_and_go_on(served: Served) -> None:
-    tasks = [served.vcenter.create(fates.runs_forever(), flavour="vim") for _ in range(25)]
+    tasks = [served.vcenter.create(scenarios.runs_forever(), flavour="vim") for _ in range(25)]
 
     def does(instance: Any) -> list[tuple[int, bool]]:
         query = vmodl.query.PropertyCollector
@@ -263,7 +262,7 @@ async def test_update_sets_are_truncated_and_go_on(served: Served) -> None:
 
 
 async def test_an_ended_session_shows_two_faces(served: Served) -> None:
-    task_id = served.vcenter.create(fates.runs_forever(), flavour="vim")
+    task_id = served.vcenter.create(scenarios.runs_forever(), flavour="vim")
     loop = asyncio.get_running_loop()
 
     def does(instance: Any) -> Any:
@@ -284,7 +283,7 @@ async def test_an_ended_session_shows_two_faces(served: Served) -> None:
 
 
 async def test_a_retired_task_is_only_in_the_history_and_a_forgotten_one_nowhere(served: Served) -> None:
-    kept, retired, forgotten = (served.vcenter.create(fates.succeeds_at_once(), flavour="vim") for _ in range(3))
+    kept, retired, forgotten = (served.vcenter.create(scenarios.succeeds_at_once(), flavour="vim") for _ in range(3))
     served.vcenter.retire(retired)
     served.vcenter.forget(forgotten)
 
@@ -303,8 +302,8 @@ async def test_a_retired_task_is_only_in_the_history_and_a_forgotten_one_nowhere
 
 
 async def test_neither_api_knows_the_others_tasks(served: Served) -> None:
-    classic = served.vcenter.create(fates.runs_forever(), flavour="vim")
-    cis = served.vcenter.create(fates.runs_forever())
+    classic = served.vcenter.create(scenarios.runs_forever(), flavour="vim")
+    cis = served.vcenter.create(scenarios.runs_forever())
 
     def does(instance: Any) -> None:
         assert task_of(instance, classic).info.state == "running"
@@ -319,9 +318,9 @@ async def test_a_cancel_is_refused_as_vcenter_refuses_it(served: Served) -> None
     runs, fixed, ended = (
         served.vcenter.create(script, flavour="vim")
         for script in (
-            fates.runs_forever(cancel_takes_s=0.1),
-            fates.runs_forever(cancelable=False),
-            fates.succeeds_at_once(),
+            scenarios.runs_forever(cancel_takes_s=0.1),
+            scenarios.runs_forever(cancelable=False),
+            scenarios.succeeds_at_once(),
         )
     )
 

@@ -14,7 +14,7 @@ from nats.js.api import StreamConfig
 
 from lab import PASSWORD, BridgeProcess, Lab, NatsServer, until
 from task_bridge.app import Bridge
-from task_bridge.simulator import scenarios as fates
+from task_bridge.simulator import scenarios
 
 
 async def test_it_waits_for_a_nats_that_is_away_with_http_up(lab: Lab, tmp_path: Path) -> None:
@@ -149,9 +149,7 @@ async def test_refused_credentials_are_told_with_exit_code_1(lab: Lab, tmp_path:
     guarded = NatsServer(directory, "--user", "bridge", "--pass", "right")
     guarded.start()
     try:
-        wrong = lab.environment(
-            BRIDGE_NATS_URL=guarded.url, BRIDGE_NATS_USER="bridge", BRIDGE_NATS_PASSWORD="wrong"
-        )
+        wrong = lab.environment(BRIDGE_NATS_URL=guarded.url, BRIDGE_NATS_USER="bridge", BRIDGE_NATS_PASSWORD="wrong")
         code, lines = await exit_of(wrong, tmp_path)
     finally:
         guarded.stop()
@@ -188,7 +186,7 @@ async def test_what_an_operator_tuned_stays(lab: Lab) -> None:
 
 async def test_watches_of_a_vcenter_that_is_no_longer_configured_are_kept(lab: Lab) -> None:
     await lab.listen()
-    task, short = lab.vcenter.create(fates.runs_forever()), lab.vcenter.create(fates.runs_forever())
+    task, short = lab.vcenter.create(scenarios.runs_forever()), lab.vcenter.create(scenarios.runs_forever())
     async with lab.bridge():
         await lab.publish(task)
         await lab.publish({"task": short, "timeout": 2})

@@ -12,8 +12,8 @@ from pathlib import Path
 
 from commands import ended, processes_of, ran
 from task_bridge.client import TaskBridge, WatchAbandoned
-from task_bridge.simulator import scenarios as fates
-from task_bridge.testing import Workbench
+from task_bridge.simulator import scenarios
+from task_bridge.testing import BridgeFixture
 
 PAGE = Path(__file__).parents[2] / "docs" / "testing.md"
 
@@ -39,11 +39,11 @@ async def test_the_example_of_the_page_passes_and_leaves_nothing_behind(tmp_path
     assert processes_of(tmp_path) == {}
 
 
-async def test_commands_and_coroutines_use_it_too(task_bridge: Workbench, tmp_path: Path) -> None:
-    watched = task_bridge.create(fates.succeeds(after_s=0.1))
+async def test_commands_and_coroutines_use_it_too(task_bridge: BridgeFixture, tmp_path: Path) -> None:
+    watched = task_bridge.create(scenarios.succeeds(after_s=0.1))
     done = await ran("watch", watched, "--json", directory=tmp_path, environment=task_bridge.environment)
     assert json.loads(done.out[-1])["outcome"] == "succeeded"
-    forgotten = task_bridge.create(fates.runs_forever())
+    forgotten = task_bridge.create(scenarios.runs_forever())
     async with TaskBridge(task_bridge.nats_url) as bridge:
         waiting = asyncio.create_task(bridge.wait(forgotten, timeout=30))
         async for event in bridge.events(task=forgotten, follow=True):

@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 
 from lab import PREFIX, Lab, until
-from task_bridge.domain.subjects import Names
-from task_bridge.simulator import scenarios as fates
+from task_bridge.domain.subjects import SubjectNames
+from task_bridge.simulator import scenarios
 
-WATCHES, NAMES = "VCENTER_TASKS_WATCHES", Names(PREFIX)
+WATCHES, NAMES = "VCENTER_TASKS_WATCHES", SubjectNames(PREFIX)
 
 
 def with_more(body: dict[str, Any]) -> dict[str, Any]:
@@ -53,15 +53,15 @@ async def written(lab: Lab, task: str) -> tuple[dict[str, Any], dict[str, Any], 
 async def test_what_another_release_wrote_is_read_and_gone_on_from(lab: Lab, of_watch: Any, of_event: Any) -> None:
     async with lab.bridge():
         await lab.listen()
-    task = lab.vcenter.create(fates.runs_forever())
+    task = lab.vcenter.create(scenarios.runs_forever())
     watch, event, headers = await written(lab, task)
     for stream in ("VCENTER_TASKS_WATCHES", "VCENTER_TASKS_EVENTS"):
         await lab.js.purge_stream(stream)
-    put = NAMES.put_event("lab", task, "watching")
+    put = NAMES.put_subject("lab", task, "watching")
     # Without Bridge-Instance: the lab holds only what this release writes against its schemas.
     kept = {name: headers[name] for name in ("Bridge-Watch", "Bridge-Sequence", "Bridge-Kind")}
     await lab.js.publish(put, json.dumps(of_event(event)).encode(), headers={**kept, "Nats-Msg-Id": "rewritten"})
-    await lab.js.publish(NAMES.watch("lab", task), json.dumps(of_watch(watch)).encode())
+    await lab.js.publish(NAMES.watch_subject("lab", task), json.dumps(of_watch(watch)).encode())
     lab.vcenter.set(task, status="SUCCEEDED")
     async with lab.bridge():
         final = await lab.ended(task)
@@ -75,7 +75,7 @@ async def test_what_this_release_writes_has_all_that_the_one_before_needs(lab: L
     """Rollback: 1.0 decodes these fields of a watch and of an event; none may be renamed or left out."""
     async with lab.bridge():
         await lab.listen()
-    watch, event, headers = await written(lab, lab.vcenter.create(fates.runs_forever()))
+    watch, event, headers = await written(lab, lab.vcenter.create(scenarios.runs_forever()))
     assert {"id", "vcenter", "task", "since"} <= set(watch)
     assert {"vcenter", "api", "task", "watch", "kind", "outcome", "final", "sequence"} <= set(event["data"])
     assert {"id", "source", "type", "subject", "time", "data"} <= set(event)

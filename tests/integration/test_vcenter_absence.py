@@ -7,15 +7,14 @@ import time
 import pytest
 from structlog.testing import capture_logs
 
-from task_bridge.simulator import faults
-from task_bridge.simulator import scenarios as fates
+from task_bridge.simulator import faults, scenarios
 from task_bridge.simulator.app import SimulatedVCenter
 from task_bridge.simulator.options import Options
 from vcenter_lab import PATIENCE, POLICY, Lab, lab
 
 
 def running(it: Lab, count: int) -> list[str]:
-    return [it.vcenter.create(fates.runs_forever()) for _ in range(count)]
+    return [it.vcenter.create(scenarios.runs_forever()) for _ in range(count)]
 
 
 async def test_a_task_never_seen_is_lost_after_the_grace_and_two_questions() -> None:
@@ -33,7 +32,7 @@ async def test_a_task_that_appears_within_the_grace_is_followed() -> None:
     async with lab() as it:
         it.follow("late:task")
         await it.until(lambda: it.vcenter.journal.of("get", "late:task"))
-        it.vcenter.create(fates.succeeds(after_s=0.1), id="late:task")
+        it.vcenter.create(scenarios.succeeds(after_s=0.1), id="late:task")
         await it.ended("late:task")
         assert not it.is_gone("late:task")
 
@@ -183,7 +182,7 @@ async def test_the_first_that_vanishes_makes_the_others_be_looked_at_before_it_i
         await it.shown(*tasks)
         for task in tasks:
             it.vcenter.hide(task)
-        it.source.hurry(tasks[0])  # the others would be due in a minute
+        it.source.poll_now(tasks[0])  # the others would be due in a minute
         await it.until(lambda: it.source.health.holding)
         assert not any(it.is_gone(task) for task in tasks)
 

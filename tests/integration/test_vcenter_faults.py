@@ -8,17 +8,16 @@ import pytest
 from structlog.testing import capture_logs
 
 from task_bridge.domain.task import UNAVAILABLE, Rendering, Task
-from task_bridge.simulator import faults
-from task_bridge.simulator import scenarios as fates
+from task_bridge.simulator import faults, scenarios
 from task_bridge.simulator.app import SimulatedVCenter
 from task_bridge.simulator.serve import serving
 from task_bridge.vcenter.cis import poller as looks
-from task_bridge.vcenter.cis.reading import read_task
+from task_bridge.vcenter.cis.reading import parse_raw_task
 from vcenter_lab import PATIENCE, Lab, lab, looking_at
 
 
 def running(it: Lab, count: int) -> list[str]:
-    return [it.vcenter.create(fates.runs_forever()) for _ in range(count)]
+    return [it.vcenter.create(scenarios.runs_forever()) for _ in range(count)]
 
 
 async def states_while_failing(it: Lab, poisoned: list[str], others: list[str]) -> set[str]:
@@ -77,9 +76,9 @@ async def test_a_fault_of_the_bridge_s_own_over_one_task_delays_no_other(monkeyp
     def read(body: bytes, rendering: Rendering, *, with_result: bool) -> Task:
         if b"poison" in bytes(body):
             raise ZeroDivisionError
-        return read_task(body, rendering, with_result=with_result)
+        return parse_raw_task(body, rendering, with_result=with_result)
 
-    monkeypatch.setattr(looks, "read_task", read)
+    monkeypatch.setattr(looks, "parse_raw_task", read)
     with capture_logs() as logs:
         async with lab() as it:
             (poisoned,) = running(it, 1)
@@ -109,7 +108,7 @@ async def test_a_result_that_can_not_be_had_is_unavailable_and_the_task_ended_al
 ) -> None:
     with capture_logs() as logs:
         async with lab(patience=PATIENCE._replace(result_s=result_s)) as it:
-            task = it.vcenter.create(fates.succeeds_at_once())
+            task = it.vcenter.create(scenarios.succeeds_at_once())
             it.vcenter.faults.add(faults.delayed(0.0), operation="list", times=1)  # the look
             it.vcenter.faults.add(faults.internal_server_error(), operation="list")
             it.vcenter.faults.add(fault, operation="get")
@@ -121,7 +120,7 @@ async def test_a_result_that_can_not_be_had_is_unavailable_and_the_task_ended_al
 
 @pytest.mark.parametrize("fault", [faults.delayed(3_600), faults.stalled_body(20)], ids=["headers", "body"])
 async def test_an_answer_that_stalls_is_waited_for_so_long_and_invents_nothing(fault: faults.Effect) -> None:
-    async with lab(patience=PATIENCE._replace(phase_s=0.2)) as it:
+    async with lab(patience=PATIENCE._replace(read_timeout_s=0.2)) as it:
         tasks = running(it, 3)
         it.follow(*tasks)
         await it.shown(*tasks)
@@ -141,7 +140,7 @@ async def test_a_key_that_stands_there_twice_counts_by_its_last_value() -> None:
         (task,) = running(it, 1)
         it.follow(task)
         await it.shown(task)
-        it.source.hurry(task)
+        it.source.poll_now(task)
         await it.more_looks(task)
         assert it.statuses(task) == ["RUNNING"]
 

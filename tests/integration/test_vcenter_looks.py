@@ -11,11 +11,10 @@ from structlog.testing import capture_logs
 
 from task_bridge.domain.ports import Unanswered, Unchanged
 from task_bridge.domain.task import UNAVAILABLE, Task
-from task_bridge.simulator import faults
-from task_bridge.simulator import scenarios as fates
+from task_bridge.simulator import faults, scenarios
 from task_bridge.simulator.app import SimulatedVCenter
 from task_bridge.simulator.options import Options
-from task_bridge.vcenter.cis import LookPolicy
+from task_bridge.vcenter.cis import PollPolicy
 from vcenter_lab import PATIENCE, lab
 
 
@@ -23,12 +22,12 @@ from vcenter_lab import PATIENCE, lab
 async def test_a_task_is_followed_to_its_end_in_whichever_rendering_there_is(renderings: str) -> None:
     vcenter = SimulatedVCenter(Options(renderings=renderings))  # type: ignore[arg-type]
     async with lab(vcenter) as it:
-        task = vcenter.create(fates.succeeds(after_s=0.5))
+        task = vcenter.create(scenarios.succeeds(after_s=0.5))
         it.follow(task)
         ended = await it.ended(task)
         assert it.statuses(task)[-1] == "SUCCEEDED"
         assert ended.result is not None
-        assert json.loads(ended.result.json) == fates.GOOD_RESULT
+        assert json.loads(ended.result.json) == scenarios.GOOD_RESULT
         assert vcenter.sessions.counts.logins == 1
     assert vcenter.sessions.live == []
 
@@ -36,7 +35,7 @@ async def test_a_task_is_followed_to_its_end_in_whichever_rendering_there_is(ren
 @pytest.mark.parametrize("api", ["api", "rest"])
 async def test_a_pinned_api_is_the_only_one_asked(api: str) -> None:
     async with lab(api=api) as it:
-        task = it.vcenter.create(fates.succeeds(after_s=0.1))
+        task = it.vcenter.create(scenarios.succeeds(after_s=0.1))
         it.follow(task)
         await it.ended(task)
     assert all(request.path.startswith(f"/{api}/") for request in it.vcenter.journal.requests)
@@ -44,8 +43,8 @@ async def test_a_pinned_api_is_the_only_one_asked(api: str) -> None:
 
 async def test_all_due_tasks_of_a_provider_go_in_one_list_without_results() -> None:
     async with lab() as it:
-        tasks = [it.vcenter.create(fates.runs_forever()) for _ in range(40)]
-        others = [it.vcenter.create(fates.runs_forever(), service="com.other") for _ in range(10)]
+        tasks = [it.vcenter.create(scenarios.runs_forever()) for _ in range(40)]
+        others = [it.vcenter.create(scenarios.runs_forever(), service="com.other") for _ in range(10)]
         it.follow(*tasks, *others)
         await it.shown(*tasks, *others)
         lists = it.vcenter.journal.of("list")
@@ -55,15 +54,15 @@ async def test_all_due_tasks_of_a_provider_go_in_one_list_without_results() -> N
 
 async def test_more_tasks_than_a_list_takes_go_in_several() -> None:
     async with lab() as it:
-        tasks = [it.vcenter.create(fates.runs_forever()) for _ in range(1_200)]
+        tasks = [it.vcenter.create(scenarios.runs_forever()) for _ in range(1_200)]
         it.follow(*tasks)
         await it.shown(*tasks)
         assert max(request.tasks for request in it.vcenter.journal.of("list")) == 500
 
 
 async def test_a_first_look_is_asked_for_at_once() -> None:
-    async with lab(policy=LookPolicy(5.0, 15.0, 30.0)) as it:
-        task = it.vcenter.create(fates.runs_forever())
+    async with lab(policy=PollPolicy(5.0, 15.0, 30.0)) as it:
+        task = it.vcenter.create(scenarios.runs_forever())
         await it.until(lambda: it.source.health.state == "ok")
         began = time.time()
         it.follow(task)
@@ -73,7 +72,7 @@ async def test_a_first_look_is_asked_for_at_once() -> None:
 
 async def test_looks_that_find_nothing_new_say_so_and_go_on_by_themselves() -> None:
     async with lab() as it:
-        task = it.vcenter.create(fates.runs_forever())
+        task = it.vcenter.create(scenarios.runs_forever())
         it.follow(task)
         await it.shown(task)
         await it.more_looks(task)
@@ -83,20 +82,20 @@ async def test_looks_that_find_nothing_new_say_so_and_go_on_by_themselves() -> N
 
 async def test_a_task_that_was_given_is_not_looked_at_before_again() -> None:
     async with lab() as it:
-        parked, other = (it.vcenter.create(fates.runs_forever()) for _ in range(2))
+        parked, other = (it.vcenter.create(scenarios.runs_forever()) for _ in range(2))
         it.parks = True
         it.follow(parked, other)
         await it.shown(parked, other)
-        it.source.again(other)
+        it.source.resume(other)
         await it.more_looks(other)
         assert it.looks(parked) == 1
-        it.source.again(parked)
+        it.source.resume(parked)
         await it.more_looks(parked, 1)
 
 
 async def test_a_forgotten_task_is_looked_at_no_more() -> None:
     async with lab() as it:
-        forgotten, other = (it.vcenter.create(fates.runs_forever()) for _ in range(2))
+        forgotten, other = (it.vcenter.create(scenarios.runs_forever()) for _ in range(2))
         it.follow(forgotten, other)
         await it.shown(forgotten, other)
         it.source.forget(forgotten)
@@ -109,7 +108,7 @@ async def test_a_forgotten_task_is_looked_at_no_more() -> None:
 
 async def test_a_task_that_ended_is_told_at_once_and_again_with_its_result() -> None:
     async with lab() as it:
-        task = it.vcenter.create(fates.succeeds_at_once())
+        task = it.vcenter.create(scenarios.succeeds_at_once())
         it.parks = True
         it.follow(task)
         await it.ended(task)
@@ -123,7 +122,7 @@ async def test_a_task_that_ended_is_told_at_once_and_again_with_its_result() -> 
 
 async def test_results_are_fetched_by_list_some_dozens_at_a_time() -> None:
     async with lab() as it:
-        tasks = [it.vcenter.create(fates.succeeds_at_once()) for _ in range(200)]
+        tasks = [it.vcenter.create(scenarios.succeeds_at_once()) for _ in range(200)]
         it.follow(*tasks)
         for task in tasks:
             await it.ended(task)
@@ -135,7 +134,7 @@ async def test_results_are_fetched_by_list_some_dozens_at_a_time() -> None:
 
 async def test_results_that_are_too_many_for_one_answer_come_in_smaller_lists() -> None:
     async with lab() as it:
-        tasks = [it.vcenter.create(fates.large_result(size=1_000_000, after_s=0.0)) for _ in range(60)]
+        tasks = [it.vcenter.create(scenarios.large_result(size=1_000_000, after_s=0.0)) for _ in range(60)]
         it.follow(*tasks)
         for task in tasks:
             result = (await it.ended(task)).result
@@ -146,8 +145,8 @@ async def test_results_that_are_too_many_for_one_answer_come_in_smaller_lists() 
 async def test_a_result_that_is_too_large_for_any_answer_is_unavailable_and_the_task_ends_nevertheless() -> None:
     async with lab() as it:
         task, small = (
-            it.vcenter.create(fates.large_result(size=34_000_000, after_s=0.0)),
-            it.vcenter.create(fates.succeeds_at_once()),
+            it.vcenter.create(scenarios.large_result(size=34_000_000, after_s=0.0)),
+            it.vcenter.create(scenarios.succeeds_at_once()),
         )
         it.follow(task, small)
         assert (await it.ended(task)).result == UNAVAILABLE
@@ -156,7 +155,7 @@ async def test_a_result_that_is_too_large_for_any_answer_is_unavailable_and_the_
 
 async def test_a_result_is_fetched_after_a_failure_that_passes() -> None:
     async with lab() as it:
-        task = it.vcenter.create(fates.succeeds_at_once())
+        task = it.vcenter.create(scenarios.succeeds_at_once())
         it.vcenter.faults.add(faults.gateway_unavailable(), operation="list", times=3)
         it.follow(task)
         assert (await it.ended(task)).result != UNAVAILABLE
@@ -164,8 +163,8 @@ async def test_a_result_is_fetched_after_a_failure_that_passes() -> None:
 
 async def test_partial_results_come_with_each_look_where_asked_for() -> None:
     async with lab() as it:
-        task = it.vcenter.create(fates.partial_results(after_s=0.6, hosts=3))
-        plain = it.vcenter.create(fates.partial_results(after_s=0.6, hosts=3))
+        task = it.vcenter.create(scenarios.partial_results(after_s=0.6, hosts=3))
+        plain = it.vcenter.create(scenarios.partial_results(after_s=0.6, hosts=3))
         it.follow(task, with_result=True)
         it.follow(plain)
         await it.ended(task)
@@ -177,7 +176,7 @@ async def test_partial_results_come_with_each_look_where_asked_for() -> None:
 
 async def test_a_minimal_body_is_a_task() -> None:
     async with lab() as it:
-        task = it.vcenter.create(fates.bare_success(after_s=0.1))
+        task = it.vcenter.create(scenarios.bare_success(after_s=0.1))
         it.follow(task)
         ended = await it.ended(task)
         assert (ended.status, ended.service, ended.progress) == ("SUCCEEDED", None, None)
@@ -185,7 +184,7 @@ async def test_a_minimal_body_is_a_task() -> None:
 
 async def test_a_reason_that_is_only_in_the_result_is_the_error_of_a_failed_task() -> None:
     async with lab() as it:
-        task = it.vcenter.create(fates.fails_by_result(after_s=0.1))
+        task = it.vcenter.create(scenarios.fails_by_result(after_s=0.1))
         it.follow(task)
         ended = await it.ended(task)
         assert ended.error is not None
@@ -196,7 +195,7 @@ async def test_a_reason_that_is_only_in_the_result_is_the_error_of_a_failed_task
 async def test_an_id_that_no_list_takes_is_found_and_asked_for_alone(renderings: str) -> None:
     vcenter = SimulatedVCenter(Options(renderings=renderings))  # type: ignore[arg-type]
     async with lab(vcenter) as it:
-        tasks = [vcenter.create(fates.runs_forever()) for _ in range(60)]
+        tasks = [vcenter.create(scenarios.runs_forever()) for _ in range(60)]
         bad = tasks[17]
         vcenter.faults.add(faults.resource_inaccessible(), operation="list", task=bad)
         it.follow(*tasks)
@@ -211,7 +210,7 @@ async def test_an_id_that_no_list_takes_is_found_and_asked_for_alone(renderings:
 
 async def test_a_list_is_tried_again_later_for_an_id_that_no_list_took() -> None:
     async with lab() as it:
-        bad, other = (it.vcenter.create(fates.runs_forever()) for _ in range(2))
+        bad, other = (it.vcenter.create(scenarios.runs_forever()) for _ in range(2))
         fault = it.vcenter.faults.add(faults.internal_server_error(), operation="list", task=bad)
         it.follow(bad, other)
         await it.shown(bad, other)
@@ -223,8 +222,8 @@ async def test_a_list_is_tried_again_later_for_an_id_that_no_list_took() -> None
 async def test_without_a_list_every_task_is_asked_for_by_get_and_the_list_tried_again_later() -> None:
     vcenter = SimulatedVCenter(Options(list_enabled=False))
     async with lab(vcenter, patience=PATIENCE._replace(relist_s=1.0)) as it:
-        tasks = [vcenter.create(fates.succeeds(after_s=0.3)) for _ in range(5)]
-        running = vcenter.create(fates.runs_forever())
+        tasks = [vcenter.create(scenarios.succeeds(after_s=0.3)) for _ in range(5)]
+        running = vcenter.create(scenarios.runs_forever())
         it.follow(*tasks, running)
         for task in tasks:
             await it.ended(task)
@@ -241,7 +240,7 @@ async def test_without_a_list_every_task_is_asked_for_by_get_and_the_list_tried_
 )
 async def test_an_answer_that_can_not_be_read_is_a_failed_look_and_no_more(fault: faults.Effect) -> None:
     async with lab() as it:
-        tasks = [it.vcenter.create(fates.runs_forever()) for _ in range(4)]
+        tasks = [it.vcenter.create(scenarios.runs_forever()) for _ in range(4)]
         it.vcenter.faults.add(fault, operation="list", times=2)
         it.follow(*tasks)
         await it.shown(*tasks)
@@ -250,8 +249,8 @@ async def test_an_answer_that_can_not_be_read_is_a_failed_look_and_no_more(fault
 
 async def test_one_task_that_can_not_be_read_delays_no_other() -> None:
     async with lab() as it:
-        poisoned = it.vcenter.create(fates.runs_forever())
-        others = [it.vcenter.create(fates.runs_forever()) for _ in range(5)]
+        poisoned = it.vcenter.create(scenarios.runs_forever())
+        others = [it.vcenter.create(scenarios.runs_forever()) for _ in range(5)]
         it.vcenter.set(poisoned, "status")
         it.vcenter.faults.add(faults.non_object(), operation="get", task=poisoned)
         it.follow(poisoned, *others)
@@ -264,13 +263,13 @@ async def test_one_task_that_can_not_be_read_delays_no_other() -> None:
 
 
 async def test_a_hurried_look_comes_at_once_whatever_it_finds() -> None:
-    async with lab(policy=LookPolicy(30.0, 60.0, 30.0)) as it:
-        known, unknown = it.vcenter.create(fates.runs_forever()), "no:such.task"
+    async with lab(policy=PollPolicy(30.0, 60.0, 30.0)) as it:
+        known, unknown = it.vcenter.create(scenarios.runs_forever()), "no:such.task"
         it.follow(known, unknown)
         await it.shown(known)
-        it.source.hurry(known)
-        it.source.hurry(unknown)
-        it.source.hurry("not:followed")
+        it.source.poll_now(known)
+        it.source.poll_now(unknown)
+        it.source.poll_now("not:followed")
         await it.until(lambda: it.looks(known) == 2 and it.unanswered(unknown))
         answer = it.unanswered(unknown)[0].answer
         assert answer is not None
@@ -278,31 +277,31 @@ async def test_a_hurried_look_comes_at_once_whatever_it_finds() -> None:
 
 
 async def test_a_hurried_look_is_answered_when_vcenter_is_not_there() -> None:
-    async with lab(policy=LookPolicy(30.0, 60.0, 30.0)) as it:
-        task = it.vcenter.create(fates.runs_forever())
+    async with lab(policy=PollPolicy(30.0, 60.0, 30.0)) as it:
+        task = it.vcenter.create(scenarios.runs_forever())
         it.follow(task)
         await it.shown(task)
         it.vcenter.faults.add(faults.connection_reset())
-        it.source.hurry(task)
+        it.source.poll_now(task)
         await it.until(lambda: it.unanswered(task) == [Unanswered(None)])
-        it.source.hurry(task)  # known to be down by now
+        it.source.poll_now(task)  # known to be down by now
         await it.until(lambda: len(it.unanswered(task)) == 2)
 
 
 async def test_a_parked_task_that_is_hurried_is_looked_at() -> None:
     async with lab() as it:
         it.parks = True
-        task = it.vcenter.create(fates.runs_forever())
+        task = it.vcenter.create(scenarios.runs_forever())
         it.follow(task)
         await it.shown(task)
-        it.source.hurry(task)
+        it.source.poll_now(task)
         await it.until(lambda: it.looks(task) == 2)
 
 
 async def test_the_budget_is_kept_and_all_tasks_are_looked_at_alike() -> None:
     vcenter = SimulatedVCenter(Options(list_enabled=False))
     async with lab(vcenter, max_requests_per_second=40.0) as it:
-        tasks = [vcenter.create(fates.runs_forever()) for _ in range(30)]
+        tasks = [vcenter.create(scenarios.runs_forever()) for _ in range(30)]
         it.follow(*tasks)
         await it.until(lambda: min(it.looks(task) for task in tasks) >= 3)
         began = vcenter.journal.requests[0].at
@@ -314,8 +313,8 @@ async def test_the_budget_is_kept_and_all_tasks_are_looked_at_alike() -> None:
 
 async def test_a_provider_that_hangs_delays_no_other_provider() -> None:
     async with lab() as it:
-        hanging = [it.vcenter.create(fates.runs_forever(), service="com.hanging") for _ in range(1_200)]
-        others = [it.vcenter.create(fates.runs_forever()) for _ in range(3)]
+        hanging = [it.vcenter.create(scenarios.runs_forever(), service="com.hanging") for _ in range(1_200)]
+        others = [it.vcenter.create(scenarios.runs_forever()) for _ in range(3)]
         it.follow(*hanging, *others)
         await it.shown(*hanging, *others)
         for task in hanging:
@@ -332,7 +331,7 @@ async def test_a_provider_that_hangs_delays_no_other_provider() -> None:
 async def test_a_task_whose_get_always_fails_delays_no_other(fault: faults.Effect) -> None:
     with capture_logs() as logs:
         async with lab(SimulatedVCenter(Options(list_enabled=False))) as it:
-            poisoned, other = (it.vcenter.create(fates.runs_forever()) for _ in range(2))
+            poisoned, other = (it.vcenter.create(scenarios.runs_forever()) for _ in range(2))
             it.vcenter.faults.add(fault, operation="get", task=poisoned)
             it.follow(other, poisoned)
             await it.until(lambda: len(it.vcenter.journal.of("get", poisoned)) >= 5)
@@ -345,8 +344,8 @@ async def test_a_task_whose_get_always_fails_delays_no_other(fault: faults.Effec
 
 
 async def test_ten_thousand_tasks_are_all_seen_promptly_by_an_idle_bridge() -> None:
-    async with lab(policy=LookPolicy(15.0, 15.0, 30.0), max_requests_per_second=20.0) as it:
-        tasks = [it.vcenter.create(fates.runs_forever()) for _ in range(10_000)]
+    async with lab(policy=PollPolicy(15.0, 15.0, 30.0), max_requests_per_second=20.0) as it:
+        tasks = [it.vcenter.create(scenarios.runs_forever()) for _ in range(10_000)]
         it.follow(*tasks)
         await it.until(lambda: len({found.task for found in it.found}) == 10_000)
         assert len(it.vcenter.journal.of("list")) <= 21
@@ -354,7 +353,7 @@ async def test_ten_thousand_tasks_are_all_seen_promptly_by_an_idle_bridge() -> N
 
 async def test_leaving_ends_what_is_under_way() -> None:
     async with lab() as it:
-        task = it.vcenter.create(fates.runs_forever())
+        task = it.vcenter.create(scenarios.runs_forever())
         it.vcenter.faults.add(faults.stalled_body(), operation="list")
         it.follow(task)
         await it.until(lambda: it.vcenter.journal.of("list"))
@@ -365,8 +364,8 @@ async def test_leaving_ends_what_is_under_way() -> None:
 
 
 async def test_looks_are_counted_by_task() -> None:
-    async with lab(policy=LookPolicy(30.0, 60.0, 30.0)) as it:
-        tasks = [it.vcenter.create(fates.runs_forever()) for _ in range(7)]
+    async with lab(policy=PollPolicy(30.0, 60.0, 30.0)) as it:
+        tasks = [it.vcenter.create(scenarios.runs_forever()) for _ in range(7)]
         it.follow(*tasks)
         await it.shown(*tasks)
         assert it.counted("looks_total", vcenter="lab") == 7
@@ -390,7 +389,7 @@ async def test_every_task_ends_as_it_does_whatever_else_goes_wrong_on_the_way() 
     ]
     async with lab() as it:
         tasks = {
-            it.vcenter.create(fates.FATES[fate](after_s=after_s)): status
+            it.vcenter.create(scenarios.SCENARIOS[fate](after_s=after_s)): status
             for fate, status in (
                 ("succeeds", "SUCCEEDED"),
                 ("fails_with_error", "FAILED"),

@@ -21,14 +21,13 @@ from structlog.testing import capture_logs
 from task_bridge.domain.errors import Refused, VCenterUnavailable
 from task_bridge.domain.ports import Unchanged
 from task_bridge.metrics import Metrics
-from task_bridge.simulator import faults
-from task_bridge.simulator import scenarios as fates
+from task_bridge.simulator import faults, scenarios
 from task_bridge.simulator.app import SimulatedVCenter
 from task_bridge.simulator.options import Options
 from task_bridge.simulator.serve import serving
 from task_bridge.simulator.tasks import Script
-from task_bridge.vcenter.cis import CisSource, LookPolicy
-from task_bridge.vcenter.http import Http
+from task_bridge.vcenter.cis import CisSource, PollPolicy
+from task_bridge.vcenter.http import VCenterHttp
 from vcenter_lab import POLICY, Given, lab
 
 NOT_AUTHENTICATED = (
@@ -50,7 +49,7 @@ NOT_AUTHENTICATED = (
 async def test_a_session_that_ended_is_begun_anew_once_for_all(told: faults.Effect | None) -> None:
     vcenter = SimulatedVCenter(Options(list_enabled=False))
     async with lab(vcenter) as it:
-        tasks = [vcenter.create(fates.runs_forever()) for _ in range(4)]
+        tasks = [vcenter.create(scenarios.runs_forever()) for _ in range(4)]
         it.follow(*tasks)
         await it.shown(*tasks)
         vcenter.sessions.invalidate()
@@ -65,8 +64,8 @@ async def test_a_session_that_ended_is_begun_anew_once_for_all(told: faults.Effe
 
 
 async def test_a_session_that_ends_in_the_middle_of_ten_thousand_looks_costs_one_login() -> None:
-    async with lab(policy=LookPolicy(1.0, 1.0, 30.0)) as it:
-        tasks = [it.vcenter.create(fates.runs_forever()) for _ in range(10_000)]
+    async with lab(policy=PollPolicy(1.0, 1.0, 30.0)) as it:
+        tasks = [it.vcenter.create(scenarios.runs_forever()) for _ in range(10_000)]
         it.follow(*tasks)
         await it.until(lambda: len({found.task for found in it.found}) == 10_000)
         it.vcenter.options.latency_s = 0.02
@@ -101,7 +100,7 @@ async def test_a_refused_password_is_tried_once_until_it_changes(tmp_path: Path)
     file = tmp_path / "password"
     file.write_text("wrong")
     async with lab(secret=file.read_text) as it:
-        task = it.vcenter.create(fates.runs_forever())
+        task = it.vcenter.create(scenarios.runs_forever())
         it.follow(task)
         await it.until(lambda: it.source.health.state == "degraded")
         assert "refuses the user name or the password" in str(it.source.health.reason)
@@ -118,7 +117,7 @@ async def test_a_refused_password_is_tried_once_until_it_changes(tmp_path: Path)
 async def test_a_password_file_that_can_not_be_read_is_told_and_waited_for(tmp_path: Path) -> None:
     file = tmp_path / "password"
     async with lab(secret=file.read_text) as it:
-        task = it.vcenter.create(fates.runs_forever())
+        task = it.vcenter.create(scenarios.runs_forever())
         it.follow(task)
         await it.until(lambda: it.source.health.state == "degraded")
         assert str(file) in str(it.source.health.reason)
@@ -145,7 +144,7 @@ async def test_the_session_limit_is_told_by_its_own_line_and_metric() -> None:
 )
 async def test_retry_after_is_honoured(fault: faults.Effect) -> None:
     async with lab() as it:
-        task = it.vcenter.create(fates.runs_forever())
+        task = it.vcenter.create(scenarios.runs_forever())
         it.follow(task)
         await it.shown(task)
         it.vcenter.faults.add(fault, times=1)
@@ -159,7 +158,7 @@ async def test_an_outage_is_told_once_and_its_end_once_and_is_asked_about_by_sin
     vcenter = SimulatedVCenter(Options(list_enabled=False))
     with capture_logs() as logs:
         async with lab(vcenter) as it:
-            tasks = [vcenter.create(fates.runs_forever()) for _ in range(20)]
+            tasks = [vcenter.create(scenarios.runs_forever()) for _ in range(20)]
             it.follow(*tasks)
             await it.shown(*tasks)
             fault = vcenter.faults.add(faults.gateway_unavailable())
@@ -178,8 +177,8 @@ async def test_without_tasks_vcenter_is_asked_now_and_then() -> None:
     async with lab() as it:
         await it.until(lambda: len(it.vcenter.journal.of("session")) >= 3)
         assert it.source.health.state == "ok"
-        assert it.source.health.last_good_look_at is not None
-        assert time.time() - it.source.health.last_good_look_at < 5
+        assert it.source.health.last_good_poll_at is not None
+        assert time.time() - it.source.health.last_good_poll_at < 5
         with it.vcenter.faults.during(faults.bad_gateway()):
             await it.until(lambda: it.source.health.state == "degraded")
         await it.until(lambda: it.source.health.state == "ok")
@@ -187,13 +186,13 @@ async def test_without_tasks_vcenter_is_asked_now_and_then() -> None:
 
 async def test_before_anything_was_asked_health_is_unknown() -> None:
     source = CisSource(Given("http://127.0.0.1:9"), POLICY, Metrics())
-    assert (source.health.state, source.health.last_good_look_at) == ("unknown", None)
+    assert (source.health.state, source.health.last_good_poll_at) == ("unknown", None)
 
 
 async def test_leaving_logs_out_of_a_session_that_is_just_being_given() -> None:
     vcenter = SimulatedVCenter(Options(latency_s=0.2))
     async with lab(vcenter) as it:
-        it.follow(vcenter.create(fates.runs_forever()))
+        it.follow(vcenter.create(scenarios.runs_forever()))
         await it.until(lambda: vcenter.journal.in_flight)
     assert vcenter.sessions.counts.logins == 1
     assert vcenter.sessions.live == []
@@ -201,7 +200,7 @@ async def test_leaving_logs_out_of_a_session_that_is_just_being_given() -> None:
 
 async def test_leaving_does_not_wait_for_a_vcenter_that_hangs() -> None:
     async with lab() as it:
-        it.follow(it.vcenter.create(fates.runs_forever()))
+        it.follow(it.vcenter.create(scenarios.runs_forever()))
         await it.until(lambda: it.vcenter.sessions.live)
         it.vcenter.faults.add(faults.stalled_body(), operation="logout")
         it.vcenter.faults.add(faults.delayed(30), operation="logout")
@@ -212,7 +211,7 @@ async def test_leaving_does_not_wait_for_a_vcenter_that_hangs() -> None:
 class TestCancel:
     async def test_a_task_is_canceled_whether_followed_or_not(self) -> None:
         async with lab() as it:
-            task = it.vcenter.create(fates.runs_forever(cancel_takes_s=0.0))
+            task = it.vcenter.create(scenarios.runs_forever(cancel_takes_s=0.0))
             await it.source.cancel(task)
             it.follow(task)
             ended = await it.ended(task)
@@ -223,8 +222,8 @@ class TestCancel:
     @pytest.mark.parametrize(
         ("script", "status", "code"),
         [
-            (fates.runs_forever(cancelable=False), 409, "not_cancelable"),
-            (fates.succeeds_at_once(), 409, "already_ended"),
+            (scenarios.runs_forever(cancelable=False), 409, "not_cancelable"),
+            (scenarios.succeeds_at_once(), 409, "already_ended"),
             (None, 404, "unknown_task"),
         ],
         ids=["unsupported", "ended", "unknown"],
@@ -241,7 +240,7 @@ class TestCancel:
 
     async def test_a_403_is_forbidden(self) -> None:
         async with lab() as it:
-            task = it.vcenter.create(fates.runs_forever())
+            task = it.vcenter.create(scenarios.runs_forever())
             it.vcenter.deny(task)
             with pytest.raises(Refused, match="No right") as refused:
                 await it.source.cancel(task)
@@ -254,7 +253,7 @@ class TestCancel:
     )
     async def test_anything_else_is_unavailable(self, fault: faults.Effect) -> None:
         async with lab() as it:
-            task = it.vcenter.create(fates.runs_forever())
+            task = it.vcenter.create(scenarios.runs_forever())
             it.vcenter.faults.add(fault, path="cis/tasks")
             with pytest.raises(VCenterUnavailable):
                 await it.source.cancel(task)
@@ -318,7 +317,7 @@ def authority(tmp_path: Path) -> Authority:
 class TestTls:
     async def test_a_ca_file_makes_a_certificate_trusted(self, authority: Authority) -> None:
         async with lab(ssl=authority.tls, ca_file=authority.file) as it:
-            task = it.vcenter.create(fates.succeeds_at_once())
+            task = it.vcenter.create(scenarios.succeeds_at_once())
             it.follow(task)
             await it.ended(task)
 
@@ -351,9 +350,7 @@ class TestTls:
             os.replace(replacement, file)
             await it.until(lambda: it.source.health.state == "ok")
 
-    async def test_a_ca_file_that_is_gone_is_told_and_waited_for(
-        self, authority: Authority, tmp_path: Path
-    ) -> None:
+    async def test_a_ca_file_that_is_gone_is_told_and_waited_for(self, authority: Authority, tmp_path: Path) -> None:
         file = tmp_path / "configured.pem"
         async with lab(ssl=authority.tls, ca_file=file) as it:
             await it.until(lambda: it.source.health.state == "degraded")
@@ -392,7 +389,7 @@ async def test_a_kept_connection_that_vcenter_just_closed_is_no_failure() -> Non
 
     server = await asyncio.start_server(serve, "127.0.0.1", 0)
     host, port = server.sockets[0].getsockname()
-    http = Http(Given(f"http://{host}:{port}"), Metrics())
+    http = VCenterHttp(Given(f"http://{host}:{port}"), Metrics())
     try:
         assert (await http.request("login", "POST", "/login", {})).ok
         assert (await http.request("get", "GET", "/task", {})).ok

@@ -11,8 +11,7 @@ import pytest
 from structlog.testing import capture_logs
 
 from lab import PASSWORD, USERNAME, BridgeProcess, Lab, until
-from task_bridge.simulator import Options, Script, SimulatedVCenter, Step, faults
-from task_bridge.simulator import scenarios as fates
+from task_bridge.simulator import Options, Script, SimulatedVCenter, Step, faults, scenarios
 from task_bridge.simulator.faults import Effect
 from task_bridge.simulator.options import Timestamps
 from task_bridge.simulator.serve import serving
@@ -88,7 +87,7 @@ async def test_a_vcenter_whose_clock_is_two_hours_off_is_as_good_as_any(lab: Lab
     lab.vcenter.options.timestamps = Timestamps(skew_s=skew_s, offset_minutes=120)
     async with lab.bridge():
         await lab.listen()
-        task = lab.vcenter.create(fates.succeeds(after_s=1.0))
+        task = lab.vcenter.create(scenarios.succeeds(after_s=1.0))
         began = time.time()
         await lab.publish({"task": task, "timeout": 30, "stalled_after": 20})
         final = await lab.ended(task)
@@ -96,9 +95,7 @@ async def test_a_vcenter_whose_clock_is_two_hours_off_is_as_good_as_any(lab: Lab
     kinds = [event["data"]["kind"] for event in lab.heard(task)]
     assert set(kinds) <= {"watching", "status", "progress", "completed"}
     assert final["data"]["outcome"] == "succeeded"
-    assert final["data"]["duration_seconds"] == pytest.approx(
-        0.9, abs=0.01
-    )  # as RUNNING, which a tenth comes before
+    assert final["data"]["duration_seconds"] == pytest.approx(0.9, abs=0.01)  # as RUNNING, which a tenth comes before
 
 
 async def test_a_vcenter_that_hangs_and_one_that_is_down_cost_a_third_nothing(lab: Lab) -> None:
@@ -109,10 +106,10 @@ async def test_a_vcenter_that_hangs_and_one_that_is_down_cost_a_third_nothing(la
         vcenters = {name: {"url": url, **login} for name, url in urls.items()}
         async with lab.bridge(vcenters=vcenters) as bridge:
             await lab.listen()
-            stuck = [slow.create(fates.runs_forever()) for _ in range(20)]
+            stuck = [slow.create(scenarios.runs_forever()) for _ in range(20)]
             for number, task in enumerate(stuck):
                 await lab.publish({"task": task, "vcenter": "slow" if number % 2 else "down"})
-            tasks = [lab.vcenter.create(fates.succeeds(after_s=1.0 + number / 20)) for number in range(20)]
+            tasks = [lab.vcenter.create(scenarios.succeeds(after_s=1.0 + number / 20)) for number in range(20)]
             for task in tasks:
                 await lab.publish({"task": task, "vcenter": "lab"})
             for task in tasks:
@@ -133,7 +130,7 @@ async def test_vcenters_that_all_hang_hold_up_no_stop(lab: Lab) -> None:
     async with lab.bridge(vcenters=vcenters):
         await lab.listen()
         for name in vcenters:
-            task = lab.vcenter.create(fates.runs_forever())
+            task = lab.vcenter.create(scenarios.runs_forever())
             await lab.publish({"task": task, "vcenter": name})
             await until(lambda task=task: lab.heard(task))  # type: ignore[misc]
         lab.vcenter.options.latency_s = 30.0
@@ -147,7 +144,7 @@ async def test_a_result_that_is_gone_by_now_still_ends_in_completed(lab: Lab) ->
     lab.vcenter.faults.add(faults.task_not_found(), operation="get")
     async with lab.bridge():
         await lab.listen()
-        task = lab.vcenter.create(fates.succeeds_at_once())
+        task = lab.vcenter.create(scenarios.succeeds_at_once())
         await lab.publish(task)
         data = (await lab.ended(task))["data"]
     assert (data["kind"], data["outcome"], data["result_state"]) == ("completed", "succeeded", "unavailable")
@@ -158,7 +155,7 @@ async def test_a_signal_leaves_no_session_behind(lab: Lab, process: BridgeProces
     await process.start()
     await process.ready()
     await lab.listen()
-    task = lab.vcenter.create(fates.runs_forever())
+    task = lab.vcenter.create(scenarios.runs_forever())
     await lab.publish(task)
     await until(lambda: lab.heard(task))
     lab.vcenter.options.latency_s = 0.2  # requests are under way when the signal comes

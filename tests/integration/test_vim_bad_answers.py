@@ -8,8 +8,7 @@ import pytest
 
 from lab import PASSWORD, USERNAME, Lab, until
 from task_bridge.settings import VCenterSettings
-from task_bridge.simulator import faults
-from task_bridge.simulator import scenarios as fates
+from task_bridge.simulator import faults, scenarios
 from task_bridge.simulator.faults import Effect
 from unit.test_vim_soap import entities, enveloped
 
@@ -52,8 +51,8 @@ async def test_a_bad_answer_fails_a_look_and_no_task(lab: Lab, method: str, bad:
     way = "push" if method == PUSH else "pull"
     async with lab.bridge(vcenters=by(lab, way)) as bridge:
         await lab.listen()
-        classic = lab.vcenter.create(fates.runs_forever(), flavour="vim")
-        modern = lab.vcenter.create(fates.runs_forever())
+        classic = lab.vcenter.create(scenarios.runs_forever(), flavour="vim")
+        modern = lab.vcenter.create(scenarios.runs_forever())
         for task in (classic, modern):
             await lab.publish(task)
         await until(lambda: lab.heard(classic) and lab.heard(modern))
@@ -80,7 +79,7 @@ async def test_a_bad_answer_fails_a_look_and_no_task(lab: Lab, method: str, bad:
 async def test_what_spoils_an_answer_is_found_and_left_aside(lab: Lab) -> None:
     async with lab.bridge(vcenters=by(lab, "pull")) as bridge:
         await lab.listen()
-        tasks = [lab.vcenter.create(fates.runs_forever(), flavour="vim") for _ in range(9)]
+        tasks = [lab.vcenter.create(scenarios.runs_forever(), flavour="vim") for _ in range(9)]
         for task in tasks:
             await lab.publish(task)
         await until(lambda: all(map(lab.heard, tasks)))
@@ -100,7 +99,7 @@ async def test_where_push_fails_again_and_again_tasks_are_pulled(lab: Lab, metho
     async with lab.bridge():
         await lab.listen()
         lab.vcenter.faults.add(faults.soap_fault(), operation=method)
-        task = lab.vcenter.create(fates.runs_forever(), flavour="vim")
+        task = lab.vcenter.create(scenarios.runs_forever(), flavour="vim")
         await lab.publish(task)
         await until(lambda: lab.heard(task))
         lab.vcenter.set(task, status="SUCCEEDED")
@@ -116,7 +115,7 @@ async def test_an_unknown_object_that_spoils_a_change_of_the_view_is_left_aside(
 ) -> None:
     async with lab.bridge(vcenters=by(lab, "push")):
         await lab.listen()
-        task = lab.vcenter.create(fates.runs_forever(), flavour="vim")
+        task = lab.vcenter.create(scenarios.runs_forever(), flavour="vim")
         refused = faults.soap_fault("ManagedObjectNotFound")
         lab.vcenter.faults.add(refused, operation="ModifyListView", times=refusals)
         await lab.publish(task)
@@ -134,7 +133,7 @@ async def test_a_vcenter_of_which_only_sdk_answers_is_well_while_classic_tasks_a
     async with lab.bridge() as bridge:
         await lab.listen()
         await until(lambda: bridge.status.health().vcenters[0].state == "degraded")
-        task = lab.vcenter.create(fates.runs_forever(), flavour="vim")
+        task = lab.vcenter.create(scenarios.runs_forever(), flavour="vim")
         await lab.publish(task)
         await until(lambda: bridge.status.health().vcenters[0].state == "ok")
         lab.vcenter.set(task, status="SUCCEEDED")
@@ -145,7 +144,7 @@ async def test_a_login_whose_answer_is_cut_leaves_no_session_behind(lab: Lab) ->
     lab.vcenter.faults.add(BAD["cut"], operation="Login", times=2)
     async with lab.bridge():
         await lab.listen()
-        task = lab.vcenter.create(fates.succeeds_at_once(), flavour="vim")
+        task = lab.vcenter.create(scenarios.succeeds_at_once(), flavour="vim")
         await lab.publish(task)
         assert (await lab.ended(task))["data"]["outcome"] == "succeeded"
         assert len(lab.vcenter.sessions.live) == 2  # one for each kind

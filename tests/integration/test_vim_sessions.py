@@ -7,26 +7,25 @@ import time
 
 import vcenter_lab
 from lab import BridgeProcess, Lab, until
-from task_bridge.simulator import faults
-from task_bridge.simulator import scenarios as fates
+from task_bridge.simulator import faults, scenarios
 from task_bridge.vcenter.vim import VimSource
-from task_bridge.vcenter.vim.patience import VimPatience
+from task_bridge.vcenter.vim.patience import VimTimeouts
 
 
 async def test_a_session_that_nobody_needs_is_logged_out_of_and_another_begun_when_needed() -> None:
-    idle = VimPatience(idle_s=0.3)
+    idle = VimTimeouts(idle_s=0.3)
     async with vcenter_lab.lab() as here:
         settings = vcenter_lab.Given(here.url)
-        vim = VimSource(here.source.link, settings, vcenter_lab.POLICY, here.metrics, vim_patience=idle)
+        vim = VimSource(here.source.shared, settings, vcenter_lab.POLICY, here.metrics, vim_patience=idle)
 
         async def asked(method: str, times: int) -> None:
             await here.until(lambda: len(here.vcenter.journal.of(method)) == times)
 
         async with vim:
-            task = here.vcenter.create(fates.runs_forever(), flavour="vim")
+            task = here.vcenter.create(scenarios.runs_forever(), flavour="vim")
             assert not here.vcenter.journal.of("Login")
             for number in (1, 2):
-                vim.follow(task, time.time(), seen=False, birth=None)
+                vim.track(task, time.time(), seen=False, birth=None)
                 await asked("CreateListView", number)
                 await asked("Login", number)
                 vim.forget(task)
@@ -37,11 +36,11 @@ async def test_a_session_is_logged_out_of_however_long_nothing_else_was_due() ->
     async with vcenter_lab.lab() as here:
         settings = vcenter_lab.Given(here.url)
         vim = VimSource(
-            here.source.link, settings, vcenter_lab.POLICY, here.metrics, vim_patience=VimPatience(idle_s=0.1)
+            here.source.shared, settings, vcenter_lab.POLICY, here.metrics, vim_patience=VimTimeouts(idle_s=0.1)
         )
         async with vim:
-            task = here.vcenter.create(fates.runs_forever(), flavour="vim")
-            vim.follow(task, time.time(), seen=False, birth=None)
+            task = here.vcenter.create(scenarios.runs_forever(), flavour="vim")
+            vim.track(task, time.time(), seen=False, birth=None)
             # The task, its object, and then nothing new: the third wait begins when all the rest is done.
             await here.until(lambda: len(here.vcenter.journal.of("WaitForUpdatesEx")) == 3)
             vim.forget(task)
@@ -49,7 +48,7 @@ async def test_a_session_is_logged_out_of_however_long_nothing_else_was_due() ->
 
 
 async def test_a_bridge_that_is_ended_while_it_logs_in_leaves_no_session(lab: Lab, process: BridgeProcess) -> None:
-    task = lab.vcenter.create(fates.runs_forever(), flavour="vim")
+    task = lab.vcenter.create(scenarios.runs_forever(), flavour="vim")
     await process.start()
     await process.ready()
     with lab.vcenter.faults.during(faults.delayed(0.5), operation="Login"):

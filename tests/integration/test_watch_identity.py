@@ -8,9 +8,9 @@ import msgspec
 from nats.js.api import StreamState
 
 from lab import PREFIX, Lab, until
-from task_bridge.domain.subjects import Names
+from task_bridge.domain.subjects import SubjectNames
 from task_bridge.domain.watch import Watch
-from task_bridge.simulator import scenarios as fates
+from task_bridge.simulator import scenarios
 
 WATCHES = "VCENTER_TASKS_WATCHES"
 
@@ -22,7 +22,7 @@ async def watches(lab: Lab) -> StreamState:
 async def deliver(lab: Lab, watch: Watch) -> None:
     """Puts a watch's message where it lay before, as a redelivery finds it when the dedupe window is over."""
     await until_empty(lab)  # the ack of the one that lay there may still be on its way
-    await lab.js.publish(Names(PREFIX).watch(watch.vcenter, watch.task), msgspec.json.encode(watch))
+    await lab.js.publish(SubjectNames(PREFIX).watch_subject(watch.vcenter, watch.task), msgspec.json.encode(watch))
     await until_empty(lab)
 
 
@@ -44,7 +44,7 @@ async def stored_watch(lab: Lab, request: object) -> Watch:
 async def test_after_an_abandoned_watch_a_request_begins_a_new_one(lab: Lab) -> None:
     async with lab.bridge():
         await lab.listen()
-        task = lab.vcenter.create(fates.runs_forever())
+        task = lab.vcenter.create(scenarios.runs_forever())
         await lab.publish({"task": task, "timeout": 0.3})
         first = await lab.ended(task)
         lab.live.clear()
@@ -61,7 +61,7 @@ async def test_after_an_abandoned_watch_a_request_begins_a_new_one(lab: Lab) -> 
 async def test_after_completed_nothing_new_is_published_and_the_event_is_the_answer(lab: Lab) -> None:
     async with lab.bridge():
         await lab.listen()
-        task = lab.vcenter.create(fates.succeeds_at_once())
+        task = lab.vcenter.create(scenarios.succeeds_at_once())
         await lab.publish(task)
         final = await lab.ended(task)
         await until_empty(lab)
@@ -77,7 +77,7 @@ async def test_after_completed_nothing_new_is_published_and_the_event_is_the_ans
 async def test_a_stored_request_delivered_again_after_its_watch_ended_starts_nothing(lab: Lab) -> None:
     async with lab.bridge():
         await lab.listen()
-        task = lab.vcenter.create(fates.runs_forever())
+        task = lab.vcenter.create(scenarios.runs_forever())
         watch = await stored_watch(lab, {"task": task})
         await until(lambda: lab.heard(task))
         ended = await lab.ask("unwatch", {"task": task})
@@ -90,7 +90,7 @@ async def test_a_stored_request_delivered_again_after_its_watch_ended_starts_not
 async def test_a_stored_request_that_another_watch_served_starts_nothing(lab: Lab) -> None:
     async with lab.bridge():
         await lab.listen()
-        task = lab.vcenter.create(fates.runs_forever())
+        task = lab.vcenter.create(scenarios.runs_forever())
         asked_at = time.time()
         await lab.ask("watch", {"task": task, "timeout": 0.5})
         await lab.ended(task)
@@ -103,7 +103,7 @@ async def test_a_stored_request_that_another_watch_served_starts_nothing(lab: La
 async def test_an_ack_lost_after_the_ending_is_made_good_without_an_event(lab: Lab) -> None:
     async with lab.bridge():
         await lab.listen()
-        task = lab.vcenter.create(fates.succeeds_at_once())
+        task = lab.vcenter.create(scenarios.succeeds_at_once())
         watch = await stored_watch(lab, {"task": task})
         await lab.ended(task)
         await until_empty(lab)
@@ -114,7 +114,7 @@ async def test_an_ack_lost_after_the_ending_is_made_good_without_an_event(lab: L
 async def test_unwatch_ends_a_watch_once_and_tells_what_there_is_to_tell(lab: Lab) -> None:
     async with lab.bridge():
         await lab.listen()
-        task = lab.vcenter.create(fates.runs_forever())
+        task = lab.vcenter.create(scenarios.runs_forever())
         await lab.publish(task)
         await until(lambda: lab.heard(task))
         first, second = await lab.ask("unwatch", task), await lab.reply("unwatch", task)

@@ -15,22 +15,22 @@ from task_bridge.domain.events import (
     ResultRef,
     WatchRef,
     from_cloudevent,
-    placed,
     to_cloudevent,
+    attach_result,
 )
-from task_bridge.domain.ports import UNCHANGED, Standing, Unanswered, Unchanged
+from task_bridge.domain.ports import UNCHANGED, PollResult, Unanswered, Unchanged
 from task_bridge.domain.task import NO_RESULT, Progress, Result, Task, TaskError
 from task_bridge.domain.watch import (
-    LAST_LOOK_S,
+    LAST_POLL_S,
     Absence,
     Draft,
     Policy,
-    View,
+    TaskView,
     Watch,
     next_event,
-    observe,
-    resume,
+    record_poll,
     stall_at,
+    view_from_event,
     wake_at,
 )
 
@@ -84,9 +84,9 @@ def denied() -> Absence:
 
 
 def an_event(kind: str = "status", outcome: str | None = None, **fields: Any) -> Event:
-    """A stored event of `a_watch()` that took place at NOW; `time` and `stalled_told` stand around the data."""
+    """A stored event of `a_watch()` that took place at NOW; `time` and `stalled_reported` stand around the data."""
     around: dict[str, Any] = {"source": SOURCE, "time": NOW}
-    around |= {name: fields.pop(name) for name in ("time", "stalled_told") if name in fields}
+    around |= {name: fields.pop(name) for name in ("time", "stalled_reported") if name in fields}
     data: dict[str, Any] = {
         "vcenter": "lab",
         "api": "cis",
@@ -103,7 +103,7 @@ def an_event(kind: str = "status", outcome: str | None = None, **fields: Any) ->
 
 def stored(event: Event) -> Event:
     """The event as whoever comes later reads it."""
-    read = from_cloudevent(to_cloudevent(event), stalled_told=event.stalled_told)
+    read = from_cloudevent(to_cloudevent(event), stalled_reported=event.stalled_reported)
     assert read is not None
     return read
 
@@ -114,9 +114,9 @@ def place(draft: Draft, inline_max: int = INLINE_MAX_BYTES) -> Event:
     if result is None:
         return event
     if len(result.json) <= inline_max:
-        return placed(event, result)
+        return attach_result(event, result)
     digest = hashlib.sha256(result.json).hexdigest()
-    return placed(event, result, ResultRef("VCENTER_TASKS_RESULTS", event.id, len(result.json), digest))
+    return attach_result(event, result, ResultRef("VCENTER_TASKS_RESULTS", event.id, len(result.json), digest))
 
 
 def kinds(events: list[Event]) -> list[str]:
@@ -127,10 +127,10 @@ class Stored(NamedTuple):
     """An event as it lies in the stream."""
 
     body: bytes
-    stalled_told: bool
+    stalled_reported: bool
 
     def read(self) -> Event:
-        event = from_cloudevent(self.body, stalled_told=self.stalled_told)
+        event = from_cloudevent(self.body, stalled_reported=self.stalled_reported)
         assert event is not None
         return event
 
@@ -156,7 +156,7 @@ class Replica:
         self.stream: list[Stored] = [] if stream is None else stream
         self.began = self.now = now
         self.last = self.stream[-1].read() if self.stream else None
-        self.view: View = resume(self.last)
+        self.view: TaskView = view_from_event(self.last)
         self._inline_max = inline_max
         self._whole_looks = whole_looks
         self._shown: Task | None = None
@@ -180,7 +180,7 @@ class Replica:
     def events(self) -> list[Event]:
         return [entry.read() for entry in self.stream]
 
-    def look(self, standing: Standing | None) -> None:
+    def look(self, standing: PollResult | None) -> None:
         """A look now; None is one that got no answer. A task that ended is shown twice, as sources do."""
         if standing is None or self.over:
             return
@@ -190,18 +190,18 @@ class Replica:
         self._take(standing)
         self.settle()
 
-    def _take(self, standing: Standing) -> None:
+    def _take(self, standing: PollResult) -> None:
         if isinstance(standing, Task):
             if standing == self._shown and not self._whole_looks:
                 standing = UNCHANGED
             else:
                 self._shown = standing
-        if self.view.last_look_asked and not (isinstance(standing, Task) and standing.ended):
-            self.view.last_look_over = True
+        if self.view.last_poll_requested and not (isinstance(standing, Task) and standing.ended):
+            self.view.last_poll_over = True
         if isinstance(standing, Unchanged):
-            self.view.looked_at = self.now
+            self.view.polled_at = self.now
         elif isinstance(standing, Task):
-            observe(self.view, self.last, standing, self.now)
+            record_poll(self.view, self.last, standing, self.now)
         elif isinstance(standing, Absence):
             self.view.absence = standing
         elif isinstance(standing, Unanswered):
@@ -210,15 +210,15 @@ class Replica:
     def settle(self) -> None:
         while draft := next_event(self.watch, self.last, self.view, self.now, self.policy):
             self.last = place(draft, self._inline_max)
-            self.stream.append(Stored(to_cloudevent(self.last), self.last.stalled_told))
+            self.stream.append(Stored(to_cloudevent(self.last), self.last.stalled_reported))
 
-    def wait_until(self, to: float, world: Standing | None = None) -> None:
+    def wait_until(self, to: float, world: PollResult | None = None) -> None:
         """Time passes; timers go off. `world` is what the one look at the deadline finds, None: no answer."""
         while not self.over and (at := self.wakes_at) <= to:
             # A timer never goes off at once again.
             self.now = max(at, self.now + 0.005)
-            if self.now >= self.watch.deadline and not self.view.last_look_asked:
-                self.view.last_look_until = self.now + LAST_LOOK_S
+            if self.now >= self.watch.deadline and not self.view.last_poll_requested:
+                self.view.last_poll_until = self.now + LAST_POLL_S
                 self.look(world)
             self.settle()
         self.now = to

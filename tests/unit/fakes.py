@@ -9,8 +9,8 @@ from typing import NamedTuple
 
 from task_bridge.domain.errors import NatsUnavailable
 from task_bridge.domain.events import Event
-from task_bridge.domain.ports import Standing
-from task_bridge.domain.task import Birth
+from task_bridge.domain.ports import PollResult
+from task_bridge.domain.task import TaskIdentity
 from task_bridge.domain.watch import Draft
 from unit.builders import NOW, TASK, place, stored
 
@@ -38,29 +38,29 @@ class FakeSource:
 
     def __init__(self) -> None:
         self.followed: dict[str, tuple[float, bool, bool]] = {}
-        self.births: dict[str, Birth | None] = {}
-        self.born: Birth | None = None
+        self.births: dict[str, TaskIdentity | None] = {}
+        self.born: TaskIdentity | None = None
         self.calls: list[str] = []
-        self.on_hurry: Standing | None = None
-        self._batches: asyncio.Queue[list[tuple[str, Standing]]] = asyncio.Queue()
+        self.on_hurry: PollResult | None = None
+        self._batches: asyncio.Queue[list[tuple[str, PollResult]]] = asyncio.Queue()
 
-    def give(self, *standings: Standing, task: str = TASK) -> None:
+    def give(self, *standings: PollResult, task: str = TASK) -> None:
         """Each in a batch of its own."""
         for standing in standings:
             self._batches.put_nowait([(task, standing)])
 
-    def give_batch(self, batch: list[tuple[str, Standing]]) -> None:
+    def give_batch(self, batch: list[tuple[str, PollResult]]) -> None:
         self._batches.put_nowait(batch)
 
-    def follow(self, task: str, since: float, *, seen: bool, with_result: bool, birth: Birth | None) -> None:
+    def track(self, task: str, since: float, *, seen: bool, with_result: bool, birth: TaskIdentity | None) -> None:
         self.births[task] = birth
         self.calls.append(f"follow {task}")
         self.followed[task] = (since, seen, with_result)
 
-    def again(self, task: str) -> None:
+    def resume(self, task: str) -> None:
         self.calls.append(f"again {task}")
 
-    def hurry(self, task: str) -> None:
+    def poll_now(self, task: str) -> None:
         self.calls.append(f"hurry {task}")
         if self.on_hurry is not None:
             asyncio.get_running_loop().call_later(0.005, self._batches.put_nowait, [(task, self.on_hurry)])
@@ -70,17 +70,17 @@ class FakeSource:
         self.followed.pop(task, None)
 
     @property
-    def absent(self) -> int:
+    def absent_count(self) -> int:
         return 0
 
-    def absent_elsewhere(self, count: int) -> None:
+    def set_absent_elsewhere(self, count: int) -> None:
         self.calls.append(f"absent elsewhere {count}")
 
-    async def looks(self) -> AsyncIterator[list[tuple[str, Standing]]]:
+    async def poll_results(self) -> AsyncIterator[list[tuple[str, PollResult]]]:
         while True:
             yield await self._batches.get()
 
-    async def birth(self, task: str) -> Birth | None:
+    async def fetch_identity(self, task: str) -> TaskIdentity | None:
         self.calls.append(f"birth {task}")
         return self.born
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 
-from task_bridge.jetstream.connection import canceled
+from task_bridge.jetstream.connection import cancel_and_wait
 
 
 async def answering(answer: asyncio.Future[None], began: asyncio.Event) -> None:
@@ -23,7 +23,7 @@ async def test_a_cancellation_that_meets_an_answer_ends_the_task_all_the_same() 
     await asyncio.sleep(0)
     answer.set_result(None)  # in the same turn of the loop as the cancellation
     async with asyncio.timeout(5):
-        await canceled(task)
+        await cancel_and_wait(task)
     assert task.done()
 
 
@@ -36,5 +36,5 @@ async def test_what_ends_by_a_failure_of_its_own_says_nothing_any_more() -> None
 
     task = asyncio.create_task(fails())
     await asyncio.sleep(0)
-    await canceled(task)
+    await cancel_and_wait(task)
     assert isinstance(task.exception(), OSError)

@@ -17,9 +17,9 @@ from task_bridge.domain.events import (
     ResultRef,
     WatchRef,
     from_cloudevent,
-    placed,
-    shrunk,
+    shrink_to_fit,
     to_cloudevent,
+    attach_result,
 )
 from task_bridge.domain.task import NO_RESULT, UNAVAILABLE, Message, Progress, Result, Target, TaskError
 from unit.builders import NOW, an_event, stored
@@ -161,7 +161,7 @@ def told(event: Event) -> dict[str, Any]:
 
 
 def read(body: object) -> Event:
-    event = from_cloudevent(msgspec.json.encode(body), stalled_told=False)
+    event = from_cloudevent(msgspec.json.encode(body), stalled_reported=False)
     assert event is not None
     return event
 
@@ -259,11 +259,11 @@ def test_an_event_comes_back_as_it_was_stored() -> None:
 @settings(max_examples=150)
 @given(data_of_events, st.integers(0, 4_000_000_000_000), st.booleans(), maybe_text)
 def test_every_event_comes_back_as_it_was_stored(
-    data: EventData, time_ms: int, stalled_told: bool, tracestate: str | None
+    data: EventData, time_ms: int, stalled_reported: bool, tracestate: str | None
 ) -> None:
-    event = Event("https://x", time_ms / 1000, data, tracestate=tracestate, stalled_told=stalled_told)
+    event = Event("https://x", time_ms / 1000, data, tracestate=tracestate, stalled_reported=stalled_reported)
 
-    again = from_cloudevent(to_cloudevent(event), stalled_told=stalled_told)
+    again = from_cloudevent(to_cloudevent(event), stalled_reported=stalled_reported)
 
     assert again is not None
     assert again.time == pytest.approx(event.time, abs=0.0005)
@@ -339,21 +339,19 @@ def test_missing_results_and_labels_are_empty() -> None:
     ],
 )
 def test_a_body_that_cannot_be_read_is_none(body: bytes) -> None:
-    assert from_cloudevent(body, stalled_told=False) is None
+    assert from_cloudevent(body, stalled_reported=False) is None
 
 
 @given(st.binary(max_size=40))
 def test_no_bytes_are_too_odd_to_be_refused(body: bytes) -> None:
-    assert from_cloudevent(body, stalled_told=False) is None
+    assert from_cloudevent(body, stalled_reported=False) is None
 
 
 @pytest.mark.parametrize(
     ("unchanged_since", "timestamp"),
     [("2025-11-24T22:40:55.123Z", 1_764_024_055.123), (None, NOW), ("whenever", NOW)],
 )
-def test_unchanged_since_is_the_events_time_where_it_is_not_told(
-    unchanged_since: str | None, timestamp: float
-) -> None:
+def test_unchanged_since_is_the_events_time_where_it_is_not_told(unchanged_since: str | None, timestamp: float) -> None:
     assert an_event(unchanged_since=unchanged_since).unchanged_since == pytest.approx(timestamp, abs=0.0005)
 
 
@@ -368,7 +366,7 @@ def test_unchanged_since_is_the_events_time_where_it_is_not_told(
     ],
 )
 def test_a_result_finds_its_place(result: Result, ref: ResultRef | None, state: str, value: object) -> None:
-    data = told(placed(an_event("completed", "succeeded"), result, ref))["data"]
+    data = told(attach_result(an_event("completed", "succeeded"), result, ref))["data"]
 
     assert (data["result_state"], data["result"]) == (state, value)
     assert (data["result_ref"] is not None) == (state == "stored")
@@ -392,7 +390,7 @@ BLOATED = an_event(
 
 
 def test_the_most_bloated_event_fits_and_can_still_be_understood() -> None:
-    event = shrunk(BLOATED, 60_000)
+    event = shrink_to_fit(BLOATED, 60_000)
     data = event.data
 
     assert len(to_cloudevent(event)) <= 60_000
@@ -404,12 +402,10 @@ def test_the_most_bloated_event_fits_and_can_still_be_understood() -> None:
 
 
 def test_what_goes_first_is_extra_then_the_errors_data_and_stack() -> None:
-    error = TaskError(
-        "ERROR", "It broke.", (Message("a", "It broke."), Message("b", "y" * 5_000)), data=["z" * 5_000]
-    )
+    error = TaskError("ERROR", "It broke.", (Message("a", "It broke."), Message("b", "y" * 5_000)), data=["z" * 5_000])
     event = an_event("completed", "failed", extra={"notes": "x" * 5_000}, error=error, description="d" * 3_000)
 
-    first, then = shrunk(event, 16_000).data, shrunk(event, 6_000).data
+    first, then = shrink_to_fit(event, 16_000).data, shrink_to_fit(event, 6_000).data
 
     assert (first.extra, first.error, first.description) == (None, error, event.data.description)
     assert then.error == TaskError("ERROR", "It broke.", (Message("a", "It broke."),))
@@ -417,7 +413,7 @@ def test_what_goes_first_is_extra_then_the_errors_data_and_stack() -> None:
 
 
 def test_an_event_without_error_or_progress_shrinks_too() -> None:
-    event = shrunk(an_event(description=LONG), 10_000)
+    event = shrink_to_fit(an_event(description=LONG), 10_000)
 
     assert len(to_cloudevent(event)) <= 10_000
     assert (event.data.error, event.data.progress) == (None, None)

@@ -9,7 +9,7 @@ import nats.errors
 import pytest
 
 from credentials import nkey, operated
-from task_bridge.jetstream.connect import options
+from task_bridge.jetstream.connect import connect_options
 from task_bridge.settings import load
 
 URL = "nats://127.0.0.1:4222"
@@ -35,18 +35,18 @@ def test_each_way_to_log_in_is_told_as_nats_py_wants_it(
     file.write_text("of a file\n")
     given = {name: value.format(file=file) for name, value in environ.items()}
     wanted = {name: value.format(file=file) if value else None for name, value in told.items()}
-    assert options(load(given, need_vcenters=False).nats) == {"servers": [URL], "tls": None, **wanted}
+    assert connect_options(load(given, need_vcenters=False).nats) == {"servers": [URL], "tls": None, **wanted}
 
 
 def test_a_seed_is_told_by_its_file(tmp_path: Path) -> None:
     (file := tmp_path / "seed").write_text(nkey().seed)
-    told = options(load({"BRIDGE_NATS_NKEY_SEED_FILE": str(file)}, need_vcenters=False).nats)
+    told = connect_options(load({"BRIDGE_NATS_NKEY_SEED_FILE": str(file)}, need_vcenters=False).nats)
     assert told["nkeys_seed"] == str(file)
 
 
 def test_credentials_are_read_each_time_and_a_half_written_file_is_an_error_to_nats_py(tmp_path: Path) -> None:
     (file := tmp_path / "creds").write_text(before := operated().credentials)
-    told = options(load({"BRIDGE_NATS_CREDS_FILE": str(file)}, need_vcenters=False).nats)["user_credentials"]
+    told = connect_options(load({"BRIDGE_NATS_CREDS_FILE": str(file)}, need_vcenters=False).nats)["user_credentials"]
     assert told.data == before
     file.write_text(before[:40])
     with pytest.raises(nats.errors.Error, match="BRIDGE_NATS_CREDS_FILE"):
@@ -56,5 +56,5 @@ def test_credentials_are_read_each_time_and_a_half_written_file_is_an_error_to_n
 
 
 def test_a_tls_url_trusts_the_systems_authorities() -> None:
-    context = options(load({"BRIDGE_NATS_URL": "tls://nats.example.com"}, need_vcenters=False).nats)["tls"]
+    context = connect_options(load({"BRIDGE_NATS_URL": "tls://nats.example.com"}, need_vcenters=False).nats)["tls"]
     assert context.check_hostname

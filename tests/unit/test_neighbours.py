@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from task_bridge.jetstream.replicas import surplus
+from task_bridge.jetstream.replicas import count_surplus
 
 ROOM = 50_000
 
@@ -28,12 +28,12 @@ ROOM = 50_000
 def test_more_than_a_tenth_above_the_mean_is_too_much_where_others_have_room(
     held: int, others: list[tuple[int, int]], more: int
 ) -> None:
-    assert surplus(held, others) == more
+    assert count_surplus(held, others) == more
 
 
 def test_handing_the_surplus_over_ends_it_and_makes_nobody_else_have_one() -> None:
     held = [10_000, 0, 4_000]
-    while more := surplus(held[0], [(held[1], ROOM), (held[2], ROOM)]):
+    while more := count_surplus(held[0], [(held[1], ROOM), (held[2], ROOM)]):
         held[0] -= more
         held[1] += more
-    assert surplus(held[1], [(held[0], ROOM), (held[2], ROOM)]) == 0
+    assert count_surplus(held[1], [(held[0], ROOM), (held[2], ROOM)]) == 0

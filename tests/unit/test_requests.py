@@ -14,15 +14,15 @@ from task_bridge.domain.errors import Problem, Refused
 from task_bridge.domain.requests import (
     REQUEST_MAX_KEPT_BYTES,
     ListRequest,
-    Routes,
     TaskRequest,
+    VCenterRouting,
     WatchRequest,
+    decode_strict_json,
+    describe_rejected_request,
     error_body,
-    invalid,
-    parse,
-    read_json,
-    told_of,
-    trace_of,
+    invalid_request,
+    parse_request,
+    parse_trace_context,
     unknown_vcenter,
 )
 
@@ -36,12 +36,12 @@ def body(**fields: Any) -> bytes:
 
 
 def asked(**fields: Any) -> WatchRequest:
-    return parse(WatchRequest, body(task=TASK, **fields))
+    return parse_request(WatchRequest, body(task=TASK, **fields))
 
 
 def refused(model: type[WatchRequest | TaskRequest | ListRequest], request: bytes) -> Refused:
     with pytest.raises(Refused) as told:
-        parse(model, request)
+        parse_request(model, request)
     assert (told.value.status, told.value.code) == (400, "invalid_request")
     msgspec.json.encode(error_body(told.value))  # can be answered
     return told.value
@@ -53,7 +53,7 @@ def problems(model: type[WatchRequest | TaskRequest | ListRequest], request: byt
 
 def read_or_refused(request: bytes) -> WatchRequest | Refused:
     try:
-        return parse(WatchRequest, request)
+        return parse_request(WatchRequest, request)
     except Refused as told:
         return told
 
@@ -64,7 +64,7 @@ def read_or_refused(request: bytes) -> WatchRequest | Refused:
 @pytest.mark.parametrize("model", [WatchRequest, TaskRequest])
 @pytest.mark.parametrize("request_", [body(task=TASK), json.dumps(TASK).encode(), f' "{TASK}"\n'.encode()])
 def test_a_task_is_asked_for_by_an_object_or_by_its_bare_id(model: type[TaskRequest], request_: bytes) -> None:
-    request = parse(model, request_)
+    request = parse_request(model, request_)
 
     assert (request.task, request.vcenter) == (TASK, None)
 
@@ -96,7 +96,7 @@ def test_a_request_can_say_everything() -> None:
 @pytest.mark.parametrize("request_", [b"", b" \n", b"{}"])
 def test_an_empty_body_is_an_object_without_fields(request_: bytes) -> None:
     assert problems(WatchRequest, request_) == {"task": "is required"}
-    assert parse(ListRequest, request_) == ListRequest()
+    assert parse_request(ListRequest, request_) == ListRequest()
 
 
 @pytest.mark.parametrize("request_", [b"[]", b"1", b"null", b"true", b'["a"]', b"1.5"])
@@ -165,8 +165,8 @@ def test_what_is_not_strict_json_is_refused(request_: bytes, problem: str) -> No
 
 
 def test_json_is_read_as_it_is() -> None:
-    assert read_json(b'{"a": [1, 1.5, null, "\\u00e4"]}') == {"a": [1, 1.5, None, "ä"]}
-    assert read_json(b"") == {}
+    assert decode_strict_json(b'{"a": [1, 1.5, null, "\\u00e4"]}') == {"a": [1, 1.5, None, "ä"]}
+    assert decode_strict_json(b"") == {}
 
 
 # The fields
@@ -177,7 +177,7 @@ def test_json_is_read_as_it_is() -> None:
     ["a", "x" * 256, "ä" * 128, "a.b", "...", "a b", "%2E", "*", ">", "task-", "task-1x", "Task-1", "日", "\u2028"],
 )
 def test_a_task_id_is_opaque(task: str) -> None:
-    assert parse(WatchRequest, json.dumps(task).encode()).task == task
+    assert parse_request(WatchRequest, json.dumps(task).encode()).task == task
 
 
 @pytest.mark.parametrize(
@@ -209,17 +209,17 @@ def test_a_task_id_that_could_not_be_asked_for_is_refused(task: str, problem: st
     ],
 )
 def test_a_classic_task_is_read_as_tools_print_it(task: str, read: str) -> None:
-    assert parse(WatchRequest, body(task=task)).task == read
+    assert parse_request(WatchRequest, body(task=task)).task == read
 
 
 def test_a_classic_task_is_refused_where_its_kind_is_switched_off() -> None:
-    routes = Routes({"lab": "https://lab", "prod": "https://prod"}, "lab", frozenset(["lab"]))
+    routes = VCenterRouting({"lab": "https://lab", "prod": "https://prod"}, "lab", frozenset(["lab"]))
 
     with pytest.raises(Refused) as told:
-        routes.followed(None, "task-1")
+        routes.resolve_watchable(None, "task-1")
     assert (told.value.status, told.value.code, told.value.details[0].field) == (400, "invalid_request", "task")
     assert "BRIDGE_VCENTERS__LAB__VIM" in told.value.details[0].problem
-    assert (routes.followed("prod", "task-1"), routes.followed("lab", "a:b")) == ("prod", "lab")
+    assert (routes.resolve_watchable("prod", "task-1"), routes.resolve_watchable("lab", "a:b")) == ("prod", "lab")
 
 
 @pytest.mark.parametrize("task", [None, 5, True, ["a"], {"id": "a"}])
@@ -257,7 +257,7 @@ def test_what_is_no_duration_is_refused_with_examples(field: str, written: objec
 def test_a_duration_out_of_bounds_is_refused(field: str, written: str) -> None:
     request = f'{{"task": "a", "{field}": {written}}}'.encode()
     if written == "366":
-        assert getattr(parse(WatchRequest, request), field) == 366.0
+        assert getattr(parse_request(WatchRequest, request), field) == 366.0
         return
 
     assert problems(WatchRequest, request) == {field: "must be between 0 and 365 days"}
@@ -313,7 +313,7 @@ def test_the_largest_request_fits_however_it_is_escaped() -> None:
     labels = {f"{number:02}" + "\U0001f600" * 62: "\U0001f600" * 256 for number in range(16)}
     written = json.dumps({"task": "é" * 128, "labels": labels}, ensure_ascii=True).encode()
     assert len(written) > 60_000
-    assert parse(WatchRequest, written).labels == labels
+    assert parse_request(WatchRequest, written).labels == labels
 
 
 def test_there_are_at_most_16_labels() -> None:
@@ -344,7 +344,7 @@ def test_a_request_with_a_thousand_mistakes_is_refused_in_few_words() -> None:
 )
 def test_half_a_character_is_refused_and_can_be_answered(request_: str) -> None:
     assert refused(WatchRequest, request_.encode()).details
-    msgspec.json.encode(told_of(request_.encode()))
+    msgspec.json.encode(describe_rejected_request(request_.encode()))
 
 
 # list
@@ -360,7 +360,7 @@ def test_half_a_character_is_refused_and_can_be_answered(request_: str) -> None:
     ],
 )
 def test_a_list_is_asked_for_by_the_page(fields: dict[str, Any], limit: int, after: int) -> None:
-    request = parse(ListRequest, body(**fields))
+    request = parse_request(ListRequest, body(**fields))
 
     assert (request.limit, request.after) == (limit, after)
 
@@ -381,21 +381,19 @@ def test_a_cursor_is_one_that_a_reply_gave(cursor: object) -> None:
 # Which vCenter
 
 
-ONE = Routes({"lab": "https://lab"}, "lab")
-TWO = Routes({"prod": "https://prod", "lab": "https://lab"}, None)
+ONE = VCenterRouting({"lab": "https://lab"}, "lab")
+TWO = VCenterRouting({"prod": "https://prod", "lab": "https://lab"}, None)
 
 
-@pytest.mark.parametrize(
-    ("routes", "named", "meant"), [(ONE, None, "lab"), (ONE, "lab", "lab"), (TWO, "prod", "prod")]
-)
+@pytest.mark.parametrize(("routes", "named", "meant"), [(ONE, None, "lab"), (ONE, "lab", "lab"), (TWO, "prod", "prod")])
 def test_a_request_means_the_vcenter_it_names_else_the_default(
-    routes: Routes, named: str | None, meant: str
+    routes: VCenterRouting, named: str | None, meant: str
 ) -> None:
-    assert routes.configured(named) == meant
+    assert routes.resolve_configured(named) == meant
 
 
 def test_without_a_default_a_vcenter_must_be_named() -> None:
-    for choose in (TWO.resolve, TWO.configured):
+    for choose in (TWO.resolve, TWO.resolve_configured):
         with pytest.raises(Refused) as told:
             choose(None)
         assert (told.value.status, told.value.code) == (400, "invalid_request")
@@ -405,7 +403,7 @@ def test_without_a_default_a_vcenter_must_be_named() -> None:
 @pytest.mark.parametrize("name", ["", "other", "LAB", "x" * 1_000, "a\nb", "\ud800"])
 def test_a_vcenter_that_is_not_configured_is_unknown(name: str) -> None:
     with pytest.raises(Refused) as told:
-        TWO.configured(name)
+        TWO.resolve_configured(name)
 
     assert (told.value.status, told.value.code) == (404, "unknown_vcenter")
     assert told.value.details == (Problem("vcenter", "must be one of lab, prod"),)
@@ -428,7 +426,7 @@ def test_what_can_not_name_a_vcenter_names_none_and_never_gets_into_a_subject(na
 
 
 def test_an_error_tells_status_code_message_and_details() -> None:
-    told = msgspec.to_builtins(error_body(invalid("No.", Problem("task", "is required"))))
+    told = msgspec.to_builtins(error_body(invalid_request("No.", Problem("task", "is required"))))
 
     assert told == {
         "status": 400,
@@ -436,9 +434,7 @@ def test_an_error_tells_status_code_message_and_details() -> None:
         "message": "No.",
         "details": [{"field": "task", "problem": "is required"}],
     }
-    assert (
-        msgspec.to_builtins(error_body(unknown_vcenter("x", {"lab": "https://lab"})))["code"] == "unknown_vcenter"
-    )
+    assert msgspec.to_builtins(error_body(unknown_vcenter("x", {"lab": "https://lab"})))["code"] == "unknown_vcenter"
 
 
 # What a rejection repeats
@@ -463,7 +459,7 @@ def test_an_error_tells_status_code_message_and_details() -> None:
 def test_a_rejection_repeats_what_could_be_made_out(
     request_: bytes, vcenter: str | None, task: str | None, labels: object
 ) -> None:
-    assert told_of(request_) == {
+    assert describe_rejected_request(request_) == {
         "request": request_.decode("utf-8", "replace"),
         "vcenter": vcenter,
         "task": task,
@@ -475,7 +471,7 @@ def test_a_rejection_repeats_what_could_be_made_out(
     "request_", [b"x" * 100_000, "ä".encode() * 100_000, b"x" + "日".encode() * 100_000, b"\xff" * 100_000]
 )
 def test_a_rejection_repeats_8_kib_of_text_without_half_a_character(request_: bytes) -> None:
-    told = told_of(request_)["request"]
+    told = describe_rejected_request(request_)["request"]
 
     assert REQUEST_MAX_KEPT_BYTES - 3 < len(told.encode()) <= REQUEST_MAX_KEPT_BYTES
     assert request_.decode("utf-8", "replace").startswith(told)
@@ -493,14 +489,12 @@ def test_a_rejection_repeats_8_kib_of_text_without_half_a_character(request_: by
             | st.integers()
             | st.floats()
             | st.text(st.characters(), max_size=5)
-            | st.dictionaries(
-                st.text(st.characters(), max_size=3), st.text(st.characters(), max_size=3), max_size=3
-            ),
+            | st.dictionaries(st.text(st.characters(), max_size=3), st.text(st.characters(), max_size=3), max_size=3),
         ).map(lambda fields: json.dumps(fields).encode()),
     )
 )
 def test_every_request_is_read_or_refused_in_words_that_can_be_sent(request_: bytes) -> None:
-    msgspec.json.encode(told_of(request_))
+    msgspec.json.encode(describe_rejected_request(request_))
 
     outcome = read_or_refused(request_)
 
@@ -542,8 +536,8 @@ def test_every_request_is_read_or_refused_in_words_that_can_be_sent(request_: by
 def test_only_a_w3c_trace_context_is_passed_on(
     headers: dict[str, str] | None, trace: tuple[str | None, str | None]
 ) -> None:
-    assert trace_of(headers) == trace
+    assert parse_trace_context(headers) == trace
 
 
 def test_a_tracestate_is_carried_up_to_512_characters() -> None:
-    assert trace_of({"traceparent": TRACE, "tracestate": "x" * 600}) == (TRACE, "x" * 512)
+    assert parse_trace_context({"traceparent": TRACE, "tracestate": "x" * 600}) == (TRACE, "x" * 512)

@@ -85,9 +85,7 @@ def test_an_empty_variable_is_not_set() -> None:
 
 
 def test_vcenters_may_come_as_json_and_as_variables_both() -> None:
-    text = (
-        '{"Lab": {"max_concurrent_requests": 7}, "old": {"url": "https://old", "username": "u", "password": 123}}'
-    )
+    text = '{"Lab": {"max_concurrent_requests": 7}, "old": {"url": "https://old", "username": "u", "password": 123}}'
     settings = load({**LAB, "BRIDGE_VCENTERS": text})
     assert settings.vcenters["lab"].max_concurrent_requests == 7
     assert settings.vcenters["lab"].url == "https://vc.example.com"
@@ -467,9 +465,7 @@ def test_the_description_tells_every_setting() -> None:
 
 def every_setting() -> dict[str, tuple[str, str]]:
     """(default as it is written, meaning) by variable."""
-    vcenter = {
-        name: f"BRIDGE_VCENTERS__LAB__{key.upper()}" for name, key in variable_names(VCenterSettings).items()
-    }
+    vcenter = {name: f"BRIDGE_VCENTERS__LAB__{key.upper()}" for name, key in variable_names(VCenterSettings).items()}
     models: tuple[tuple[Any, dict[str, str]], ...] = (
         (VCenterSettings, vcenter),
         (NatsSettings, variable_names(NatsSettings)),

@@ -9,9 +9,8 @@ import msgspec
 import pytest
 from msgspec.structs import replace
 
-from task_bridge.simulator import ManualClock, Options, SimulatedVCenter, Target
-from task_bridge.simulator import scenarios as fates
-from task_bridge.simulator.bodies import View
+from task_bridge.simulator import ManualClock, Options, SimulatedTarget, SimulatedVCenter, scenarios
+from task_bridge.simulator.bodies import BodyView
 from task_bridge.simulator.tasks_service import FilterSpec
 
 ROUTER = "com.vmware.vapi.rest.httpNotFound"
@@ -45,12 +44,12 @@ def message_id(answer: httpx.Response) -> str:
 
 class TestGet:
     async def test_shows_a_task(self, client: httpx.AsyncClient, vcenter: SimulatedVCenter) -> None:
-        task = vcenter.create(fates.runs_forever())
+        task = vcenter.create(scenarios.runs_forever())
         answer = await client.get(f"/api/cis/tasks/{task}")
         assert (answer.status_code, answer.json()["status"]) == (200, "RUNNING")
 
     async def test_takes_the_colon_encoded(self, client: httpx.AsyncClient, vcenter: SimulatedVCenter) -> None:
-        task = vcenter.create(fates.runs_forever(), id="a b:c")
+        task = vcenter.create(scenarios.runs_forever(), id="a b:c")
         assert (await client.get("/api/cis/tasks/a%20b%3Ac")).status_code == 200
         assert vcenter.journal.of("get")[0].task == task
 
@@ -58,7 +57,7 @@ class TestGet:
     async def test_leaves_the_result_out(
         self, client: httpx.AsyncClient, vcenter: SimulatedVCenter, query: str
     ) -> None:
-        task = vcenter.create(fates.succeeds_at_once())
+        task = vcenter.create(scenarios.succeeds_at_once())
         assert "result" in (await client.get(f"/api/cis/tasks/{task}")).json()
         assert "result" not in (await client.get(f"/api/cis/tasks/{task}?{query}")).json()
 
@@ -70,7 +69,7 @@ class TestGet:
     async def test_denies_a_task_until_it_is_allowed(
         self, client: httpx.AsyncClient, vcenter: SimulatedVCenter
     ) -> None:
-        task = vcenter.create(fates.runs_forever())
+        task = vcenter.create(scenarios.runs_forever())
         vcenter.deny(task)
         answer = await client.get(f"/api/cis/tasks/{task}")
         assert (answer.status_code, answer.json()["error_type"]) == (403, "UNAUTHORIZED")
@@ -78,7 +77,7 @@ class TestGet:
         assert (await client.get(f"/api/cis/tasks/{task}")).status_code == 200
 
     async def test_flaps(self, client: httpx.AsyncClient, vcenter: SimulatedVCenter) -> None:
-        task = vcenter.create(fates.runs_forever())
+        task = vcenter.create(scenarios.runs_forever())
         seen = []
         for turn in (vcenter.hide, vcenter.unhide):
             turn(task)
@@ -90,7 +89,7 @@ class TestList:
     async def test_leaves_out_what_it_does_not_know_or_show(
         self, client: httpx.AsyncClient, vcenter: SimulatedVCenter
     ) -> None:
-        shown, hidden, denied = (vcenter.create(fates.runs_forever(), id=f"{n}:s") for n in range(3))
+        shown, hidden, denied = (vcenter.create(scenarios.runs_forever(), id=f"{n}:s") for n in range(3))
         vcenter.hide(hidden)
         vcenter.deny(denied)
         answer = await listed(client, tasks=[shown, hidden, denied, "never:s", shown])
@@ -99,7 +98,7 @@ class TestList:
     async def test_leaves_results_out_when_asked(
         self, client: httpx.AsyncClient, vcenter: SimulatedVCenter, clock: ManualClock
     ) -> None:
-        task = vcenter.create(fates.succeeds(after_s=10))
+        task = vcenter.create(scenarios.succeeds(after_s=10))
         spec = {"filter_spec": {"tasks": [task]}, "result_spec": {"exclude_result": True}}
         seen = []
         for _ in range(2):
@@ -132,7 +131,7 @@ class TestList:
     async def test_fails_over_its_limit_and_neither_truncates_nor_pages(
         self, client: httpx.AsyncClient, vcenter: SimulatedVCenter
     ) -> None:
-        script = fates.runs_forever()
+        script = scenarios.runs_forever()
         tasks = [vcenter.create(script, id=f"{n}:s") for n in range(1001)]
         answer = await listed(client, tasks=tasks)
         assert (answer.status_code, answer.json()["error_type"]) == (500, "RESOURCE_INACCESSIBLE")
@@ -154,10 +153,10 @@ class TestList:
     async def test_filters_by_all_that_is_given(
         self, client: httpx.AsyncClient, vcenter: SimulatedVCenter, filter_spec: dict[str, Any], found: list[str]
     ) -> None:
-        host = Target("HostSystem", "host-1")
-        vcenter.create(fates.runs_forever(), id="1:s", user="me")
-        vcenter.create(fates.succeeds_at_once(), id="2:s", operation="scan$task", target=host)
-        vcenter.create(fates.runs_forever(), id="3:other")
+        host = SimulatedTarget("HostSystem", "host-1")
+        vcenter.create(scenarios.runs_forever(), id="1:s", user="me")
+        vcenter.create(scenarios.succeeds_at_once(), id="2:s", operation="scan$task", target=host)
+        vcenter.create(scenarios.runs_forever(), id="3:other")
         assert list((await listed(client, **filter_spec)).json()) == found
 
     async def test_can_be_missing(self, client: httpx.AsyncClient, vcenter: SimulatedVCenter) -> None:
@@ -166,13 +165,13 @@ class TestList:
         assert (answer.status_code, message_id(answer)) == (404, ROUTER)
 
     async def test_of_500_among_thousands_costs_less_than_5_ms(self, vcenter: SimulatedVCenter) -> None:
-        script = fates.runs_forever()
+        script = scenarios.runs_forever()
         tasks = [vcenter.create(script) for _ in range(5000)]
         wanted = FilterSpec(tasks=tasks[::10])
         spent_s = []
         for _ in range(5):
             before = time.process_time()
-            msgspec.json.encode(vcenter.tasks.jsons(vcenter.tasks.list(wanted), View(exclude_result=True)))
+            msgspec.json.encode(vcenter.tasks.jsons(vcenter.tasks.list(wanted), BodyView(exclude_result=True)))
             spent_s.append(time.process_time() - before)
         assert min(spent_s) < 0.005
 
@@ -181,7 +180,7 @@ class TestCancel:
     async def test_ends_a_task_as_failed_a_little_later(
         self, client: httpx.AsyncClient, vcenter: SimulatedVCenter, clock: ManualClock
     ) -> None:
-        task = vcenter.create(fates.runs_forever(cancel_takes_s=2))
+        task = vcenter.create(scenarios.runs_forever(cancel_takes_s=2))
         for _ in range(2):
             assert (await client.post(f"/api/cis/tasks/{task}?action=cancel")).status_code == 204
         assert (await client.get(f"/api/cis/tasks/{task}")).json()["status"] == "RUNNING"
@@ -192,7 +191,7 @@ class TestCancel:
     async def test_stops_what_was_to_come(
         self, client: httpx.AsyncClient, vcenter: SimulatedVCenter, clock: ManualClock
     ) -> None:
-        task = vcenter.create(fates.succeeds(after_s=10))
+        task = vcenter.create(scenarios.succeeds(after_s=10))
         clock.advance(5)
         await client.post(f"/api/cis/tasks/{task}?action=cancel")
         clock.advance(100)
@@ -201,9 +200,9 @@ class TestCancel:
     @pytest.mark.parametrize(
         ("fate", "status", "error_type"),
         [
-            (fates.runs_forever(cancelable=False), 400, "UNSUPPORTED"),
-            (replace(fates.succeeds(), flavour="appliance"), 400, "UNSUPPORTED"),
-            (fates.succeeds_at_once(), 400, "NOT_ALLOWED_IN_CURRENT_STATE"),
+            (scenarios.runs_forever(cancelable=False), 400, "UNSUPPORTED"),
+            (replace(scenarios.succeeds(), flavour="appliance"), 400, "UNSUPPORTED"),
+            (scenarios.succeeds_at_once(), 400, "NOT_ALLOWED_IN_CURRENT_STATE"),
             (None, 404, "NOT_FOUND"),
         ],
     )
@@ -220,7 +219,7 @@ class TestRetention:
         self, client: httpx.AsyncClient, vcenter: SimulatedVCenter, clock: ManualClock
     ) -> None:
         vcenter.options.retention_s = 5
-        task = vcenter.create(fates.succeeds(after_s=1))
+        task = vcenter.create(scenarios.succeeds(after_s=1))
         clock.advance(5.9)
         assert (await client.get(f"/api/cis/tasks/{task}")).status_code == 200
         clock.advance(0.1)
@@ -230,24 +229,22 @@ class TestRetention:
     async def test_a_restart_loses_every_task_and_keeps_the_session(
         self, client: httpx.AsyncClient, vcenter: SimulatedVCenter
     ) -> None:
-        task = vcenter.create(fates.runs_forever())
+        task = vcenter.create(scenarios.runs_forever())
         vcenter.forget_all()
         assert (await client.get(f"/api/cis/tasks/{task}")).status_code == 404
 
-    async def test_creating_tasks_sweeps_the_old_ones_away(
-        self, vcenter: SimulatedVCenter, clock: ManualClock
-    ) -> None:
+    async def test_creating_tasks_sweeps_the_old_ones_away(self, vcenter: SimulatedVCenter, clock: ManualClock) -> None:
         vcenter.options.retention_s = 5
-        old = vcenter.create(fates.succeeds_at_once())
+        old = vcenter.create(scenarios.succeeds_at_once())
         clock.advance(6)
-        vcenter.create(fates.runs_forever())
+        vcenter.create(scenarios.runs_forever())
         with pytest.raises(KeyError):
             vcenter.tasks[old]
 
 
 class TestCreation:
     async def test_gives_the_id_of_a_task(self, client: httpx.AsyncClient, vcenter: SimulatedVCenter) -> None:
-        vcenter.next_scripts.append(fates.succeeds_at_once())
+        vcenter.next_scripts.append(scenarios.succeeds_at_once())
         path = "/api/esx/settings/clusters/domain-c1/software?action=scan&vmw-task=true"
         answer = await client.post(path)
         task = answer.json()
@@ -291,7 +288,7 @@ class TestJournal:
         vcenter.journal.clear()
         vcenter.options.latency_s = 0.25
         clock.advance(1)
-        task = vcenter.create(fates.runs_forever(), id="1:s")
+        task = vcenter.create(scenarios.runs_forever(), id="1:s")
         await listed(client, tasks=[task, "2:s", "3:s"])
         noted = vcenter.journal.requests[0]
         assert (noted.operation, noted.method, noted.path) == ("list", "POST", "/api/cis/tasks")
@@ -299,10 +296,8 @@ class TestJournal:
         assert (noted.at, noted.user) == (clock.now - 0.25, vcenter.options.username)
         assert noted.session == client.headers["vmware-api-session-id"]
 
-    async def test_counts_the_looks_at_each_task(
-        self, client: httpx.AsyncClient, vcenter: SimulatedVCenter
-    ) -> None:
-        task = vcenter.create(fates.runs_forever())
+    async def test_counts_the_looks_at_each_task(self, client: httpx.AsyncClient, vcenter: SimulatedVCenter) -> None:
+        task = vcenter.create(scenarios.runs_forever())
         await listed(client, tasks=[task])
         await client.get(f"/api/cis/tasks/{task}")
         assert vcenter.journal.looks == {task: 2}

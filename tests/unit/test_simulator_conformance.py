@@ -10,8 +10,7 @@ from typing import Any
 import httpx
 import pytest
 
-from task_bridge.simulator import ManualClock, SimulatedVCenter, faults
-from task_bridge.simulator import scenarios as fates
+from task_bridge.simulator import ManualClock, SimulatedVCenter, faults, scenarios
 from task_bridge.simulator.faults import Effect
 
 AUTH = ("administrator@vsphere.local", "simulated")
@@ -90,8 +89,8 @@ def clock() -> ManualClock:
 @pytest.fixture
 def vcenter(clock: ManualClock) -> SimulatedVCenter:
     vcenter = SimulatedVCenter(clock=clock)
-    vcenter.create(fates.runs_forever(), id=TASK)
-    vcenter.create(fates.succeeds_at_once(), id=ENDED)
+    vcenter.create(scenarios.runs_forever(), id=TASK)
+    vcenter.create(scenarios.succeeds_at_once(), id=ENDED)
     return vcenter
 
 
@@ -208,11 +207,11 @@ async def provoked(
     return await ask(client, method, path, (AUTH[0], "wrong") if cause == "wrong password" else AUTH)
 
 
-@pytest.mark.parametrize("name", sorted(set(fates.FATES) - {"bare_success", "unknown_status"}))
+@pytest.mark.parametrize("name", sorted(set(scenarios.SCENARIOS) - {"bare_success", "unknown_status"}))
 async def test_every_fate_is_described_at_every_step(
     client: httpx.AsyncClient, vcenter: SimulatedVCenter, clock: ManualClock, name: str
 ) -> None:
-    script = fates.FATES[name]() if name != "large_result" else fates.large_result(100)
+    script = scenarios.SCENARIOS[name]() if name != "large_result" else scenarios.large_result(100)
     task = vcenter.create(script)
     left_out = {"without_end_time": {"end_time"}, "without_progress": {"progress"}}.get(name, set())
     for step in (0.0, *(step.after_s for step in script.steps)):

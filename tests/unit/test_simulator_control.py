@@ -6,8 +6,7 @@ from typing import Any
 import httpx
 import pytest
 
-from task_bridge.simulator import ManualClock, SimulatedVCenter, faults
-from task_bridge.simulator import scenarios as fates
+from task_bridge.simulator import ManualClock, SimulatedVCenter, faults, scenarios
 
 
 @pytest.fixture
@@ -28,9 +27,7 @@ async def client(vcenter: SimulatedVCenter) -> AsyncIterator[httpx.AsyncClient]:
 
 
 async def login(client: httpx.AsyncClient, vcenter: SimulatedVCenter) -> None:
-    answer = await client.post(
-        "https://vcenter/api/session", auth=(vcenter.options.username, vcenter.options.password)
-    )
+    answer = await client.post("https://vcenter/api/session", auth=(vcenter.options.username, vcenter.options.password))
     client.headers["vmware-api-session-id"] = answer.json()
 
 
@@ -42,14 +39,12 @@ async def created(client: httpx.AsyncClient, **wanted: Any) -> str:
 
 async def test_names_its_fates_and_faults_with_their_arguments(client: httpx.AsyncClient) -> None:
     names = (await client.get("https://vcenter/simulator")).json()
-    assert names["fates"].keys() == fates.FATES.keys()
+    assert names["fates"].keys() == scenarios.SCENARIOS.keys()
     assert names["faults"].keys() == faults.FAULTS.keys()
     assert "seconds: float" in names["faults"]["delayed"]
 
 
-async def test_a_task_of_a_named_fate(
-    client: httpx.AsyncClient, vcenter: SimulatedVCenter, clock: ManualClock
-) -> None:
+async def test_a_task_of_a_named_fate(client: httpx.AsyncClient, vcenter: SimulatedVCenter, clock: ManualClock) -> None:
     task = await created(client, fate="fails_with_error", id="1:s", user="me", **{"with": {"after_s": 3}})
     clock.advance(3)
     assert (await client.get("/tasks")).json() == {"1:s": "FAILED"}
@@ -93,13 +88,11 @@ async def test_tasks_are_forgotten_and_remembered_in_history(client: httpx.Async
     assert (await client.get(f"/tasks/{one}/history")).status_code == 200
 
 
-async def test_what_becomes_of_tasks_that_clients_make(
-    client: httpx.AsyncClient, vcenter: SimulatedVCenter
-) -> None:
+async def test_what_becomes_of_tasks_that_clients_make(client: httpx.AsyncClient, vcenter: SimulatedVCenter) -> None:
     await client.post("/next", json={"fate": "fails_silently"})
     await client.post("/next", json={"fate": "stays_pending", "always": True})
-    assert list(vcenter.next_scripts) == [fates.fails_silently()]
-    assert vcenter.default_script == fates.stays_pending()
+    assert list(vcenter.next_scripts) == [scenarios.fails_silently()]
+    assert vcenter.default_script == scenarios.stays_pending()
 
 
 async def test_faults_come_and_go(client: httpx.AsyncClient, vcenter: SimulatedVCenter) -> None:

@@ -8,8 +8,7 @@ from typing import Any
 import httpx
 import pytest
 
-from task_bridge.simulator import ManualClock, SimulatedVCenter, faults
-from task_bridge.simulator import scenarios as fates
+from task_bridge.simulator import ManualClock, SimulatedVCenter, faults, scenarios
 from task_bridge.simulator.faults import Effect
 
 
@@ -33,7 +32,7 @@ async def client(vcenter: SimulatedVCenter) -> AsyncIterator[httpx.AsyncClient]:
 
 @pytest.fixture
 def task(vcenter: SimulatedVCenter) -> str:
-    return vcenter.create(fates.runs_forever(), id="1:s")
+    return vcenter.create(scenarios.runs_forever(), id="1:s")
 
 
 async def got(client: httpx.AsyncClient, task: str = "1:s") -> httpx.Response:
@@ -207,7 +206,7 @@ class TestWhoMeetsAFault:
         self, client: httpx.AsyncClient, vcenter: SimulatedVCenter, matching: dict[str, Any], met: set[str]
     ) -> None:
         for task in ("1:s", "2:s"):
-            vcenter.create(fates.runs_forever(), id=task)
+            vcenter.create(scenarios.runs_forever(), id=task)
         vcenter.faults.add(faults.bad_gateway(), **matching)
         statuses = await self.statuses(client)
         assert {asked for asked, status in statuses.items() if status == 502} == met

@@ -6,8 +6,7 @@ from typing import Any
 import httpx
 import pytest
 
-from task_bridge.simulator import ManualClock, SimulatedVCenter, message, std_error
-from task_bridge.simulator import scenarios as fates
+from task_bridge.simulator import ManualClock, SimulatedVCenter, message, scenarios, std_error
 from task_bridge.simulator.renderings import rest_error, rest_info
 
 
@@ -23,10 +22,8 @@ async def client(vcenter: SimulatedVCenter) -> AsyncIterator[httpx.AsyncClient]:
         yield client
 
 
-async def test_a_task_is_wrapped_and_its_maps_are_lists(
-    client: httpx.AsyncClient, vcenter: SimulatedVCenter
-) -> None:
-    task = vcenter.create(fates.fails_with_error_and_result(after_s=0))
+async def test_a_task_is_wrapped_and_its_maps_are_lists(client: httpx.AsyncClient, vcenter: SimulatedVCenter) -> None:
+    task = vcenter.create(scenarios.fails_with_error_and_result(after_s=0))
     answer = await client.get(f"/rest/cis/tasks/{task}")
     info = answer.json()["value"]
     assert (answer.status_code, list(answer.json()), info["status"]) == (200, ["value"], "FAILED")
@@ -36,10 +33,8 @@ async def test_a_task_is_wrapped_and_its_maps_are_lists(
     assert info["progress"]["total"] == 100
 
 
-async def test_a_list_is_asked_by_the_query_and_is_a_list(
-    client: httpx.AsyncClient, vcenter: SimulatedVCenter
-) -> None:
-    tasks = [vcenter.create(fates.succeeds_at_once(), id=f"{n}:s") for n in range(3)]
+async def test_a_list_is_asked_by_the_query_and_is_a_list(client: httpx.AsyncClient, vcenter: SimulatedVCenter) -> None:
+    tasks = [vcenter.create(scenarios.succeeds_at_once(), id=f"{n}:s") for n in range(3)]
     query = [("filter_spec.tasks", task) for task in (*tasks[:2], "never:s")]
     answer = await client.get("/rest/cis/tasks", params=[*query, ("result_spec.exclude_result", "true")])
     entries = answer.json()["value"]
@@ -53,13 +48,13 @@ async def test_a_list_is_asked_by_the_query_and_is_a_list(
 async def test_a_get_leaves_the_result_out_by_its_own_name_for_it(
     client: httpx.AsyncClient, vcenter: SimulatedVCenter
 ) -> None:
-    task = vcenter.create(fates.succeeds_at_once())
+    task = vcenter.create(scenarios.succeeds_at_once())
     answer = await client.get(f"/rest/cis/tasks/{task}?spec.exclude_result=true")
     assert "result" not in answer.json()["value"]
 
 
 async def test_a_cancel_answers_200(client: httpx.AsyncClient, vcenter: SimulatedVCenter) -> None:
-    task = vcenter.create(fates.runs_forever())
+    task = vcenter.create(scenarios.runs_forever())
     answer = await client.post(f"/rest/cis/tasks/{task}?action=cancel")
     assert (answer.status_code, answer.content) == (200, b"")
 
@@ -80,7 +75,7 @@ async def test_errors_have_their_type_outside(client: httpx.AsyncClient, path: s
 
 async def test_a_resource_out_of_reach_is_400_here(client: httpx.AsyncClient, vcenter: SimulatedVCenter) -> None:
     for n in range(3):
-        vcenter.create(fates.runs_forever(), id=f"{n}:s")
+        vcenter.create(scenarios.runs_forever(), id=f"{n}:s")
     vcenter.options.max_listed = 2
     answer = await client.get("/rest/cis/tasks?filter_spec.services=s")
     assert (answer.status_code, answer.json()["type"]) == (400, "com.vmware.vapi.std.errors.resource_inaccessible")

@@ -10,8 +10,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from task_bridge.simulator import SimulatedVCenter, faults
-from task_bridge.simulator import scenarios as fates
+from task_bridge.simulator import SimulatedVCenter, faults, scenarios
 from task_bridge.simulator.faults import Effect
 from task_bridge.simulator.serve import serving
 
@@ -27,7 +26,7 @@ async def login(client: httpx.AsyncClient, vcenter: SimulatedVCenter) -> None:
 
 
 async def test_answers_and_stops_while_a_client_stays_connected(vcenter: SimulatedVCenter) -> None:
-    task = vcenter.create(fates.succeeds_at_once())
+    task = vcenter.create(scenarios.succeeds_at_once())
     async with httpx.AsyncClient() as client:
         async with serving(vcenter) as url:
             client.base_url = httpx.URL(url)

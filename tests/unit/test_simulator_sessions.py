@@ -5,8 +5,7 @@ from collections.abc import AsyncIterator
 import httpx
 import pytest
 
-from task_bridge.simulator import ManualClock, Options, SimulatedVCenter
-from task_bridge.simulator import scenarios as fates
+from task_bridge.simulator import ManualClock, Options, SimulatedVCenter, scenarios
 
 AUTH = ("administrator@vsphere.local", "simulated")
 HEADER = "vmware-api-session-id"
@@ -99,7 +98,7 @@ async def test_a_session_ends_at_its_lifetime_however_busy(client: httpx.AsyncCl
 async def test_sessions_can_be_invalidated_while_tasks_go_on(
     client: httpx.AsyncClient, vcenter: SimulatedVCenter
 ) -> None:
-    task = vcenter.create(fates.runs_forever())
+    task = vcenter.create(scenarios.runs_forever())
     session = await logged_in(client)
     assert vcenter.invalidate_sessions() == 1
     assert not await is_let_in(client, session)
@@ -166,7 +165,7 @@ class TestVersions:
         self, client: httpx.AsyncClient, vcenter: SimulatedVCenter
     ) -> None:
         vcenter.options.renderings = "vcsim"
-        task = vcenter.create(fates.bare_success())
+        task = vcenter.create(scenarios.bare_success())
         missing = await client.post("/api/session", auth=AUTH)
         assert (missing.status_code, missing.headers["content-type"]) == (404, "text/plain; charset=utf-8")
         refused = await client.get(f"/api/cis/tasks/{task}")

@@ -4,9 +4,17 @@ from typing import Any
 
 import pytest
 
-from task_bridge.simulator import ManualClock, Options, Script, SimulatedVCenter, Step, Timestamps, progress
-from task_bridge.simulator import scenarios as fates
-from task_bridge.simulator.bodies import View
+from task_bridge.simulator import (
+    ManualClock,
+    Options,
+    Script,
+    SimulatedVCenter,
+    Step,
+    Timestamps,
+    progress,
+    scenarios,
+)
+from task_bridge.simulator.bodies import BodyView
 from task_bridge.simulator.tasks import frame_at, frames
 
 Body = dict[str, Any]
@@ -23,7 +31,7 @@ def vcenter(clock: ManualClock) -> SimulatedVCenter:
 
 
 def shown(vcenter: SimulatedVCenter, task: str, exclude_result: bool = False, return_all: bool = False) -> Body:
-    return vcenter.tasks.infos([vcenter.tasks.get(task)], View(exclude_result, return_all))[task]
+    return vcenter.tasks.infos([vcenter.tasks.get(task)], BodyView(exclude_result, return_all))[task]
 
 
 def statuses(script: Script) -> list[str]:
@@ -34,37 +42,37 @@ def statuses(script: Script) -> list[str]:
 @pytest.mark.parametrize(
     ("script", "goes_through"),
     [
-        (fates.succeeds(), ["PENDING", "RUNNING", "SUCCEEDED"]),
-        (fates.succeeds_at_once(), ["PENDING", "SUCCEEDED"]),
-        (fates.succeeds_without_result(), ["PENDING", "RUNNING", "SUCCEEDED"]),
-        (fates.blocked_then_succeeds(), ["PENDING", "RUNNING", "BLOCKED", "RUNNING", "SUCCEEDED"]),
-        (fates.fails_with_error(), ["PENDING", "RUNNING", "FAILED"]),
-        (fates.canceled(), ["PENDING", "RUNNING", "FAILED"]),
-        (fates.interrupted(), ["PENDING", "RUNNING", "FAILED"]),
-        (fates.stays_pending(), ["PENDING"]),
-        (fates.runs_forever(), ["PENDING", "RUNNING"]),
-        (fates.unknown_status("SUSPENDED"), ["PENDING", "SUSPENDED"]),
-        (fates.progress_backwards(), ["PENDING", "RUNNING", "SUCCEEDED"]),
-        (fates.bare_success(), ["PENDING", "SUCCEEDED"]),
+        (scenarios.succeeds(), ["PENDING", "RUNNING", "SUCCEEDED"]),
+        (scenarios.succeeds_at_once(), ["PENDING", "SUCCEEDED"]),
+        (scenarios.succeeds_without_result(), ["PENDING", "RUNNING", "SUCCEEDED"]),
+        (scenarios.blocked_then_succeeds(), ["PENDING", "RUNNING", "BLOCKED", "RUNNING", "SUCCEEDED"]),
+        (scenarios.fails_with_error(), ["PENDING", "RUNNING", "FAILED"]),
+        (scenarios.canceled(), ["PENDING", "RUNNING", "FAILED"]),
+        (scenarios.interrupted(), ["PENDING", "RUNNING", "FAILED"]),
+        (scenarios.stays_pending(), ["PENDING"]),
+        (scenarios.runs_forever(), ["PENDING", "RUNNING"]),
+        (scenarios.unknown_status("SUSPENDED"), ["PENDING", "SUSPENDED"]),
+        (scenarios.progress_backwards(), ["PENDING", "RUNNING", "SUCCEEDED"]),
+        (scenarios.bare_success(), ["PENDING", "SUCCEEDED"]),
     ],
 )
 def test_a_fate_goes_through_its_states(script: Script, goes_through: list[str]) -> None:
     assert statuses(script) == goes_through
 
 
-@pytest.mark.parametrize("name", sorted(fates.FATES))
+@pytest.mark.parametrize("name", sorted(scenarios.SCENARIOS))
 def test_every_named_fate_can_be_had_without_arguments(name: str) -> None:
-    assert isinstance(fates.FATES[name](), Script)
+    assert isinstance(scenarios.SCENARIOS[name](), Script)
 
 
 @pytest.mark.parametrize(
     ("script", "has_error", "has_result"),
     [
-        (fates.fails_with_error(1), True, False),
-        (fates.fails_by_result(1), False, True),
-        (fates.fails_with_error_and_result(1), True, True),
-        (fates.fails_silently(1), False, False),
-        (fates.canceled(1), True, False),
+        (scenarios.fails_with_error(1), True, False),
+        (scenarios.fails_by_result(1), False, True),
+        (scenarios.fails_with_error_and_result(1), True, True),
+        (scenarios.fails_silently(1), False, False),
+        (scenarios.canceled(1), True, False),
     ],
 )
 def test_a_failure_tells_why_in_error_or_result_or_both_or_not(
@@ -77,10 +85,10 @@ def test_a_failure_tells_why_in_error_or_result_or_both_or_not(
 @pytest.mark.parametrize(
     ("script", "completed"),
     [
-        (fates.progress_backwards(4), [10, 60, 30, 90]),
-        (fates.progress_without_total(2), [0, 5]),
-        (fates.progress_with_changing_total(3), [1, 2, 6]),
-        (fates.without_progress(1), []),
+        (scenarios.progress_backwards(4), [10, 60, 30, 90]),
+        (scenarios.progress_without_total(2), [0, 5]),
+        (scenarios.progress_with_changing_total(3), [1, 2, 6]),
+        (scenarios.without_progress(1), []),
     ],
 )
 def test_progress_may_go_any_way(script: Script, completed: list[int]) -> None:
@@ -89,22 +97,22 @@ def test_progress_may_go_any_way(script: Script, completed: list[int]) -> None:
 
 
 def test_a_success_may_carry_a_result_that_failed() -> None:
-    assert frame_at(fates.succeeds_with_failed_result(1), 1).fields["result"]["status"] == "FAILED"
+    assert frame_at(scenarios.succeeds_with_failed_result(1), 1).fields["result"]["status"] == "FAILED"
 
 
 def test_a_partial_result_grows_before_the_end() -> None:
     hosts = [
-        len(frame_at(fates.partial_results(10, hosts=4), age).fields["result"]["hosts"]) for age in (0, 2, 4, 6)
+        len(frame_at(scenarios.partial_results(10, hosts=4), age).fields["result"]["hosts"]) for age in (0, 2, 4, 6)
     ]
     assert hosts == [0, 1, 2, 3]
 
 
 def test_a_large_result_is_at_least_as_large_as_asked() -> None:
-    assert len(frame_at(fates.large_result(1000), 1).fields["result"]["log"]) >= 1000
+    assert len(frame_at(scenarios.large_result(1000), 1).fields["result"]["log"]) >= 1000
 
 
 def test_times_appear_as_the_task_starts_and_ends(vcenter: SimulatedVCenter, clock: ManualClock) -> None:
-    task = vcenter.create(fates.succeeds(after_s=10))
+    task = vcenter.create(scenarios.succeeds(after_s=10))
     assert {"start_time", "end_time"}.isdisjoint(shown(vcenter, task))
     clock.advance(1)
     assert shown(vcenter, task)["start_time"] == "2025-11-24T16:00:01.000Z"
@@ -114,13 +122,13 @@ def test_times_appear_as_the_task_starts_and_ends(vcenter: SimulatedVCenter, clo
 
 
 def test_the_end_time_may_be_missing(vcenter: SimulatedVCenter) -> None:
-    ended = shown(vcenter, vcenter.create(fates.without_end_time(after_s=0)))
+    ended = shown(vcenter, vcenter.create(scenarios.without_end_time(after_s=0)))
     assert ended["status"] == "SUCCEEDED"
     assert "end_time" not in ended
 
 
 def test_vlcm_says_more_than_info_has(vcenter: SimulatedVCenter) -> None:
-    body = shown(vcenter, vcenter.create(fates.runs_forever()))
+    body = shown(vcenter, vcenter.create(scenarios.runs_forever()))
     assert body["parent"] == ""
     assert body["target"] == {"type": "ClusterComputeResource", "id": "domain-c9"}
     assert body["description"]["localized"] == body["description"]["default_message"]
@@ -129,7 +137,7 @@ def test_vlcm_says_more_than_info_has(vcenter: SimulatedVCenter) -> None:
 
 
 def test_the_appliance_says_less(vcenter: SimulatedVCenter) -> None:
-    body = shown(vcenter, vcenter.create(fates.succeeds(after_s=0), flavour="appliance"))
+    body = shown(vcenter, vcenter.create(scenarios.succeeds(after_s=0), flavour="appliance"))
     assert {"parent", "target", "user", "last_update_time"}.isdisjoint(body)
     assert "localized" not in body["description"]
     assert "localized" not in body["progress"]["message"]
@@ -137,7 +145,7 @@ def test_the_appliance_says_less(vcenter: SimulatedVCenter) -> None:
 
 
 def test_a_minimal_body_is_what_the_script_says_to_the_letter(vcenter: SimulatedVCenter) -> None:
-    assert shown(vcenter, vcenter.create(fates.bare_success())) == {"status": "SUCCEEDED"}
+    assert shown(vcenter, vcenter.create(scenarios.bare_success())) == {"status": "SUCCEEDED"}
 
 
 def test_any_field_can_be_overridden_and_removed(vcenter: SimulatedVCenter) -> None:
@@ -154,21 +162,19 @@ def test_a_removed_field_comes_back_when_it_is_changed_again(vcenter: SimulatedV
 
 
 def test_the_result_can_be_left_out(vcenter: SimulatedVCenter) -> None:
-    task = vcenter.create(fates.succeeds_at_once())
+    task = vcenter.create(scenarios.succeeds_at_once())
     assert "result" in shown(vcenter, task)
     assert "result" not in shown(vcenter, task, exclude_result=True)
 
 
 def test_return_all_adds_what_only_the_provider_knows(vcenter: SimulatedVCenter) -> None:
-    task = vcenter.create(fates.runs_forever())
+    task = vcenter.create(scenarios.runs_forever())
     assert "subtasks" not in shown(vcenter, task)
     assert "subtasks" in shown(vcenter, task, return_all=True)
 
 
-def test_setting_changes_the_task_now_and_keeps_what_was_to_come(
-    vcenter: SimulatedVCenter, clock: ManualClock
-) -> None:
-    task = vcenter.create(fates.succeeds(after_s=10))
+def test_setting_changes_the_task_now_and_keeps_what_was_to_come(vcenter: SimulatedVCenter, clock: ManualClock) -> None:
+    task = vcenter.create(scenarios.succeeds(after_s=10))
     clock.advance(5)
     vcenter.set(task, status="BLOCKED", progress=progress(3))
     assert shown(vcenter, task)["status"] == "BLOCKED"
@@ -177,7 +183,7 @@ def test_setting_changes_the_task_now_and_keeps_what_was_to_come(
 
 
 def test_setting_an_end_is_the_end(vcenter: SimulatedVCenter, clock: ManualClock) -> None:
-    task = vcenter.create(fates.succeeds(after_s=10))
+    task = vcenter.create(scenarios.succeeds(after_s=10))
     clock.advance(2)
     vcenter.set(task, "end_time", status="FAILED")
     clock.advance(50)
@@ -186,7 +192,7 @@ def test_setting_an_end_is_the_end(vcenter: SimulatedVCenter, clock: ManualClock
 
 
 def test_cancelable_flips(vcenter: SimulatedVCenter, clock: ManualClock) -> None:
-    task = vcenter.create(fates.cancelable_flips(after_s=4))
+    task = vcenter.create(scenarios.cancelable_flips(after_s=4))
     seen = []
     for _ in range(3):
         clock.advance(1)
@@ -210,12 +216,12 @@ def test_vcenter_writes_its_own_time_in_its_own_way(
     clock: ManualClock, timestamps: Timestamps, start: str | None
 ) -> None:
     vcenter = SimulatedVCenter(Options(timestamps=timestamps), clock=clock)
-    assert shown(vcenter, vcenter.create(fates.runs_forever())).get("start_time") == start
+    assert shown(vcenter, vcenter.create(scenarios.runs_forever())).get("start_time") == start
 
 
 def test_the_history_tells_what_a_task_went_through(vcenter: SimulatedVCenter, clock: ManualClock) -> None:
     born = clock.now
-    task = vcenter.create(fates.blocked_then_succeeds(blocked_s=4, after_s=10))
+    task = vcenter.create(scenarios.blocked_then_succeeds(blocked_s=4, after_s=10))
     clock.advance(8)
     vcenter.forget(task)
     clock.advance(8)

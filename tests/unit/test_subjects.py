@@ -12,14 +12,14 @@ from task_bridge.domain.subjects import (
     CONSUMER,
     SERVICE,
     VERBS,
-    Names,
+    SubjectNames,
+    decode_task_token,
     is_prefix,
     is_vcenter_name,
-    task_of,
     task_token,
 )
 
-NAMES = Names("vcenter.tasks")
+NAMES = SubjectNames("vcenter.tasks")
 ids = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=256)
 
 
@@ -40,7 +40,7 @@ def test_the_fixed_names_are_those_of_the_contract() -> None:
         (NAMES.watches_stream, "VCENTER_TASKS_WATCHES"),
         (NAMES.events_stream, "VCENTER_TASKS_EVENTS"),
         (NAMES.results_bucket, "VCENTER_TASKS_RESULTS"),
-        (NAMES.events_of("lab", "a:b.c"), "vcenter.tasks.events.lab.a:b%2Ec.>"),
+        (NAMES.event_filter("lab", "a:b.c"), "vcenter.tasks.events.lab.a:b%2Ec.>"),
     ],
 )
 def test_public_names_follow_from_the_prefix(name: str, text: str) -> None:
@@ -48,13 +48,13 @@ def test_public_names_follow_from_the_prefix(name: str, text: str) -> None:
 
 
 def test_what_users_have_no_business_with_is_internal() -> None:
-    internal = [NAMES.watches, NAMES.put, NAMES.watch("lab", "t"), NAMES.put_event("lab", "t", "status")]
+    internal = [NAMES.watches, NAMES.put, NAMES.watch_subject("lab", "t"), NAMES.put_subject("lab", "t", "status")]
 
     assert all(name.startswith("vcenter.tasks.internal.") for name in internal)
 
 
 def test_two_prefixes_share_nothing() -> None:
-    one, other = Names("vcenter.tasks"), Names("tasks_2.of-mine")
+    one, other = SubjectNames("vcenter.tasks"), SubjectNames("tasks_2.of-mine")
 
     names = [(names.requests_stream, names.watches_stream, names.events_stream) for names in (one, other)]
 
@@ -79,7 +79,7 @@ def test_two_prefixes_share_nothing() -> None:
 )
 def test_a_task_id_is_percent_encoded_with_upper_case_hex(task: str, token: str) -> None:
     assert task_token(task) == token
-    assert task_of(token) == task
+    assert decode_task_token(token) == task
 
 
 @given(ids)
@@ -87,7 +87,7 @@ def test_no_task_id_can_leave_its_token_and_each_comes_back(task: str) -> None:
     token = task_token(task)
 
     assert re.fullmatch(r"([A-Za-z0-9_~:-]|%[0-9A-F]{2})+", token)
-    assert task_of(token) == task
+    assert decode_task_token(token) == task
 
 
 @given(ids, ids)
@@ -97,10 +97,10 @@ def test_two_tasks_never_share_a_token(one: str, other: str) -> None:
 
 @given(ids)
 def test_subjects_tell_whose_they_are(task: str) -> None:
-    event = NAMES.events_of("lab_2", task).replace(">", "completed.failed")
+    event = NAMES.event_filter("lab_2", task).replace(">", "completed.failed")
 
-    assert NAMES.task_of_event(event) == ("lab_2", task)
-    assert NAMES.put_event("lab_2", task, "status").split(".")[-3:] == ["lab_2", task_token(task), "status"]
+    assert NAMES.parse_event_subject(event) == ("lab_2", task)
+    assert NAMES.put_subject("lab_2", task, "status").split(".")[-3:] == ["lab_2", task_token(task), "status"]
 
 
 @pytest.mark.parametrize("name", ["a", "9", "lab", "lab_2", "a_b_c", "x" * 63])

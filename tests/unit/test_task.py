@@ -22,10 +22,10 @@ from task_bridge.domain.task import (
     Target,
     Task,
     TaskError,
-    compact,
+    convert_rest_rendering,
+    encode_compact,
     parse_error,
     parse_task,
-    plain,
 )
 
 API_FAILED: dict[str, Any] = {
@@ -149,9 +149,7 @@ def test_a_field_of_a_kind_nobody_promised_spoils_no_other(name: str, junk: obje
     }.get(name, {name})
 
 
-@pytest.mark.parametrize(
-    "name", sorted(API_FAILED.keys() - {"status", "error", "result", "start_time", "end_time"})
-)
+@pytest.mark.parametrize("name", sorted(API_FAILED.keys() - {"status", "error", "result", "start_time", "end_time"}))
 def test_a_missing_field_is_none(name: str) -> None:
     body = {key: value for key, value in API_FAILED.items() if key != name}
 
@@ -203,9 +201,7 @@ def test_only_two_words_end_a_task(status: str, ended: bool) -> None:
         ([40, 100], None),
     ],
 )
-def test_percent_lies_within_0_and_100_and_completed_is_passed_on_as_sent(
-    told: object, read: Progress | None
-) -> None:
+def test_percent_lies_within_0_and_100_and_completed_is_passed_on_as_sent(told: object, read: Progress | None) -> None:
     assert parsed(progress=told).progress == read
 
 
@@ -400,12 +396,12 @@ def test_a_result_that_was_not_asked_for_is_unknown() -> None:
 
 @given(json_values)
 def test_compact_json_means_what_it_was_made_of(value: Any) -> None:
-    assert json.loads(compact(value)) == value
+    assert json.loads(encode_compact(value)) == value
 
 
 @given(st.recursive(st.text(st.characters(), max_size=4) | st.floats() | st.integers(), st.lists, max_leaves=6))
 def test_compact_json_is_json_whatever_python_made_of_the_answer(value: Any) -> None:
-    msgspec.json.decode(compact(value))
+    msgspec.json.decode(encode_compact(value))
 
 
 @pytest.mark.parametrize(
@@ -430,13 +426,13 @@ def test_compact_json_is_json_whatever_python_made_of_the_answer(value: Any) -> 
     ],
 )
 def test_a_rest_value_becomes_what_api_would_have_said(rest: object, api: object) -> None:
-    assert plain(rest) == api
+    assert convert_rest_rendering(rest) == api
 
 
 def test_an_api_value_that_looks_like_a_rest_map_is_left_alone() -> None:
     tags = [{"key": "a", "value": 1}]
 
-    assert parsed("api", status="SUCCEEDED", result=tags).result == Result(compact(tags))
+    assert parsed("api", status="SUCCEEDED", result=tags).result == Result(encode_compact(tags))
     assert parsed("api", notifications=tags).extra == {"notifications": tags}
 
 

@@ -5,14 +5,14 @@ from __future__ import annotations
 import pytest
 
 from task_bridge.vcenter.absence import Absences
-from task_bridge.vcenter.policy import Patience
+from task_bridge.vcenter.policy import Timeouts
 
 GRACE_S, CONFIRM_S, HOLD_S = 30.0, 5.0, 600.0
 
 
 @pytest.fixture
 def absences() -> Absences:
-    return Absences(GRACE_S, Patience())
+    return Absences(GRACE_S, Timeouts())
 
 
 def answer_for(absences: Absences, seconds: float, start: float = 0.0) -> float:

@@ -9,15 +9,15 @@ import pytest
 
 from task_bridge.domain.errors import VCenterUnavailable
 from task_bridge.domain.task import Progress, Task
-from task_bridge.vcenter.budget import Budget
-from task_bridge.vcenter.cis import LookPolicy
-from task_bridge.vcenter.cis.followed import ASKED, GONE, PARKED, Agenda, Followed
+from task_bridge.vcenter.budget import RequestBudget
+from task_bridge.vcenter.cis import PollPolicy
+from task_bridge.vcenter.cis.followed import ASKED, GONE, PARKED, PollAgenda, TrackedCisTask
 from task_bridge.vcenter.cis.schedule import interval_s, remaining_s, stretch
-from task_bridge.vcenter.cis.tracker import Register
+from task_bridge.vcenter.cis.tracker import CisTaskTracker
 from task_bridge.vcenter.outage import Outage, backoff_s
-from task_bridge.vcenter.policy import PATIENCE
+from task_bridge.vcenter.policy import TIMEOUTS
 
-POLICY = LookPolicy(poll_min_s=1.0, poll_max_s=15.0)
+POLICY = PollPolicy(poll_min_s=1.0, poll_max_s=15.0)
 
 
 @pytest.mark.parametrize(
@@ -50,7 +50,7 @@ def test_intervals_spread_a_little_and_stay_within_the_policy(age_s: float) -> N
 
 
 def test_equal_limits_leave_no_choice() -> None:
-    assert interval_s(LookPolicy(5, 5), 1_000, None, 1.0, 0.7) == 5
+    assert interval_s(PollPolicy(5, 5), 1_000, None, 1.0, 0.7) == 5
 
 
 def test_all_intervals_stretch_alike_when_the_requests_do_not_suffice() -> None:
@@ -159,7 +159,7 @@ class TestOutage:
 class TestBudget:
     def test_a_second_s_worth_may_go_at_once_and_the_rest_in_turn(self) -> None:
         now = 0.0
-        budget = Budget(20, lambda: now)
+        budget = RequestBudget(20, lambda: now)
         for _ in range(20):
             assert budget.wait_s() == 0
             budget.spend()
@@ -173,13 +173,13 @@ class TestBudget:
         assert budget.wait_s() == pytest.approx(0.05)
 
     def test_a_rate_below_one_still_lets_one_go(self) -> None:
-        budget = Budget(0.1, lambda: 0.0)
+        budget = RequestBudget(0.1, lambda: 0.0)
         assert budget.wait_s() == 0
         budget.spend()
         assert budget.wait_s() == pytest.approx(10)
 
     async def test_who_waits_gets_its_turn(self) -> None:
-        budget = Budget(50)
+        budget = RequestBudget(50)
         for _ in range(50):
             budget.spend()
         asked = time.monotonic()
@@ -190,10 +190,10 @@ class TestBudget:
 class Looked:
     """A followed task that is looked at when it is due, by a clock that is set."""
 
-    def __init__(self, age_s: float = 0.0, policy: LookPolicy = POLICY) -> None:
+    def __init__(self, age_s: float = 0.0, policy: PollPolicy = POLICY) -> None:
         self.now = 0.0
-        agenda = Agenda(policy.poll_min_s)
-        self.register = Register("lab", policy, PATIENCE, agenda, lambda: self.now, random.Random(3), lambda: 0.0)
+        agenda = PollAgenda(policy.poll_min_s)
+        self.register = CisTaskTracker("lab", policy, TIMEOUTS, agenda, lambda: self.now, random.Random(3), lambda: 0.0)
         self.register.follow("a:p", age_s, seen=False, with_result=False)
         self.followed = self.register.tasks["a:p"]
 
@@ -266,12 +266,12 @@ class TestRegister:
 
 
 class TestAgenda:
-    def followed(self, name: str, *, due: float, agenda: Agenda, now: float = 0.0) -> Followed:
-        followed = Followed(f"{name}:p", "p", 0.0, False, False)
+    def followed(self, name: str, *, due: float, agenda: PollAgenda, now: float = 0.0) -> TrackedCisTask:
+        followed = TrackedCisTask(f"{name}:p", "p", 0.0, False, False)
         agenda.wait(followed, now, due)
         return followed
 
-    def taken(self, agenda: Agenda, now: float, at_most: int = 500) -> list[str]:
+    def taken(self, agenda: PollAgenda, now: float, at_most: int = 500) -> list[str]:
         agenda.queue_due(now)
         group = agenda.next_group(results_first=False)
         if group is None:
@@ -281,7 +281,7 @@ class TestAgenda:
         return [followed.id[0] for followed in taken]
 
     def test_what_is_due_within_the_next_second_goes_along(self) -> None:
-        agenda = Agenda(poll_min_s=1.0)
+        agenda = PollAgenda(poll_min_s=1.0)
         self.followed("a", due=10.0, agenda=agenda)
         self.followed("b", due=10.9, agenda=agenda)
         self.followed("c", due=11.5, agenda=agenda)
@@ -289,14 +289,14 @@ class TestAgenda:
         assert self.taken(agenda, 10.0) == ["a", "b"]
 
     def test_short_intervals_are_not_cut_by_more_than_a_quarter(self) -> None:
-        agenda = Agenda(poll_min_s=1.0)
+        agenda = PollAgenda(poll_min_s=1.0)
         self.followed("a", due=1.0, agenda=agenda)
         self.followed("b", due=1.2, agenda=agenda)
         self.followed("c", due=1.5, agenda=agenda)
         assert self.taken(agenda, 1.0) == ["a", "b"]
 
     def test_a_task_that_was_moved_is_taken_once_at_its_new_time(self) -> None:
-        agenda = Agenda(poll_min_s=1.0)
+        agenda = PollAgenda(poll_min_s=1.0)
         moved = self.followed("a", due=10.0, agenda=agenda)
         agenda.wait(moved, 5.0, 5.0)
         assert self.taken(agenda, 5.0) == ["a"]
@@ -307,14 +307,14 @@ class TestAgenda:
 
     @pytest.mark.parametrize("place", [PARKED, GONE])
     def test_a_task_that_does_not_wait_any_more_is_not_taken(self, place: int) -> None:
-        agenda = Agenda(poll_min_s=1.0)
+        agenda = PollAgenda(poll_min_s=1.0)
         self.followed("a", due=10.0, agenda=agenda).place = place
         assert self.taken(agenda, 10.0) == []
 
     def test_the_queue_whose_task_waited_longest_comes_first_and_a_hurried_task_before_all(self) -> None:
-        agenda = Agenda(poll_min_s=1.0)
-        late = Followed("late:p", "p", 0.0, False, False)
-        later = Followed("x:q", "q", 0.0, False, False)
+        agenda = PollAgenda(poll_min_s=1.0)
+        late = TrackedCisTask("late:p", "p", 0.0, False, False)
+        later = TrackedCisTask("x:q", "q", 0.0, False, False)
         agenda.wait(late, 0.0, 2.0)
         agenda.wait(later, 0.0, 1.0)
         agenda.queue_due(3.0)
@@ -327,7 +327,7 @@ class TestAgenda:
         assert agenda.take(group, 5) == [late]
 
     def test_only_so_many_are_taken_and_the_rest_stays_queued(self) -> None:
-        agenda = Agenda(poll_min_s=1.0)
+        agenda = PollAgenda(poll_min_s=1.0)
         for name in "abcde":
             self.followed(name, due=1.0, agenda=agenda)
         assert self.taken(agenda, 1.0, at_most=3) == ["a", "b", "c"]
@@ -336,7 +336,7 @@ class TestAgenda:
         assert not agenda.is_queued
 
     def test_one_that_no_list_works_with_is_asked_for_alone(self) -> None:
-        agenda = Agenda(poll_min_s=1.0)
+        agenda = PollAgenda(poll_min_s=1.0)
         odd = self.followed("a", due=1.0, agenda=agenda)
         odd.listed_from = 100.0
         self.followed("b", due=1.0, agenda=agenda)
@@ -353,7 +353,7 @@ class TestAgenda:
         assert group.way == "list"
 
     def test_without_any_list_every_task_is_asked_for_alone(self) -> None:
-        agenda = Agenda(poll_min_s=1.0)
+        agenda = PollAgenda(poll_min_s=1.0)
         agenda.lists_from = 50.0
         self.followed("a", due=1.0, agenda=agenda)
         agenda.queue_due(1.0)
@@ -362,7 +362,7 @@ class TestAgenda:
         assert group.way == "get"
 
     def test_a_provider_that_fails_is_asked_by_one_request_at_a_time_and_none_by_all_there_are(self) -> None:
-        agenda = Agenda(poll_min_s=1.0, in_flight_max=3)
+        agenda = PollAgenda(poll_min_s=1.0, in_flight_max=3)
         for name in "abcd":
             self.followed(name, due=1.0, agenda=agenda)
         agenda.queue_due(1.0)
@@ -380,9 +380,9 @@ class TestAgenda:
         assert agenda.is_queued
 
     def test_many_providers_that_come_and_go_leave_nothing_behind(self) -> None:
-        agenda = Agenda(poll_min_s=1.0)
+        agenda = PollAgenda(poll_min_s=1.0)
         for number in range(2_000):
-            followed = Followed(f"x:{number}", str(number), 0.0, False, False)
+            followed = TrackedCisTask(f"x:{number}", str(number), 0.0, False, False)
             agenda.wait(followed, 0.0, 0.0)
             assert self.taken(agenda, 0.0) == ["x"]
             followed.place = GONE

@@ -14,8 +14,8 @@ import pytest
 
 from task_bridge.domain.errors import VCenterUnavailable
 from task_bridge.metrics import Metrics
-from task_bridge.vcenter.cis.session import Session
-from task_bridge.vcenter.http import MAX_BODY_BYTES, Answer, AnswerTooLarge, Doubtful, Http
+from task_bridge.vcenter.cis.session import CisSession
+from task_bridge.vcenter.http import MAX_BODY_BYTES, Answer, AnswerTooLarge, MaybeTaskSpecific, VCenterHttp
 from task_bridge.vcenter.login import doubled
 from vcenter_lab import Given
 
@@ -44,8 +44,8 @@ class Scripted:
         self.answer: Answers = lambda _: httpx.Response(200, json={})
         self.metrics = Metrics()
         settings = Given("https://vcenter.test", secret=lambda: self.secret)
-        self.http = Http(settings, self.metrics, transport=httpx.MockTransport(self._handle))
-        self.session = Session(self.http, settings, self.metrics, clock=lambda: self.now, rng=random.Random(1))
+        self.http = VCenterHttp(settings, self.metrics, transport=httpx.MockTransport(self._handle))
+        self.session = CisSession(self.http, settings, self.metrics, clock=lambda: self.now, rng=random.Random(1))
 
     def _handle(self, request: httpx.Request) -> httpx.Response:
         self.asked.append(f"{request.method} {request.url.path}")
@@ -358,7 +358,7 @@ class TestHttp:
         with pytest.raises(VCenterUnavailable, match=words) as raised:
             await self.ask(vcenter)
         assert str(raised.value).startswith("vCenter lab (https://vcenter.test) ")
-        assert isinstance(raised.value, Doubtful) is doubtful
+        assert isinstance(raised.value, MaybeTaskSpecific) is doubtful
         labels = {"vcenter": "lab", "operation": "get", "code": "error"}
         asked = 2 if isinstance(error, httpx.RemoteProtocolError | httpx.ReadError) else 1  # once more when cut off
         assert vcenter.metrics.registry.get_sample_value("task_bridge_vcenter_requests_total", labels) == asked

@@ -17,15 +17,13 @@ from task_bridge.domain.errors import Refused, VCenterUnavailable
 from task_bridge.domain.task import UNAVAILABLE, Task
 from task_bridge.metrics import Metrics
 from task_bridge.simulator.app import SimulatedVCenter
-from task_bridge.vcenter.cis import CisSource, LookPolicy
-from task_bridge.vcenter.policy import Patience
+from task_bridge.vcenter.cis import CisSource, PollPolicy
+from task_bridge.vcenter.policy import Timeouts
 from vcenter_lab import PATIENCE, POLICY, Given, Lab
 
 RUNNING = {"status": "RUNNING"}
 SUCCEEDED = {"status": "SUCCEEDED"}
-NOT_FOUND = httpx.Response(
-    404, json={"error_type": "NOT_FOUND", "messages": [{"id": "x", "default_message": "No."}]}
-)
+NOT_FOUND = httpx.Response(404, json={"error_type": "NOT_FOUND", "messages": [{"id": "x", "default_message": "No."}]})
 
 Asked = tuple[str, bool, list[str]]
 """`list` or `get`, whether with the result, and the tasks."""
@@ -58,8 +56,8 @@ class Vcenter:
 async def looking(
     answer: Callable[[str, bool, list[str]], httpx.Response],
     *,
-    patience: Patience = PATIENCE,
-    policy: LookPolicy = POLICY,
+    patience: Timeouts = PATIENCE,
+    policy: PollPolicy = POLICY,
     **given: Any,
 ) -> AsyncIterator[tuple[Lab, Vcenter]]:
     vcenter = Vcenter(answer)
@@ -272,7 +270,7 @@ async def test_a_hurried_look_at_a_task_whose_result_is_being_fetched_is_its_res
         it.parks = True
         it.follow("a:p")
         await it.shown("a:p")
-        it.source.hurry("a:p")
+        it.source.poll_now("a:p")
         may_go.set()
         await it.ended("a:p")
         assert all(isinstance(standing, Task) for standing in it.standings("a:p"))
@@ -324,9 +322,7 @@ class TestCancel:
             (404, {"error_type": "NOT_FOUND", "messages": []}, "unknown_task"),
         ],
     )
-    async def test_a_refusal_is_told_as_the_bridge_s_own(
-        self, status: int, body: dict[str, Any], code: str
-    ) -> None:
+    async def test_a_refusal_is_told_as_the_bridge_s_own(self, status: int, body: dict[str, Any], code: str) -> None:
         async with self.source(httpx.Response(status, json=body)) as source:
             with pytest.raises(Refused) as refused:
                 await source.cancel("a:p")

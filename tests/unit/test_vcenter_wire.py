@@ -12,8 +12,8 @@ import pytest
 
 from task_bridge.domain.task import NO_RESULT, Rendering, Task
 from task_bridge.vcenter.cis import renderings as wire
-from task_bridge.vcenter.cis.reading import read_task
-from task_bridge.vcenter.cis.renderings import SessionFault, Unreadable
+from task_bridge.vcenter.cis.reading import parse_raw_task
+from task_bridge.vcenter.cis.renderings import SessionFault, UnreadableBody
 from task_bridge.vcenter.http import Answer
 
 TASK = "52f9f1b0-160a:com.vmware.esx.settings"
@@ -146,8 +146,8 @@ class TestMeaning:
         ],
     )
     def test_vcenter_s_own_words_are_passed_on(self, given: Answer, expected: str) -> None:
-        assert str(wire.said(given)) == expected
-        assert wire.said(given).as_error().message
+        assert str(wire.parse_message(given)) == expected
+        assert wire.parse_message(given).as_error().message
 
 
 class TestRead:
@@ -193,15 +193,15 @@ class TestRead:
         ],
     )
     def test_what_is_no_list_is_unreadable(self, rendering: Rendering, body: bytes) -> None:
-        with pytest.raises(Unreadable):
+        with pytest.raises(UnreadableBody):
             wire.read_list(rendering, body)
 
     def test_a_broken_task_in_a_list_is_that_task_s_trouble_alone(self) -> None:
         found = wire.read_list("api", b'{"a":{"status":"RUNNING","description":"\xff"},"b":{"status":1},"c":3}')
-        assert read_task(found["a"], "api", with_result=False).status == "RUNNING"
+        assert parse_raw_task(found["a"], "api", with_result=False).status == "RUNNING"
         for broken in "bc":
-            with pytest.raises(Unreadable):
-                read_task(found[broken], "api", with_result=False)
+            with pytest.raises(UnreadableBody):
+                parse_raw_task(found[broken], "api", with_result=False)
 
     @pytest.mark.parametrize(
         ("body", "value"),
@@ -217,13 +217,13 @@ class TestRead:
 
     @pytest.mark.parametrize("body", [b"", b"{", b"\xff", b"[" * 100_000], ids=["empty", "cut", "binary", "deep"])
     def test_what_is_no_json_is_unreadable(self, body: bytes) -> None:
-        with pytest.raises(Unreadable):
+        with pytest.raises(UnreadableBody):
             wire.read_json(body)
 
 
 class TestTask:
     def read(self, *, with_result: bool = False, **info: Any) -> Task:
-        return read_task(msgspec.Raw(json.dumps(info).encode()), "api", with_result=with_result)
+        return parse_raw_task(msgspec.Raw(json.dumps(info).encode()), "api", with_result=with_result)
 
     def test_a_result_that_was_not_asked_for_is_taken_from_a_task_that_ended_only(self) -> None:
         assert self.read(status="SUCCEEDED", result={"a": 1}).result is not None

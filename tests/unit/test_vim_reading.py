@@ -9,16 +9,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from lxml import etree
 
-from task_bridge.domain.task import NO_RESULT, Birth, Message, Progress, Target, Task, is_same
+from task_bridge.domain.task import NO_RESULT, Message, Progress, Target, Task, TaskIdentity, may_be_same_task
 from task_bridge.vcenter.vim.taskinfo import (
     DYNAMIC,
     PATHS,
     STATIC,
     Question,
-    birth_of,
+    build_task,
+    parse_identity,
     read_info,
     read_question,
-    task_of,
 )
 from unit.builders import Replica, a_watch
 from validity import check_event
@@ -32,7 +32,7 @@ def element(xml: str) -> etree._Element:
 
 
 def read(state: str = "running", more: str = "", question: Question | None = None) -> Task:
-    task = task_of(read_info(element(f"<state>{state}</state>{more}")), question, LABELS)
+    task = build_task(read_info(element(f"<state>{state}</state>{more}")), question, LABELS)
     assert task is not None
     return task
 
@@ -53,7 +53,7 @@ def test_a_state_is_a_status_also_one_never_heard_of(state: str, status: str) ->
 
 @pytest.mark.parametrize("state", ["", "<state/>", '<state x:nil="true"/>', "<state> </state>"])
 def test_without_a_state_there_is_no_task(state: str) -> None:
-    assert task_of(read_info(element(state)), None, {}) is None
+    assert build_task(read_info(element(state)), None, {}) is None
 
 
 @pytest.mark.parametrize(
@@ -170,28 +170,26 @@ def test_of_a_long_question_an_event_holds_the_beginning() -> None:
 @pytest.mark.parametrize(
     ("one", "other", "same"),
     [
-        (Birth(1.0, "a.b"), Birth(1.0, "a.b"), True),
-        (Birth(1.0, "a.b"), Birth(1.4, "a.b"), True),
-        (Birth(1.0, "a.b"), Birth(60.0, "a.b"), False),
-        (Birth(1.0, "a.b"), Birth(1.0, "a.c"), False),
-        (Birth(None, "a.b"), Birth(1.0, "a.b"), True),
-        (Birth(1.0, None), Birth(1.0, "a.b"), True),
+        (TaskIdentity(1.0, "a.b"), TaskIdentity(1.0, "a.b"), True),
+        (TaskIdentity(1.0, "a.b"), TaskIdentity(1.4, "a.b"), True),
+        (TaskIdentity(1.0, "a.b"), TaskIdentity(60.0, "a.b"), False),
+        (TaskIdentity(1.0, "a.b"), TaskIdentity(1.0, "a.c"), False),
+        (TaskIdentity(None, "a.b"), TaskIdentity(1.0, "a.b"), True),
+        (TaskIdentity(1.0, None), TaskIdentity(1.0, "a.b"), True),
     ],
 )
-def test_a_task_is_another_one_where_what_both_tell_differs(one: Birth, other: Birth, same: bool) -> None:
-    assert is_same(one, other) is same
+def test_a_task_is_another_one_where_what_both_tell_differs(one: TaskIdentity, other: TaskIdentity, same: bool) -> None:
+    assert may_be_same_task(one, other) is same
 
 
 def test_a_birth_is_when_it_was_queued_and_to_do_what() -> None:
     info = read_info(element("<queueTime>1970-01-01T00:01:00.5Z</queueTime><descriptionId>a.b</descriptionId>"))
-    assert birth_of(info) == Birth(60.5, "a.b")
+    assert parse_identity(info) == TaskIdentity(60.5, "a.b")
 
 
 # Whatever comes
 
-names = st.sampled_from(
-    [*DYNAMIC, *STATIC, "key", "fault", "message", "localizedMessage", "userName", "faultMessage"]
-)
+names = st.sampled_from([*DYNAMIC, *STATIC, "key", "fault", "message", "localizedMessage", "userName", "faultMessage"])
 texts = st.text(st.characters(codec="utf-8", categories=("L", "N", "P", "Zs")), max_size=8) | st.sampled_from(
     ["running", "success", "error", "true", "12", "2026-11-24T22:40:55Z", "9" * 30, "a.b.c", "."]
 )
@@ -212,14 +210,12 @@ trees = st.recursive(leaves, lambda inner: st.builds(_built, names, texts, attri
 
 
 @settings(deadline=None, max_examples=150)
-@given(
-    st.lists(trees, max_size=8), st.sampled_from(["queued", "running", "success", "error", "odd"]), st.booleans()
-)
+@given(st.lists(trees, max_size=8), st.sampled_from(["queued", "running", "success", "error", "odd"]), st.booleans())
 def test_whatever_vcenter_says_is_an_event_as_the_schema_has_it(
     fields: list[etree._Element], state: str, asked: bool
 ) -> None:
     info = read_info(_built("info", "", {}, [*fields, _built("state", state, {}, [])]))
-    task = task_of(info, Question(None, "?") if asked else None, {})
+    task = build_task(info, Question(None, "?") if asked else None, {})
     assert task is not None
     replica = Replica(a_watch(task="task-7", api="vim"), inline_max=100)
     replica.look(task)

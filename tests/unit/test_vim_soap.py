@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from task_bridge.vcenter.vim import soap
-from task_bridge.vcenter.vim.soap import Ref, SoapFault, Unreadable
+from task_bridge.vcenter.vim.soap import Ref, SoapFault, UnreadableXml
 
 ENVELOPE = "http://schemas.xmlsoap.org/soap/envelope/"
 
@@ -28,9 +28,7 @@ def entities() -> str:
 
 
 def test_an_answer_is_what_stands_in_the_body() -> None:
-    answer = soap.read(
-        enveloped('<LoginResponse xmlns="urn:vim25"><returnval>a</returnval></LoginResponse>'), "Login"
-    )
+    answer = soap.read(enveloped('<LoginResponse xmlns="urn:vim25"><returnval>a</returnval></LoginResponse>'), "Login")
     assert soap.value(soap.child(answer, "returnval")) == "a"
 
 
@@ -68,7 +66,7 @@ def test_an_answer_is_what_stands_in_the_body() -> None:
     ],
 )
 def test_what_is_no_answer_is_told_in_a_sentence_and_nothing_else(body: bytes) -> None:
-    with pytest.raises(Unreadable) as told:
+    with pytest.raises(UnreadableXml) as told:
         soap.read(body, "Login")
     assert len(str(told.value)) < 400
 
@@ -79,7 +77,7 @@ def test_no_file_is_read_for_an_answer(tmp_path: Path) -> None:
         "<LoginResponse><returnval>&f;</returnval></LoginResponse>",
         f'<!DOCTYPE a [<!ENTITY f SYSTEM "file://{tmp_path}/secret">]>',
     )
-    with pytest.raises(Unreadable) as told:
+    with pytest.raises(UnreadableXml) as told:
         soap.read(bad, "Login")
     assert "hidden" not in str(told.value)
 

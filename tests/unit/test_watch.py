@@ -10,19 +10,19 @@ import pytest
 
 from task_bridge.domain.durations import rfc3339
 from task_bridge.domain.events import Event, ResultRef, WatchRef
-from task_bridge.domain.ports import Standing, Unanswered
+from task_bridge.domain.ports import PollResult, Unanswered
 from task_bridge.domain.task import NO_RESULT, UNAVAILABLE, Message, Result, Task, TaskError
 from task_bridge.domain.watch import (
-    LAST_LOOK_S,
+    LAST_POLL_S,
     Policy,
-    View,
+    TaskView,
     Watch,
-    is_past_last_look,
+    is_past_last_poll,
     is_served,
     next_event,
-    observe,
-    resume,
+    record_poll,
     stall_at,
+    view_from_event,
     wake_at,
 )
 from unit.builders import (
@@ -47,7 +47,7 @@ from unit.builders import (
     succeeded,
 )
 
-Script = list[tuple[float, Standing | None]]
+Script = list[tuple[float, PollResult | None]]
 """Looks: at how many seconds after NOW, and what they showed (None: no answer)."""
 
 RESTATE_S = POLICY.restate_after_s
@@ -61,7 +61,7 @@ def played(script: Script, watch: Watch | None = None, **options: Any) -> Replic
 
 
 def play(replica: Replica, script: Script) -> None:
-    world: Standing | None = None
+    world: PollResult | None = None
     for at, standing in script:
         replica.wait_until(NOW + at, world)
         replica.look(standing)
@@ -124,7 +124,7 @@ def last_of(replica: Replica) -> Event:
     ],
 )
 def test_one_look_gives_at_most_one_event_and_two_when_the_first_finds_the_end(
-    before: Standing | None, seen: Standing | None, expected: list[str]
+    before: PollResult | None, seen: PollResult | None, expected: list[str]
 ) -> None:
     replica = played([(0, before)] if before else [])
     replica.wait_until(NOW + 10)
@@ -155,9 +155,7 @@ def test_an_event_tells_all_that_the_look_showed_and_whose_watch_it_is() -> None
 
 
 def test_the_end_tells_when_it_was_and_what_goes_beyond_info() -> None:
-    end = succeeded(
-        result_of({"a": 1}), ended_at="2025-11-24T22:40:09.000Z", duration_s=9.0, extra={"subtasks": {}}
-    )
+    end = succeeded(result_of({"a": 1}), ended_at="2025-11-24T22:40:09.000Z", duration_s=9.0, extra={"subtasks": {}})
 
     data = last_of(played([(0, running()), (10, end)])).data
 
@@ -201,12 +199,12 @@ def test_an_end_found_by_the_first_look_follows_its_own_status() -> None:
 
 
 def test_the_end_waits_for_its_result() -> None:
-    watch, view = a_watch(), resume(None)
+    watch, view = a_watch(), view_from_event(None)
     first = an_event("watching", status="RUNNING")
-    observe(view, first, succeeded(None), NOW + 1)
+    record_poll(view, first, succeeded(None), NOW + 1)
     assert next_event(watch, first, view, NOW + 1, POLICY) is None
 
-    observe(view, first, succeeded(result_of([1])), NOW + 2)
+    record_poll(view, first, succeeded(result_of([1])), NOW + 2)
     draft = next_event(watch, first, view, NOW + 2, POLICY)
 
     assert draft is not None
@@ -216,8 +214,8 @@ def test_the_end_waits_for_its_result() -> None:
 
 def test_since_when_nothing_changed_survives_a_takeover_before_the_result() -> None:
     watch, first = a_watch(partial_results=True), stored(played([(0, succeeded())]).events[0])
-    view = resume(first)
-    observe(view, first, succeeded(result_of([1])), NOW + 30)
+    view = view_from_event(first)
+    record_poll(view, first, succeeded(result_of([1])), NOW + 30)
 
     draft = next_event(watch, first, view, NOW + 30, POLICY)
 
@@ -236,7 +234,7 @@ def test_since_when_nothing_changed_survives_a_takeover_before_the_result() -> N
 def test_what_was_seen_before_the_task_vanished_is_told_first(seen: Task | None, expected: list[str]) -> None:
     replica = Replica(a_watch())
     if seen:
-        observe(replica.view, None, seen, NOW)
+        record_poll(replica.view, None, seen, NOW)
     replica.view.absence = lost()
 
     replica.settle()
@@ -245,8 +243,8 @@ def test_what_was_seen_before_the_task_vanished_is_told_first(seen: Task | None,
 
 
 def test_a_watch_that_begins_with_the_end_is_watching_before_the_result_is_there() -> None:
-    view = View()
-    observe(view, None, succeeded(None), NOW)
+    view = TaskView()
+    record_poll(view, None, succeeded(None), NOW)
 
     draft = next_event(a_watch(), None, view, NOW, POLICY)
 
@@ -311,9 +309,7 @@ def test_progress_told_late_is_the_newest() -> None:
 
 
 def test_without_an_interval_every_progress_is_told() -> None:
-    replica = played(
-        [(0, running(0)), (0, running(1)), (0, running(2))], policy=POLICY._replace(progress_interval_s=0)
-    )
+    replica = played([(0, running(0)), (0, running(1)), (0, running(2))], policy=POLICY._replace(progress_interval_s=0))
 
     assert kinds(replica.events) == ["watching", "progress", "progress"]
 
@@ -429,7 +425,7 @@ def test_progress_that_is_held_back_is_a_sign_of_life() -> None:
 
 
 @pytest.mark.parametrize("looks", [[running(3)], [None], []])
-def test_a_quiet_watch_is_stated_again_before_its_memory_ages_out(looks: list[Standing | None]) -> None:
+def test_a_quiet_watch_is_stated_again_before_its_memory_ages_out(looks: list[PollResult | None]) -> None:
     replica = played([(0, running(3))])
     if looks:
         play(replica, [(100, looks[0])])
@@ -465,7 +461,7 @@ def test_a_watch_without_an_event_has_nothing_to_restate() -> None:
 
 
 TIMED = a_watch(timeout_at=NOW + 100)
-ENDED_NOW: list[tuple[Standing | None, float, list[str], str | None]] = [
+ENDED_NOW: list[tuple[PollResult | None, float, list[str], str | None]] = [
     (running(0), 100, ["watching", "abandoned.watch_timed_out"], "RUNNING"),
     (running(7), 100, ["watching", "abandoned.watch_timed_out"], "RUNNING"),  # no progress before the end
     (blocked(), 100, ["watching", "abandoned.watch_timed_out"], "BLOCKED"),
@@ -479,7 +475,7 @@ ENDED_NOW: list[tuple[Standing | None, float, list[str], str | None]] = [
 
 @pytest.mark.parametrize(("found", "at", "expected", "status"), ENDED_NOW)
 def test_at_the_deadline_one_last_look_decides(
-    found: Standing | None, at: float, expected: list[str], status: str | None
+    found: PollResult | None, at: float, expected: list[str], status: str | None
 ) -> None:
     replica = played([(0, running(0))], TIMED)
     replica.wait_until(NOW + 200, found)
@@ -491,7 +487,7 @@ def test_at_the_deadline_one_last_look_decides(
 
 @pytest.mark.parametrize(("found", "at", "expected", "status"), ENDED_NOW)
 def test_whoever_took_over_before_the_deadline_decides_the_same(
-    found: Standing | None, at: float, expected: list[str], status: str | None
+    found: PollResult | None, at: float, expected: list[str], status: str | None
 ) -> None:
     replica = played([(0, running(0))], TIMED).resumed()
     replica.wait_until(NOW + 200, found)
@@ -525,7 +521,7 @@ def test_an_answer_within_the_time_of_the_last_look_decides() -> None:
 def test_an_end_whose_result_does_not_come_in_time_is_told_without() -> None:
     replica = played([(0, running(0))], TIMED)
     replica.wait_until(NOW + 99)
-    observe(replica.view, replica.last, succeeded(None), replica.now)
+    record_poll(replica.view, replica.last, succeeded(None), replica.now)
     replica.settle()
     assert kinds(replica.events) == ["watching"]
 
@@ -542,24 +538,24 @@ def test_an_end_whose_result_does_not_come_in_time_is_told_without() -> None:
         (True, None, -0.001, False),
         (True, None, 0.0, True),
         (False, None, 0.0, False),
-        (False, None, LAST_LOOK_S - 0.1, False),
-        (False, None, LAST_LOOK_S, True),
+        (False, None, LAST_POLL_S - 0.1, False),
+        (False, None, LAST_POLL_S, True),
         (True, running(), 0.0, True),
         (True, succeeded(None), 0.0, False),
-        (True, succeeded(None), LAST_LOOK_S, True),
+        (True, succeeded(None), LAST_POLL_S, True),
     ],
 )
 def test_the_last_look_is_past_when_it_is_over_or_had_its_time(
     over: bool, task: Task | None, after: float, past: bool
 ) -> None:
-    view = View(task=task, last_look_until=TIMED.deadline + LAST_LOOK_S, last_look_over=over)
+    view = TaskView(task=task, last_poll_until=TIMED.deadline + LAST_POLL_S, last_poll_over=over)
 
-    assert is_past_last_look(TIMED, view, TIMED.deadline + after) is past
+    assert is_past_last_poll(TIMED, view, TIMED.deadline + after) is past
 
 
 def test_without_a_timeout_there_is_no_deadline() -> None:
     assert a_watch().deadline == math.inf
-    assert not is_past_last_look(a_watch(), View(last_look_over=True), NOW + 1000 * DAY_S)
+    assert not is_past_last_poll(a_watch(), TaskView(last_poll_over=True), NOW + 1000 * DAY_S)
 
 
 # Why a watch ended without knowing the task's end
@@ -733,12 +729,12 @@ def test_a_partial_result_in_the_store_is_referred_to_until_it_changes() -> None
 
 def test_a_partial_result_that_could_not_be_stored_is_told_once_until_it_changes() -> None:
     last = an_event("watching", status="RUNNING", result_state="unavailable", unchanged_since=rfc3339(NOW))
-    view = resume(stored(last))
-    observe(view, last, running(result=ONE), NOW + 5)
+    view = view_from_event(stored(last))
+    record_poll(view, last, running(result=ONE), NOW + 5)
     assert next_event(PARTIAL, last, view, NOW + 5, POLICY) is None
     assert wake_at(PARTIAL, last, view, POLICY) == NOW + RESTATE_S
 
-    observe(view, last, running(result=TWO), NOW + 10)
+    record_poll(view, last, running(result=TWO), NOW + 10)
     draft = next_event(PARTIAL, last, view, NOW + 10, POLICY)
 
     assert draft is not None
@@ -787,8 +783,8 @@ def test_a_watch_is_served_when_an_end_answers_it(
 
 
 def test_whoever_takes_a_watch_up_knows_what_its_last_event_tells() -> None:
-    assert resume(None) == View()
-    assert resume(an_event(unchanged_since=rfc3339(NOW - 50))) == View(changed_at=NOW - 50)
+    assert view_from_event(None) == TaskView()
+    assert view_from_event(an_event(unchanged_since=rfc3339(NOW - 50))) == TaskView(changed_at=NOW - 50)
 
 
 @pytest.mark.parametrize(
@@ -803,18 +799,18 @@ def test_whoever_takes_a_watch_up_knows_what_its_last_event_tells() -> None:
 )
 def test_the_first_look_after_a_takeover_is_compared_with_the_last_event(seen: Task, changed: bool) -> None:
     last = stored(last_of(played([(0, running(3))])))
-    view = resume(last)
+    view = view_from_event(last)
 
-    observe(view, last, seen, NOW + 30)
+    record_poll(view, last, seen, NOW + 30)
 
     assert view.changed_at == (NOW + 30 if changed else NOW)
-    assert view.looked_at == NOW + 30
+    assert view.polled_at == NOW + 30
 
 
 def test_a_good_look_forgets_an_absence_and_an_answer() -> None:
-    view = View(absence=lost(), answer=TaskError("X", "x"))
+    view = TaskView(absence=lost(), answer=TaskError("X", "x"))
 
-    observe(view, None, running(), NOW)
+    record_poll(view, None, running(), NOW)
 
     assert (view.absence, view.answer) == (None, None)
 
@@ -823,9 +819,9 @@ def test_a_good_look_forgets_an_absence_and_an_answer() -> None:
 
 
 def test_a_watch_without_events_wakes_at_its_deadline_only() -> None:
-    assert wake_at(a_watch(), None, View(), POLICY) == math.inf
-    assert wake_at(TIMED, None, View(), POLICY) == NOW + 100
-    assert wake_at(TIMED, None, View(last_look_until=NOW + 103), POLICY) == NOW + 103
+    assert wake_at(a_watch(), None, TaskView(), POLICY) == math.inf
+    assert wake_at(TIMED, None, TaskView(), POLICY) == NOW + 100
+    assert wake_at(TIMED, None, TaskView(last_poll_until=NOW + 103), POLICY) == NOW + 103
 
 
 @pytest.mark.parametrize(
@@ -846,10 +842,10 @@ def test_a_watch_wakes_for_its_deadline_for_progress_held_back_and_to_restate(
     watch: Watch, seen: Task | None, asked: bool, wakes: float
 ) -> None:
     last = stored(last_of(played([(0, running(0))])))
-    view = resume(last)
+    view = view_from_event(last)
     if seen:
-        observe(view, last, seen, NOW + 0.5)
-    view.last_look_until = NOW + 115 if asked else math.inf
+        record_poll(view, last, seen, NOW + 0.5)
+    view.last_poll_until = NOW + 115 if asked else math.inf
 
     assert wake_at(watch, last, view, POLICY) == NOW + wakes
 
@@ -861,16 +857,16 @@ def test_a_watch_wakes_for_its_deadline_for_progress_held_back_and_to_restate(
         (a_watch(stalled_after_s=0.0), an_event(), NOW, math.inf),
         (STALLING, an_event(), NOW, NOW + 60),
         (STALLING, an_event(unchanged_since=rfc3339(NOW)), NOW + 5, NOW + 65),
-        (STALLING, an_event("stalled", stalled_told=True, unchanged_since=rfc3339(NOW)), NOW, math.inf),
-        (STALLING, an_event(stalled_told=True, unchanged_since=rfc3339(NOW)), NOW, math.inf),
-        (STALLING, an_event(stalled_told=True, unchanged_since=rfc3339(NOW)), NOW + 0.001, NOW + 60.001),
-        (STALLING, an_event(stalled_told=True, unchanged_since=rfc3339(NOW)), NOW - 5, NOW + 55),
+        (STALLING, an_event("stalled", stalled_reported=True, unchanged_since=rfc3339(NOW)), NOW, math.inf),
+        (STALLING, an_event(stalled_reported=True, unchanged_since=rfc3339(NOW)), NOW, math.inf),
+        (STALLING, an_event(stalled_reported=True, unchanged_since=rfc3339(NOW)), NOW + 0.001, NOW + 60.001),
+        (STALLING, an_event(stalled_reported=True, unchanged_since=rfc3339(NOW)), NOW - 5, NOW + 55),
     ],
 )
 def test_a_standstill_counts_from_the_last_change_until_it_is_told(
     watch: Watch, last: Event | None, changed_at: float, stalls: float
 ) -> None:
-    assert stall_at(watch, last, View(changed_at=changed_at)) == pytest.approx(stalls, abs=0.0002)
+    assert stall_at(watch, last, TaskView(changed_at=changed_at)) == pytest.approx(stalls, abs=0.0002)
 
 
 def test_a_watch_is_restated_after_half_of_the_time_that_events_are_kept() -> None:

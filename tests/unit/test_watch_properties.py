@@ -10,9 +10,9 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from task_bridge.domain.events import Event
-from task_bridge.domain.ports import Standing, Unanswered
+from task_bridge.domain.ports import PollResult, Unanswered
 from task_bridge.domain.task import NO_RESULT, UNAVAILABLE, Result, Task, TaskError
-from task_bridge.domain.watch import LAST_LOOK_S, Absence, Policy, Watch
+from task_bridge.domain.watch import LAST_POLL_S, Absence, Policy, Watch
 from unit.builders import NOW, SOURCE, Replica, a_task, a_watch, denied, kinds, lost, progress, running, succeeded
 
 POLICY = Policy(SOURCE, progress_interval_s=2.0, events_max_age_s=400.0)
@@ -23,7 +23,7 @@ class Step(NamedTuple):
     """So many seconds pass, then a look shows this (None: vCenter didn't answer)."""
 
     after_s: float
-    standing: Standing | None
+    standing: PollResult | None
 
 
 History = list[Step]
@@ -66,7 +66,7 @@ def lived_through(
 ) -> Replica:
     """The replica that is there at the end; at each of `cuts` another one took over before that step."""
     replica = Replica(watch, POLICY, inline_max=inline_max, whole_looks=repeats > 1)
-    world: Standing | None = None
+    world: PollResult | None = None
     for number, (after_s, found) in enumerate(history):
         standing = as_asked(watch, found)
         if number in cuts:
@@ -78,7 +78,7 @@ def lived_through(
     return replica
 
 
-def as_asked(watch: Watch, standing: Standing | None) -> Standing | None:
+def as_asked(watch: Watch, standing: PollResult | None) -> PollResult | None:
     """A look at a task that goes on brings a result only where it is asked for, and then always."""
     if not isinstance(standing, Task) or standing.ended:
         return standing
@@ -86,7 +86,7 @@ def as_asked(watch: Watch, standing: Standing | None) -> Standing | None:
     return msgspec.structs.replace(standing, result=result)
 
 
-def is_end(standing: Standing | None) -> bool:
+def is_end(standing: PollResult | None) -> bool:
     return isinstance(standing, Absence) or (isinstance(standing, Task) and standing.ended)
 
 
@@ -137,7 +137,7 @@ def test_a_watch_with_a_timeout_is_over_when_its_last_look_had_its_time(
 ) -> None:
     replica = lived_through(watch, history, cuts=cuts)
     # Who takes it up after the deadline gives it a last look of its own; a moment for each of the timers.
-    over_at = max(watch.deadline, replica.began) + LAST_LOOK_S + 0.1
+    over_at = max(watch.deadline, replica.began) + LAST_POLL_S + 0.1
     replica.wait_until(max(replica.now, over_at))
 
     final = replica.events[-1]
@@ -180,9 +180,7 @@ def test_an_end_is_told_as_vcenter_showed_it(watch: Watch, history: History) -> 
 
 @quick
 @given(watches, jumping_histories, st.frozensets(st.integers(0, 14)), inline_maxes)
-def test_every_event_says_something_new(
-    watch: Watch, history: History, cuts: frozenset[int], inline_max: int
-) -> None:
+def test_every_event_says_something_new(watch: Watch, history: History, cuts: frozenset[int], inline_max: int) -> None:
     events = lived_through(watch, history, cuts=cuts, inline_max=inline_max).events
 
     for before, event in pairwise(events):

@@ -13,9 +13,9 @@ from task_bridge import watcher
 from task_bridge.domain.durations import rfc3339
 from task_bridge.domain.errors import NatsUnavailable
 from task_bridge.domain.events import Event, WatchRef
-from task_bridge.domain.ports import UNCHANGED, Standing, Unanswered
+from task_bridge.domain.ports import UNCHANGED, PollResult, Unanswered
 from task_bridge.domain.task import NO_RESULT, Task, TaskError
-from task_bridge.domain.watch import Policy, View, Watch, observe
+from task_bridge.domain.watch import Policy, TaskView, Watch, record_poll
 from task_bridge.metrics import Metrics
 from task_bridge.watcher import Watcher
 from unit.builders import (
@@ -67,10 +67,10 @@ class Bridge:
 
     async def take(self, watch: Watch | None = None) -> RecordingHandle:
         handle = RecordingHandle()
-        await self.watcher.take(watch or a_watch(), handle)
+        await self.watcher.take_over(watch or a_watch(), handle)
         return handle
 
-    async def see(self, *standings: Standing, task: str = TASK) -> list[str]:
+    async def see(self, *standings: PollResult, task: str = TASK) -> list[str]:
         """The kinds of all events once these looks have been dealt with."""
         for standing in standings:
             self.source.give(standing, task=task)
@@ -117,7 +117,7 @@ UNWATCHED = an_event("abandoned", "unwatched", status="RUNNING", sequence=2)
 async def test_a_watch_is_taken_up_looked_at_told_and_over(bridge: Bridge) -> None:
     handle = await bridge.take(a_watch(partial_results=True))
     assert bridge.source.followed == {TASK: (NOW, False, True)}
-    assert bridge.watcher.held == 1
+    assert bridge.watcher.held_count == 1
 
     await bridge.see(running(0), blocked(), ENDED)
     assert bridge.journal.kinds == ["watching", "status"]
@@ -127,7 +127,7 @@ async def test_a_watch_is_taken_up_looked_at_told_and_over(bridge: Bridge) -> No
     assert [event.data.sequence for event in bridge.journal.events] == [1, 2, 3]
     assert bytes(bridge.journal.events[-1].data.result) == b"[1]"
     assert handle.said == ["ack"]
-    assert (bridge.watcher.held, bridge.source.followed) == (0, {})
+    assert (bridge.watcher.held_count, bridge.source.followed) == (0, {})
 
 
 async def test_the_next_look_waits_until_what_was_seen_is_stored(bridge: Bridge) -> None:
@@ -196,18 +196,18 @@ async def test_a_fault_over_one_event_stops_neither_the_watch_nor_the_others(bri
     await bridge.see(running(1))
 
     assert [event.data.task for event in bridge.journal.events] == ["other", TASK]
-    assert (bridge.watcher.held, handle.said) == (2, [])
+    assert (bridge.watcher.held_count, handle.said) == (2, [])
 
 
 async def test_a_fault_over_one_look_keeps_no_other_from_being_taken_in(
     bridge: Bridge, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def observing(view: View, last: Event | None, task: Task, now: float) -> None:
+    def observing(view: TaskView, last: Event | None, task: Task, now: float) -> None:
         if task.operation == "poison":
             raise ZeroDivisionError
-        observe(view, last, task, now)
+        record_poll(view, last, task, now)
 
-    monkeypatch.setattr(watcher, "observe", observing)
+    monkeypatch.setattr(watcher, "record_poll", observing)
     monkeypatch.setattr(watcher, "UNSETTLED_S", 0.01)
     await bridge.take()
     await bridge.take(a_watch(id="other", task="other"))
@@ -221,9 +221,7 @@ async def test_a_fault_over_one_look_keeps_no_other_from_being_taken_in(
     assert [event.data.task for event in bridge.journal.events] == ["other", TASK]
 
 
-async def test_what_could_not_be_said_is_said_a_little_later(
-    bridge: Bridge, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_what_could_not_be_said_is_said_a_little_later(bridge: Bridge, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(watcher, "UNSETTLED_S", 0.01)
     handle = await bridge.take()
     bridge.journal.faults += [RuntimeError("a fault of the bridge's own")] * 2
@@ -299,7 +297,7 @@ async def test_a_new_watch_takes_the_place_of_one_that_is_held(bridge: Bridge) -
     await bridge.see(running(3), succeeded())
 
     assert bridge.journal.kinds == ["watching", "abandoned.unwatched", "watching", "completed.succeeded"]
-    assert (old.said, new.said, bridge.watcher.held) == ([], ["ack"], 0)
+    assert (old.said, new.said, bridge.watcher.held_count) == ([], ["ack"], 0)
 
 
 async def test_a_new_watch_is_not_hurt_by_the_old_one_that_still_stores_an_event(bridge: Bridge) -> None:
@@ -317,7 +315,7 @@ async def test_a_new_watch_is_not_hurt_by_the_old_one_that_still_stores_an_event
 
     assert bridge.journal.kinds == ["watching", "abandoned.unwatched", "watching"]
     assert (old.said, new.said) == (["ack"], [])
-    assert (bridge.watcher.held, list(bridge.source.followed)) == (1, [TASK])
+    assert (bridge.watcher.held_count, list(bridge.source.followed)) == (1, [TASK])
 
 
 async def test_who_finds_that_another_wrote_steps_back_without_a_word(bridge: Bridge) -> None:
@@ -329,7 +327,7 @@ async def test_who_finds_that_another_wrote_steps_back_without_a_word(bridge: Br
 
     assert bridge.journal.kinds == ["watching", "progress"]
     assert handle.said == ["drop"]
-    assert (bridge.watcher.held, bridge.source.followed) == (0, {})
+    assert (bridge.watcher.held_count, bridge.source.followed) == (0, {})
 
 
 async def test_who_stepped_back_can_be_given_the_watch_again(bridge: Bridge) -> None:
@@ -367,7 +365,7 @@ async def test_a_final_event_that_another_wrote_is_the_end_and_acked(bridge: Bri
     await bridge.see(blocked())
 
     assert bridge.journal.kinds == ["watching", final.kind]
-    assert (handle.said, bridge.watcher.held, bridge.source.followed) == (["ack"], 0, {})
+    assert (handle.said, bridge.watcher.held_count, bridge.source.followed) == (["ack"], 0, {})
 
 
 async def test_a_final_event_of_another_watch_is_not_the_end_of_this_one(bridge: Bridge) -> None:
@@ -377,7 +375,7 @@ async def test_a_final_event_of_another_watch_is_not_the_end_of_this_one(bridge:
 
     await bridge.see(blocked())
 
-    assert (handle.said, bridge.watcher.held) == (["drop"], 0)
+    assert (handle.said, bridge.watcher.held_count) == (["drop"], 0)
 
 
 # Served already
@@ -396,10 +394,10 @@ async def test_a_watch_that_was_served_is_acked_at_once(bridge: Bridge, last: Ev
     bridge.journal.write(last, stored_at=NOW + 5)
     handle = RecordingHandle()
 
-    outcome = await bridge.watcher.take(watch, handle)
+    outcome = await bridge.watcher.take_over(watch, handle)
 
     assert (outcome, handle.said) == ("already_completed", ["ack"])
-    assert (bridge.watcher.held, bridge.source.calls) == (0, [])
+    assert (bridge.watcher.held_count, bridge.source.calls) == (0, [])
 
 
 @pytest.mark.parametrize(("current", "outcome", "said"), [(False, None, ["drop"]), (True, "accepted", [])])
@@ -410,14 +408,14 @@ async def test_a_watch_that_arrives_when_it_is_over_is_let_lie(
     bridge.journal.write(last)
     handle = RecordingHandle(current=current)
 
-    assert await bridge.watcher.take(a_watch(), handle) == outcome
+    assert await bridge.watcher.take_over(a_watch(), handle) == outcome
 
-    assert (handle.said, bridge.watcher.held) == (said, int(current))
+    assert (handle.said, bridge.watcher.held_count) == (said, int(current))
 
 
 async def test_a_watch_that_is_taken_up_is_accepted(bridge: Bridge) -> None:
-    assert await bridge.watcher.take(a_watch(), RecordingHandle()) == "accepted"
-    assert await bridge.watcher.take(a_watch(), RecordingHandle()) == "accepted"
+    assert await bridge.watcher.take_over(a_watch(), RecordingHandle()) == "accepted"
+    assert await bridge.watcher.take_over(a_watch(), RecordingHandle()) == "accepted"
 
 
 async def test_without_nats_nothing_is_taken_up(bridge: Bridge) -> None:
@@ -425,9 +423,9 @@ async def test_without_nats_nothing_is_taken_up(bridge: Bridge) -> None:
     handle = RecordingHandle()
 
     with pytest.raises(NatsUnavailable):
-        await bridge.watcher.take(a_watch(), handle)
+        await bridge.watcher.take_over(a_watch(), handle)
 
-    assert (bridge.watcher.held, bridge.source.calls, handle.said) == (0, [], [])
+    assert (bridge.watcher.held_count, bridge.source.calls, handle.said) == (0, [], [])
 
 
 # A word that the watch may be over
@@ -438,18 +436,18 @@ async def test_a_watch_ended_elsewhere_is_let_go_at_a_hint(bridge: Bridge) -> No
     await bridge.see(running(0))
     bridge.journal.write(UNWATCHED)
 
-    await bridge.watcher.check("lab", TASK)
+    await bridge.watcher.check_ownership("lab", TASK)
 
-    assert (handle.said, bridge.watcher.held, bridge.source.followed) == (["ack"], 0, {})
+    assert (handle.said, bridge.watcher.held_count, bridge.source.followed) == (["ack"], 0, {})
 
 
 async def test_a_hint_alone_ends_nothing(bridge: Bridge) -> None:
     handle = await bridge.take()
 
-    await bridge.watcher.check("lab", TASK)
-    await bridge.watcher.check("lab", "stranger")
+    await bridge.watcher.check_ownership("lab", TASK)
+    await bridge.watcher.check_ownership("lab", "stranger")
 
-    assert (handle.said, bridge.watcher.held) == ([], 1)
+    assert (handle.said, bridge.watcher.held_count) == ([], 1)
 
 
 @pytest.mark.parametrize("newest", [PROGRESSED, of_another(UNWATCHED)])
@@ -457,9 +455,9 @@ async def test_a_watch_that_others_write_of_is_let_go(bridge: Bridge, newest: Ev
     handle = await bridge.take()
     bridge.journal.write(newest)
 
-    await bridge.watcher.check("lab", TASK)
+    await bridge.watcher.check_ownership("lab", TASK)
 
-    assert (handle.said, bridge.watcher.held) == (["drop"], 0)
+    assert (handle.said, bridge.watcher.held_count) == (["drop"], 0)
 
 
 async def test_a_missed_hint_is_made_good_by_the_sweep(bridge: Bridge) -> None:
@@ -468,8 +466,8 @@ async def test_a_missed_hint_is_made_good_by_the_sweep(bridge: Bridge) -> None:
     bridge.journal.write(UNWATCHED)
 
     async with asyncio.TaskGroup() as group:
-        sweep = group.create_task(bridge.watcher.sweep())
-        await until(lambda: not bridge.watcher.held)
+        sweep = group.create_task(bridge.watcher.sweep_ownership())
+        await until(lambda: not bridge.watcher.held_count)
         sweep.cancel()
 
     assert handle.said == ["ack"]
@@ -483,7 +481,7 @@ async def test_watches_that_are_released_are_looked_at_no_more_and_nothing_is_sa
     released = bridge.watcher.release(2)
 
     assert released == [("lab", "a"), ("lab", "b")]
-    assert (set(bridge.source.followed), bridge.watcher.held) == ({"c"}, 1)
+    assert (set(bridge.source.followed), bridge.watcher.held_count) == ({"c"}, 1)
     assert [handle.said for handle in handles] == [[], [], []]
 
 
@@ -547,7 +545,7 @@ async def test_a_quiet_watch_is_restated_without_a_look(unconfigured: bool) -> N
     ],
 )
 async def test_at_the_deadline_vcenter_is_asked_once_more_and_its_answer_decides(
-    bridge: Bridge, found: Standing, kind: str
+    bridge: Bridge, found: PollResult, kind: str
 ) -> None:
     bridge.source.on_hurry = found
     bridge.journal.write(WATCHING)
@@ -557,7 +555,7 @@ async def test_at_the_deadline_vcenter_is_asked_once_more_and_its_answer_decides
 
     assert bridge.journal.kinds == ["watching", kind]
     assert bridge.source.calls.count(f"hurry {TASK}") == 1
-    assert bridge.watcher.held == 0
+    assert bridge.watcher.held_count == 0
 
 
 async def test_the_answer_to_the_last_look_goes_with_the_end(bridge: Bridge) -> None:
@@ -583,7 +581,7 @@ async def test_a_last_look_that_finds_the_end_waits_for_its_result(bridge: Bridg
 
 @pytest.mark.parametrize(("found", "kind"), [(failed(), "completed.failed"), (lost(), "abandoned.lost")])
 async def test_a_watch_taken_up_long_after_its_deadline_gets_its_last_look_too(
-    bridge: Bridge, found: Standing, kind: str
+    bridge: Bridge, found: PollResult, kind: str
 ) -> None:
     bridge.source.on_hurry = found
     handle = await bridge.take(a_watch(timeout_at=NOW - 3600))
@@ -596,7 +594,7 @@ async def test_a_watch_of_a_vcenter_no_longer_configured_times_out_at_once() -> 
     async with a_bridge(unconfigured=True) as bridge:
         bridge.journal.write(WATCHING)
         handle = await bridge.take(a_watch(timeout_at=bridge.clock() + 0.02))
-        assert bridge.watcher.standing() == {("lab", "UNCONFIGURED"): 1}
+        assert bridge.watcher.held_by_status() == {("lab", "UNCONFIGURED"): 1}
 
         await until(lambda: handle.said == ["ack"])
 
@@ -634,7 +632,7 @@ async def test_stop_finishes_what_is_in_flight_and_begins_nothing(bridge: Bridge
     await bridge.see(blocked())
 
     assert bridge.journal.kinds == ["watching"]  # the end is told by whoever takes over
-    assert (handle.said, bridge.watcher.held) == ([], 1)
+    assert (handle.said, bridge.watcher.held_count) == ([], 1)
 
 
 async def test_stop_acks_what_a_publish_in_flight_ended(bridge: Bridge) -> None:
@@ -694,7 +692,7 @@ async def test_watches_are_counted_by_vcenter_and_status(bridge: Bridge) -> None
     await bridge.take(a_watch(id="unseen", task="unseen"))
     await bridge.take(a_watch(id="gone", vcenter="gone"))
 
-    assert bridge.watcher.standing() == {
+    assert bridge.watcher.held_by_status() == {
         ("lab", "PENDING"): 1,
         ("lab", "RUNNING"): 1,
         ("lab", "BLOCKED"): 1,
@@ -703,12 +701,12 @@ async def test_watches_are_counted_by_vcenter_and_status(bridge: Bridge) -> None
         ("lab", "UNSEEN"): 1,
         ("gone", "UNCONFIGURED"): 1,
     }
-    assert bridge.watcher.held == 8
+    assert bridge.watcher.held_count == 8
 
     await bridge.see(running(0), task="PENDING")
     await bridge.see(succeeded(), task="ended")
-    assert bridge.watcher.standing()["lab", "RUNNING"] == 2
-    assert bridge.watcher.standing().total() == bridge.watcher.held == 7
+    assert bridge.watcher.held_by_status()["lab", "RUNNING"] == 2
+    assert bridge.watcher.held_by_status().total() == bridge.watcher.held_count == 7
 
 
 @pytest.mark.parametrize(
@@ -721,7 +719,7 @@ async def test_watches_are_counted_by_vcenter_and_status(bridge: Bridge) -> None
     ],
 )
 async def test_how_long_an_end_took_to_be_stored_is_measured(
-    bridge: Bridge, end: Standing, count: int, seconds: float
+    bridge: Bridge, end: PollResult, count: int, seconds: float
 ) -> None:
     await bridge.take()
 

@@ -19,15 +19,15 @@ from prometheus_client import CollectorRegistry
 from starlette.types import Receive, Scope, Send
 
 from task_bridge import __version__
-from task_bridge.domain.board import Filter, Overview
+from task_bridge.domain.board import RowFilter, WatchBoard
 from task_bridge.domain.durations import rfc3339
 from task_bridge.domain.errors import CannotStart
 from task_bridge.domain.events import Event, EventData, WatchRef
 from task_bridge.domain.task import Progress, TaskError
 from task_bridge.metrics import Metrics
 from task_bridge.settings import Listen
-from task_bridge.web.board import View, page
-from task_bridge.web.health import Check, Health, JetStreamHealth, NatsHealth, VCenterHealth
+from task_bridge.web.board import BoardView, page
+from task_bridge.web.health import BridgeHealth, JetStreamHealth, NatsHealth, ResourceHealth, VCenterHealth
 from task_bridge.web.routes import build_web
 from task_bridge.web.server import WebServer
 
@@ -46,11 +46,11 @@ PATHS = [
 ]
 ANY_PORT = Listen("127.0.0.1", 0)
 
-HEALTHY = Health(
+HEALTHY = BridgeHealth(
     nats=NatsHealth(connected=True),
     jetstream=JetStreamHealth(ok=True),
-    streams=(Check("VCENTER_TASKS_EVENTS", ok=True),),
-    consumers=(Check("bridge", ok=True),),
+    streams=(ResourceHealth("VCENTER_TASKS_EVENTS", ok=True),),
+    consumers=(ResourceHealth("bridge", ok=True),),
     vcenters=(VCenterHealth("lab", "ok", last_good_look_age_s=1.26, watches=3),),
     held=3,
     waiting=1,
@@ -93,15 +93,15 @@ class FakeFeed:
     """Somebody who has read what the test put there, and counts who looks."""
 
     def __init__(self) -> None:
-        self.overview: Overview | None = Overview()
-        self.overview.complete = True
+        self.board: WatchBoard | None = WatchBoard()
+        self.board.complete = True
         self.trouble: str | None = None
         self.looks = 0
         self.looking = 0
         self.left = asyncio.Event()
 
     @contextmanager
-    def looked_at(self) -> Iterator[None]:
+    def viewed(self) -> Iterator[None]:
         self.looks += 1
         self.looking += 1
         try:
@@ -117,7 +117,7 @@ class FakeState:
         self.document = b'{"asyncapi":"3.0.0"}'
         self.counted = Metrics()
 
-    def health(self) -> Health:
+    def health(self) -> BridgeHealth:
         return self.now
 
     def metrics(self) -> CollectorRegistry:
@@ -161,9 +161,7 @@ async def test_readiness_tells_everything_it_rests_on(web: httpx.AsyncClient) ->
         "jetstream": {"ok": True, "reason": None},
         "streams": [{"name": "VCENTER_TASKS_EVENTS", "ok": True, "reason": None}],
         "consumers": [{"name": "bridge", "ok": True, "reason": None}],
-        "vcenters": [
-            {"name": "lab", "state": "ok", "reason": None, "last_good_look_age_seconds": 1.3, "watches": 3}
-        ],
+        "vcenters": [{"name": "lab", "state": "ok", "reason": None, "last_good_look_age_seconds": 1.3, "watches": 3}],
         "held": 3,
         "waiting": 1,
         "capacity": 50_000,
@@ -192,9 +190,9 @@ async def test_a_full_replica_and_a_late_event_loop_have_their_reasons_and_stop_
         ({"vcenters": (VCenterHealth("gone", "unconfigured", watches=1),)}, 200, "ok"),
         ({"vcenters": ()}, 200, "ok"),
         ({"nats": NatsHealth(connected=False, reason="no connection")}, 503, "unready"),
-        ({"streams": (Check("EVENTS", ok=False, reason="differs"),)}, 503, "unready"),
+        ({"streams": (ResourceHealth("EVENTS", ok=False, reason="differs"),)}, 503, "unready"),
         ({"streams": ()}, 503, "unready"),  # not looked for yet
-        ({"consumers": (Check("a", ok=True), Check("b", ok=False))}, 503, "unready"),
+        ({"consumers": (ResourceHealth("a", ok=True), ResourceHealth("b", ok=False))}, 503, "unready"),
         ({"stopping": True}, 503, "unready"),
     ],
 )
@@ -238,17 +236,17 @@ async def test_the_page_tells_what_readiness_tells(web: httpx.AsyncClient, state
 
 def test_everything_on_the_page_is_escaped_and_cannot_turn_around_what_stands_beside_it() -> None:
     evil = "<script>alert('1')</script>\x1b[31m\u202e"
-    overview = Overview()
-    overview.tell(event("a", kind="progress", message=evil, labels={evil: evil}, task=evil), owner=evil)
-    overview.tell(event("b", kind="completed", outcome="failed", message=evil, task=evil + "2"), owner=evil)
+    overview = WatchBoard()
+    overview.apply_event(event("a", kind="progress", message=evil, labels={evil: evil}, task=evil), owner=evil)
+    overview.apply_event(event("b", kind="completed", outcome="failed", message=evil, task=evil + "2"), owner=evil)
     overview.complete = True
-    health = Health(
+    health = BridgeHealth(
         nats=NatsHealth(connected=False, reason=evil),
-        streams=(Check(evil, ok=False, reason=evil),),
+        streams=(ResourceHealth(evil, ok=False, reason=evil),),
         vcenters=(VCenterHealth(evil, "degraded", evil),),
     )
-    text = page(View(health, overview, None, Filter(evil, evil), 0.0))
-    whole = page(View(health, overview, None, Filter(), 0.0))
+    text = page(BoardView(health, overview, None, RowFilter(evil, evil), 0.0))
+    whole = page(BoardView(health, overview, None, RowFilter(), 0.0))
     for html in (text, whole):
         assert html.count("<script") == 1  # its own
         assert html.count("&lt;script&gt;alert(&#x27;1&#x27;)") >= 5
@@ -277,10 +275,10 @@ async def test_the_page_needs_nothing_from_outside_and_its_policy_allows_nothing
 async def test_the_page_shows_the_watches_oldest_first_how_they_stand_and_the_latest_endings(
     web: httpx.AsyncClient, feed: FakeFeed
 ) -> None:
-    assert feed.overview
-    feed.overview.tell(event("2", kind="progress", percent=42.0, message="Host 2 of 5"), "0123456789")
-    feed.overview.tell(event("1", kind="stalled", labels={"workflow": "patch-42"}), "fedcba987654")
-    feed.overview.tell(event("3", kind="completed", outcome="failed", message="No space left"), "0123456789")
+    assert feed.board
+    feed.board.apply_event(event("2", kind="progress", percent=42.0, message="Host 2 of 5"), "0123456789")
+    feed.board.apply_event(event("1", kind="stalled", labels={"workflow": "patch-42"}), "fedcba987654")
+    feed.board.apply_event(event("3", kind="completed", outcome="failed", message="No space left"), "0123456789")
     text = (await web.get("/")).text
     assert text.index("task-1") < text.index("task-2") < text.index("task-3")
     for told in ('value="42.0"', "Host 2 of 5", "workflow=patch-42", "stalled", "01234567", "✗ failed", "No space"):
@@ -292,9 +290,9 @@ async def test_the_page_shows_the_watches_oldest_first_how_they_stand_and_the_la
 async def test_a_filter_is_a_link_that_can_be_shared_and_pages_are_links(
     web: httpx.AsyncClient, feed: FakeFeed
 ) -> None:
-    assert feed.overview
+    assert feed.board
     for number in range(450):
-        feed.overview.tell(event(f"{number:04}", kind="progress"), "x")
+        feed.board.apply_event(event(f"{number:04}", kind="progress"), "x")
     whole, second, one = [(await web.get(path)).text for path in ("/", "/?page=2", "/?q=TASK-0449+running")]
     assert (whole.count("<code>"), second.count("<code>"), one.count("<code><bdi>task-0449")) == (200 + 200, 400, 1)
     assert "1 to 200 of 450" in whole
@@ -313,9 +311,7 @@ async def test_nothing_is_read_for_probes(web: httpx.AsyncClient, feed: FakeFeed
     assert (feed.looks, feed.looking) == (1, 0)
 
 
-async def test_a_board_that_is_not_up_to_date_says_so(
-    web: httpx.AsyncClient, feed: FakeFeed, state: FakeState
-) -> None:
+async def test_a_board_that_is_not_up_to_date_says_so(web: httpx.AsyncClient, feed: FakeFeed, state: FakeState) -> None:
     feed.trouble = "no answer"
     assert "isn't up to date: no answer" in (await web.get("/")).text
     state.now = replace(HEALTHY, nats=NatsHealth(connected=False, reason="connection lost"))
@@ -354,12 +350,12 @@ class Viewer:
 
 
 async def test_what_changes_is_told_live_and_only_that(state: FakeState, feed: FakeFeed) -> None:
-    assert feed.overview
+    assert feed.board
     server = WebServer(build_web(state, feed), ANY_PORT)
     await server.start()
     viewer = await Viewer.of(server)
     first = await viewer.told()
-    feed.overview.tell(event("1", kind="progress"), "x")
+    feed.board.apply_event(event("1", kind="progress"), "x")
     second = await viewer.told()
     assert set(first) == {"state", "vcenters", "watches", "endings", "nats"}
     assert "task-1" in second["watches"]
@@ -422,7 +418,7 @@ async def test_every_answer_is_guarded_and_nothing_can_be_changed(
 
 async def test_a_page_that_fails_tells_nothing_about_why(state: FakeState) -> None:
     class Broken(FakeState):
-        def health(self) -> Health:
+        def health(self) -> BridgeHealth:
             raise RuntimeError("secret")
 
     transport = httpx.ASGITransport(build_web(Broken(), FakeFeed()), raise_app_exceptions=False)

@@ -165,7 +165,7 @@ def events(
 
 async def _printed(wanted: dict[str, Any], as_json: bool) -> int:
     shown = rendering.JsonLines() if as_json else rendering.Lines()
-    async with _bridge() as bridge, contextlib.aclosing(bridge.stored(**wanted)) as stored_events:
+    async with _bridge() as bridge, contextlib.aclosing(bridge.stored_events(**wanted)) as stored_events:
         try:
             async for stored in stored_events:
                 shown.show(stored)
@@ -205,7 +205,7 @@ def get(task: Task, vcenter: VCenter = None, as_json: Json = False) -> None:
 
 def _show_state(answer: bytes) -> None:
     reply = msgspec.json.decode(answer, type=GetReply)
-    event = from_cloudevent(reply.last_event, stalled_told=False)
+    event = from_cloudevent(reply.last_event, stalled_reported=False)
     console = rendering.console()
     console.print(Text(rendering.clean(reply.task), "bold"))
     console.print(rendering.state(reply, event))

@@ -15,7 +15,7 @@ from ..settings import Settings, load
 from .ending import give_up
 
 if TYPE_CHECKING:
-    from ..jetstream.provision import Difference, Wanted
+    from ..jetstream.provision import Difference, JetStreamConfig
     from ..jetstream.streams import Streams
 
 # Imports inside the functions are of rooms that the other commands don't need.
@@ -40,10 +40,10 @@ def provision(check: OnlyCheck = False, only_print: OnlyPrint = False, as_json: 
 
 
 def _print(settings: Settings) -> bool:
-    from ..checks import all_wanted  # noqa: PLC0415
+    from ..checks import expected_jetstream  # noqa: PLC0415
     from ..jetstream.nats_cli import nats_commands  # noqa: PLC0415
 
-    for command in nats_commands(all_wanted(settings), settings.nats.js_domain):
+    for command in nats_commands(expected_jetstream(settings), settings.nats.js_domain):
         typer.echo(command)
     return True
 
@@ -56,9 +56,9 @@ async def _provisioned(settings: Settings, only_check: bool, as_json: bool) -> b
     from ..jetstream.provision import provision as provisioned  # noqa: PLC0415
     from ..jetstream.streams import Streams  # noqa: PLC0415
 
-    what, refused = checks.all_wanted(settings), False
+    what, refused = checks.expected_jetstream(settings), False
     try:
-        async with checks.reached(settings) as client:
+        async with checks.connect_or_explain(settings) as client:
             check_version(server_version(client))
             streams = Streams(client, settings.nats.js_domain)
             found = await provisioned(streams, what, create=False)
@@ -80,13 +80,13 @@ def _json(difference: Difference) -> str:
 
 
 async def _changed(
-    streams: Streams, what: Wanted, told: list[Difference], *, to_stderr: bool
+    streams: Streams, what: JetStreamConfig, told: list[Difference], *, to_stderr: bool
 ) -> tuple[list[Difference], bool]:
     """Makes and changes what can be: what still differs then, and whether nats-server refused something."""
-    from ..jetstream.amend import amend, how_to_replace, is_fixed  # noqa: PLC0415
+    from ..jetstream.amend import apply_differences, how_to_replace, is_fixed  # noqa: PLC0415
     from ..jetstream.provision import provision as provisioned  # noqa: PLC0415
 
-    problems = await amend(streams, what, await provisioned(streams, what, create=True))
+    problems = await apply_differences(streams, what, await provisioned(streams, what, create=True))
     for line in problems:
         typer.echo(line, err=True)
     left = await provisioned(streams, what, create=False)
@@ -108,13 +108,13 @@ def check(as_json: Json = False) -> None:
 
 
 async def _checked(settings: Settings, tell: Callable[[str, str, str], None]) -> bool:
-    from ..checks import findings  # noqa: PLC0415
+    from ..checks import run_checks  # noqa: PLC0415
 
     tell("ok", "settings", "can be read")
     for warning in settings.warnings:
         tell("note", "settings", warning)
     good = True
-    async for about, said, ok, needed in findings(settings):
+    async for about, said, ok, needed in run_checks(settings):
         tell("ok" if ok else "FAIL" if needed else "note", about, said)
         good = good and (ok or not needed)
     return good

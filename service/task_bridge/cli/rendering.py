@@ -12,7 +12,7 @@ from rich.progress import BarColumn, Progress, TaskID, TaskProgressColumn, TextC
 from rich.table import Table
 from rich.text import Text
 
-from ..client import Stored
+from ..client import StoredCloudEvent
 from ..domain.durations import rfc3339
 from ..domain.events import Event, WatchRef
 from ..domain.requests import GetReply, ListedWatch, WatchReply
@@ -89,9 +89,7 @@ def line(event: Event) -> Text:
     """The event as one line; on a terminal with its time to the second and a short id."""
     time = rfc3339(event.time)
     if not on_terminal():
-        return Text(
-            f"{time} {clean(event.data.vcenter)} {clean(event.data.task)} {event.kind} {said(event)}".rstrip()
-        )
+        return Text(f"{time} {clean(event.data.vcenter)} {clean(event.data.task)} {event.kind} {said(event)}".rstrip())
     shown = Text(f"{time[5:10]} {time[11:19]} ")
     shown.append(f"{clean(event.kind):<19} ", style(event))
     return shown.append(f"{short(event.data.task)} {said(event)}")
@@ -109,7 +107,7 @@ class Lines:
     def __exit__(self, *_: object) -> None:
         """Nothing is kept."""
 
-    def show(self, stored: Stored) -> None:
+    def show(self, stored: StoredCloudEvent) -> None:
         self._console.print(line(stored.event), no_wrap=True, overflow="ellipsis")
         self._console.file.flush()
 
@@ -126,7 +124,7 @@ class JsonLines:
     def __exit__(self, *_: object) -> None:
         """Nothing is kept."""
 
-    def show(self, stored: Stored) -> None:
+    def show(self, stored: StoredCloudEvent) -> None:
         sys.stdout.buffer.write(stored.body + b"\n")
         sys.stdout.buffer.flush()
 
@@ -162,7 +160,7 @@ class Bars:
         more = [Text(f"… and {len(going_on) - room} more")] if len(going_on) > room else []
         return Group(self._progress.make_tasks_table(going_on[:room]), *more)
 
-    def show(self, stored: Stored) -> None:
+    def show(self, stored: StoredCloudEvent) -> None:
         data, bar = stored.event.data, self._bars[stored.event.data.watch.id]
         if data.final:
             self._progress.remove_task(bar)

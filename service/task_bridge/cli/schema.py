@@ -9,7 +9,7 @@ import typer
 
 from .. import schemas
 from ..domain.errors import CannotStart
-from ..domain.subjects import Names
+from ..domain.subjects import SubjectNames
 from ..settings import load
 from .ending import give_up
 
@@ -53,4 +53,4 @@ def _asyncapi() -> str:
         settings = load(need_vcenters=False)
     except CannotStart as error:
         give_up(error)
-    return schemas.written(document(Names(settings.subject_prefix)))
+    return schemas.written(document(SubjectNames(settings.subject_prefix)))

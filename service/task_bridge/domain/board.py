@@ -15,13 +15,13 @@ import msgspec
 
 from .durations import parse_time
 from .events import Event, EventData, WatchRef
-from .text import cut
+from .text import truncate
 
 MAX_ROWS, MAX_ENDINGS, PAGE_ROWS = 20_000, 100, 200
 _SAID, _LABELS, _WORDS = 300, 300, 200
 
 
-class Row(msgspec.Struct, frozen=True):
+class WatchRow(msgspec.Struct, frozen=True):
     """A watch on one line. Times in Unix seconds; `kind` and what follows are of its last event.
 
     `said` is the progress message, or on an ending the error; `owner` wrote the event, whose place in its watch is
@@ -50,7 +50,7 @@ class Row(msgspec.Struct, frozen=True):
         return self.vcenter, self.task
 
 
-class Filter(NamedTuple):
+class RowFilter(NamedTuple):
     """What is asked to be shown: `words` must all be found, case aside; `page` counts from 1."""
 
     words: str = ""
@@ -58,25 +58,25 @@ class Filter(NamedTuple):
     page: int = 1
 
 
-class Selection(NamedTuple):
+class BoardPage(NamedTuple):
     """The rows of one page: `first` is the place of its first among the `matching` ones, from 1."""
 
-    rows: Sequence[Row]
-    endings: Sequence[Row]
+    rows: Sequence[WatchRow]
+    endings: Sequence[WatchRow]
     matching: int
     first: int
     page: int
     pages: int
 
 
-class Overview:
+class WatchBoard:
     """`beyond` is how many watches there are that don't fit, by vCenter; `complete`: whether a first page is."""
 
     def __init__(self) -> None:
         self.complete = False
-        self.endings: list[Row] = []
-        self.beyond: Counter[str] = Counter()
-        self._rows: dict[tuple[str, str], Row] = {}
+        self.endings: list[WatchRow] = []
+        self.unlisted: Counter[str] = Counter()
+        self._rows: dict[tuple[str, str], WatchRow] = {}
         self._order: list[tuple[str, str]] | None = None
         self._counts: Counter[str] | None = None
         self._told: set[tuple[str, str]] = set()
@@ -85,19 +85,19 @@ class Overview:
     def counts(self) -> Counter[str]:
         """How many watches there are, by vCenter."""
         if self._counts is None:
-            self._counts = Counter(vcenter for vcenter, _ in self._rows) + self.beyond
+            self._counts = Counter(vcenter for vcenter, _ in self._rows) + self.unlisted
         return self._counts
 
-    def unseen(self) -> list[Row]:
+    def without_events(self) -> list[WatchRow]:
         """The watches of which no event is known yet, oldest request first."""
         return [row for row in self.in_order() if not row.number]
 
-    def expect(self) -> None:
+    def begin_refresh(self) -> None:
         """The watches begin to be read: what events tell from now on is newer."""
         self._told.clear()
         self._ended.clear()
 
-    def replace(self, watches: Iterable[tuple[str, str, WatchRef]], beyond: Counter[str]) -> None:
+    def finish_refresh(self, watches: Iterable[tuple[str, str, WatchRef]], beyond: Counter[str]) -> None:
         """The watches as they were read since `expect`: what isn't among them is over."""
         rows = {key: row for key, row in self._rows.items() if key in self._told}
         for vcenter, task, ref in watches:
@@ -105,10 +105,10 @@ class Overview:
                 continue
             known = self._rows.get((vcenter, task))
             rows[vcenter, task] = known if known and known.watch == ref.id else _unseen(vcenter, task, ref)
-        self._rows, self.beyond = rows, beyond
+        self._rows, self.unlisted = rows, beyond
         self._changed()
 
-    def tell(self, event: Event, owner: str) -> None:
+    def apply_event(self, event: Event, owner: str) -> None:
         """An event that was stored; one that was told before, or is older, changes nothing."""
         row = _row(event, owner)
         known = self._rows.get(row.key)
@@ -126,12 +126,12 @@ class Overview:
         if known is None or known.watch != row.watch:
             self._changed()
 
-    def tell_unseen(self, row: Row) -> None:
+    def mark_without_events(self, row: WatchRow) -> None:
         """There is no event of this watch."""
         if self._rows.get(row.key) is row and not row.read:
             self._rows[row.key] = msgspec.structs.replace(row, read=True)
 
-    def _end(self, row: Row, known: Row | None) -> None:
+    def _end(self, row: WatchRow, known: WatchRow | None) -> None:
         self._ended.add(row.watch)
         if known is not None and known.watch == row.watch:
             del self._rows[row.key]
@@ -140,7 +140,7 @@ class Overview:
             self.endings = sorted([*self.endings, row], key=lambda ending: -(ending.at or 0.0))[:MAX_ENDINGS]
         self._changed()
 
-    def select(self, asked: Filter) -> Selection:
+    def select(self, asked: RowFilter) -> BoardPage:
         """One page of the watches that match, oldest request first, and the endings that match, newest first."""
         words = asked.words.casefold().split()
         matching = _matching(self.in_order(), asked.vcenter, words)
@@ -149,9 +149,9 @@ class Overview:
         first = (page - 1) * PAGE_ROWS
         endings = _matching(self.endings, asked.vcenter, words)
         rows = matching[first : first + PAGE_ROWS]
-        return Selection(rows, endings, len(matching), first + 1, page, pages)
+        return BoardPage(rows, endings, len(matching), first + 1, page, pages)
 
-    def in_order(self) -> Iterator[Row]:
+    def in_order(self) -> Iterator[WatchRow]:
         """All watches, oldest request first."""
         if self._order is None:
             ordered = sorted(self._rows.values(), key=lambda row: (row.since, row.watch))
@@ -163,27 +163,27 @@ class Overview:
         self._order = self._counts = None
 
 
-def _matching(rows: Iterable[Row], vcenter: str, words: Sequence[str]) -> list[Row]:
+def _matching(rows: Iterable[WatchRow], vcenter: str, words: Sequence[str]) -> list[WatchRow]:
     found = [row for row in rows if not vcenter or row.vcenter == vcenter]
     for word in words:
         found = [row for row in found if word in row.searched]
     return found
 
 
-def _unseen(vcenter: str, task: str, ref: WatchRef) -> Row:
+def _unseen(vcenter: str, task: str, ref: WatchRef) -> WatchRow:
     labels = _labels(ref)
     searched = " ".join((vcenter, task, labels, "unseen")).casefold()
-    return Row(vcenter, task, ref.id, parse_time(ref.since) or 0.0, labels, searched=searched, read=False)
+    return WatchRow(vcenter, task, ref.id, parse_time(ref.since) or 0.0, labels, searched=searched, read=False)
 
 
-def _row(event: Event, owner: str) -> Row:
+def _row(event: Event, owner: str) -> WatchRow:
     data = event.data
-    labels, said = _labels(data.watch), cut(_said(data), _SAID)
+    labels, said = _labels(data.watch), truncate(_said(data), _SAID)
     target = (data.target.type, data.target.id) if data.target else ()
-    operation = cut(" ".join(filter(None, (data.operation, *target))), _WORDS)
-    status = None if data.status is None else cut(data.status, _WORDS)
+    operation = truncate(" ".join(filter(None, (data.operation, *target))), _WORDS)
+    status = None if data.status is None else truncate(data.status, _WORDS)
     searched = (data.vcenter, data.task, labels, event.kind, status or "", operation, said, owner)
-    return Row(
+    return WatchRow(
         data.vcenter,
         data.task,
         data.watch.id,
@@ -194,7 +194,7 @@ def _row(event: Event, owner: str) -> Row:
         operation,
         data.progress.percent if data.progress else None,
         said,
-        cut(owner, 64),
+        truncate(owner, 64),
         event.time,
         data.duration_seconds,
         data.sequence,
@@ -209,4 +209,4 @@ def _said(data: EventData) -> str:
 
 
 def _labels(ref: WatchRef) -> str:
-    return cut(" ".join(f"{key}={value}" for key, value in ref.labels.items()), _LABELS)
+    return truncate(" ".join(f"{key}={value}" for key, value in ref.labels.items()), _LABELS)

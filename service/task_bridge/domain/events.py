@@ -11,7 +11,7 @@ from typing import Any
 import msgspec
 
 from .durations import parse_time, rfc3339
-from .task import Progress, Result, Target, TaskError, encodable
+from .task import Progress, Result, Target, TaskError, replace_surrogates
 
 TYPE_PREFIX = "io.vcenter-task-bridge"
 CONTENT_TYPE = "application/cloudevents+json"
@@ -88,7 +88,7 @@ class CloudEvent(msgspec.Struct, frozen=True, omit_defaults=True):
 class Event(msgspec.Struct, frozen=True, gc=False):
     """One event with what stands around it. `time` is when the bridge saw it, in Unix seconds.
 
-    `stalled_told` goes in a header: whether the present standstill has been told already, which a restated
+    `stalled_reported` goes in a header: whether the present standstill has been told already, which a restated
     status would otherwise hide from the next owner.
     """
 
@@ -97,7 +97,7 @@ class Event(msgspec.Struct, frozen=True, gc=False):
     data: EventData
     traceparent: str | None = None
     tracestate: str | None = None
-    stalled_told: bool = False
+    stalled_reported: bool = False
 
     @property
     def id(self) -> str:
@@ -147,12 +147,12 @@ def _stored(event: CloudEvent) -> bytes:
 def _encodable(event: CloudEvent) -> dict[str, Any]:
     """The event without lone surrogates, which vCenter's JSON may escape: an event is always published."""
     plain = msgspec.structs.replace(event, data=msgspec.structs.replace(event.data, result=NULL))
-    built: dict[str, Any] = encodable(msgspec.to_builtins(plain, enc_hook=lambda _: None))
+    built: dict[str, Any] = replace_surrogates(msgspec.to_builtins(plain, enc_hook=lambda _: None))
     built["data"]["result"] = event.data.result
     return built
 
 
-def from_cloudevent(body: bytes, *, stalled_told: bool) -> Event | None:
+def from_cloudevent(body: bytes, *, stalled_reported: bool) -> Event | None:
     """An event as it was stored, None when its body can't be read (its headers then keep its place)."""
     try:
         stored = _decoder.decode(body)
@@ -164,11 +164,11 @@ def from_cloudevent(body: bytes, *, stalled_told: bool) -> Event | None:
         data=stored.data,
         traceparent=stored.traceparent,
         tracestate=stored.tracestate,
-        stalled_told=stalled_told,
+        stalled_reported=stalled_reported,
     )
 
 
-def placed(event: Event, result: Result, ref: ResultRef | None = None) -> Event:
+def attach_result(event: Event, result: Result, ref: ResultRef | None = None) -> Event:
     """The event with its result in its place: inline, or by `ref` where it was stored."""
     if ref is not None:
         fields: dict[str, Any] = {"result_state": "stored", "result_ref": ref}
@@ -181,7 +181,7 @@ def placed(event: Event, result: Result, ref: ResultRef | None = None) -> Event:
     return msgspec.structs.replace(event, data=msgspec.structs.replace(event.data, **fields))
 
 
-def shrunk(event: Event, max_bytes: int) -> Event:
+def shrink_to_fit(event: Event, max_bytes: int) -> Event:
     """The event within what the server takes. Its result is in the object store by now; what goes is what an
     event can be understood without, the largest first: extra, the error's data and stack, then long texts."""
     data = event.data

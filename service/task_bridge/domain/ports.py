@@ -8,7 +8,7 @@ from typing import Protocol
 import msgspec
 
 from .events import Event
-from .task import Birth, Task, TaskError
+from .task import Task, TaskError, TaskIdentity
 from .watch import Absence, Draft
 
 
@@ -24,7 +24,7 @@ class Unanswered(msgspec.Struct, frozen=True):
 
 UNCHANGED = Unchanged()
 
-Standing = Task | Unchanged | Absence | Unanswered
+PollResult = Task | Unchanged | Absence | Unanswered
 """How a followed task stands by one look."""
 
 
@@ -36,32 +36,32 @@ class TaskSource(Protocol):
     twice: at once with `result` None, and, without waiting for `again`, with its result (or `UNAVAILABLE`).
     """
 
-    def follow(self, task: str, since: float, *, seen: bool, with_result: bool, birth: Birth | None) -> None:
+    def track(self, task: str, since: float, *, seen: bool, with_result: bool, birth: TaskIdentity | None) -> None:
         """Looks at `task` from now on. `since`: when its watch began (Unix s); `seen`: an event tells that
         vCenter showed it before; `with_result`: each look brings the result; `birth`: what an event tells of it.
         """
 
-    def again(self, task: str) -> None:
+    def resume(self, task: str) -> None:
         """What was given of `task` has been dealt with: look on."""
 
-    def hurry(self, task: str) -> None:
+    def poll_now(self, task: str) -> None:
         """Looks at `task` as soon as possible and gives its standing whatever comes."""
 
     def forget(self, task: str) -> None:
         """Looks no more. Unknown tasks are fine."""
 
     @property
-    def absent(self) -> int:
+    def absent_count(self) -> int:
         """How many followed tasks that were seen before aren't shown any more."""
 
-    def absent_elsewhere(self, count: int) -> None:
+    def set_absent_elsewhere(self, count: int) -> None:
         """So many other replicas miss: tasks that vanish together are given up later, whoever follows them."""
 
-    def looks(self) -> AsyncIterator[list[tuple[str, Standing]]]:
+    def poll_results(self) -> AsyncIterator[list[tuple[str, PollResult]]]:
         """What the looks found, in batches, without end."""
         ...
 
-    async def birth(self, task: str) -> Birth | None:
+    async def fetch_identity(self, task: str) -> TaskIdentity | None:
         """What the task that has this id now is by its birth; None where no id is given twice, or nothing has it.
 
         Raises VCenterUnavailable.
@@ -71,7 +71,7 @@ class TaskSource(Protocol):
         """Asks vCenter to cancel `task`, followed or not. Raises Refused or VCenterUnavailable."""
 
 
-class Entry(Protocol):
+class EventEntry(Protocol):
     """An event in the journal: what it says, where it lies since when, and which instance wrote it."""
 
     @property
@@ -84,21 +84,21 @@ class Entry(Protocol):
     def instance(self) -> str: ...
 
 
-class Journal(Protocol):
+class EventJournal(Protocol):
     """The events of all tasks, fenced: of two writers only one's next event is stored."""
 
     @property
     def instance(self) -> str: ...
 
-    async def last(self, vcenter: str, task: str, *, leader: bool = False) -> Entry | None:
+    async def last(self, vcenter: str, task: str, *, leader: bool = False) -> EventEntry | None:
         """The task's newest event of any watch. Raises NatsUnavailable."""
 
-    async def append(self, draft: Draft, after: int) -> Entry:
+    async def append(self, draft: Draft, after: int) -> EventEntry:
         """Stores the event behind sequence `after`, never giving up; returns what is the task's last event then."""
         ...
 
 
-class Handle(Protocol):
+class WatchHandle(Protocol):
     """The held message of a watch."""
 
     async def ack(self) -> None:

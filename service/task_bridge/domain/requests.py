@@ -117,7 +117,7 @@ class ListRequest(_Request):
         return self
 
 
-class Routes(msgspec.Struct, frozen=True):
+class VCenterRouting(msgspec.Struct, frozen=True):
     """Which vCenters a request may name: name to URL, the one that is meant when none is named, and those whose
     classic tasks aren't followed.
     """
@@ -137,22 +137,24 @@ class Routes(msgspec.Struct, frozen=True):
         if self.default is not None:
             return self.default
         problem = "name one of " + ", ".join(sorted(self.urls))
-        raise invalid("Several vCenters are configured and the request names none.", Problem("vcenter", problem))
+        raise invalid_request(
+            "Several vCenters are configured and the request names none.", Problem("vcenter", problem)
+        )
 
-    def configured(self, vcenter: str | None) -> str:
+    def resolve_configured(self, vcenter: str | None) -> str:
         """The same, and it must be configured. Raises Refused (404)."""
         name = self.resolve(vcenter)
         if name not in self.urls:
             raise unknown_vcenter(name, self.urls)
         return name
 
-    def followed(self, vcenter: str | None, task: str) -> str:
+    def resolve_watchable(self, vcenter: str | None, task: str) -> str:
         """The configured vCenter whose `task` may be followed or canceled. Raises Refused (400 or 404)."""
-        name = self.configured(vcenter)
+        name = self.resolve_configured(vcenter)
         if name in self.without_vim and is_vim_task(task):
             setting = f"BRIDGE_VCENTERS__{name.upper()}__VIM"
             problem = f"is a classic vim task, which the bridge doesn't follow on {name}: {setting} is off"
-            raise invalid(f"The request is refused: task: {problem}.", Problem("task", problem))
+            raise invalid_request(f"The request is refused: task: {problem}.", Problem("task", problem))
         return name
 
 
@@ -166,21 +168,21 @@ def unknown_vcenter(name: str, known: Mapping[str, str]) -> Refused:
     )
 
 
-def invalid(message: str, *details: Problem) -> Refused:
+def invalid_request(message: str, *details: Problem) -> Refused:
     return Refused(400, "invalid_request", message, details)
 
 
-def read_json(body: bytes) -> Any:
+def decode_strict_json(body: bytes) -> Any:
     """The body as JSON, an empty one as `{}`. Raises Refused for what isn't strict JSON."""
     if len(body) > REQUEST_MAX_BYTES:
-        raise invalid("The request is too large.", Problem("", f"must be at most {REQUEST_MAX_BYTES:,} bytes"))
+        raise invalid_request("The request is too large.", Problem("", f"must be at most {REQUEST_MAX_BYTES:,} bytes"))
     if not body.strip():
         return {}
     try:
         return _decoder.decode(body.decode("utf-8"))
     except (ValueError, RecursionError) as error:
         problem = "is nested too deeply" if isinstance(error, RecursionError) else f"is not JSON: {error}"
-        raise invalid("The request can't be read as JSON.", Problem("", problem[:300])) from error
+        raise invalid_request("The request can't be read as JSON.", Problem("", problem[:300])) from error
 
 
 def _distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -194,20 +196,18 @@ def _no_constant(name: str) -> Any:
     raise ValueError(f"{name} is not JSON")
 
 
-def parse(model: type[Model], body: bytes) -> Model:
+def parse_request(model: type[Model], body: bytes) -> Model:
     """The request in `body`. Raises Refused (400) naming each field and what about it."""
-    value = read_json(body)
+    value = decode_strict_json(body)
     if not isinstance(value, dict) and not (isinstance(value, str) and issubclass(model, TaskRequest)):
-        wanted = (
-            "a JSON object or a JSON string that is the task id" if issubclass(model, TaskRequest) else "an object"
-        )
-        raise invalid("The request has the wrong form.", Problem("", f"must be {wanted}"))
+        wanted = "a JSON object or a JSON string that is the task id" if issubclass(model, TaskRequest) else "an object"
+        raise invalid_request("The request has the wrong form.", Problem("", f"must be {wanted}"))
     try:
         return model.model_validate(value)
     except ValidationError as error:
         details = [_problem(item["loc"], item["type"], item["msg"]) for item in error.errors(include_url=False)]
         told = "; ".join(f"{problem.field or 'request'}: {problem.problem}" for problem in details[:3])
-        raise invalid(f"The request is refused: {told}.", *details[:20]) from error
+        raise invalid_request(f"The request is refused: {told}.", *details[:20]) from error
 
 
 _decoder = json.JSONDecoder(object_pairs_hook=_distinct, parse_constant=_no_constant)
@@ -225,7 +225,7 @@ def _problem(loc: tuple[int | str, ...], kind: str, message: str) -> Problem:
     return Problem(field, text[:1].lower() + text[1:])
 
 
-def trace_of(headers: Mapping[str, str] | None) -> tuple[str | None, str | None]:
+def parse_trace_context(headers: Mapping[str, str] | None) -> tuple[str | None, str | None]:
     """(`traceparent`, `tracestate`) of a message's headers; what isn't a W3C trace context is nobody's."""
     lowered = {key.lower(): value for key, value in (headers or {}).items()}
     traceparent = lowered.get("traceparent", "").strip()
@@ -236,7 +236,7 @@ def trace_of(headers: Mapping[str, str] | None) -> tuple[str | None, str | None]
     return traceparent, (tracestate[:512] or None if printable else None)
 
 
-def told_of(body: bytes) -> dict[str, Any]:
+def describe_rejected_request(body: bytes) -> dict[str, Any]:
     """What a rejection repeats of a request that can't be served: its text, and what could be made out of it.
 
     Bounded: a rejection that NATS refuses to carry would keep the request for ever.
@@ -244,7 +244,7 @@ def told_of(body: bytes) -> dict[str, Any]:
     text = body[: REQUEST_MAX_KEPT_BYTES + 4].decode("utf-8", "replace")
     kept = text.encode()[:REQUEST_MAX_KEPT_BYTES].decode("utf-8", "ignore")
     try:
-        value = read_json(body)
+        value = decode_strict_json(body)
     except Refused:
         value = None
     fields = {"task": value} if isinstance(value, str) else value if isinstance(value, dict) else {}
@@ -333,7 +333,7 @@ class ListReply(msgspec.Struct, frozen=True):
     cursor: str | None
 
 
-def fitting(listed: Sequence[ListedWatch], max_bytes: int) -> int:
+def count_fitting(listed: Sequence[ListedWatch], max_bytes: int) -> int:
     """How many of the first of them go into one reply: a page may have fewer than were asked for, never none."""
     left = max_bytes
     for number, one in enumerate(listed):

@@ -35,13 +35,13 @@ def task_token(task: str) -> str:
     return quote(task, safe="-_~:").replace(".", "%2E")
 
 
-def task_of(token: str) -> str:
+def decode_task_token(token: str) -> str:
     """The task id that `task_token` made `token` of."""
     return unquote(token, errors="strict")
 
 
 @dataclass(frozen=True, slots=True)
-class Names:
+class SubjectNames:
     """The subjects, streams and bucket of one bridge; everything follows from `prefix`."""
 
     prefix: str
@@ -75,15 +75,15 @@ class Names:
         """Where replicas tell each other how they are."""
         return f"{self.prefix}.internal.replicas"
 
-    def watch(self, vcenter: str, task: str) -> str:
+    def watch_subject(self, vcenter: str, task: str) -> str:
         """Where the one watch message of a task lies."""
         return f"{self.watches}.{vcenter}.{task_token(task)}"
 
-    def put_event(self, vcenter: str, task: str, kind: str) -> str:
+    def put_subject(self, vcenter: str, task: str, kind: str) -> str:
         """Where an event is published to; JetStream stores it as `events_of` with `kind` (`completed.failed`)."""
         return f"{self.put}.{vcenter}.{task_token(task)}.{kind}"
 
-    def events_of(self, vcenter: str, task: str) -> str:
+    def event_filter(self, vcenter: str, task: str) -> str:
         """All events of a task: what a consumer filters by, and the fence.
 
         nats-server keys its check of the expected sequence by this very text: two spellings let two writers
@@ -91,18 +91,18 @@ class Names:
         """
         return f"{self.events}.{vcenter}.{task_token(task)}.>"
 
-    def task_of_event(self, subject: str) -> tuple[str, str]:
+    def parse_event_subject(self, subject: str) -> tuple[str, str]:
         """(vCenter, task id) of an event's subject."""
         vcenter, token, *_ = subject.removeprefix(self.events + ".").split(".")
-        return vcenter, task_of(token)
+        return vcenter, decode_task_token(token)
 
-    def task_of_watch(self, subject: str) -> tuple[str, str] | None:
+    def parse_watch_subject(self, subject: str) -> tuple[str, str] | None:
         """(vCenter, task id) of a watch message's subject, None when it isn't the bridge's own making."""
         tokens = subject.removeprefix(self.watches + ".").split(".")
         if len(tokens) != 2 or not is_vcenter_name(tokens[0]):
             return None
         try:
-            task = task_of(tokens[1])
+            task = decode_task_token(tokens[1])
         except UnicodeDecodeError:
             return None
         return (tokens[0], task) if task_token(task) == tokens[1] else None

@@ -59,14 +59,14 @@ def is_vim_task(task: str) -> bool:
     return _VIM_TASK.fullmatch(task) is not None
 
 
-class Birth(NamedTuple):
+class TaskIdentity(NamedTuple):
     """What tells a task from another one that gets the same id later: when it was queued (Unix s), to do what."""
 
     queued_at: float | None
     description_id: str | None
 
 
-def is_same(one: Birth, other: Birth) -> bool:
+def may_be_same_task(one: TaskIdentity, other: TaskIdentity) -> bool:
     """Whether both may be the same task: nothing that both tell differs."""
     if one.description_id and other.description_id and one.description_id != other.description_id:
         return False
@@ -156,7 +156,7 @@ def parse_task(body: object, rendering: Rendering, *, with_result: bool) -> Task
     """
     if not isinstance(body, dict) or not isinstance(body.get("status"), str) or not body["status"]:
         raise NotATask("the answer has no task status")
-    info: dict[str, Any] = plain(body) if rendering == "rest" else body
+    info: dict[str, Any] = convert_rest_rendering(body) if rendering == "rest" else body
     started, ended = parse_time(info.get("start_time")), parse_time(info.get("end_time"))
     return Task(
         status=sys.intern(info["status"]),
@@ -177,38 +177,38 @@ def parse_task(body: object, rendering: Rendering, *, with_result: bool) -> Task
     )
 
 
-def plain(value: Any) -> Any:
+def convert_rest_rendering(value: Any) -> Any:
     """A value of the `/rest` rendering in `/api` rendering.
 
     A non-empty list whose elements all have exactly `key` and `value`, with distinct string keys, is an object;
     `@class` is dropped.
     """
     if isinstance(value, dict):
-        return {key: plain(item) for key, item in value.items() if key != "@class"}
+        return {key: convert_rest_rendering(item) for key, item in value.items() if key != "@class"}
     if not isinstance(value, list):
         return value
     if value and all(isinstance(item, dict) and item.keys() == {"key", "value"} for item in value):
         keys = [item["key"] for item in value]
         if all(isinstance(key, str) for key in keys) and len(set(keys)) == len(keys):
-            return {item["key"]: plain(item["value"]) for item in value}
-    return [plain(item) for item in value]
+            return {item["key"]: convert_rest_rendering(item["value"]) for item in value}
+    return [convert_rest_rendering(item) for item in value]
 
 
-def compact(value: Any) -> bytes:
+def encode_compact(value: Any) -> bytes:
     """`value` as compact UTF-8 JSON, also where UTF-8 has no word for it: lone surrogates become `?`."""
     try:
         return msgspec.json.encode(value)
     except UnicodeEncodeError:
-        return msgspec.json.encode(encodable(value))
+        return msgspec.json.encode(replace_surrogates(value))
 
 
-def encodable(value: Any) -> Any:
+def replace_surrogates(value: Any) -> Any:
     """Decoded JSON with `?` for lone surrogates, which JSON can escape and UTF-8 can't carry."""
     if isinstance(value, str):
         return value.encode("utf-8", "replace").decode()
     if isinstance(value, dict):
-        return {encodable(key): encodable(item) for key, item in value.items()}
-    return [encodable(item) for item in value] if isinstance(value, list | tuple) else value
+        return {replace_surrogates(key): replace_surrogates(item) for key, item in value.items()}
+    return [replace_surrogates(item) for item in value] if isinstance(value, list | tuple) else value
 
 
 def parse_error(body: object) -> TaskError | None:
@@ -226,7 +226,7 @@ def parse_error(body: object) -> TaskError | None:
     if kind is None and not messages:
         return None
     is_rest = inner is not body or "@class" in inner
-    data = plain(inner.get("data")) if is_rest else inner.get("data")
+    data = convert_rest_rendering(inner.get("data")) if is_rest else inner.get("data")
     transient = data.get("is_transient") if isinstance(data, dict) else None
     return TaskError(
         type=kind,
@@ -311,7 +311,7 @@ def _messages(value: object) -> Iterator[Message]:
 
 
 def _written(arg: object) -> str:
-    return arg if isinstance(arg, str) else compact(arg).decode()
+    return arg if isinstance(arg, str) else encode_compact(arg).decode()
 
 
 def _message_text(value: object) -> str | None:
@@ -361,10 +361,10 @@ def _percent(completed: int | float, total: int | float) -> float:
 
 def _result(info: dict[str, Any]) -> Result:
     value = info.get("result")
-    return NO_RESULT if value is None else Result(compact(value))
+    return NO_RESULT if value is None else Result(encode_compact(value))
 
 
 def _extra(info: dict[str, Any]) -> Any:
     """What the body carries beyond Info (`notifications`, `subtasks`, …), unless it is too large to carry on."""
     extra = {key: value for key, value in info.items() if key not in _INFO}
-    return extra if extra and len(compact(extra)) <= EXTRA_MAX_BYTES else None
+    return extra if extra and len(encode_compact(extra)) <= EXTRA_MAX_BYTES else None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 
-def clean(text: object) -> str:
+def to_one_line(text: object) -> str:
     """The text on one line: what isn't printable (control characters, reversed writing) is a space or is seen."""
     spaced = " ".join(str(text).split())
     if spaced.isprintable():
@@ -11,7 +11,7 @@ def clean(text: object) -> str:
     return "".join(char if char.isprintable() else "\N{REPLACEMENT CHARACTER}" for char in spaced)
 
 
-def cut(text: object, width: int) -> str:
+def truncate(text: object, width: int) -> str:
     """The text's beginning on one line, as much as fits."""
-    shown = clean(text)
+    shown = to_one_line(text)
     return shown if len(shown) <= width else shown[: max(width - 1, 0)] + "…"

@@ -14,9 +14,9 @@ import msgspec
 
 from .durations import parse_time, rfc3339
 from .events import Event, EventData, WatchRef
-from .task import CANCELED, NO_RESULT, UNAVAILABLE, Birth, Result, Task, TaskError
+from .task import CANCELED, NO_RESULT, UNAVAILABLE, Result, Task, TaskError, TaskIdentity
 
-LAST_LOOK_S = 15.0
+LAST_POLL_S = 15.0
 """How long the one look at a watch's deadline may take."""
 
 
@@ -69,13 +69,13 @@ def is_served(watch: Watch, last: Event, stored_at: float) -> bool:
     return watch.stored_request and stored_at > watch.since
 
 
-def birth_of(data: EventData) -> Birth | None:
+def identity_from_event(data: EventData) -> TaskIdentity | None:
     """What the event's task is by its birth, where its id may be given again: that is told in `extra`."""
     queued_at = data.extra.get("queueTime") if isinstance(data.extra, dict) else None
     if data.api != "vim" or queued_at is None:
         return None
     described = f"{data.service}.{data.operation}" if data.service else data.operation
-    return Birth(parse_time(queued_at), described)
+    return TaskIdentity(parse_time(queued_at), described)
 
 
 class Policy(NamedTuple):
@@ -101,7 +101,7 @@ class Absence(msgspec.Struct, frozen=True, gc=False):
     answer: TaskError
 
 
-class View(msgspec.Struct, gc=False):
+class TaskView(msgspec.Struct, gc=False):
     """The newest that is known of a watch's task. Times in Unix seconds.
 
     `looked_at`: the last good look; `last_look_until`: how long the one look at the deadline may take, infinite
@@ -109,30 +109,30 @@ class View(msgspec.Struct, gc=False):
     """
 
     changed_at: float = 0.0
-    looked_at: float = 0.0
+    polled_at: float = 0.0
     task: Task | None = None
     absence: Absence | None = None
     answer: TaskError | None = None
-    last_look_until: float = math.inf
-    last_look_over: bool = False
+    last_poll_until: float = math.inf
+    last_poll_over: bool = False
     unwatched: bool = False
 
     @property
-    def last_look_asked(self) -> bool:
-        return self.last_look_until < math.inf
+    def last_poll_requested(self) -> bool:
+        return self.last_poll_until < math.inf
 
 
-def resume(last: Event | None) -> View:
+def view_from_event(last: Event | None) -> TaskView:
     """The view of whoever takes a watch up: what its last event tells."""
-    return View(changed_at=last.unchanged_since) if last else View()
+    return TaskView(changed_at=last.unchanged_since) if last else TaskView()
 
 
-def observe(view: View, last: Event | None, task: Task, now: float) -> None:
+def record_poll(view: TaskView, last: Event | None, task: Task, now: float) -> None:
     """Takes a good look at `task` into the view."""
     changed = _differs(view.task, task) if view.task else last is None or _differs_from(last.data, task)
     if changed:
         view.changed_at = round(now, 3)
-    view.task, view.looked_at, view.absence, view.answer = task, now, None, None
+    view.task, view.polled_at, view.absence, view.answer = task, now, None, None
 
 
 def _differs(before: Task, now: Task) -> bool:
@@ -173,7 +173,7 @@ class Draft(NamedTuple):
     result: Result | None
 
 
-def next_event(watch: Watch, last: Event | None, view: View, now: float, policy: Policy) -> Draft | None:
+def next_event(watch: Watch, last: Event | None, view: TaskView, now: float, policy: Policy) -> Draft | None:
     """The event that follows, None when there is nothing to say yet."""
     if last is not None and last.data.final:
         return None
@@ -188,7 +188,7 @@ def next_event(watch: Watch, last: Event | None, view: View, now: float, policy:
             return _completed(make, task)
     if view.absence is not None:
         return make.abandoned(view.absence.outcome)
-    if is_past_last_look(watch, view, now):
+    if is_past_last_poll(watch, view, now):
         return make.abandoned("watch_timed_out")
     if last is None:
         return None
@@ -196,7 +196,7 @@ def next_event(watch: Watch, last: Event | None, view: View, now: float, policy:
 
 
 def _completed(make: _Maker, task: Task) -> Draft | None:
-    if task.result is None and not is_past_last_look(make.watch, make.view, make.now):
+    if task.result is None and not is_past_last_poll(make.watch, make.view, make.now):
         return None  # its result is being fetched
     if task.status == "SUCCEEDED":
         return make.event("completed", "succeeded")
@@ -204,11 +204,11 @@ def _completed(make: _Maker, task: Task) -> Draft | None:
     return make.event("completed", "canceled" if canceled else "failed")
 
 
-def is_past_last_look(watch: Watch, view: View, now: float) -> bool:
+def is_past_last_poll(watch: Watch, view: TaskView, now: float) -> bool:
     """Whether the watch's time is up and the last look at its task is over, or has had its time."""
     ended = view.task is not None and view.task.ended
-    looked = view.last_look_over and not ended
-    return now >= watch.deadline and (looked or now >= view.last_look_until)
+    looked = view.last_poll_over and not ended
+    return now >= watch.deadline and (looked or now >= view.last_poll_until)
 
 
 def _change(make: _Maker, last: Event, task: Task | None) -> Draft | None:
@@ -221,7 +221,7 @@ def _change(make: _Maker, last: Event, task: Task | None) -> Draft | None:
     return make.event("progress") if _is_untold(last, make.view, task) and not held_back else None
 
 
-def _is_untold(last: Event, view: View, task: Task) -> bool:
+def _is_untold(last: Event, view: TaskView, task: Task) -> bool:
     """Whether the newest look showed what the last event doesn't tell."""
     if _differs_from(last.data, task):
         return True
@@ -229,33 +229,33 @@ def _is_untold(last: Event, view: View, task: Task) -> bool:
 
 
 def _standstill(make: _Maker, last: Event, now: float) -> Draft | None:
-    if make.view.looked_at >= stall_at(make.watch, last, make.view):
+    if make.view.polled_at >= stall_at(make.watch, last, make.view):
         return make.event("stalled")
     if now >= last.time + make.policy.restate_after_s:
         return make.event("status")
     return None
 
 
-def stall_at(watch: Watch, last: Event | None, view: View) -> float:
+def stall_at(watch: Watch, last: Event | None, view: TaskView) -> float:
     """From when on a good look without a change is a standstill; infinity when it was told or nobody asks."""
     if last is None or not watch.stalled_after_s or _stall_told(last, view):
         return math.inf
     return view.changed_at + watch.stalled_after_s
 
 
-def _stall_told(last: Event | None, view: View) -> bool:
-    return last is not None and last.stalled_told and not _changed_since(last, view)
+def _stall_told(last: Event | None, view: TaskView) -> bool:
+    return last is not None and last.stalled_reported and not _changed_since(last, view)
 
 
-def _changed_since(last: Event, view: View) -> bool:
+def _changed_since(last: Event, view: TaskView) -> bool:
     # Events carry milliseconds, so equal times may differ in the last bits of a float. A change may also seem to
     # lie before the event, when the clock was set back.
     return abs(view.changed_at - last.unchanged_since) > 0.0005
 
 
-def wake_at(watch: Watch, last: Event | None, view: View, policy: Policy) -> float:
+def wake_at(watch: Watch, last: Event | None, view: TaskView, policy: Policy) -> float:
     """When `next_event` must be asked even if no look comes: a deadline, progress held back, a quiet watch."""
-    times = [view.last_look_until if view.last_look_asked else watch.deadline]
+    times = [view.last_poll_until if view.last_poll_requested else watch.deadline]
     if last is not None:
         times.append(last.time + policy.restate_after_s)
         if view.task is not None and not view.task.ended and _is_untold(last, view, view.task):
@@ -268,7 +268,7 @@ class _Maker(NamedTuple):
 
     watch: Watch
     last: Event | None
-    view: View
+    view: TaskView
     now: float
     policy: Policy
 
@@ -311,7 +311,7 @@ class _Maker(NamedTuple):
             data=data,
             traceparent=self.watch.traceparent,
             tracestate=self.watch.tracestate,
-            stalled_told=data.kind == "stalled" or _stall_told(self.last, self.view),
+            stalled_reported=data.kind == "stalled" or _stall_told(self.last, self.view),
         )
 
     def _result(self, kind: str) -> Result | None:

@@ -14,8 +14,8 @@ import nats.errors
 from nats.js.api import ObjectStoreConfig
 
 from ..domain.errors import NatsUnavailable
-from .forbidden import forbidden
-from .provision import Difference, Wanted
+from .forbidden import denied_permission
+from .provision import Difference, JetStreamConfig
 from .streams import Streams
 
 _FIXED = {"retention", "storage", "ack_policy"}
@@ -51,7 +51,7 @@ def how_to_replace(difference: Difference) -> str:
     )
 
 
-async def amend(streams: Streams, what: Wanted, differences: Sequence[Difference]) -> list[str]:
+async def apply_differences(streams: Streams, what: JetStreamConfig, differences: Sequence[Difference]) -> list[str]:
     """Changes what can be, and returns why something couldn't, a line each. Raises NatsUnavailable."""
     targets, fields = _targets(streams.prefix, what), defaultdict(list)
     for difference in differences:
@@ -78,12 +78,12 @@ async def _asked(streams: Streams, subject: str, body: _Json, where: str) -> _Js
     try:
         answer = await streams.connection.request(subject, json.dumps(body).encode(), timeout=5)
     except (TimeoutError, nats.errors.Error) as error:
-        told = forbidden(streams.connection, subject) or error or "no answer in time; may this user change it?"
+        told = denied_permission(streams.connection, subject) or error or "no answer in time; may this user change it?"
         raise NatsUnavailable(f"{where}: {told}") from error
     return dict(json.loads(answer.data))
 
 
-def _targets(prefix: str, what: Wanted) -> dict[str, _Target]:
+def _targets(prefix: str, what: JetStreamConfig) -> dict[str, _Target]:
     """Everything that the bridge has in JetStream, by the name that differences call it."""
     found = {}
     for config, durable in what.streams:

@@ -27,19 +27,19 @@ from ..domain.requests import (
     UnwatchReply,
     WatchReply,
     WatchRequest,
+    count_fitting,
+    describe_rejected_request,
     error_body,
-    fitting,
-    parse,
-    told_of,
-    trace_of,
+    parse_request,
+    parse_trace_context,
     unknown_vcenter,
 )
 from ..domain.subjects import SERVICE, VERBS, is_vcenter_name
 from ..tracing import span
-from .journal import Entry
-from .request_context import Ports
-from .requester import asked_by, is_answerable, reply_of
-from .watch_store import AlreadyEnded, StoredWatch, new_watch, own_event
+from .journal import JournalEntry
+from .request_context import RequestContext
+from .requester import describe_requester, is_answerable, reply_subject
+from .watch_store import AlreadyEnded, StoredWatch, build_watch, event_of_watch
 
 log = structlog.get_logger(__name__)
 
@@ -53,7 +53,7 @@ _LIST_AROUND_BYTES = 128
 class Api:
     """The verbs. Each takes a request's body and headers and returns the reply, or raises Refused."""
 
-    def __init__(self, ports: Ports, *, stalled_after_s: float, allow_cancel: bool) -> None:
+    def __init__(self, ports: RequestContext, *, stalled_after_s: float, allow_cancel: bool) -> None:
         self._ports = ports
         self._stalled_after_s = stalled_after_s
         self._allow_cancel = allow_cancel
@@ -84,7 +84,7 @@ class Api:
 
     def _handler(self, verb: Callable[[Request], Awaitable[Any]]) -> Callable[[Request], Awaitable[None]]:
         async def handle(request: Request) -> None:
-            if not is_answerable(reply := reply_of(request), self._ports.names.prefix):
+            if not is_answerable(reply := reply_subject(request), self._ports.names.prefix):
                 log.warning("request_dropped", subject=request.subject, reply=reply)
                 return
             # nats.micro calls an endpoint's handler for one request after the other.
@@ -104,9 +104,7 @@ class Api:
         except VCenterUnavailable as error:
             headers, body = _error(Refused(503, "vcenter_unavailable", str(error)))
         except (NatsUnavailable, TimeoutError) as error:
-            told = (
-                f"JetStream doesn't answer: {error}. Try again." if str(error) else "No answer in time; try again."
-            )
+            told = f"JetStream doesn't answer: {error}. Try again." if str(error) else "No answer in time; try again."
             headers, body = _error(Refused(503, "unavailable", told))
         except Exception:
             log.exception("request_failed", subject=request.subject)
@@ -123,19 +121,19 @@ class Api:
         """Watches a task until it ends."""
         ports = self._ports
         try:
-            asked = parse(WatchRequest, request.data)
-            vcenter = ports.routes.followed(asked.vcenter, asked.task)
+            asked = parse_request(WatchRequest, request.data)
+            vcenter = ports.routes.resolve_watchable(asked.vcenter, asked.task)
         except Refused as refused:
             ports.metrics.requests.labels("rejected").inc()
             ports.metrics.rejected.labels(refused.code).inc()
             raise
-        watch = new_watch(
+        watch = build_watch(
             asked,
             vcenter,
             ports.clock(),
             stored_sequence=None,
             stalled_after_s=self._stalled_after_s,
-            trace=trace_of(request.headers),
+            trace=parse_trace_context(request.headers),
         )
         with span("accept watch", "SERVER", parent=watch.traceparent, **watch.log_keys):
             admitted = await ports.watches.admit(watch)
@@ -147,25 +145,23 @@ class Api:
             asked.task,
             admitted.watch,
             ports.names.events_stream,
-            ports.names.events_of(vcenter, asked.task),
+            ports.names.event_filter(vcenter, asked.task),
             _raw(admitted.last),
         )
 
     async def get(self, request: Request) -> GetReply:
         """How a task stands, watched or ended."""
         ports = self._ports
-        asked = parse(TaskRequest, request.data)
+        asked = parse_request(TaskRequest, request.data)
         vcenter = ports.routes.resolve(asked.vcenter)
-        present, last = await ports.watches.standing(vcenter, asked.task)
+        present, last = await ports.watches.read_watch_and_last_event(vcenter, asked.task)
         if present is None and last is None:
             if vcenter not in ports.routes.urls:
                 raise unknown_vcenter(vcenter, ports.routes.urls)
-            raise Refused(
-                404, "unknown_task", f"{asked.task!r} on {vcenter!r} is neither watched nor in the stream."
-            )
+            raise Refused(404, "unknown_task", f"{asked.task!r} on {vcenter!r} is neither watched nor in the stream.")
         watching = present is not None and not (last and present.is_served_by(last))
         if watching and present is not None:
-            ref, last = present.watch.ref, own_event(last, present.watch)
+            ref, last = present.watch.ref, event_of_watch(last, present.watch)
         else:
             ref = last.event.data.watch if last else present.watch.ref  # type: ignore[union-attr] # one is there
         return GetReply(
@@ -174,28 +170,28 @@ class Api:
             asked.task,
             ref,
             ports.names.events_stream,
-            ports.names.events_of(vcenter, asked.task),
+            ports.names.event_filter(vcenter, asked.task),
             _raw(last),
         )
 
     async def list(self, request: Request) -> ListReply:
         """The active watches of all replicas, oldest request first."""
         ports = self._ports
-        asked = parse(ListRequest, request.data)
+        asked = parse_request(ListRequest, request.data)
         if asked.vcenter is not None and not is_vcenter_name(asked.vcenter):
             raise unknown_vcenter(asked.vcenter, ports.routes.urls)
-        page, following = await ports.watches.page(asked.vcenter, asked.after, asked.limit)
+        page, following = await ports.watches.read_page(asked.vcenter, asked.after, asked.limit)
         total = await ports.watches.count(asked.vcenter) if asked.after else len(page) + following
         if asked.vcenter is not None and not total and asked.vcenter not in ports.routes.urls:
             raise unknown_vcenter(asked.vcenter, ports.routes.urls)
         listed = await asyncio.gather(*map(self._listed, page))
-        fits = fitting(listed, self._max_bytes - _LIST_AROUND_BYTES)
+        fits = count_fitting(listed, self._max_bytes - _LIST_AROUND_BYTES)
         more = following or fits < len(listed)
         return ListReply(listed[:fits], total, str(page[fits - 1].sequence) if page and more else None)
 
     async def _listed(self, stored: StoredWatch) -> ListedWatch:
         watch = stored.watch
-        last = own_event(await self._ports.journal.last(watch.vcenter, watch.task), watch)
+        last = event_of_watch(await self._ports.journal.last(watch.vcenter, watch.task), watch)
         data = last.event.data if last else None
         return ListedWatch(
             watch.vcenter,
@@ -209,7 +205,7 @@ class Api:
     async def unwatch(self, request: Request) -> UnwatchReply:
         """Ends a watch with its final event; the task itself is not touched."""
         ports = self._ports
-        asked = parse(TaskRequest, request.data)
+        asked = parse_request(TaskRequest, request.data)
         vcenter = ports.routes.resolve(asked.vcenter)
         try:
             watch, final = await ports.watches.unwatch(vcenter, asked.task)
@@ -235,21 +231,21 @@ class Api:
             answer = reply.outcome
             return reply
         finally:
-            told = told_of(request.data)
-            task, by = (told["task"] or "")[:256], asked_by(request.headers, reply_of(request))
+            told = describe_rejected_request(request.data)
+            task, by = (told["task"] or "")[:256], describe_requester(request.headers, reply_subject(request))
             vcenter = told["vcenter"] or self._ports.routes.default
             log.info("cancel", answer=answer, vcenter=vcenter, task=task, by=by)
 
     async def _cancel(self, body: bytes) -> CancelReply:
-        asked = parse(TaskRequest, body)
-        vcenter = self._ports.routes.followed(asked.vcenter, asked.task)
+        asked = parse_request(TaskRequest, body)
+        vcenter = self._ports.routes.resolve_watchable(asked.vcenter, asked.task)
         if not self._allow_cancel:
             raise Refused(403, "forbidden", "Canceling is switched off; BRIDGE_ALLOW_CANCEL=true switches it on.")
         await self._ports.sources[vcenter].cancel(asked.task)
         return CancelReply("cancel_requested", vcenter, asked.task)
 
 
-def _raw(entry: Entry | None) -> msgspec.Raw:
+def _raw(entry: JournalEntry | None) -> msgspec.Raw:
     return msgspec.Raw(entry.body) if entry and entry.body else NULL
 
 

@@ -18,17 +18,17 @@ import structlog
 from nats.aio.client import Client
 from nats.js.api import StreamState
 
-from ..domain.board import MAX_ENDINGS, MAX_ROWS, PAGE_ROWS, Overview, Row
+from ..domain.board import MAX_ENDINGS, MAX_ROWS, PAGE_ROWS, WatchBoard, WatchRow
 from ..domain.errors import BridgeError
 from ..domain.events import WatchRef, from_cloudevent
-from ..domain.subjects import Names
+from ..domain.subjects import SubjectNames
 from ..domain.watch import Watch
 from ..settings import NatsSettings
 from .connect import connect
-from .connection import INBOX, canceled
-from .ordered_consumer import Ordered
-from .streams import Stored, Streams, translated
-from .watch_store import read_watch
+from .connection import INBOX, cancel_and_wait
+from .ordered_consumer import OrderedConsumer
+from .streams import StoredMessage, Streams, translate_errors
+from .watch_store import decode_watch
 
 log = structlog.get_logger(__name__)
 
@@ -40,11 +40,11 @@ _PAGE, _AT_ONCE = 1000, 50
 _CONNECTION = {"inbox_prefix": INBOX, "allow_reconnect": False, "ping_interval": 5, "max_outstanding_pings": 2}
 
 
-class Feed:
+class BoardReader:
     """`overview` is what was read, None before; `trouble` says why it isn't up to date."""
 
-    def __init__(self, settings: NatsSettings, names: Names) -> None:
-        self.overview: Overview | None = None
+    def __init__(self, settings: NatsSettings, names: SubjectNames) -> None:
+        self.board: WatchBoard | None = None
         self.trouble: str | None = None
         self._settings = settings
         self._names = names
@@ -53,7 +53,7 @@ class Feed:
         self._rest: asyncio.TimerHandle | None = None
 
     @contextmanager
-    def looked_at(self) -> Iterator[None]:
+    def viewed(self) -> Iterator[None]:
         """While this is entered, `overview` is kept up to date."""
         self._looking += 1
         if self._rest is not None:
@@ -73,14 +73,14 @@ class Feed:
         reading = self._reading
         self._stop()
         if reading is not None:
-            await canceled(reading)
+            await cancel_and_wait(reading)
 
     def _stop(self) -> None:
         if self._rest is not None:
             self._rest.cancel()
         if self._reading is not None:
             self._reading.cancel()
-        self._reading = self._rest = self.overview = self.trouble = None
+        self._reading = self._rest = self.board = self.trouble = None
 
     async def _read(self) -> None:
         """For as long as somebody looks, over every outage."""
@@ -100,7 +100,7 @@ class Feed:
         try:
             reader = _Reader(client, Streams(client, self._settings.js_domain), self._names)
             state = await reader.begin()
-            self.overview, self.trouble = reader.overview, None
+            self.board, self.trouble = reader.overview, None
             await _first_to_fail(reader.follow(state.last_seq + 1), reader.go_on(state))
         finally:
             with contextlib.suppress(nats.errors.Error, OSError, TimeoutError):
@@ -108,8 +108,8 @@ class Feed:
 
 
 class _Reader:
-    def __init__(self, client: Client, streams: Streams, names: Names) -> None:
-        self.overview = Overview()
+    def __init__(self, client: Client, streams: Streams, names: SubjectNames) -> None:
+        self.overview = WatchBoard()
         self._client = client
         self._streams = streams
         self._names = names
@@ -117,7 +117,7 @@ class _Reader:
     async def begin(self) -> StreamState:
         """Reads what is to be seen at once; the state of the stream of events before."""
         stream = self._names.events_stream
-        info = await translated(self._streams.js.stream_info(stream), stream)
+        info = await translate_errors(self._streams.js.stream_info(stream), stream)
         await self._read_watches(_PAGE)
         return info.state
 
@@ -126,35 +126,35 @@ class _Reader:
         and go without an event."""
         for stored in await self._endings(state.first_seq, state.last_seq):
             self._tell(stored)
-        await self._read_states(self.overview.unseen()[:PAGE_ROWS])
+        await self._read_states(self.overview.without_events()[:PAGE_ROWS])
         self.overview.complete = True
         while True:
             await self._read_watches(MAX_ROWS)
-            await self._read_states(self.overview.unseen(), at_leisure=True)
+            await self._read_states(self.overview.without_events(), at_leisure=True)
             await asyncio.sleep(REREAD_S)
 
     async def follow(self, first: int) -> None:
         """Every event from sequence `first` on, without end."""
         stream, subjects = self._names.events_stream, [f"{self._names.events}.>"]
-        followed = Ordered(self._streams.js, self._client, stream, subjects, first=first)
+        followed = OrderedConsumer(self._streams.js, self._client, stream, subjects, first=first)
         async with aclosing(followed.messages()) as messages:
             async for message in messages:
-                event = from_cloudevent(message.data, stalled_told=False)
+                event = from_cloudevent(message.data, stalled_reported=False)
                 if event is not None:
-                    self.overview.tell(event, (message.headers or {}).get("Bridge-Instance", ""))
+                    self.overview.apply_event(event, (message.headers or {}).get("Bridge-Instance", ""))
 
     async def _read_watches(self, most: int) -> None:
-        self.overview.expect()
+        self.overview.begin_refresh()
         found: list[Watch] = []
         after, more = 0, 1
         while more and len(found) < most:
             page, more = await self._streams.page(
                 self._names.watches_stream, f"{self._names.watches}.*.*", after, _PAGE
             )
-            found += [read.watch for read in map(read_watch, page) if read]
+            found += [read.watch for read in map(decode_watch, page) if read]
             after = page[-1].sequence if page else 0
         rows = [(watch.vcenter, watch.task, watch.ref) for watch in found]
-        self.overview.replace(rows, await self._beyond(rows) if more else Counter())
+        self.overview.finish_refresh(rows, await self._beyond(rows) if more else Counter())
 
     async def _beyond(self, rows: list[tuple[str, str, WatchRef]]) -> Counter[str]:
         """How many watches there are besides these, of the vCenters that these are of."""
@@ -165,24 +165,24 @@ class _Reader:
             beyond[vcenter] = len(one) + more - shown
         return +beyond
 
-    async def _read_states(self, rows: list[Row], *, at_leisure: bool = False) -> None:
+    async def _read_states(self, rows: list[WatchRow], *, at_leisure: bool = False) -> None:
         """The last event of each watch. At leisure a quarter of the time: nobody waits, and the bridge has work."""
         stream, clock = self._names.events_stream, asyncio.get_running_loop().time
         at_once = _AT_ONCE if at_leisure else PAGE_ROWS
         for start in range(0, len(rows), at_once):
             part, began = rows[start : start + at_once], clock()
-            subjects = [self._names.events_of(row.vcenter, row.task) for row in part]
+            subjects = [self._names.event_filter(row.vcenter, row.task) for row in part]
             # One by one: nats-server sends the last message of every kind of event to who asks for many tasks.
             found = await asyncio.gather(*(self._streams.last(stream, subject) for subject in subjects))
             for row, stored in zip(part, found, strict=True):
                 if stored is not None and stored.headers.get("Bridge-Watch") == row.watch:
                     self._tell(stored)
                 else:
-                    self.overview.tell_unseen(row)
+                    self.overview.mark_without_events(row)
             if at_leisure:
                 await asyncio.sleep(3 * (clock() - began))
 
-    async def _endings(self, first: int, last: int) -> list[Stored]:
+    async def _endings(self, first: int, last: int) -> list[StoredMessage]:
         """The newest final events, oldest first: their subjects alone have an outcome as a last token."""
         stream, finals = self._names.events_stream, f"{self._names.events}.*.*.*.*"
 
@@ -199,7 +199,7 @@ class _Reader:
                     start = max(start, place)
                 else:
                     end = min(end, place)
-        found: list[Stored] = []
+        found: list[StoredMessage] = []
         more = 1
         while more:
             page, more = await self._streams.page(stream, finals, start, MAX_ENDINGS)
@@ -207,10 +207,10 @@ class _Reader:
             start, more = (page[-1].sequence, more) if page else (start, 0)
         return found
 
-    def _tell(self, stored: Stored) -> None:
-        event = from_cloudevent(stored.body, stalled_told=False)
+    def _tell(self, stored: StoredMessage) -> None:
+        event = from_cloudevent(stored.body, stalled_reported=False)
         if event is not None:
-            self.overview.tell(event, stored.headers.get("Bridge-Instance", ""))
+            self.overview.apply_event(event, stored.headers.get("Bridge-Instance", ""))
 
 
 def _further_and_further_back(start: int, end: int) -> list[int]:
@@ -228,4 +228,4 @@ async def _first_to_fail(*endless: Coroutine[None, None, None]) -> None:
     try:
         await asyncio.gather(*running)
     finally:
-        await canceled(*running)
+        await cancel_and_wait(*running)

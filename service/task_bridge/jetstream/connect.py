@@ -21,7 +21,7 @@ _KEPT = ("permissions violation", "stale connection")
 log = logging.getLogger(__name__)
 
 
-def options(settings: NatsSettings) -> dict[str, Any]:
+def connect_options(settings: NatsSettings) -> dict[str, Any]:
     """Servers, credentials and TLS as arguments of `nats.connect`. Secrets in files are read now."""
     told: dict[str, Any] = {"servers": list(settings.urls), "tls": tls_context(settings)}
     if settings.creds_file:
@@ -71,9 +71,9 @@ async def connect(settings: NatsSettings, within_s: float, **more: Any) -> Clien
 
     async def tried() -> None:
         # nats-py goes on at a refused connection whatever it is told; who waits for it ends that.
-        await client.connect(**options(settings), error_cb=hear, connect_timeout=3, **more)
-        outlive_errors(client)
-        await settled(client)
+        await client.connect(**connect_options(settings), error_cb=hear, connect_timeout=3, **more)
+        reconnect_after_any_error(client)
+        await wait_until_connected(client)
 
     connecting = asyncio.ensure_future(tried())
     try:
@@ -91,7 +91,7 @@ async def connect(settings: NatsSettings, within_s: float, **more: Any) -> Clien
     raise NatsUnavailable(f"NATS can't be reached at {', '.join(settings.urls)}: {trouble[0]}.") from error
 
 
-def outlive_errors(client: Client) -> None:
+def reconnect_after_any_error(client: Client) -> None:
     """Has it connect again whatever error nats-server cuts it off with: credentials that expired or were changed,
     too many connections. nats-py closes for good at all but two of them (2.16). And whatever is in the way of a
     try: at a seed file that is half-written it would never try again, and not say so."""
@@ -117,7 +117,7 @@ def outlive_errors(client: Client) -> None:
     client._attempt_reconnect = reconnected  # type: ignore[method-assign]
 
 
-async def settled(client: Client) -> None:
+async def wait_until_connected(client: Client) -> None:
     """Waits until it is connected indeed: nats-py takes a connection that ended before the server's first answer
     for one that was made, then notices and connects again (2.16)."""
     while not client.is_connected:  # noqa: ASYNC110 -- nats-py has no event for it at the first connection

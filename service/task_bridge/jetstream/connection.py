@@ -22,9 +22,9 @@ from faststream.nats import (
 from nats.aio.client import Client
 
 from ..domain.errors import CannotStart
-from ..logs import Trouble
+from ..logs import FailureLog
 from ..settings import NatsSettings
-from .connect import Credentials, options, outlive_errors, settled, tls_context
+from .connect import Credentials, connect_options, reconnect_after_any_error, tls_context, wait_until_connected
 
 log = structlog.get_logger(__name__)
 
@@ -52,8 +52,8 @@ class Connection:
         self._forbidden = (-math.inf, "")
         self._asking_again: asyncio.Task[None] | None = None
         self._client: Client | None = None
-        self._trouble = Trouble(log, "nats_away", "nats_back")
-        self._refusal = Trouble(log, "nats_refuses", "nats_accepts_again")
+        self._trouble = FailureLog(log, "nats_away", "nats_back")
+        self._refusal = FailureLog(log, "nats_refuses", "nats_accepts_again")
         self.closed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self.reason: str | None = "not connected yet"
         self.broker = NatsBroker(
@@ -85,7 +85,7 @@ class Connection:
         client._flush_pending = _kept_when_closed(client._flush_pending)  # type: ignore[method-assign, assignment]
         self._client = client
         self.reason = None
-        self._trouble.over()
+        self._trouble.recovered()
         server = client.connected_url.netloc if client.connected_url else None
         log.info("nats_connected", server=server, version=".".join(map(str, server_version(client))))
         return client
@@ -104,14 +104,14 @@ class Connection:
                 )
             return connecting.result() if connecting.done() else None
         finally:
-            await canceled(connecting)
+            await cancel_and_wait(connecting)
 
     async def _connected(self) -> Client:
         client = await self.broker.connect()
         # FastStream's own raises a refusal again, which ends nats-py's tries to reconnect for good (0.7.8).
         client._error_cb = self._on_error
-        outlive_errors(client)
-        await settled(client)
+        reconnect_after_any_error(client)
+        await wait_until_connected(client)
         return client
 
     def on_return(self, call: Callable[[], None]) -> None:
@@ -125,7 +125,7 @@ class Connection:
             self._asking_again.cancel()
         stopping = asyncio.ensure_future(self.broker.stop())
         await asyncio.wait((stopping,), timeout=1)
-        await canceled(stopping)
+        await cancel_and_wait(stopping)
 
     async def _on_error(self, error: Exception) -> None:
         told = str(error) or type(error).__name__
@@ -137,7 +137,7 @@ class Connection:
             log.warning("nats_error", reason=told)
         else:
             self.reason = told
-            self._trouble.begins(reason=told, servers=list(self._settings.urls))
+            self._trouble.failed(reason=told, servers=list(self._settings.urls))
             self._reread()
 
     def _is_refused(self, told: str) -> None:
@@ -147,7 +147,7 @@ class Connection:
                 self._refused.set_result(told)
             return
         self.reason = f"NATS refuses the bridge: {told}"
-        self._refusal.begins(reason=told, cure="see that the credentials in the bridge's files are NATS's")
+        self._refusal.failed(reason=told, cure="see that the credentials in the bridge's files are NATS's")
         self._reread()
 
     def _reread(self) -> None:
@@ -155,7 +155,7 @@ class Connection:
         credentials files, which it reads each time (2.16). A seed's public key stays: that takes a restart."""
         if self._client is not None:
             with contextlib.suppress(OSError, ssl.SSLError):  # half-written: the next try reads them again
-                now = options(self._settings)
+                now = connect_options(self._settings)
                 self._client.options |= {name: now[name] for name in ("password", "token", "tls") if now.get(name)}
 
     def _is_forbidden(self, told: str) -> None:
@@ -184,12 +184,12 @@ class Connection:
     async def _on_disconnected(self) -> None:
         if self.reason is None and not self._closing:
             self.reason = "connection lost"
-            self._trouble.begins(reason=self.reason, servers=list(self._settings.urls))
+            self._trouble.failed(reason=self.reason, servers=list(self._settings.urls))
 
     async def _on_reconnected(self) -> None:
         self.reason = None
-        self._refusal.over()
-        self._trouble.over()
+        self._refusal.recovered()
+        self._trouble.recovered()
         for call in self._on_return:
             call()
 
@@ -212,7 +212,7 @@ def _kept_when_closed(flush: Callable[..., Awaitable[Any]]) -> Callable[..., Awa
     return flushed
 
 
-async def canceled(*doomed: asyncio.Future[Any]) -> None:
+async def cancel_and_wait(*doomed: asyncio.Future[Any]) -> None:
     """Ends them, whatever they make of it, asking again and again.
 
     A cancellation gets lost: nats-py swallows one and goes on connecting (2.16, measured), and so does

@@ -29,16 +29,16 @@ from ..domain.events import (
     ResultRef,
     WatchRef,
     from_cloudevent,
-    placed,
-    shrunk,
+    shrink_to_fit,
     to_cloudevent,
+    attach_result,
 )
-from ..domain.subjects import Names
+from ..domain.subjects import SubjectNames
 from ..domain.task import UNAVAILABLE, Result
 from ..domain.watch import Draft
 from ..metrics import Metrics
 from ..tracing import span
-from .streams import Newest, Stored, Streams
+from .streams import NewestMessageReader, StoredMessage, Streams
 
 log = structlog.get_logger(__name__)
 
@@ -52,7 +52,7 @@ _TASK = "vcenter.task"
 _CHUNK_BYTES = 128 * 1024
 
 
-class Entry(NamedTuple):
+class JournalEntry(NamedTuple):
     """An event in the stream: the event, its sequence, when nats-server stored it, and who wrote it."""
 
     event: Event
@@ -62,29 +62,35 @@ class Entry(NamedTuple):
     body: bytes
 
 
-class Journal:
+class JetStreamJournal:
     """Appends events behind the fence and reads the last one of a task. One a process; it has an `instance`."""
 
     def __init__(
-        self, streams: Streams, names: Names, metrics: Metrics, clock: Callable[[], float], *, instance: str = ""
+        self,
+        streams: Streams,
+        names: SubjectNames,
+        metrics: Metrics,
+        clock: Callable[[], float],
+        *,
+        instance: str = "",
     ) -> None:
         self._streams = streams
-        self._newest = Newest(streams, names.events_stream)
+        self._newest = NewestMessageReader(streams, names.events_stream)
         self._names = names
         self._metrics = metrics
         self._clock = clock
         self.instance = instance or secrets.token_hex(8)
 
-    async def last(self, vcenter: str, task: str, *, leader: bool = False) -> Entry | None:
+    async def last(self, vcenter: str, task: str, *, leader: bool = False) -> JournalEntry | None:
         """The task's newest event of any watch, None when the stream holds none."""
-        subject = self._names.events_of(vcenter, task)
+        subject = self._names.event_filter(vcenter, task)
         if leader:
             stored = await self._streams.last(self._names.events_stream, subject, leader=True)
         else:
             stored = await self._newest.of(subject)
         return stored and _entry(stored, vcenter, task)
 
-    async def append(self, draft: Draft, after: int) -> Entry:
+    async def append(self, draft: Draft, after: int) -> JournalEntry:
         """Stores the event as the one that follows sequence `after`, trying until it is known what is stored.
 
         Returns the task's last event then: this one, or, where somebody else wrote, theirs (told by `instance`
@@ -97,7 +103,7 @@ class Journal:
             sequence = await self._publish(event, body, after, suffix, pauses)
             if sequence is not None:
                 self._count(event)
-                return Entry(event, sequence, self._clock(), self.instance, body)
+                return JournalEntry(event, sequence, self._clock(), self.instance, body)
             found = await self._settled(event)
             if found is not None and (found.sequence > after or found.event.id == event.id):
                 self._tell_whose(found, event)
@@ -109,13 +115,13 @@ class Journal:
             self._metrics.publish_retries.inc()
             await pauses.pause()
 
-    def _tell_whose(self, found: Entry, event: Event) -> None:
+    def _tell_whose(self, found: JournalEntry, event: Event) -> None:
         if found.instance == self.instance and found.event.id == event.id:
             self._count(event)
         else:
             self._metrics.fenced.inc()
 
-    async def _settled(self, event: Event) -> Entry | None:
+    async def _settled(self, event: Event) -> JournalEntry | None:
         """What the leader says is the task's last event, asked until it answers."""
         pauses = _Pauses(event)
         while True:
@@ -127,7 +133,7 @@ class Journal:
 
     def _body(self, event: Event) -> bytes:
         body, room = to_cloudevent(event), self._room(event)
-        return body if len(body) <= room else to_cloudevent(shrunk(event, room))
+        return body if len(body) <= room else to_cloudevent(shrink_to_fit(event, room))
 
     def _room(self, event: Event) -> int:
         """How large the event may be: replies carry it, with its watch once more beside it."""
@@ -141,15 +147,15 @@ class Journal:
             "Content-Type": CONTENT_TYPE,
             "Nats-Msg-Id": event.id + suffix,
             "Nats-Expected-Last-Subject-Sequence": str(after),
-            "Nats-Expected-Last-Subject-Sequence-Subject": self._names.events_of(data.vcenter, data.task),
+            "Nats-Expected-Last-Subject-Sequence-Subject": self._names.event_filter(data.vcenter, data.task),
             "Bridge-Instance": self.instance,
             "Bridge-Watch": data.watch.id,
             "Bridge-Sequence": str(data.sequence),
             "Bridge-Kind": event.kind,
         }
-        if event.stalled_told:
+        if event.stalled_reported:
             headers["Bridge-Stalled"] = "1"
-        subject = self._names.put_event(data.vcenter, data.task, event.kind)
+        subject = self._names.put_subject(data.vcenter, data.task, event.kind)
         began = time.perf_counter()
         try:
             with span(f"publish {event.kind}", "PRODUCER", parent=event.traceparent, **{_TASK: data.task}):
@@ -170,13 +176,13 @@ class Journal:
         if result is None:
             return event
         if not result.json:
-            return placed(event, result)
+            return attach_result(event, result)
         room = self._room(event) - len(to_cloudevent(event))
         if len(result.json) <= min(INLINE_MAX_BYTES, room):
-            return placed(event, result)
+            return attach_result(event, result)
         try:
             async with asyncio.timeout(STORE_RESULT_S):
-                return placed(event, result, await self._store(event, result))
+                return attach_result(event, result, await self._store(event, result))
         except (TimeoutError, nats.errors.Error, OSError) as error:
             log.warning(
                 "result_not_stored",
@@ -186,7 +192,7 @@ class Journal:
                 reason=str(error) or type(error).__name__,
                 cure="see whether the bucket's stream is full or missing (task-bridge provision --check)",
             )
-            return placed(event, UNAVAILABLE)
+            return attach_result(event, UNAVAILABLE)
 
     async def _store(self, event: Event, result: Result) -> ResultRef:
         """Uploads the result. Of two owners each has its own object where their results differ."""
@@ -223,10 +229,10 @@ class _Pauses:
         self._next_s = min(self._next_s * 2, RETRY_MAX_S)
 
 
-def _entry(stored: Stored, vcenter: str, task: str) -> Entry:
+def _entry(stored: StoredMessage, vcenter: str, task: str) -> JournalEntry:
     headers = stored.headers
-    event = from_cloudevent(stored.body, stalled_told="Bridge-Stalled" in headers)
-    return Entry(
+    event = from_cloudevent(stored.body, stalled_reported="Bridge-Stalled" in headers)
+    return JournalEntry(
         event or _by_headers(stored, vcenter, task),
         stored.sequence,
         stored.stored_at,
@@ -235,7 +241,7 @@ def _entry(stored: Stored, vcenter: str, task: str) -> Entry:
     )
 
 
-def _by_headers(stored: Stored, vcenter: str, task: str) -> Event:
+def _by_headers(stored: StoredMessage, vcenter: str, task: str) -> Event:
     """An event whose body can't be read keeps its place: which watch, which number, whether it was final."""
     kind, _, outcome = stored.headers.get("Bridge-Kind", "status").partition(".")
     number = stored.headers.get("Bridge-Sequence", "0")

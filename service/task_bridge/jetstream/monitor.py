@@ -12,9 +12,9 @@ import nats.errors
 import structlog
 
 from ..domain.errors import CannotStart, NatsUnavailable
-from ..domain.subjects import CONSUMER, Names
-from .provision import Difference, Wanted, provision
-from .pull_consumer import Pull
+from ..domain.subjects import CONSUMER, SubjectNames
+from .provision import Difference, JetStreamConfig, provision
+from .pull_consumer import PullConsumer
 from .streams import Streams
 
 log = structlog.get_logger(__name__)
@@ -25,7 +25,7 @@ MISSING_S = 5.0
 """So long a stream or a consumer may be missing: an operator may be making it anew."""
 
 
-class Part(NamedTuple):
+class MonitoredPart(NamedTuple):
     """One stream, consumer or bucket, and what is wrong with it."""
 
     name: str
@@ -38,7 +38,7 @@ class Monitor:
     `trouble`: why JetStream itself can't be worked with, None when it answers.
     """
 
-    def __init__(self, streams: Streams, names: Names, what: Wanted, *, create: bool) -> None:
+    def __init__(self, streams: Streams, names: SubjectNames, what: JetStreamConfig, *, create: bool) -> None:
         self._streams = streams
         self._names = names
         self._what = what
@@ -47,7 +47,7 @@ class Monitor:
         self.trouble: str | None = "not looked for yet"
         self._unsafe: dict[str, str] = {}
         self._missing_since = math.inf
-        self._pulls: dict[str, Pull] = {}
+        self._pulls: dict[str, PullConsumer] = {}
         self._held: Callable[[], float] = lambda: math.inf
         self._unheld = 0.0
         self.waiting: int | None = None
@@ -97,25 +97,25 @@ class Monitor:
         if time.monotonic() - self._missing_since >= MISSING_S:
             raise CannotStart(*map(_cure, missing))
 
-    def streams(self) -> tuple[Part, ...]:
+    def streams(self) -> tuple[MonitoredPart, ...]:
         """The streams and the bucket, each with what is wrong."""
         streams = [f"stream {config.name}" for config, _ in self._what.streams]
         return self._parts([*streams, f"bucket {self._what.bucket.bucket}"])
 
-    def consumers(self) -> tuple[Part, ...]:
+    def consumers(self) -> tuple[MonitoredPart, ...]:
         """The durable consumers, each with what is wrong."""
         durables = [config.name for config, durable in self._what.streams if durable]
         return self._parts([f"consumer {stream}/{CONSUMER}" for stream in durables])
 
-    def _parts(self, wheres: list[str]) -> tuple[Part, ...]:
+    def _parts(self, wheres: list[str]) -> tuple[MonitoredPart, ...]:
         return tuple(self._part(where.split(" ", 1)[1], where) for where in wheres)
 
-    def _part(self, name: str, where: str) -> Part:
+    def _part(self, name: str, where: str) -> MonitoredPart:
         pull = self._pulls.get(name)
         asked = pull.trouble if pull else self._streams.refusal(name)
-        return Part(name, self.trouble or self._unsafe.get(where) or asked)
+        return MonitoredPart(name, self.trouble or self._unsafe.get(where) or asked)
 
-    def mind(self, *pulls: Pull, held: Callable[[], float]) -> None:
+    def report_pull(self, *pulls: PullConsumer, held: Callable[[], float]) -> None:
         """From now on a consumer isn't well either when the pull on it isn't. `held`: by all replicas together."""
         self._pulls = {pull.name: pull for pull in pulls}
         self._held = held
@@ -143,9 +143,7 @@ class Monitor:
         for difference in differences:
             if str(difference) not in self._told:
                 self._told.add(str(difference))
-                log.warning(
-                    "stream_differs", difference=str(difference), cure="see `task-bridge provision --check`"
-                )
+                log.warning("stream_differs", difference=str(difference), cure="see `task-bridge provision --check`")
 
 
 def _cure(difference: Difference) -> str:

@@ -9,12 +9,12 @@ from typing import Any
 
 from nats.js.api import ConsumerConfig, ObjectStoreConfig, StreamConfig
 
-from .provision import Wanted
+from .provision import JetStreamConfig
 
 _RETENTION = {"workqueue": "work"}
 
 
-def nats_commands(what: Wanted, domain: str | None = None) -> Iterator[str]:
+def nats_commands(what: JetStreamConfig, domain: str | None = None) -> Iterator[str]:
     """One command each, in the order in which they are to be run; `domain` is JetStream's."""
     nats = ["nats", f"--js-domain={domain}"] if domain else ["nats"]
     for config, durable in what.streams:

@@ -19,8 +19,8 @@ from nats.js import JetStreamContext
 from nats.js.api import AckPolicy, ConsumerConfig, DeliverPolicy
 
 from ..domain.errors import NatsUnavailable
-from .forbidden import forbidden
-from .subscription_queue import Heard, hearing
+from .forbidden import denied_permission
+from .subscription_queue import SubscriptionQueue, queued_subscription
 
 _TRIES = 3
 HEARTBEAT_S = 1.0
@@ -28,7 +28,7 @@ SILENCE_S = 2.5
 PAUSE_S = 0.2
 
 
-class Ordered:
+class OrderedConsumer:
     """The messages of `stream` under `subjects`, all, those stored since a moment, or from sequence `first` on;
     `async for` over `messages`.
 
@@ -77,13 +77,13 @@ class Ordered:
         """Until all was read, or the consumer is gone or left something out."""
         inbox = self._client.new_inbox()
         try:
-            async with hearing(self._client, inbox) as heard:
+            async with queued_subscription(self._client, inbox) as heard:
                 async for message in self._heard(heard, inbox):
                     yield message
         except (nats.errors.Error, TimeoutError, OSError):  # the heart stopped beating; BridgeErrors go through
             await asyncio.sleep(PAUSE_S)
 
-    async def _heard(self, heard: Heard, inbox: str) -> AsyncGenerator[Msg, None]:
+    async def _heard(self, heard: SubscriptionQueue, inbox: str) -> AsyncGenerator[Msg, None]:
         number = 0
         await self._create(inbox)
         while not self._over():
@@ -118,7 +118,7 @@ class Ordered:
         return self._unanswered < _TRIES and self._forbidden() is None
 
     def _forbidden(self) -> str | None:
-        return forbidden(self._client, f"{self._js._prefix}.CONSUMER.CREATE.{self._stream}")
+        return denied_permission(self._client, f"{self._js._prefix}.CONSUMER.CREATE.{self._stream}")
 
     async def _delivered(self, status: Msg, number: int) -> int:
         """How many messages JetStream says it sent. Flow control is answered: all before it is read by now."""

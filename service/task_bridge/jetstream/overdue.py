@@ -9,23 +9,23 @@ from collections.abc import Callable
 import structlog
 
 from ..domain.errors import NatsUnavailable
-from ..domain.watch import LAST_LOOK_S
+from ..domain.watch import LAST_POLL_S
 from .monitor import Monitor
-from .watch_store import Watches
+from .watch_store import WatchStore
 
 log = structlog.get_logger(__name__)
 
 EVERY_S = 1.0
 PAGE = 1_000
 """So many are read a second: 15 ms of CPU."""
-LATE_S = LAST_LOOK_S + 2.0
+LATE_S = LAST_POLL_S + 2.0
 """By then whoever holds it has ended it."""
 
 
-class Overdue:
+class OverdueWatches:
     """Reads the stored watches in turn, as long as some of them wait."""
 
-    def __init__(self, watches: Watches, monitor: Monitor, clock: Callable[[], float]) -> None:
+    def __init__(self, watches: WatchStore, monitor: Monitor, clock: Callable[[], float]) -> None:
         self._watches = watches
         self._monitor = monitor
         self._clock = clock
@@ -41,7 +41,7 @@ class Overdue:
 
     async def _end_some(self, after: int) -> int:
         """Those of a page that are overdue; where the next one begins."""
-        page, following = await self._watches.page(None, after, PAGE)
+        page, following = await self._watches.read_page(None, after, PAGE)
         for stored in page:
             if self._clock() > stored.watch.deadline + LATE_S:
                 await self._watches.time_out(stored)

@@ -15,12 +15,12 @@ import structlog
 from nats.aio.msg import Msg
 
 from ..domain.errors import NatsUnavailable, VCenterUnavailable
-from ..domain.subjects import CONSUMER, Names
+from ..domain.subjects import CONSUMER, SubjectNames
 from ..domain.watch import Watch
-from ..logs import Trouble
+from ..logs import FailureLog
 from ..metrics import Metrics
-from .pull_consumer import Pull
-from .streams import ACK, IN_PROGRESS, NAK, TERM, Stored, Streams, say
+from .pull_consumer import PullConsumer
+from .streams import ACK, IN_PROGRESS, NAK, TERM, StoredMessage, Streams, send_ack
 
 log = structlog.get_logger(__name__)
 
@@ -33,7 +33,7 @@ Key = tuple[str, str]
 """(vCenter, task)."""
 
 
-class Handle:
+class HeldMessage:
     """One held watch message. `reply` is JetStream's ack subject of its newest delivery."""
 
     __slots__ = ("_owner", "key", "reply")
@@ -62,13 +62,13 @@ class Ownership:
     def __init__(
         self,
         streams: Streams,
-        names: Names,
+        names: SubjectNames,
         metrics: Metrics,
         *,
         capacity: int,
         ack_wait_s: float,
-        take: Callable[[Watch, Handle], Awaitable[str | None]],
-        put_aside: Callable[[Stored], Awaitable[None]],
+        take: Callable[[Watch, HeldMessage], Awaitable[str | None]],
+        put_aside: Callable[[StoredMessage], Awaitable[None]],
     ) -> None:
         self._streams = streams
         self._names = names
@@ -78,17 +78,17 @@ class Ownership:
         self._put_aside = put_aside
         self._surplus = 0
         self._metrics = metrics
-        self._trouble = Trouble(log, "watches_not_taken_up", "watches_taken_up_again")
-        self._handles: dict[Key, Handle] = {}
+        self._trouble = FailureLog(log, "watches_not_taken_up", "watches_taken_up_again")
+        self._handles: dict[Key, HeldMessage] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         inbox = streams.connection.new_inbox()
-        self.pull = Pull(streams, names.watches_stream, CONSUMER, inbox, self._room)
+        self.pull = PullConsumer(streams, names.watches_stream, CONSUMER, inbox, self._room)
 
     def _room(self) -> int:
         return 0 if self._surplus else min(_MAX_ASKED, self._capacity - len(self._handles))
 
     @property
-    def held(self) -> int:
+    def held_count(self) -> int:
         return len(self._handles)
 
     async def run(self) -> None:
@@ -105,7 +105,7 @@ class Ownership:
                 task.cancel()
 
     async def _on_message(self, message: Msg) -> None:
-        if self.pull.takes_status(message):
+        if self.pull.handle_status(message):
             return
         try:
             watch = _decoder.decode(message.data)
@@ -115,7 +115,7 @@ class Ownership:
             return
         key = (watch.vcenter, watch.task)
         held = key in self._handles
-        handle = self._handles[key] = Handle(self, key, message.reply)
+        handle = self._handles[key] = HeldMessage(self, key, message.reply)
         first = _told(message.reply).delivered == 1
         if not (first or held):
             self._metrics.takeovers.inc()
@@ -130,21 +130,23 @@ class Ownership:
         metadata = message.metadata
         stored_at, sequence = metadata.timestamp.timestamp(), metadata.sequence.stream
         try:
-            await self._put_aside(Stored(message.subject, sequence, stored_at, message.headers or {}, message.data))
+            await self._put_aside(
+                StoredMessage(message.subject, sequence, stored_at, message.headers or {}, message.data)
+            )
         except NatsUnavailable as error:
             log.warning("watch_not_put_aside", subject=message.subject, reason=str(error))  # it is delivered again
             return
-        await say(self._streams.connection, message.reply, TERM)
+        await send_ack(self._streams.connection, message.reply, TERM)
 
-    async def _taken(self, watch: Watch, handle: Handle, *, first: bool) -> None:
+    async def _taken(self, watch: Watch, handle: HeldMessage, *, first: bool) -> None:
         try:
             outcome = await self._take(watch, handle)
         except (NatsUnavailable, VCenterUnavailable) as error:
             # Not said to be in progress any more, so it is delivered again.
-            self._trouble.begins(vcenter=watch.vcenter, task=watch.task, reason=str(error))
+            self._trouble.failed(vcenter=watch.vcenter, task=watch.task, reason=str(error))
             handle.drop()
             return
-        self._trouble.over()
+        self._trouble.recovered()
         if outcome is not None and first and watch.stored_request:
             self._metrics.requests.labels(outcome).inc()
             log.info("request", outcome=outcome, **watch.log_keys)
@@ -163,28 +165,30 @@ class Ownership:
                 await asyncio.sleep(0)
             if not self._streams.connection.is_connected:
                 break  # nats-py would buffer them, and fail past 2 MiB
-            await say(self._streams.connection, handle.reply, IN_PROGRESS)
+            await send_ack(self._streams.connection, handle.reply, IN_PROGRESS)
 
-    async def acked(self, handle: Handle) -> None:
+    async def acked(self, handle: HeldMessage) -> None:
         self.dropped(handle)
-        await say(self._streams.connection, handle.reply, ACK)
+        await send_ack(self._streams.connection, handle.reply, ACK)
 
-    async def is_current(self, handle: Handle) -> bool:
-        stored = await self._streams.last(self._names.watches_stream, self._names.watch(*handle.key), leader=True)
+    async def is_current(self, handle: HeldMessage) -> bool:
+        stored = await self._streams.last(
+            self._names.watches_stream, self._names.watch_subject(*handle.key), leader=True
+        )
         return stored is not None and stored.sequence == _told(handle.reply).sequence
 
-    def dropped(self, handle: Handle) -> None:
+    def dropped(self, handle: HeldMessage) -> None:
         if self._handles.get(handle.key) is handle:
             del self._handles[handle.key]
-            self.pull.again()
+            self.pull.request_more()
 
-    async def share(self, surplus: int, release: Callable[[int], Iterable[Key]]) -> bool:
+    async def hand_back_surplus(self, surplus: int, release: Callable[[int], Iterable[Key]]) -> bool:
         """So many more are held here than should be: takes none for now, and hands some back for others to take.
 
         True when it did; at first what had been asked for may still come.
         """
         if self._surplus and not surplus:
-            self.pull.again()
+            self.pull.request_more()
         self._surplus = surplus
         if not surplus or self.pull.is_open:
             return False
@@ -195,7 +199,7 @@ class Ownership:
         """Naks what is held, so that others have it at once; nothing may be published of it any more."""
         for key in list(keys):
             if (handle := self._handles.pop(key, None)) is not None:
-                await say(self._streams.connection, handle.reply, NAK)
+                await send_ack(self._streams.connection, handle.reply, NAK)
 
     async def hand_all_back(self) -> None:
         """On the way out. Nothing may be pulled any more."""

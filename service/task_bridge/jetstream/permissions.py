@@ -13,8 +13,8 @@ import nats.errors
 from nats.aio.client import Client
 
 from ..domain.errors import NatsUnavailable
-from ..domain.subjects import CONSUMER, VERBS, Names
-from .forbidden import caught_up, violation
+from ..domain.subjects import CONSUMER, VERBS, SubjectNames
+from .forbidden import flush_and_wait, last_permission_violation
 from .provision import Difference
 
 REFUSED_REPLY = "_R_.task-bridge-check"
@@ -32,7 +32,7 @@ class Right(NamedTuple):
         return f"{self.verb} to {self.subject}"
 
 
-def rights(names: Names, api: str, inbox: str) -> list[Right]:
+def required_rights(names: SubjectNames, api: str, inbox: str) -> list[Right]:
     """What the bridge can't do without. `api` is JetStream's prefix, `inbox` one of the connection's own."""
     heard = [Right(_SUBSCRIBE, f"{inbox.rpartition('.')[0]}.>", inbox)]
     heard += [_subscribe(f"{names.api}.{verb}") for verb in VERBS]
@@ -41,33 +41,33 @@ def rights(names: Names, api: str, inbox: str) -> list[Right]:
     return [*heard, *_messages(names), *_infos(names, api), *_consuming(names, api), *_reading(names, api)]
 
 
-def to_create(names: Names, api: str, missing: Iterable[Difference]) -> list[Right]:
+def creation_rights(names: SubjectNames, api: str, missing: Iterable[Difference]) -> list[Right]:
     """What `serve` needs besides to create what is missing."""
     return [_publish(f"{api}.{_creation(names, *difference.where.split(' ', 1))}") for difference in missing]
 
 
-def _creation(names: Names, kind: str, name: str) -> str:
+def _creation(names: SubjectNames, kind: str, name: str) -> str:
     if kind == "consumer":
         return f"CONSUMER.DURABLE.CREATE.{name.replace('/', '.')}"
     return f"STREAM.CREATE.{name if kind == 'stream' else _bucket_stream(names)}"
 
 
-def to_answer() -> list[Right]:
+def reply_rights() -> list[Right]:
     """Answers to the bridge's own account and to others: `allow_responses` allows them in another way."""
     return [_publish("_INBOX.>", "_INBOX.check"), _publish("_R_.>", "_R_.check")]
 
 
-def to_show(names: Names, api: str) -> list[Right]:
+def board_rights(names: SubjectNames, api: str) -> list[Right]:
     """What the board follows the events with."""
     create = _publish(f"{api}.CONSUMER.CREATE.{names.events_stream}")
     return [create, _publish("$JS.FC.>", f"$JS.FC.{names.events_stream}.check")]
 
 
-def _messages(names: Names) -> list[Right]:
+def _messages(names: SubjectNames) -> list[Right]:
     objects = f"$O.{names.results_bucket}"
     return [
-        _publish(f"{names.watches}.>", names.watch("check", "check")),
-        _publish(f"{names.put}.>", names.put_event("check", "check", "completed.succeeded")),
+        _publish(f"{names.watches}.>", names.watch_subject("check", "check")),
+        _publish(f"{names.put}.>", names.put_subject("check", "check", "completed.succeeded")),
         _publish(names.rejected),
         _publish(names.replicas),
         _publish(f"{objects}.C.>", f"{objects}.C.check"),
@@ -75,12 +75,12 @@ def _messages(names: Names) -> list[Right]:
     ]
 
 
-def _infos(names: Names, api: str) -> list[Right]:
+def _infos(names: SubjectNames, api: str) -> list[Right]:
     streams = (names.requests_stream, names.watches_stream, names.events_stream, _bucket_stream(names))
     return [_publish(f"{api}.STREAM.INFO.{stream}") for stream in streams]
 
 
-def _consuming(names: Names, api: str) -> list[Right]:
+def _consuming(names: SubjectNames, api: str) -> list[Right]:
     found = []
     for consumer in (f"{stream}.{CONSUMER}" for stream in (names.requests_stream, names.watches_stream)):
         found += [_publish(f"{api}.CONSUMER.{what}.{consumer}") for what in ("INFO", "MSG.NEXT")]
@@ -88,19 +88,19 @@ def _consuming(names: Names, api: str) -> list[Right]:
     return found
 
 
-def _reading(names: Names, api: str) -> list[Right]:
+def _reading(names: SubjectNames, api: str) -> list[Right]:
     watches, events, objects = names.watches_stream, names.events_stream, _bucket_stream(names)
     direct = f"{api}.DIRECT.GET.{events}"
     return [
         *(_publish(f"{api}.STREAM.MSG.GET.{stream}") for stream in (watches, events, objects)),
         *(_publish(f"{api}.DIRECT.GET.{stream}") for stream in (watches, events)),
-        _publish(f"{direct}.>", f"{direct}.{names.events_of('check', 'check')}"),
+        _publish(f"{direct}.>", f"{direct}.{names.event_filter('check', 'check')}"),
         _publish(f"{api}.STREAM.MSG.DELETE.{watches}"),
         _publish(f"{api}.STREAM.PURGE.{objects}"),
     ]
 
 
-def _bucket_stream(names: Names) -> str:
+def _bucket_stream(names: SubjectNames) -> str:
     return f"OBJ_{names.results_bucket}"
 
 
@@ -112,7 +112,7 @@ def _subscribe(subject: str) -> Right:
     return Right(_SUBSCRIBE, subject, subject)
 
 
-async def lacking(client: Client, wanted: Iterable[Right]) -> list[Right]:
+async def find_missing(client: Client, wanted: Iterable[Right]) -> list[Right]:
     """Those of `wanted` that the user hasn't. Raises NatsUnavailable when nats-server doesn't tell."""
     try:
         await _may_publish(client, client.new_inbox())  # a server that let it pass would have harmed nobody yet
@@ -143,5 +143,5 @@ async def _may_publish(client: Client, subject: str) -> bool:
 
 async def _told(client: Client, before: Exception | None) -> str | None:
     """What nats-server forbade since `before`, the last error until then."""
-    await caught_up(client)
-    return None if client.last_error is before else violation(client)
+    await flush_and_wait(client)
+    return None if client.last_error is before else last_permission_violation(client)

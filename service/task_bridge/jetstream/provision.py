@@ -26,8 +26,8 @@ from nats.js.api import (
 )
 
 from ..domain.errors import CannotStart, NatsUnavailable
-from ..domain.subjects import CONSUMER, Names
-from .forbidden import forbidden
+from ..domain.subjects import CONSUMER, SubjectNames
+from .forbidden import denied_permission
 from .streams import Streams
 
 LEAST_SERVER = (2, 12, 8)
@@ -62,14 +62,16 @@ class Difference(NamedTuple):
         return f"{self.where}: {self.field} is {found}, the bridge would make it {wanted}"
 
 
-class Wanted(NamedTuple):
+class JetStreamConfig(NamedTuple):
     """The streams, the durable consumer of each (or None), and the bucket."""
 
     streams: tuple[tuple[StreamConfig, ConsumerConfig | None], ...]
     bucket: ObjectStoreConfig
 
 
-def wanted(names: Names, *, replicas: int, ack_wait_s: float, events_max_age_s: float) -> Wanted:
+def expected_config(
+    names: SubjectNames, *, replicas: int, ack_wait_s: float, events_max_age_s: float
+) -> JetStreamConfig:
     """What the bridge's part of JetStream is to be. Pure."""
     durable = ConsumerConfig(
         durable_name=CONSUMER,
@@ -106,12 +108,12 @@ def wanted(names: Names, *, replicas: int, ack_wait_s: float, events_max_age_s: 
         storage=StorageType.FILE,
         replicas=replicas,
     )
-    return Wanted(
+    return JetStreamConfig(
         ((requests, durable), (watches, durable), (_events(names, replicas, events_max_age_s), None)), bucket
     )
 
 
-def _events(names: Names, replicas: int, max_age_s: float) -> StreamConfig:
+def _events(names: SubjectNames, replicas: int, max_age_s: float) -> StreamConfig:
     return StreamConfig(
         name=names.events_stream,
         description="Events of watched tasks, and rejections",
@@ -130,7 +132,7 @@ def _events(names: Names, replicas: int, max_age_s: float) -> StreamConfig:
     )
 
 
-async def provision(streams: Streams, what: Wanted, *, create: bool) -> list[Difference]:
+async def provision(streams: Streams, what: JetStreamConfig, *, create: bool) -> list[Difference]:
     """Creates what is missing (if `create`) and returns what differs from `what`, what is still missing included.
 
     Raises NatsUnavailable, and CannotStart where JetStream refuses to create.
@@ -214,7 +216,7 @@ async def _created(call: Awaitable[Any], streams: Streams, where: str, subject: 
 
 
 def _reason(error: BaseException, streams: Streams, subject: str) -> str:
-    told = forbidden(streams.connection, f"{streams.prefix}.{subject}")
+    told = denied_permission(streams.connection, f"{streams.prefix}.{subject}")
     if told and isinstance(error, TimeoutError):
         return f"{told}; let this user do it, as deploy/nats does"
     if isinstance(error, nats.js.errors.APIError) and error.description:

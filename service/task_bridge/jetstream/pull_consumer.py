@@ -27,7 +27,7 @@ PAUSE_S = 1.0
 _TEMPORARY = ("404", "408")
 
 
-class Pull:
+class PullConsumer:
     """Keeps up to `room()` messages asked for. Each message on the inbox goes through `takes_status` first."""
 
     def __init__(self, streams: Streams, stream: str, consumer: str, inbox: str, room: Callable[[], int]) -> None:
@@ -42,7 +42,7 @@ class Pull:
         self._pause = False
         self.trouble: str | None = None
 
-    def takes_status(self, message: Msg) -> bool:
+    def handle_status(self, message: Msg) -> bool:
         """Whether the message is JetStream's word about the pull itself; it is dealt with then."""
         self._heard_at = time.monotonic()
         status = (message.headers or {}).get("Status")
@@ -68,7 +68,7 @@ class Pull:
         """Whether messages may come still."""
         return self._open > 0
 
-    def again(self) -> None:
+    def request_more(self) -> None:
         """There is room again, or the connection came back and what was asked may be lost."""
         self._wake.set()
 

@@ -10,15 +10,17 @@ import msgspec
 from ..domain.durations import rfc3339
 from ..domain.errors import Refused
 from ..domain.events import CONTENT_TYPE, TYPE_PREFIX
-from ..domain.requests import Routes, error_body, told_of, trace_of
-from ..domain.subjects import SERVICE, Names
+from ..domain.requests import VCenterRouting, describe_rejected_request, error_body, parse_trace_context
+from ..domain.subjects import SERVICE, SubjectNames
 from .streams import Streams
 
 
 class Rejections:
     """Publishes rejections. One that is published again with the same id is stored once."""
 
-    def __init__(self, streams: Streams, names: Names, routes: Routes, clock: Callable[[], float]) -> None:
+    def __init__(
+        self, streams: Streams, names: SubjectNames, routes: VCenterRouting, clock: Callable[[], float]
+    ) -> None:
         self._streams = streams
         self._names = names
         self._routes = routes
@@ -36,7 +38,7 @@ class Rejections:
 
         `known`: what is known of it (`vcenter`, `task`) besides what its body tells.
         """
-        told = told_of(body) | dict(known or {})
+        told = describe_rejected_request(body) | dict(known or {})
         if told["task"] is not None and told["vcenter"] is None:
             told["vcenter"] = self._routes.default
         event = self._event(rejection_id, told, {"error": error_body(refused), **told}, sent)
@@ -47,7 +49,7 @@ class Rejections:
     def _event(
         self, rejection_id: str, told: Mapping[str, Any], data: Mapping[str, Any], sent: Mapping[str, str] | None
     ) -> dict[str, Any]:
-        traceparent, tracestate = trace_of(sent)
+        traceparent, tracestate = parse_trace_context(sent)
         # An attribute of a CloudEvent holds no control characters; what the request said stands in its data.
         subject = told["task"] if (told["task"] or "").isprintable() else None
         optional = {"subject": subject, "traceparent": traceparent, "tracestate": tracestate}

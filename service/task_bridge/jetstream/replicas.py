@@ -32,7 +32,7 @@ _UNEVEN_FOR = 3
 """Tellings: so many missed and a replica counts as gone; so many unlevel in a row and it's no burst."""
 
 
-class Word(msgspec.Struct):
+class ReplicaStatus(msgspec.Struct):
     """One replica: the watches it holds of at most `capacity`, tasks it misses by vCenter; `leaving`: it stops."""
 
     instance: str
@@ -43,21 +43,21 @@ class Word(msgspec.Struct):
 
 
 class _Heard(NamedTuple):
-    word: Word
+    word: ReplicaStatus
     at: float
 
 
-_decoder = msgspec.json.Decoder(Word)
+_decoder = msgspec.json.Decoder(ReplicaStatus)
 
 
-class Neighbours:
+class Replicas:
     """The replicas that work on the same streams. `run` tells and listens without end."""
 
     def __init__(
         self,
         connection: Client,
         subject: str,
-        own: Word,
+        own: ReplicaStatus,
         ownership: Ownership,
         watcher: Watcher,
         sources: Mapping[str, TaskSource],
@@ -89,19 +89,19 @@ class Neighbours:
             if not self._connection.is_closed:
                 await subscription.unsubscribe()
 
-    def held(self) -> int:
+    def held_count(self) -> int:
         """How many watches all replicas hold, by what each told last."""
-        return self._ownership.held + sum(heard.word.held for heard in self._heard.values())
+        return self._ownership.held_count + sum(heard.word.held for heard in self._heard.values())
 
-    async def leave(self) -> None:
+    async def announce_departure(self) -> None:
         """The others take over now; they needn't wait until this replica isn't heard any more."""
         self._own.leaving = True
         await self._tell()
 
     async def _tell(self) -> None:
         own = self._own
-        own.held = self._ownership.held
-        own.absent = {name: source.absent for name, source in self._sources.items() if source.absent}
+        own.held = self._ownership.held_count
+        own.absent = {name: source.absent_count for name, source in self._sources.items() if source.absent_count}
         if self._connection.is_connected:
             try:
                 await self._connection.publish(self._subject, msgspec.json.encode(own))
@@ -127,18 +127,20 @@ class Neighbours:
         for heard in self._heard.values():
             absent.update(heard.word.absent)
         for name, source in self._sources.items():
-            source.absent_elsewhere(absent[name])
+            source.set_absent_elsewhere(absent[name])
 
     async def _level(self) -> None:
         """Compares what all told last, not what is now: a burst that is being handed out is no unevenness."""
         others = [(heard.word.held, heard.word.capacity) for heard in self._heard.values()]
-        more = surplus(self._own.held, others)
+        more = count_surplus(self._own.held, others)
         self._uneven = self._uneven + 1 if more else 0
-        if (not more or self._uneven >= _UNEVEN_FOR) and await self._ownership.share(more, self._watcher.release):
+        if (not more or self._uneven >= _UNEVEN_FOR) and await self._ownership.hand_back_surplus(
+            more, self._watcher.release
+        ):
             self._uneven = 0  # and see first what became of it
 
 
-def surplus(held: int, others: Iterable[tuple[int, int]]) -> int:
+def count_surplus(held: int, others: Iterable[tuple[int, int]]) -> int:
     """How many watches of `held` the `others`, (held, capacity) each, should have: more than a tenth above the
     mean, and no more than they have room for up to it. Pure.
     """

@@ -14,14 +14,14 @@ from faststream.nats import NatsBroker, NatsMessage
 from nats.aio.msg import Msg
 
 from ..domain.errors import NatsUnavailable, Refused
-from ..domain.requests import WatchRequest, parse, trace_of
+from ..domain.requests import WatchRequest, parse_request, parse_trace_context
 from ..domain.subjects import CONSUMER
-from ..logs import Trouble
+from ..logs import FailureLog
 from ..tracing import span
-from .pull_consumer import Pull
-from .request_context import Ports
-from .streams import ACK, TERM, nak_later, say
-from .watch_store import new_watch
+from .pull_consumer import PullConsumer
+from .request_context import RequestContext
+from .streams import ACK, TERM, nak_later, send_ack
+from .watch_store import build_watch
 
 log = structlog.get_logger(__name__)
 
@@ -29,28 +29,28 @@ BATCH = 512
 RETRY_S = 1.0
 
 
-class Intake:
+class RequestConsumer:
     """Consumes the stream of requests."""
 
-    def __init__(self, ports: Ports, *, stalled_after_s: float) -> None:
+    def __init__(self, ports: RequestContext, *, stalled_after_s: float) -> None:
         self._ports = ports
         self._stalled_after_s = stalled_after_s
-        self._trouble = Trouble(log, "requests_kept", "requests_served_again")
+        self._trouble = FailureLog(log, "requests_kept", "requests_served_again")
         self._tasks: set[asyncio.Task[None]] = set()
         inbox = ports.streams.connection.new_inbox()
-        self.pull = Pull(ports.streams, ports.names.requests_stream, CONSUMER, inbox, lambda: BATCH)
+        self.pull = PullConsumer(ports.streams, ports.names.requests_stream, CONSUMER, inbox, lambda: BATCH)
 
     def subscribe(self, broker: NatsBroker) -> None:
         """Registers the handler; the broker must be started (again) afterwards."""
         # A decoder that never raises, so that a broken body meets our own parsing, which tells its sender.
         # And no reply: the reply subject of these messages is JetStream's, where an empty answer is an ack.
         subscriber = broker.subscriber(
-            self.pull.inbox, ack_policy=AckPolicy.MANUAL, decoder=as_it_came, no_reply=True
+            self.pull.inbox, ack_policy=AckPolicy.MANUAL, decoder=keep_message_undecoded, no_reply=True
         )
         subscriber(self._on_message)
 
     async def _on_message(self, message: Msg) -> None:
-        if not self.pull.takes_status(message):
+        if not self.pull.handle_status(message):
             task = asyncio.create_task(self._serve(message))
             self._tasks.add(task)
             task.add_done_callback(self._tasks.discard)
@@ -63,11 +63,11 @@ class Intake:
         try:
             await self._admit(message)
             await self._say(message, ACK)
-            self._trouble.over()
+            self._trouble.recovered()
         except Refused as refused:
             await self._rejected(message, refused)
         except NatsUnavailable as error:
-            self._trouble.begins(reason=str(error))
+            self._trouble.failed(reason=str(error))
             await self._say(message, nak_later(RETRY_S))
         except Exception:
             log.exception("request_failed", subject=message.subject)
@@ -75,18 +75,18 @@ class Intake:
 
     async def _say(self, message: Msg, word: bytes) -> None:
         # FastStream marks what comes by a core subscription as acknowledged, so the message's own ack() refuses.
-        await say(self._ports.streams.connection, message.reply, word)
+        await send_ack(self._ports.streams.connection, message.reply, word)
 
     async def _admit(self, message: Msg) -> None:
-        request = parse(WatchRequest, message.data)
-        vcenter = self._ports.routes.followed(request.vcenter, request.task)
-        watch = new_watch(
+        request = parse_request(WatchRequest, message.data)
+        vcenter = self._ports.routes.resolve_watchable(request.vcenter, request.task)
+        watch = build_watch(
             request,
             vcenter,
             message.metadata.timestamp.timestamp(),
             stored_sequence=message.metadata.sequence.stream,
             stalled_after_s=self._stalled_after_s,
-            trace=trace_of(message.headers),
+            trace=parse_trace_context(message.headers),
         )
         with span("accept watch", "CONSUMER", parent=watch.traceparent, **watch.log_keys):
             admitted = await self._ports.watches.admit(watch)
@@ -101,7 +101,7 @@ class Intake:
         try:
             await self._ports.rejections.publish(request_id, refused, message.data, message.headers)
         except NatsUnavailable as error:
-            self._trouble.begins(reason=str(error))
+            self._trouble.failed(reason=str(error))
             await self._say(message, nak_later(RETRY_S))
             return
         await self._say(message, TERM)
@@ -110,6 +110,6 @@ class Intake:
         log.info("request", outcome="rejected", code=refused.code, reason=refused.message, request=request_id)
 
 
-async def as_it_came(message: NatsMessage) -> Msg:
+async def keep_message_undecoded(message: NatsMessage) -> Msg:
     # Never the message itself: it keeps what it was decoded to, and would be freed by the garbage collector alone.
     return message.raw_message

@@ -6,24 +6,24 @@ from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 from ..domain.ports import TaskSource
-from ..domain.requests import Routes
-from ..domain.subjects import Names
+from ..domain.requests import VCenterRouting
+from ..domain.subjects import SubjectNames
 from ..metrics import Metrics
-from .journal import Journal
+from .journal import JetStreamJournal
 from .rejections import Rejections
 from .streams import Streams
-from .watch_store import Watches
+from .watch_store import WatchStore
 
 
-class Ports(NamedTuple):
+class RequestContext(NamedTuple):
     """The rooms behind a request."""
 
     streams: Streams
-    names: Names
-    watches: Watches
-    journal: Journal
+    names: SubjectNames
+    watches: WatchStore
+    journal: JetStreamJournal
     rejections: Rejections
-    routes: Routes
+    routes: VCenterRouting
     sources: Mapping[str, TaskSource]
     metrics: Metrics
     clock: Callable[[], float]

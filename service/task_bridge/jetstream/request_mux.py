@@ -18,7 +18,7 @@ _SWEEP_S = 1.0
 _NO_RESPONDERS = "503"
 
 
-class Asking:
+class RequestMux:
     """`ask` is a publish with a reply. `open` must have been called."""
 
     def __init__(self, connection: Client) -> None:
@@ -32,7 +32,7 @@ class Asking:
         """Subscribes the inbox, for as long as the connection lives."""
         await self._connection.subscribe(self._inbox + "*", cb=self._answered)
 
-    async def ask(self, subject: str, body: bytes, headers: dict[str, str]) -> Msg:
+    async def request(self, subject: str, body: bytes, headers: dict[str, str]) -> Msg:
         """The answer. Raises TimeoutError after 5 to 6 seconds, NoRespondersError, or what publish raises."""
         loop = asyncio.get_running_loop()
         token = str(next(self._numbers))

@@ -19,7 +19,7 @@ class _Info(msgspec.Struct):
     name: str | None = None
 
 
-def asked_by(headers: Mapping[str, str] | None, reply: str) -> dict[str, str]:
+def describe_requester(headers: Mapping[str, str] | None, reply: str) -> dict[str, str]:
     """Account, user, host and client name where nats-server tells them, else the reply subject.
 
     In the bridge's own account a requester could have written the header himself: `deploy/nats` lets none in there.
@@ -32,7 +32,7 @@ def asked_by(headers: Mapping[str, str] | None, reply: str) -> dict[str, str]:
     return {key: value for key, value in told.items() if value} or {"reply": reply}
 
 
-def reply_of(request: Request) -> str:
+def reply_subject(request: Request) -> str:
     """Where the answer goes; nats.micro has no other way to ask (nats-py 2.16)."""
     return request._msg.reply
 

@@ -20,8 +20,8 @@ from nats.js import JetStreamContext
 
 from ..domain.durations import parse_time
 from ..domain.errors import NatsUnavailable
-from .request_mux import Asking
-from .subscription_queue import Heard, hearing
+from .request_mux import RequestMux
+from .subscription_queue import SubscriptionQueue, queued_subscription
 
 log = structlog.get_logger(__name__)
 
@@ -32,7 +32,7 @@ _REFUSAL_HOLDS_S = 10.0
 """So long a refusal counts: what is to be stored is tried again within four seconds."""
 
 
-class Stored(NamedTuple):
+class StoredMessage(NamedTuple):
     """A message as it lies in a stream. `stored_at`: Unix seconds by nats-server's clock."""
 
     subject: str
@@ -49,20 +49,20 @@ class Streams:
         self.connection = connection
         self.js: JetStreamContext = connection.jetstream(domain=domain, timeout=5)
         self.prefix = f"$JS.{domain}.API" if domain else "$JS.API"
-        self._asking = Asking(connection)
+        self._asking = RequestMux(connection)
         self._refusals: dict[str, tuple[str, float]] = {}
 
-    async def last(self, stream: str, subject: str, *, leader: bool = False) -> Stored | None:
+    async def last(self, stream: str, subject: str, *, leader: bool = False) -> StoredMessage | None:
         """The newest message of `subject` (wildcards allowed), None when there is none.
 
         A direct get may be answered by a replica that lags; `leader` asks the one that decides about publishes.
         """
         try:
-            found = await translated(self.js.get_last_msg(stream, subject, direct=not leader), stream)
+            found = await translate_errors(self.js.get_last_msg(stream, subject, direct=not leader), stream)
         except _NotFound:
             return None
         stored_at = found.time.timestamp() if found.time else 0.0
-        return Stored(found.subject or "", found.seq or 0, stored_at, found.headers or {}, found.data or b"")
+        return StoredMessage(found.subject or "", found.seq or 0, stored_at, found.headers or {}, found.data or b"")
 
     async def open(self) -> None:
         """Makes `publish` possible."""
@@ -98,7 +98,7 @@ class Streams:
     async def _published(self, subject: str, body: bytes, headers: dict[str, str]) -> PubAck:
         try:
             # Not js.publish_async: an error answer never reaches its future (nats-py 2.16, measured).
-            answer = await self._asking.ask(subject, body, headers)
+            answer = await self._asking.request(subject, body, headers)
             ack = _acks.decode(answer.data)
         except (TimeoutError, nats.errors.Error, OSError, msgspec.DecodeError) as error:
             told = f"no answer to a publish on {subject}: {error or type(error).__name__}"
@@ -110,24 +110,24 @@ class Streams:
     async def delete(self, stream: str, sequence: int) -> None:
         """Removes one message; one that is gone already is fine."""
         try:
-            await translated(self.js.delete_msg(stream, sequence), stream)
+            await translate_errors(self.js.delete_msg(stream, sequence), stream)
         except _NotFound:
             return
 
-    async def page(self, stream: str, subjects: str, after: int, limit: int) -> tuple[list[Stored], int]:
+    async def page(self, stream: str, subjects: str, after: int, limit: int) -> tuple[list[StoredMessage], int]:
         """Up to `limit` messages of `subjects` behind sequence `after`, oldest first, and how many follow them."""
         return await self._batch(stream, {"seq": after + 1, "next_by_subj": subjects, "batch": limit})
 
-    async def newest(self, stream: str, subjects: list[str]) -> list[Stored]:
+    async def newest(self, stream: str, subjects: list[str]) -> list[StoredMessage]:
         """The newest message of each subject that one of `subjects` (wildcards allowed) matches."""
         found, _ = await self._batch(stream, {"multi_last": subjects, "batch": 1024})
         return found
 
-    async def _batch(self, stream: str, request: dict[str, Any]) -> tuple[list[Stored], int]:
+    async def _batch(self, stream: str, request: dict[str, Any]) -> tuple[list[StoredMessage], int]:
         """The answers of one direct get, and how many messages follow the last one."""
         inbox = self.connection.new_inbox()
         try:
-            async with hearing(self.connection, inbox) as heard:
+            async with queued_subscription(self.connection, inbox) as heard:
                 asked = json.dumps(request).encode()
                 await self.connection.publish(f"{self.prefix}.DIRECT.GET.{stream}", asked, inbox)
                 return await _answers(heard, stream)
@@ -135,8 +135,8 @@ class Streams:
             raise NatsUnavailable(f"stream {stream} didn't answer: {error or type(error).__name__}") from error
 
 
-async def _answers(heard: Heard, stream: str) -> tuple[list[Stored], int]:
-    found: list[Stored] = []
+async def _answers(heard: SubscriptionQueue, stream: str) -> tuple[list[StoredMessage], int]:
+    found: list[StoredMessage] = []
     pending = 0
     while True:
         message = await heard.next(5.0)
@@ -150,7 +150,7 @@ async def _answers(heard: Heard, stream: str) -> tuple[list[Stored], int]:
         found.append(_stored(message))
 
 
-class Newest:
+class NewestMessageReader:
     """Reads the newest message of many subjects, as many at once as ask at the same time.
 
     One direct get a subject costs 80 to 150 µs; 90 together cost a third of that. A batch may have 1,024 results at
@@ -163,10 +163,10 @@ class Newest:
     def __init__(self, streams: Streams, stream: str) -> None:
         self._streams = streams
         self._stream = stream
-        self._asked: dict[str, asyncio.Future[Stored | None]] = {}
+        self._asked: dict[str, asyncio.Future[StoredMessage | None]] = {}
         self._readers: set[asyncio.Task[None]] = set()
 
-    async def of(self, subject: str) -> Stored | None:
+    async def of(self, subject: str) -> StoredMessage | None:
         """The newest message of `subject`, which ends in `.>`. Raises NatsUnavailable."""
         answer = self._asked.get(subject)
         if answer is None:
@@ -191,12 +191,12 @@ class Newest:
                 for subject, answer in asked.items():
                     answer.set_result(found.get(subject))
 
-    async def _newest(self, subjects: list[str]) -> dict[str, Stored]:
+    async def _newest(self, subjects: list[str]) -> dict[str, StoredMessage]:
         if len(subjects) == 1:
             only = await self._streams.last(self._stream, subjects[0])
             return {subjects[0]: only} if only else {}
         depth = subjects[0].count(".")
-        newest: dict[str, Stored] = {}
+        newest: dict[str, StoredMessage] = {}
         for stored in await self._streams.newest(self._stream, subjects):
             subject = ".".join(stored.subject.split(".")[:depth]) + ".>"
             if subject not in newest or newest[subject].sequence < stored.sequence:
@@ -204,10 +204,10 @@ class Newest:
         return newest
 
 
-def _stored(message: Msg) -> Stored:
+def _stored(message: Msg) -> StoredMessage:
     headers = message.headers or {}
     stored_at = parse_time(headers.get("Nats-Time-Stamp")) or 0.0
-    return Stored(headers["Nats-Subject"], int(headers["Nats-Sequence"]), stored_at, headers, message.data)
+    return StoredMessage(headers["Nats-Subject"], int(headers["Nats-Sequence"]), stored_at, headers, message.data)
 
 
 class _ApiError(msgspec.Struct):
@@ -244,7 +244,7 @@ class StoreRefused(NatsUnavailable):
         return self.code in (10071, 10158, 10164)
 
 
-async def say(connection: Client, reply: str, word: bytes) -> None:
+async def send_ack(connection: Client, reply: str, word: bytes) -> None:
     """One word to JetStream about a delivered message. What gets lost is made good by redelivery."""
     try:
         await connection.publish(reply, word)
@@ -268,7 +268,7 @@ class _NotFound(Exception):  # noqa: N818 - an answer, not a failure
     pass
 
 
-async def translated(call: Awaitable[T], what: str) -> T:
+async def translate_errors(call: Awaitable[T], what: str) -> T:
     """The call's answer, its failures as NatsUnavailable (or _NotFound), naming what was asked."""
     try:
         return await call

@@ -17,7 +17,7 @@ from nats.aio.msg import Msg
 _IN_A_ROW = 64
 
 
-class Heard:
+class SubscriptionQueue:
     """What `hearing` yields."""
 
     def __init__(self) -> None:
@@ -39,9 +39,9 @@ class Heard:
 
 
 @asynccontextmanager
-async def hearing(client: Client, subject: str) -> AsyncIterator[Heard]:
+async def queued_subscription(client: Client, subject: str) -> AsyncIterator[SubscriptionQueue]:
     """Subscribed to `subject` meanwhile."""
-    heard = Heard()
+    heard = SubscriptionQueue()
     subscription = await client.subscribe(subject, cb=heard.hear)
     try:
         yield heard

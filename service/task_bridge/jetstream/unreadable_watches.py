@@ -10,9 +10,9 @@ import structlog
 from ..domain.durations import parse_time
 from ..domain.errors import Refused
 from ..domain.watch import Watch
-from .journal import Entry
-from .request_context import Ports
-from .streams import Stored
+from .journal import JournalEntry
+from .request_context import RequestContext
+from .streams import StoredMessage
 
 log = structlog.get_logger(__name__)
 
@@ -23,15 +23,15 @@ _UNREADABLE = Refused(
 )
 
 
-class Aside:
+class UnreadableWatches:
     """Puts watch messages aside."""
 
-    def __init__(self, ports: Ports) -> None:
+    def __init__(self, ports: RequestContext) -> None:
         self._ports = ports
 
-    async def put(self, message: Stored) -> None:
+    async def quarantine(self, message: StoredMessage) -> None:
         """Told, and over; the message itself is left to the caller. Raises NatsUnavailable."""
-        where = self._ports.names.task_of_watch(message.subject)
+        where = self._ports.names.parse_watch_subject(message.subject)
         known = dict(zip(("vcenter", "task"), where, strict=True)) if where else None
         stored_ms = int(message.stored_at * 1000)
         rejection_id = f"watch-{stored_ms}-{message.sequence}"
@@ -47,10 +47,10 @@ class Aside:
             task=task,
             since=message.stored_at,
         )
-        await self._ports.watches.give_up(watch)
+        await self._ports.watches.abandon(watch)
 
 
-def _as_told(last: Entry | None, vcenter: str, task: str) -> Watch | None:
+def _as_told(last: JournalEntry | None, vcenter: str, task: str) -> Watch | None:
     """The watch by its last event, unless that ended it."""
     if last is None or last.event.data.final:
         return None

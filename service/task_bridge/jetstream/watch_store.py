@@ -18,23 +18,23 @@ from ..domain.errors import NatsUnavailable, Refused, VCenterUnavailable
 from ..domain.events import WatchRef
 from ..domain.ports import TaskSource
 from ..domain.requests import WatchRequest
-from ..domain.subjects import Names
+from ..domain.subjects import SubjectNames
 from ..domain.task import is_vim_task
-from ..domain.watch import Policy, Watch, is_served, next_event, resume
+from ..domain.watch import Policy, Watch, is_served, next_event, view_from_event
 from ..watcher import is_answered
-from .journal import Entry, Journal
-from .streams import Stored, StoreRefused, Streams
+from .journal import JetStreamJournal, JournalEntry
+from .streams import StoredMessage, StoreRefused, Streams
 
 _TRIES = 500
 _decoder = msgspec.json.Decoder(Watch)
 
 
-class Admitted(NamedTuple):
+class Admission(NamedTuple):
     """What became of a request: the outcome, the watch in force, and the watch's last event."""
 
     outcome: str
     watch: WatchRef
-    last: Entry | None
+    last: JournalEntry | None
 
 
 class StoredWatch(NamedTuple):
@@ -43,14 +43,14 @@ class StoredWatch(NamedTuple):
     watch: Watch
     sequence: int
 
-    def is_served_by(self, last: Entry) -> bool:
+    def is_served_by(self, last: JournalEntry) -> bool:
         """Whether the message is about to go: its watch ended, or was served before it began, which whoever
         admitted it or takes it up is about to see.
         """
         return is_served(self.watch, last.event, last.stored_at)
 
 
-def new_watch(
+def build_watch(
     request: WatchRequest,
     vcenter: str,
     since: float,
@@ -81,7 +81,7 @@ def new_watch(
     )
 
 
-def read_watch(stored: Stored) -> StoredWatch | None:
+def decode_watch(stored: StoredMessage) -> StoredWatch | None:
     """The watch in a message, None when this release can't read it."""
     try:
         return StoredWatch(_decoder.decode(stored.body), stored.sequence)
@@ -89,14 +89,14 @@ def read_watch(stored: Stored) -> StoredWatch | None:
         return None
 
 
-class Watches:
+class WatchStore:
     """The stream of watches: admission (which may raise VCenterUnavailable), reading, unwatch: NatsUnavailable."""
 
     def __init__(
         self,
         streams: Streams,
-        names: Names,
-        journal: Journal,
+        names: SubjectNames,
+        journal: JetStreamJournal,
         policy_of: Callable[[str], Policy],
         sources: Mapping[str, TaskSource],
         clock: Callable[[], float],
@@ -109,7 +109,7 @@ class Watches:
         self._clock = clock
         self._unwatching: WeakValueDictionary[tuple[str, str], asyncio.Lock] = WeakValueDictionary()
 
-    async def admit(self, watch: Watch) -> Admitted:
+    async def admit(self, watch: Watch) -> Admission:
         """Begins the watch unless the task is watched or has completed.
 
         Whether a stored request was served before is left to who takes the watch up, and reads the last event
@@ -118,41 +118,41 @@ class Watches:
         for _ in range(_TRIES):
             taken = await self._put(watch)
             if taken is not None and watch.stored_request:
-                return Admitted("accepted", watch.ref, None)
+                return Admission("accepted", watch.ref, None)
             if taken is not None:
                 last = await self._journal.last(watch.vcenter, watch.task, leader=True)
                 return await self._admitted(watch, taken, last)
-            present, last = await self.standing(watch.vcenter, watch.task)
+            present, last = await self.read_watch_and_last_event(watch.vcenter, watch.task)
             if present is None:
                 # R3 frees a subject some milliseconds after the ack (measured), and one that can't be read is
                 # being put aside by whoever was handed it.
                 await asyncio.sleep(0.005)
                 continue
             if present.watch.id == watch.id or last is None or not present.is_served_by(last):
-                return Admitted("already_watching", present.watch.ref, own_event(last, present.watch))
+                return Admission("already_watching", present.watch.ref, event_of_watch(last, present.watch))
             if last.event.data.kind == "completed":
-                return Admitted("already_completed", last.event.data.watch, last)
+                return Admission("already_completed", last.event.data.watch, last)
             # The old watch was abandoned and its message is about to go: it makes room now.
             await self._streams.delete(self._names.watches_stream, present.sequence)
         raise NatsUnavailable(f"The place of {watch.task!r} among the watches doesn't become free.")
 
-    async def _admitted(self, watch: Watch, sequence: int, last: Entry | None) -> Admitted:
+    async def _admitted(self, watch: Watch, sequence: int, last: JournalEntry | None) -> Admission:
         if last is None or last.event.data.watch.id == watch.id:
             # It may even have ended already, by whoever took it up or unwatched it meanwhile.
-            return Admitted("accepted", watch.ref, last and own_event(last, watch))
+            return Admission("accepted", watch.ref, last and event_of_watch(last, watch))
         try:
             answered = await is_answered(self._sources.get(watch.vcenter), watch, last.event, last.stored_at)
         except VCenterUnavailable:
             await self._streams.delete(self._names.watches_stream, sequence)
             raise
         if not answered:
-            return Admitted("accepted", watch.ref, None)
+            return Admission("accepted", watch.ref, None)
         await self._streams.delete(self._names.watches_stream, sequence)
-        return Admitted("already_completed", last.event.data.watch, last)
+        return Admission("already_completed", last.event.data.watch, last)
 
     async def _put(self, watch: Watch) -> int | None:
         """The sequence under which the watch lies in the stream now, None when another one lies there."""
-        subject = self._names.watch(watch.vcenter, watch.task)
+        subject = self._names.watch_subject(watch.vcenter, watch.task)
         headers = {"Nats-Msg-Id": watch.id}
         try:
             body = msgspec.json.encode(watch)
@@ -162,13 +162,15 @@ class Watches:
                 return None
             raise
 
-    async def present(self, vcenter: str, task: str) -> StoredWatch | None:
+    async def read_watch(self, vcenter: str, task: str) -> StoredWatch | None:
         """The task's watch, None when nobody watches it."""
-        subject = self._names.watch(vcenter, task)
+        subject = self._names.watch_subject(vcenter, task)
         stored = await self._streams.last(self._names.watches_stream, subject, leader=True)
-        return stored and read_watch(stored)
+        return stored and decode_watch(stored)
 
-    async def standing(self, vcenter: str, task: str) -> tuple[StoredWatch | None, Entry | None]:
+    async def read_watch_and_last_event(
+        self, vcenter: str, task: str
+    ) -> tuple[StoredWatch | None, JournalEntry | None]:
         """The task's watch and its last event, as both were at one moment.
 
         Two answers of JetStream may be seconds apart over a connection that hangs. A watch that was there before
@@ -176,19 +178,19 @@ class Watches:
         be watched by one that had been served and is gone would be lost.
         """
         while True:
-            present = await self.present(vcenter, task)
+            present = await self.read_watch(vcenter, task)
             last = await self._journal.last(vcenter, task, leader=True)
-            if present is None or own_event(last, present.watch):
+            if present is None or event_of_watch(last, present.watch):
                 return present, last
-            again = await self.present(vcenter, task)
+            again = await self.read_watch(vcenter, task)
             if again is not None and again.sequence == present.sequence:
                 return present, last
 
-    async def page(self, vcenter: str | None, after: int, limit: int) -> tuple[list[StoredWatch], int]:
+    async def read_page(self, vcenter: str | None, after: int, limit: int) -> tuple[list[StoredWatch], int]:
         """Up to `limit` watches behind sequence `after`, oldest first, and how many more follow."""
         subjects = f"{self._names.watches}.{vcenter or '*'}.*"
         found, pending = await self._streams.page(self._names.watches_stream, subjects, after, limit)
-        return [watch for watch in map(read_watch, found) if watch], pending
+        return [watch for watch in map(decode_watch, found) if watch], pending
 
     async def count(self, vcenter: str | None) -> int:
         """How many watches there are, over all replicas."""
@@ -197,7 +199,7 @@ class Watches:
         )
         return len(found) + pending
 
-    async def unwatch(self, vcenter: str, task: str) -> tuple[Watch, Entry]:
+    async def unwatch(self, vcenter: str, task: str) -> tuple[Watch, JournalEntry]:
         """Ends the task's watch with its final event, whoever owns it, and even if that one is dead.
 
         Raises Refused: 409 `already_ended` when it ended first, 404 `not_watched`; and NatsUnavailable.
@@ -207,9 +209,9 @@ class Watches:
         async with self._unwatching.setdefault((vcenter, task), asyncio.Lock()):
             return await self._unwatch(vcenter, task)
 
-    async def _unwatch(self, vcenter: str, task: str) -> tuple[Watch, Entry]:
+    async def _unwatch(self, vcenter: str, task: str) -> tuple[Watch, JournalEntry]:
         while True:
-            present, last = await self.standing(vcenter, task)
+            present, last = await self.read_watch_and_last_event(vcenter, task)
             if present is None or (last and present.is_served_by(last)):
                 raise _not_watched(vcenter, task, last)
             stored = await self._abandoned(present.watch, last)
@@ -217,7 +219,7 @@ class Watches:
                 await self._streams.delete(self._names.watches_stream, present.sequence)
                 return present.watch, stored
 
-    async def give_up(self, watch: Watch, *, timed_out: bool = False) -> None:
+    async def abandon(self, watch: Watch, *, timed_out: bool = False) -> None:
         """Ends a watch whose message can't be read, or whose time is up, unless it has ended."""
         while True:
             last = await self._journal.last(watch.vcenter, watch.task, leader=True)
@@ -228,15 +230,17 @@ class Watches:
 
     async def time_out(self, stored: StoredWatch) -> None:
         """Ends a watch whose time is up, unless it has ended. Raises NatsUnavailable."""
-        await self.give_up(stored.watch, timed_out=True)
+        await self.abandon(stored.watch, timed_out=True)
         await self._streams.delete(self._names.watches_stream, stored.sequence)
 
-    async def _abandoned(self, watch: Watch, last: Entry | None, *, timed_out: bool = False) -> Entry | None:
+    async def _abandoned(
+        self, watch: Watch, last: JournalEntry | None, *, timed_out: bool = False
+    ) -> JournalEntry | None:
         """The final event, None when something else was stored behind `last`."""
-        own = own_event(last, watch)
-        view = resume(own.event if own else None)
+        own = event_of_watch(last, watch)
+        view = view_from_event(own.event if own else None)
         if timed_out:
-            view.last_look_until = watch.deadline
+            view.last_poll_until = watch.deadline
         else:
             view.unwatched = True
         draft = next_event(watch, own.event if own else None, view, self._clock(), self._policy_of(watch.vcenter))
@@ -250,18 +254,18 @@ class Watches:
 class AlreadyEnded(Refused):
     """409: what was to be ended had ended; `last` is the final event."""
 
-    def __init__(self, message: str, last: Entry) -> None:
+    def __init__(self, message: str, last: JournalEntry) -> None:
         super().__init__(409, "already_ended", message)
         self.last = last
 
 
-def _not_watched(vcenter: str, task: str, last: Entry | None) -> Refused:
+def _not_watched(vcenter: str, task: str, last: JournalEntry | None) -> Refused:
     if last is not None and last.event.data.final:
         told = f"The watch of {task!r} on {vcenter!r} had ended already: {last.event.kind}."
         return AlreadyEnded(told, last)
     return Refused(404, "not_watched", f"Nobody watches {task!r} on {vcenter!r}.")
 
 
-def own_event(last: Entry | None, watch: Watch) -> Entry | None:
+def event_of_watch(last: JournalEntry | None, watch: Watch) -> JournalEntry | None:
     """The last event, if it is one of `watch`."""
     return last if last and last.event.data.watch.id == watch.id else None

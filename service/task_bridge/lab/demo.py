@@ -19,17 +19,16 @@ from nats.aio.client import Client
 from nats.aio.msg import Msg
 
 from ..domain.events import Event, from_cloudevent
-from ..domain.subjects import Names
-from ..simulator import Script, SimulatedVCenter
-from ..simulator import scenarios as fates
-from .local_stack import staged
+from ..domain.subjects import SubjectNames
+from ..simulator import Script, SimulatedVCenter, scenarios
+from .local_stack import run_local_stack
 
 VCENTER = "demo"
 DEADLINE_S = 30.0
 NEXT_S = 2.0
 QUICK = {"poll_min_s": 0.2, "poll_max_s": 0.5, "progress_interval_s": 0.4, "not_found_grace_s": 2.0}
 """The bridge looks often: nobody wants to wait for a demonstration."""
-NAMES = Names("vcenter.tasks")
+NAMES = SubjectNames("vcenter.tasks")
 
 
 class Act(NamedTuple):
@@ -65,14 +64,14 @@ def _stored_2_mb(events: Sequence[Event]) -> bool:
 ACTS = (
     Act(
         "Succeeds quickly",
-        fates.succeeds(2.0),
+        scenarios.succeeds(2.0),
         "completed.succeeded",
         "a result",
         lambda e: len(e[-1].data.result) > 4,
     ),
     Act(
         "Succeeds slowly",
-        fates.succeeds(9.0, looks=18),
+        scenarios.succeeds(9.0, looks=18),
         "completed.succeeded",
         "progress",
         lambda events: sum(event.data.kind == "progress" for event in events) >= 4,
@@ -80,18 +79,23 @@ ACTS = (
     ),
     Act(
         "Is BLOCKED, goes on",
-        fates.blocked_then_succeeds(3.0, 8.0),
+        scenarios.blocked_then_succeeds(3.0, 8.0),
         "completed.succeeded",
         "BLOCKED on the way",
         _goes("RUNNING", "BLOCKED", "SUCCEEDED"),
     ),
     Act(
-        "Fails with an error", fates.fails_with_error(6.0), "completed.failed", "the error", _told_why, by_api=True
+        "Fails with an error",
+        scenarios.fails_with_error(6.0),
+        "completed.failed",
+        "the error",
+        _told_why,
+        by_api=True,
     ),
-    Act("Fails by its result", fates.fails_by_result(7.0), "completed.failed", "an error made of it", _told_why),
+    Act("Fails by its result", scenarios.fails_by_result(7.0), "completed.failed", "an error made of it", _told_why),
     Act(
         "Is canceled",
-        fates.runs_forever(cancel_takes_s=2.0),
+        scenarios.runs_forever(cancel_takes_s=2.0),
         "completed.canceled",
         "the cancellation",
         _told_why,
@@ -100,15 +104,15 @@ ACTS = (
     ),
     Act(
         "Was over before",
-        fates.succeeds_at_once(),
+        scenarios.succeeds_at_once(),
         "completed.succeeded",
         "watching and the end",
         lambda events: [event.data.kind for event in events] == ["watching", "completed"],
     ),
-    Act("Vanishes", fates.succeeds(30.0), "abandoned.lost", "vCenter's last answer", _told_why, then="forget"),
+    Act("Vanishes", scenarios.succeeds(30.0), "abandoned.lost", "vCenter's last answer", _told_why, then="forget"),
     Act(
         "Has a result of 2 MB",
-        fates.large_result(2_000_000, 3.0),
+        scenarios.large_result(2_000_000, 3.0),
         "completed.succeeded",
         "2 MB in the object store",
         _stored_2_mb,
@@ -116,7 +120,7 @@ ACTS = (
     ),
     Act(
         "Outlasts its watch",
-        fates.runs_forever(),
+        scenarios.runs_forever(),
         "abandoned.watch_timed_out",
         "that it still runs",
         lambda events: events[-1].data.status == "RUNNING",
@@ -213,7 +217,7 @@ class Demo:
                 return
 
     async def _heard(self, message: Msg) -> None:
-        event = from_cloudevent(message.data, stalled_told=False)
+        event = from_cloudevent(message.data, stalled_reported=False)
         play = self._plays.get(event.data.task) if event else None
         if event is None or play is None:
             return
@@ -253,7 +257,7 @@ async def play(show: Show, directory: Path, *, keep: bool) -> list[Play]:
 
 @asynccontextmanager
 async def _stage(show: Show, directory: Path) -> AsyncIterator[Demo]:
-    async with staged(directory, VCENTER, **QUICK) as stage:
+    async with run_local_stack(directory, VCENTER, **QUICK) as stage:
         http = stage.bridge.web.address
         page = f"http://{http.host}:{http.port}" if http else "off"
         show.opens(Places(page, stage.nats_url, stage.vcenter_url, directory / "bridge.log"))

@@ -18,7 +18,7 @@ from .nats_server import nats_server
 READY_S = 10.0
 
 
-class Stage(NamedTuple):
+class LocalStack(NamedTuple):
     """What is up: a bridge that is ready, and where it and the others listen."""
 
     bridge: Bridge
@@ -28,7 +28,7 @@ class Stage(NamedTuple):
 
 
 @asynccontextmanager
-async def staged(directory: Path, vcenter_name: str, **settings: Any) -> AsyncIterator[Stage]:
+async def run_local_stack(directory: Path, vcenter_name: str, **settings: Any) -> AsyncIterator[LocalStack]:
     """Runs them; NATS keeps its data in `directory`. `settings` are the bridge's. Raises CannotStart."""
     vcenter = SimulatedVCenter()
     login = {"given_username": vcenter.options.username, "given_password": vcenter.options.password}
@@ -40,7 +40,7 @@ async def staged(directory: Path, vcenter_name: str, **settings: Any) -> AsyncIt
         bridge = Bridge(Settings(**where, http_listen="127.0.0.1:0", allow_cancel=True, **settings))
         async with bridge.running() as failed:
             await _ready(bridge, failed)
-            yield Stage(bridge, vcenter, server.url, vcenter_url)
+            yield LocalStack(bridge, vcenter, server.url, vcenter_url)
 
 
 async def _ready(bridge: Bridge, failed: asyncio.Future[None]) -> None:

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from .. import __version__
-from ..domain.subjects import SERVICE, VERBS, Names
+from ..domain.subjects import SERVICE, VERBS, SubjectNames
 from . import load
 from .descriptions import FINAL, KINDS, Schema
 
@@ -30,7 +30,7 @@ _SAID = {
 }
 
 
-def document(names: Names) -> dict[str, Any]:
+def document(names: SubjectNames) -> dict[str, Any]:
     """The document of a bridge whose subjects begin with `names.prefix`."""
     schemas = {name: part for file in ("request", "reply", "event") for name, part in load(file)["$defs"].items()}
     return {
@@ -58,7 +58,7 @@ def _relocated(value: Any) -> Any:
     return [_relocated(item) for item in value] if isinstance(value, list) else value
 
 
-def _channels(names: Names) -> Iterator[tuple[str, Schema]]:
+def _channels(names: SubjectNames) -> Iterator[tuple[str, Schema]]:
     yield (
         "watch",
         {
@@ -143,7 +143,7 @@ def _event_name(kind: str) -> str:
     return kind.title().replace(".", "").replace("_", "")
 
 
-def _messages(names: Names) -> Iterator[tuple[str, Schema]]:
+def _messages(names: SubjectNames) -> Iterator[tuple[str, Schema]]:
     stored = {**_TRACE, "Nats-Msg-Id": _text("Yours, if you want a repeated publish to be stored once.")}
     yield "StoredWatchRequest", _message("A watch request, stored", "WatchRequest", stored)
     for verb in VERBS:

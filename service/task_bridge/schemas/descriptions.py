@@ -90,9 +90,7 @@ WORDS: dict[str, dict[str, Schema]] = {
         "cursor": _said("The one of the reply before.", pattern="^[0-9]{1,18}$", **{"not": _LINE_FEED}),
     },
     "CloudEvent": {
-        "id": _said(
-            "`<watch id>/<sequence>`; whoever remembers ids never acts twice.", pattern="^[!-.0-~]+/[0-9]+$"
-        ),
+        "id": _said("`<watch id>/<sequence>`; whoever remembers ids never acts twice.", pattern="^[!-.0-~]+/[0-9]+$"),
         "source": _said("The configured URL of the vCenter.", minLength=1, format="uri-reference"),
         "type": _said("What happened.", pattern=rf"^{TYPE_PREFIX.replace('.', '[.]')}[.]task[.][a-z_]+[.]v1$"),
         "subject": _TASK,

@@ -50,9 +50,7 @@ def schema_files() -> dict[str, Schema]:
             requests,
             {"allOf": [ref("WatchRequest")]},
         ),
-        "reply": _file(
-            "An answer of the API, one of each verb", replies, {"anyOf": [ref(name) for name in replies]}
-        ),
+        "reply": _file("An answer of the API, one of each verb", replies, {"anyOf": [ref(name) for name in replies]}),
         "event": _file(
             "A message of the events stream: an event of a watch, or a rejection",
             ["CloudEvent", "Rejection"],

@@ -225,9 +225,7 @@ def listen_text(where: Listen | None) -> str:
 def prefix(text: str) -> str:
     """The first tokens of every subject."""
     if not is_prefix(text):
-        raise ValueError(
-            "must be subject tokens of letters, digits, - and _, joined by dots, at most 64 characters"
-        )
+        raise ValueError("must be subject tokens of letters, digits, - and _, joined by dots, at most 64 characters")
     return text
 
 

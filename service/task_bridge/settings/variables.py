@@ -172,9 +172,7 @@ def _secrets_twice(from_json: Collection[str], spelled_out: Collection[str]) -> 
 
 def _check_vcenters(found: Variables) -> None:
     if not found.vcenters and not found.mistakes:
-        found.mistakes.append(
-            f"{VCENTERS}__<NAME>__URL: no vCenter is configured; set its URL, USERNAME and PASSWORD"
-        )
+        found.mistakes.append(f"{VCENTERS}__<NAME>__URL: no vCenter is configured; set its URL, USERNAME and PASSWORD")
     spoken_of = {*found.values, *(mistake.partition(":")[0] for mistake in found.mistakes)}
     for vcenter in found.vcenters:
         found.mistakes.extend(_missing(spoken_of, vcenter))

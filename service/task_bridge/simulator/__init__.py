@@ -1,13 +1,12 @@
 """A simulated vCenter for tests, demonstrations and workflows under development.
 
-from task_bridge.simulator import SimulatedVCenter, fates, faults
+from task_bridge.simulator import SimulatedVCenter, faults, scenarios
 from task_bridge.simulator.serve import serving
 """
 
-from . import faults
-from . import scenarios as fates
+from . import faults, scenarios
 from .app import SimulatedVCenter
-from .bodies import Target
+from .bodies import SimulatedTarget
 from .clock import ManualClock
 from .options import Options, Timestamps
 from .tasks import Script, Step, message, progress, std_error
@@ -16,13 +15,13 @@ __all__ = [
     "ManualClock",
     "Options",
     "Script",
+    "SimulatedTarget",
     "SimulatedVCenter",
     "Step",
-    "Target",
     "Timestamps",
-    "fates",
     "faults",
     "message",
     "progress",
+    "scenarios",
     "std_error",
 ]

@@ -1,7 +1,7 @@
 """A vCenter that isn't there: sessions, CIS tasks and classic ones as far as HTTP shows them.
 
     vcenter = SimulatedVCenter()
-    task = vcenter.create(fates.succeeds(after_s=0.3))
+    task = vcenter.create(scenarios.succeeds(after_s=0.3))
     client = httpx.AsyncClient(transport=httpx.ASGITransport(vcenter.app), base_url="https://vcenter")
 
 Everything can be done from within the process by the methods here, and from outside by HTTP (`control.py`).
@@ -20,17 +20,17 @@ from starlette.requests import ClientDisconnect
 from starlette.routing import Router
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from . import scenarios as fates
+from . import scenarios
 from .answers import ConnectionDroppedError, until_left
-from .bodies import CLUSTER, DESCRIPTIONS, OPERATIONS, SERVICES, About, Target
+from .bodies import CLUSTER, DESCRIPTIONS, OPERATIONS, SERVICES, About, SimulatedTarget
 from .clock import Clock, Sleep
 from .control import CONTROL, Control
 from .faults import Faults
-from .journal import Journal
+from .journal import RequestLog
 from .options import Options
-from .routes import Routes
+from .routes import SimulatorRoutes
 from .sdk import Sdk
-from .sessions import Session, Sessions
+from .sessions import Sessions, SimulatedSession
 from .tasks import Flavour, Script
 from .tasks_service import State, TasksService, provider_of
 
@@ -50,12 +50,12 @@ class SimulatedVCenter:
         self.tasks = TasksService(self.options, clock)
         self.sessions = Sessions(self.options, clock)
         self.faults = Faults(clock)
-        self.journal = Journal(clock, self.options.remembered_requests)
-        self.default_script = fates.succeeds()
+        self.journal = RequestLog(clock, self.options.remembered_requests)
+        self.default_script = scenarios.succeeds()
         self.next_scripts: deque[Script] = deque()
         self.locked: set[str] = set()
         self.sdk = Sdk(self)
-        self._router = Router([*Control(self).routes(), *self.sdk.routes(), *Routes(self).all()])
+        self._router = Router([*Control(self).routes(), *self.sdk.routes(), *SimulatorRoutes(self).all()])
 
     @property
     def app(self) -> ASGIApp:
@@ -70,7 +70,7 @@ class SimulatedVCenter:
         service: str | None = None,
         operation: str | None = None,
         description: str | None = None,
-        target: Target | None = CLUSTER,
+        target: SimulatedTarget | None = CLUSTER,
         user: str | None = "Administrator@VSPHERE.LOCAL",
         parent: str = "",
     ) -> str:
@@ -81,7 +81,7 @@ class SimulatedVCenter:
         flavour = flavour or script.flavour
         if flavour == "vim":
             id = id or self.tasks.new_id(flavour, "")  # noqa: A001
-            target = Target("VirtualMachine", id.replace("task", "vm")) if target is CLUSTER else target
+            target = SimulatedTarget("VirtualMachine", id.replace("task", "vm")) if target is CLUSTER else target
         about = About(
             flavour,
             service or provider_of(id or "") or SERVICES[flavour],
@@ -101,7 +101,7 @@ class SimulatedVCenter:
 
     def next_vim_script(self) -> Script:
         """The same of a classic task made by CreateTask, which otherwise waits for its owner to set its state."""
-        return self.next_scripts.popleft() if self.next_scripts else fates.stays_pending()
+        return self.next_scripts.popleft() if self.next_scripts else scenarios.stays_pending()
 
     def set(self, task: str, *removes: str, **fields: Any) -> None:
         """Changes the task now: `vcenter.set(task, "end_time", status="FAILED")` fails it without an end_time."""
@@ -140,7 +140,7 @@ class SimulatedVCenter:
     def allow(self, task: str) -> None:
         self.tasks.deny(task, False)
 
-    def invalidate_sessions(self, matches: Callable[[Session], bool] = lambda _: True) -> int:
+    def invalidate_sessions(self, matches: Callable[[SimulatedSession], bool] = lambda _: True) -> int:
         return self.sessions.invalidate(matches)
 
     def history(self, task: str) -> list[State]:

@@ -34,12 +34,12 @@ DESCRIPTIONS: dict[Flavour, str] = {
 }
 
 
-class Target(Struct, frozen=True):
+class SimulatedTarget(Struct, frozen=True):
     type: str
     id: str
 
 
-CLUSTER = Target("ClusterComputeResource", "domain-c9")
+CLUSTER = SimulatedTarget("ClusterComputeResource", "domain-c9")
 
 
 class About(Struct, frozen=True):
@@ -49,14 +49,14 @@ class About(Struct, frozen=True):
     service: str
     operation: str
     description: str
-    target: Target | None = None
+    target: SimulatedTarget | None = None
     user: str | None = None
     parent: str = ""
     cancelable: bool = True
     name: str | None = None
 
 
-class View(Struct, frozen=True):
+class BodyView(Struct, frozen=True):
     """How a body was asked for."""
 
     exclude_result: bool = False
@@ -83,7 +83,7 @@ def unchanging(about: About) -> Fields:
 
 
 def body(
-    flavour: Flavour, fixed: Fields, created_at: float, frame: Frame, view: View, timestamps: Timestamps
+    flavour: Flavour, fixed: Fields, created_at: float, frame: Frame, view: BodyView, timestamps: Timestamps
 ) -> Fields:
     """The Info of a task. `fixed` is what `unchanging` made for it."""
     if flavour == "minimal":
@@ -106,7 +106,7 @@ def written(at: float, timestamps: Timestamps) -> str:
     return f"{_second(second)}{fraction}{_zone(timestamps.offset_minutes)}"
 
 
-def _complete(made: Fields, flavour: Flavour, view: View) -> None:
+def _complete(made: Fields, flavour: Flavour, view: BodyView) -> None:
     shown = made.get("progress")
     if flavour == "vlcm" and isinstance(shown, dict):
         made["progress"] = {**shown, "message": _localized(shown.get("message"))}

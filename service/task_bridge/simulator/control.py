@@ -43,10 +43,10 @@ from starlette.responses import Response
 from starlette.routing import BaseRoute, Route
 
 from .answers import ANY_METHOD, json_answer
-from .bodies import CLUSTER, Target
+from .bodies import CLUSTER, SimulatedTarget
 from .faults import FAULTS
 from .options import Options
-from .scenarios import FATES
+from .scenarios import SCENARIOS
 from .tasks import Fields, Flavour, Script
 
 if TYPE_CHECKING:
@@ -66,7 +66,7 @@ class Fate(Struct, kw_only=True, forbid_unknown_fields=True):
     script: Script | None = None
 
     def written(self) -> Script:
-        return self.script or _made(FATES, self.fate, self.arguments)
+        return self.script or _made(SCENARIOS, self.fate, self.arguments)
 
 
 class NewTask(Fate):
@@ -75,7 +75,7 @@ class NewTask(Fate):
     service: str | None = None
     operation: str | None = None
     description: str | None = None
-    target: Target | None = CLUSTER
+    target: SimulatedTarget | None = CLUSTER
     user: str | None = "Administrator@VSPHERE.LOCAL"
     parent: str = ""
     count: int = 1
@@ -135,7 +135,7 @@ class Control:
         ]
 
     def _names(self, _request: Request, _body: bytes) -> Response:
-        return json_answer({"fates": _signatures(FATES), "faults": _signatures(FAULTS)})
+        return json_answer({"fates": _signatures(SCENARIOS), "faults": _signatures(FAULTS)})
 
     # Tasks
 

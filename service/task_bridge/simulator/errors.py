@@ -52,9 +52,7 @@ def task_not_found(task: str) -> StandardError:
 
 
 def unauthorized(task: str) -> StandardError:
-    return StandardError(
-        "UNAUTHORIZED", message(f"No right to see '{task}'.", task, id="simulator.task.unauthorized")
-    )
+    return StandardError("UNAUTHORIZED", message(f"No right to see '{task}'.", task, id="simulator.task.unauthorized"))
 
 
 def unsupported(task: str) -> StandardError:

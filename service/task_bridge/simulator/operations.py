@@ -13,12 +13,12 @@ from starlette.responses import Response
 
 from . import errors
 from .answers import json_answer
-from .bodies import Target, View, written
+from .bodies import BodyView, SimulatedTarget, written
 from .errors import StandardError
 from .renderings import Rendering, rest_info, rest_map
-from .sessions import Session
+from .sessions import SimulatedSession
 from .tasks import Fields
-from .tasks_service import FilterSpec, Task
+from .tasks_service import FilterSpec, SimulatedTask
 
 if TYPE_CHECKING:
     from .app import SimulatedVCenter
@@ -41,7 +41,7 @@ TASK_MAKERS = {
 
 class ListSpec(msgspec.Struct):
     filter_spec: FilterSpec = msgspec.field(default_factory=FilterSpec)
-    result_spec: View | None = None
+    result_spec: BodyView | None = None
 
 
 @dataclass
@@ -51,7 +51,7 @@ class Call:
     request: Request
     operation: str
     rendering: Rendering
-    session: Session | None = None
+    session: SimulatedSession | None = None
     spec: ListSpec | StandardError | None = None
 
     @property
@@ -120,7 +120,7 @@ class Operations:
         if isinstance(call.spec, StandardError):
             raise call.spec
         spec = call.spec or ListSpec()
-        infos = self._shown(call, self._tasks.list(spec.filter_spec), spec.result_spec or View())
+        infos = self._shown(call, self._tasks.list(spec.filter_spec), spec.result_spec or BodyView())
         return json_answer(infos) if call.rendering == "api" else json_answer({"value": rest_map(infos)})
 
     def _cancel(self, call: Call) -> Response:
@@ -136,11 +136,11 @@ class Operations:
             self._vcenter.next_script(),
             service=service,
             operation=f"{action}$task",
-            target=Target(target_type, call.request.path_params["target"]),
+            target=SimulatedTarget(target_type, call.request.path_params["target"]),
         )
         return json_answer(task, 202)
 
-    def _shown(self, call: Call, found: Sequence[Task], view: View) -> Mapping[str, Fields | msgspec.Raw]:
+    def _shown(self, call: Call, found: Sequence[SimulatedTask], view: BodyView) -> Mapping[str, Fields | msgspec.Raw]:
         self._vcenter.journal.looks.update(task.id for task in found)
         if call.rendering == "api":
             return self._tasks.jsons(found, view)
@@ -166,11 +166,11 @@ def session_id(request: Request) -> str | None:
     return request.headers.get(SESSION_ID) or request.cookies.get(SESSION_ID)
 
 
-def _view(query: QueryParams, *prefixes: str) -> View:
+def _view(query: QueryParams, *prefixes: str) -> BodyView:
     def asked(name: str) -> bool:
         return any(query.get(prefix + name) == "true" for prefix in prefixes)
 
-    return View(asked("exclude_result"), asked("return_all"))
+    return BodyView(asked("exclude_result"), asked("return_all"))
 
 
 def _credentials(request: Request) -> tuple[str, str] | None:
@@ -184,7 +184,7 @@ def _credentials(request: Request) -> tuple[str, str] | None:
     return user, password
 
 
-def _let_in(call: Call) -> Session:
+def _let_in(call: Call) -> SimulatedSession:
     if call.session is None:
         raise errors.unauthenticated()
     return call.session

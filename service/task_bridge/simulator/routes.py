@@ -44,7 +44,7 @@ Actions = dict[str, str]
 Endpoint = Callable[[Request], Awaitable[Response]]
 
 
-class Routes:
+class SimulatorRoutes:
     def __init__(self, vcenter: "SimulatedVCenter") -> None:
         self._vcenter = vcenter
         self._operations = Operations(vcenter)
@@ -53,9 +53,7 @@ class Routes:
         known: dict[tuple[str, str], Actions] = defaultdict(dict)
         for method, path, action, operation in PATHS:
             known[method, path][action] = operation
-        routes = [
-            Route(path, self._endpoint(actions), methods=[method]) for (method, path), actions in known.items()
-        ]
+        routes = [Route(path, self._endpoint(actions), methods=[method]) for (method, path), actions in known.items()]
         return [*routes, Route("/{path:path}", self._endpoint({}), methods=ANY_METHOD)]
 
     def _endpoint(self, actions: Actions) -> Endpoint:
@@ -81,7 +79,7 @@ class Routes:
         return call
 
     async def _answer(self, call: Call) -> Response:
-        entry: journal.Request = call.request.scope["simulator.entry"]
+        entry: journal.LoggedRequest = call.request.scope["simulator.entry"]
         entry.operation, entry.task, entry.tasks = call.operation, call.task, len(call.tasks)
         if self._vcenter.options.latency_s:
             await self._vcenter.sleep(self._vcenter.options.latency_s)

@@ -1,4 +1,4 @@
-"""Ready-made fates of tasks: `vcenter.create(fates.succeeds(after_s=0.3))`.
+"""Ready-made fates of tasks: `vcenter.create(scenarios.succeeds(after_s=0.3))`.
 
 Every fate is a function to a `Script`, so scripts of one's own stand beside them. Seconds count from the task's
 creation. Most tasks are PENDING for the first tenth of `after_s`, then RUNNING with progress, and end after it.
@@ -88,9 +88,7 @@ def partial_results(after_s: float = 10.0, hosts: int = 4) -> Script:
         Step(n * pace_s, {"status": "RUNNING", "progress": progress(n, hosts), "result": {"hosts": done[n]}})
         for n in range(hosts + 1)
     ]
-    return Script(
-        (*steps, Step(after_s, {"status": "SUCCEEDED", "result": {"status": "OK", "hosts": done[hosts]}}))
-    )
+    return Script((*steps, Step(after_s, {"status": "SUCCEEDED", "result": {"status": "OK", "hosts": done[hosts]}})))
 
 
 def large_result(size: int = 8_000_000, after_s: float = 1.0) -> Script:
@@ -187,9 +185,7 @@ def without_progress(after_s: float = 10.0) -> Script:
 def cancelable_flips(after_s: float = 10.0) -> Script:
     """`cancelable` goes from true to false and back, and cancel goes by it."""
     pace_s = after_s / 4
-    flips = [
-        Step(n * pace_s, {"status": "RUNNING", "cancelable": n != 2, "progress": progress(n)}) for n in (1, 2, 3)
-    ]
+    flips = [Step(n * pace_s, {"status": "RUNNING", "cancelable": n != 2, "progress": progress(n)}) for n in (1, 2, 3)]
     return Script((*flips, Step(after_s, {**DONE, "result": GOOD_RESULT})))
 
 
@@ -201,8 +197,7 @@ def _running(after_s: float, looks: int = 5) -> list[Step]:
     starts_s = after_s / 10
     pace_s = (after_s - starts_s) / max(looks, 1)
     return [
-        Step(starts_s + n * pace_s, {"status": "RUNNING", "progress": progress(100 * n // looks)})
-        for n in range(looks)
+        Step(starts_s + n * pace_s, {"status": "RUNNING", "progress": progress(100 * n // looks)}) for n in range(looks)
     ]
 
 
@@ -215,7 +210,7 @@ def _text(size: int) -> str:
     return "0123456789abcdef" * (size // 16 + 1)
 
 
-FATES: dict[str, Callable[..., Script]] = {
+SCENARIOS: dict[str, Callable[..., Script]] = {
     fate.__name__: fate
     for fate in (
         succeeds,

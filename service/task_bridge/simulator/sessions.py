@@ -10,7 +10,7 @@ from .errors import too_many_sessions, unauthenticated
 from .options import Options
 
 
-class Session(Struct):
+class SimulatedSession(Struct):
     id: str
     user: str
     created_at: float
@@ -34,27 +34,27 @@ class Sessions:
         self.counts = SessionCounts()
         self._options = options
         self._clock = clock
-        self._live: dict[str, Session] = {}
+        self._live: dict[str, SimulatedSession] = {}
 
     @property
-    def live(self) -> list[Session]:
+    def live(self) -> list[SimulatedSession]:
         self._expire()
         return list(self._live.values())
 
-    def login(self, credentials: tuple[str, str] | None) -> Session:
+    def login(self, credentials: tuple[str, str] | None) -> SimulatedSession:
         if credentials != (self._options.username, self._options.password):
             self.counts.failed_logins += 1
             raise unauthenticated()
         user = self._options.username
         self._refuse_over_cap(user)
         now = self._clock()
-        session = Session(secrets.token_hex(16), user, now, now)
+        session = SimulatedSession(secrets.token_hex(16), user, now, now)
         self._live[session.id] = session
         self.counts.logins += 1
         self.counts.most_live = max(self.counts.most_live, len(self._live))
         return session
 
-    def touch(self, session_id: str | None) -> Session:
+    def touch(self, session_id: str | None) -> SimulatedSession:
         """The live session of this id, whose idle time starts again."""
         session = self._live.get(session_id or "")
         if session and self._is_over(session):
@@ -64,11 +64,11 @@ class Sessions:
             return session
         raise unauthenticated()
 
-    def logout(self, session: Session) -> None:
+    def logout(self, session: SimulatedSession) -> None:
         if self._live.pop(session.id, None):
             self.counts.logouts += 1
 
-    def invalidate(self, matches: Callable[[Session], bool] = lambda _: True) -> int:
+    def invalidate(self, matches: Callable[[SimulatedSession], bool] = lambda _: True) -> int:
         """Ends sessions behind their owners' backs; says how many."""
         doomed = [session.id for session in self.live if matches(session)]
         for session_id in doomed:
@@ -89,7 +89,7 @@ class Sessions:
             del self._live[session_id]
         self.counts.expired += len(over)
 
-    def _is_over(self, session: Session) -> bool:
+    def _is_over(self, session: SimulatedSession) -> bool:
         idle_s = self._clock() - session.last_accessed_at
         age_s = self._clock() - session.created_at
         return _beyond(idle_s, self._options.idle_timeout_s) or _beyond(age_s, self._options.session_lifetime_s)

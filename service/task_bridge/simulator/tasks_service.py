@@ -10,7 +10,7 @@ import msgspec
 from msgspec import Raw, Struct
 
 from . import errors
-from .bodies import About, Target, View, body, unchanging
+from .bodies import About, BodyView, SimulatedTarget, body, unchanging
 from .clock import Clock
 from .options import Options, Timestamps
 from .scenarios import CANCELED
@@ -24,7 +24,7 @@ class FilterSpec(Struct):
     services: list[str] | None = None
     operations: list[str] | None = None
     status: list[str] | None = None
-    targets: list[Target] | None = None
+    targets: list[SimulatedTarget] | None = None
     users: list[str] | None = None
 
 
@@ -36,7 +36,7 @@ class State(Struct):
     fields: Fields
 
 
-class Task:
+class SimulatedTask:
     """A script that began at a time. `frame` goes along with the clock, so that a look costs little."""
 
     __slots__ = (
@@ -61,7 +61,7 @@ class Task:
         self.gone_at: float | None = None
         self.canceling = False
         self.retired = False
-        self._written: tuple[Frame, View, Timestamps, Raw] | None = None
+        self._written: tuple[Frame, BodyView, Timestamps, Raw] | None = None
         self.fixed = unchanging(about)
         self.frame = Frame()
         self._passed = 0
@@ -77,10 +77,10 @@ class Task:
             self._passed += 1
         return self.frame
 
-    def info(self, now: float, view: View, timestamps: Timestamps) -> Fields:
+    def info(self, now: float, view: BodyView, timestamps: Timestamps) -> Fields:
         return body(self.about.flavour, self.fixed, self.created_at, self.at(now), view, timestamps)
 
-    def json(self, now: float, view: View, timestamps: Timestamps) -> Raw:
+    def json(self, now: float, view: BodyView, timestamps: Timestamps) -> Raw:
         """The info in `/api` rendering, kept until the task's next step: most looks see nothing new."""
         frame, kept = self.at(now), self._written
         if kept and kept[0] is frame and kept[1] == view and kept[2] == timestamps:
@@ -108,13 +108,13 @@ class TasksService:
     def __init__(self, options: Options, clock: Clock) -> None:
         self._options = options
         self._clock = clock
-        self._tasks: dict[str, Task] = {}
+        self._tasks: dict[str, SimulatedTask] = {}
         self._hidden: set[str] = set()
         self._denied: set[str] = set()
-        self._gone: deque[Task] = deque(maxlen=options.remembered_tasks)
+        self._gone: deque[SimulatedTask] = deque(maxlen=options.remembered_tasks)
         self._swept_at = clock()
         self._numbers = itertools.count(101)
-        self.on_vim_change: Callable[[Task], None] = _nobody
+        self.on_vim_change: Callable[[SimulatedTask], None] = _nobody
         """Hears of each classic task that was created, changed, hidden or forgotten."""
 
     # Driving
@@ -122,7 +122,7 @@ class TasksService:
     def create(self, script: Script, about: About, task_id: str | None = None) -> str:
         """The id of the new task; an id that was there before is taken over."""
         self._sweep()
-        task = Task(task_id or self.new_id(about.flavour, about.service), about, script, self._clock())
+        task = SimulatedTask(task_id or self.new_id(about.flavour, about.service), about, script, self._clock())
         if task.id in self._tasks:
             self.forget(task.id)
         self._tasks[task.id] = task
@@ -163,29 +163,29 @@ class TasksService:
         _put(self._denied, task_id, denied)
         self._tell(self._tasks.get(task_id))
 
-    def _tell(self, task: Task | None) -> None:
+    def _tell(self, task: SimulatedTask | None) -> None:
         if task is not None and task.is_vim:
             self.on_vim_change(task)
 
-    def everything(self) -> Iterator[Task]:
+    def everything(self) -> Iterator[SimulatedTask]:
         """All tasks, those forgotten first."""
         yield from self._gone
         yield from self._tasks.values()
 
-    def known(self, task_id: str) -> Task:
+    def known(self, task_id: str) -> SimulatedTask:
         """The task of this id, forgotten or not."""
         forgotten = (task for task in reversed(self._gone) if task.id == task_id)
         return self._tasks.get(task_id) or next(forgotten, None) or self._tasks[task_id]
 
-    def __iter__(self) -> Iterator[Task]:
+    def __iter__(self) -> Iterator[SimulatedTask]:
         return iter(self._tasks.values())
 
-    def __getitem__(self, task_id: str) -> Task:
+    def __getitem__(self, task_id: str) -> SimulatedTask:
         return self._tasks[task_id]
 
     # What vCenter answers
 
-    def get(self, task_id: str, *, vim: bool = False) -> Task:
+    def get(self, task_id: str, *, vim: bool = False) -> SimulatedTask:
         """A CIS task, or a classic one: neither API knows the other's."""
         task = self._visible(task_id)
         if task_id in self._denied:
@@ -194,7 +194,7 @@ class TasksService:
             raise errors.task_not_found(task_id)
         return task
 
-    def list(self, wanted: FilterSpec) -> Sequence[Task]:
+    def list(self, wanted: FilterSpec) -> Sequence[SimulatedTask]:
         """Unknown, hidden and denied tasks are missing, silently, as vCenter's documentation has it."""
         _check(wanted)
         candidates = dict.fromkeys(wanted.tasks) if wanted.tasks else list(self._tasks)
@@ -216,22 +216,22 @@ class TasksService:
             task.script = task.script.canceled(now - task.created_at, CANCELED)
             self._tell(task)
 
-    def infos(self, found: Iterable[Task], view: View) -> dict[str, Fields]:
+    def infos(self, found: Iterable[SimulatedTask], view: BodyView) -> dict[str, Fields]:
         now, timestamps = self._clock(), self._options.timestamps
         return {task.id: task.info(now, view, timestamps) for task in found}
 
-    def jsons(self, found: Iterable[Task], view: View) -> dict[str, Raw]:
+    def jsons(self, found: Iterable[SimulatedTask], view: BodyView) -> dict[str, Raw]:
         now, timestamps = self._clock(), self._options.timestamps
         return {task.id: task.json(now, view, timestamps) for task in found}
 
-    def _visible(self, task_id: str) -> Task | None:
+    def _visible(self, task_id: str) -> SimulatedTask | None:
         task = self._tasks.get(task_id)
         if task and task.is_purged(self._clock(), self._options.retention_s):
             self.forget(task_id, retired=True)
             return None
         return None if task_id in self._hidden else task
 
-    def visible_vim(self, task_id: str) -> Task | None:
+    def visible_vim(self, task_id: str) -> SimulatedTask | None:
         """The classic task of this id, denied or not."""
         task = self._visible(task_id)
         return task if task and task.is_vim else None
@@ -240,7 +240,7 @@ class TasksService:
     def denied(self) -> Collection[str]:
         return self._denied
 
-    def _listed(self, task_id: str, wanted: FilterSpec) -> Task | None:
+    def _listed(self, task_id: str, wanted: FilterSpec) -> SimulatedTask | None:
         task = self._tasks.get(task_id)
         if task is None or task.is_vim or task_id in self._denied or not _is_about(task.about, wanted):
             return None
@@ -259,7 +259,7 @@ class TasksService:
                 self.forget(task.id, retired=True)
 
 
-def _nobody(_task: Task) -> None:
+def _nobody(_task: SimulatedTask) -> None:
     """There is no `/sdk`."""
 
 

@@ -13,7 +13,7 @@ import math
 
 import msgspec
 
-from .policy import Patience
+from .policy import Timeouts
 
 _LONGEST_GAP_S = 60.0
 """Two answers further apart than this tell nothing about the time between them."""
@@ -34,7 +34,7 @@ class _Absent(msgspec.Struct):
 class Absences:
     """The absent tasks of one vCenter."""
 
-    def __init__(self, grace_s: float, patience: Patience) -> None:
+    def __init__(self, grace_s: float, patience: Timeouts) -> None:
         self._grace_s = grace_s
         self._patience = patience
         self._absent: dict[str, _Absent] = {}

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable
 
 
-class Budget:
+class RequestBudget:
     """Every request takes one token; whoever finds none waits for its own, in the order of asking."""
 
     def __init__(

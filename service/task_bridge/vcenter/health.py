@@ -11,7 +11,7 @@ log = structlog.get_logger(__name__)
 State = Literal["ok", "degraded", "unknown"]
 
 
-class Health:
+class VCenterHealthTracker:
     """`degraded` from a failed look or login until a good one; `unknown` before the first.
 
     `last_good_look_at` is Unix seconds, `good_looks` counts them; `holding` says why tasks that vanished together
@@ -19,8 +19,8 @@ class Health:
     """
 
     def __init__(self, vcenter: str) -> None:
-        self.last_good_look_at: float | None = None
-        self.good_looks = 0
+        self.last_good_poll_at: float | None = None
+        self.good_polls = 0
         self.holding: str | None = None
         self._vcenter = vcenter
         self._troubles: dict[str, str] = {}
@@ -30,7 +30,7 @@ class Health:
     def state(self) -> State:
         if self._troubles or self._failed_look:
             return "degraded"
-        return "unknown" if self.last_good_look_at is None else "ok"
+        return "unknown" if self.last_good_poll_at is None else "ok"
 
     @property
     def reason(self) -> str | None:
@@ -42,20 +42,20 @@ class Health:
             log.warning("vcenter_unavailable", vcenter=self._vcenter, provider=provider or None, reason=reason)
         self._troubles[provider] = reason
 
-    def failed_look(self, reason: str) -> None:
+    def poll_failed(self, reason: str) -> None:
         """A look failed that may be about its tasks alone, which their own log lines tell."""
         self._failed_look = reason
 
-    def good(self, at: float, provider: str = "") -> None:
+    def poll_succeeded(self, at: float, provider: str = "") -> None:
         """vCenter answers, and so does this provider."""
-        self.good_alone(at, provider)
+        self.poll_of_provider_succeeded(at, provider)
         if self._troubles:
             self._over("")
 
-    def good_alone(self, at: float, provider: str) -> None:
+    def poll_of_provider_succeeded(self, at: float, provider: str) -> None:
         """This provider answers, which says nothing about others: it stands behind another API."""
-        self.last_good_look_at, self._failed_look = at, None
-        self.good_looks += 1
+        self.last_good_poll_at, self._failed_look = at, None
+        self.good_polls += 1
         if self._troubles:
             self._over(provider)
 

@@ -20,9 +20,9 @@ import httpx
 from ..domain.errors import VCenterUnavailable
 from ..metrics import Metrics
 from ..tracing import span
-from .budget import Budget
-from .http_errors import is_tls, sentence
-from .policy import PATIENCE, VCenterSettings
+from .budget import RequestBudget
+from .http_errors import describe_http_error, is_tls_error
+from .policy import TIMEOUTS, VCenterConfig
 
 MAX_BODY_BYTES = 32 * 1024 * 1024
 MAX_RETRY_AFTER_S = 3_600.0
@@ -37,15 +37,15 @@ _SILENT = (httpx.ReadTimeout, TimeoutError)
 _UNREACHABLE = (httpx.ConnectError, httpx.ConnectTimeout, httpx.ProxyError, httpx.UnsupportedProtocol)
 
 
-class Doubtful(VCenterUnavailable):
+class MaybeTaskSpecific(VCenterUnavailable):
     """There is no answer to this request, though vCenter may answer others: a provider behind it may hang."""
 
 
-class _LeftBehind(Doubtful):
+class _LeftBehind(MaybeTaskSpecific):
     """vCenter closed a kept connection just as it was used again: nothing is wrong, and nothing was answered."""
 
 
-class NoAnswer(Doubtful):
+class NoAnswer(MaybeTaskSpecific):
     """The request was sent, and no answer came in time."""
 
 
@@ -96,15 +96,15 @@ class _Client:
         self.users = 0
 
 
-class Http:
+class VCenterHttp:
     """Requests to one vCenter, within its budget and its number of concurrent requests."""
 
     def __init__(
         self,
-        settings: VCenterSettings,
+        settings: VCenterConfig,
         metrics: Metrics,
         *,
-        phase_s: float = PATIENCE.phase_s,
+        phase_s: float = TIMEOUTS.read_timeout_s,
         clock: Callable[[], float] = time.monotonic,
         transport: httpx.AsyncBaseTransport | None = None,
     ) -> None:
@@ -114,7 +114,7 @@ class Http:
         self._transport = transport
         # httpx collapses when many requests queue inside its pool, so they queue here.
         self._slots = asyncio.Semaphore(settings.max_concurrent_requests)
-        self.budget = Budget(settings.max_requests_per_second, clock)
+        self.budget = RequestBudget(settings.max_requests_per_second, clock)
         self._current: _Client | None = None
 
     async def request(
@@ -184,9 +184,9 @@ class Http:
                 )
                 return await self._sent(client, request, asked.allowed.max_bytes)
         except (httpx.HTTPError, httpx.InvalidURL, TimeoutError, OSError) as error:
-            if is_tls(error) and self._current is not None:
+            if is_tls_error(error) and self._current is not None:
                 self._current.stale = True  # the CA file may be another, though it looks the same
-            raise _kind_of(error, done)(sentence(error, self._settings)) from error
+            raise _kind_of(error, done)(describe_http_error(error, self._settings)) from error
 
     async def _sent(self, client: httpx.AsyncClient, request: httpx.Request, max_bytes: int) -> Answer:
         response = await client.send(request, stream=True)
@@ -257,10 +257,10 @@ def _kind_of(error: Exception, done: set[str]) -> type[VCenterUnavailable]:
         return NoAnswer
     kept = not any(event.startswith("connection.connect_") for event in done)
     answered = "http11.receive_response_headers.complete" in done
-    return _LeftBehind if kept and not answered and isinstance(error, _DROPPED) else Doubtful
+    return _LeftBehind if kept and not answered and isinstance(error, _DROPPED) else MaybeTaskSpecific
 
 
-def _identity(settings: VCenterSettings) -> object:
+def _identity(settings: VCenterConfig) -> object:
     """What tells one CA file's content from the next; None where there is no file to read."""
     if settings.ca_file is None:
         return None
@@ -271,7 +271,7 @@ def _identity(settings: VCenterSettings) -> object:
     return (stat.st_mtime_ns, stat.st_size, stat.st_ino)
 
 
-def _tls_context(settings: VCenterSettings) -> ssl.SSLContext:
+def _tls_context(settings: VCenterConfig) -> ssl.SSLContext:
     if not settings.verify_tls or settings.url.startswith("http:"):
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
         context.check_hostname = False

@@ -8,23 +8,23 @@ from collections.abc import Iterator
 
 import httpx
 
-from .policy import VCenterSettings
+from .policy import VCenterConfig
 
 _HOSTNAME_MISMATCH = {62, 64}
 _NOT_TRUSTED = {2, 18, 19, 20, 21}
 _OUT_OF_DATE = {9, 10}
 
 
-def sentence(error: Exception, settings: VCenterSettings) -> str:
+def describe_http_error(error: Exception, settings: VCenterConfig) -> str:
     """What failed, and the cure."""
     return f"vCenter {settings.name} ({settings.url}) {_what_failed(error, settings)}"
 
 
-def is_tls(error: BaseException) -> bool:
+def is_tls_error(error: BaseException) -> bool:
     return any(isinstance(cause, ssl.SSLError) for cause in _causes(error))
 
 
-def _what_failed(error: Exception, settings: VCenterSettings) -> str:
+def _what_failed(error: Exception, settings: VCenterConfig) -> str:
     for cause in _causes(error):
         if isinstance(cause, ssl.SSLCertVerificationError):
             return _certificate(cause, settings.name)

@@ -10,7 +10,7 @@ import structlog
 
 from ..domain.errors import VCenterUnavailable
 from ..metrics import Metrics
-from .policy import VCenterSettings
+from .policy import VCenterConfig
 
 log = structlog.get_logger(__name__)
 
@@ -30,7 +30,7 @@ class LoginGate:
     """
 
     def __init__(
-        self, settings: VCenterSettings, metrics: Metrics, clock: Callable[[], float], rng: random.Random
+        self, settings: VCenterConfig, metrics: Metrics, clock: Callable[[], float], rng: random.Random
     ) -> None:
         self.turn = asyncio.Lock()
         self._settings = settings
@@ -90,9 +90,7 @@ class LoginGate:
     def unaccepted(self, said: str) -> VCenterUnavailable:
         self._useless += 1
         self._close(doubled(self._useless, USELESS_FIRST_S))
-        return self._because(
-            f"vCenter {self._settings.name} doesn't accept the session that it has just given: {said}"
-        )
+        return self._because(f"vCenter {self._settings.name} doesn't accept the session that it has just given: {said}")
 
     def logged_in(self) -> None:
         self._count("ok")

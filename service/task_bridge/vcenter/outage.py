@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 
 from ..domain.errors import VCenterUnavailable
-from .policy import LookPolicy
+from .policy import PollPolicy
 
 _DOUBTS_MAX = 3
 JITTER = 0.1
@@ -14,7 +14,7 @@ JITTER = 0.1
 class Outage:
     """`down` from a failure until an answer; `until` is when to ask again, by one request at first."""
 
-    def __init__(self, policy: LookPolicy, rng: random.Random) -> None:
+    def __init__(self, policy: PollPolicy, rng: random.Random) -> None:
         self.down = False
         self.until = 0.0
         self._policy = policy
@@ -43,7 +43,7 @@ class Outage:
         self._failures = self._doubts = 0
 
 
-def backoff_s(failures: int, policy: LookPolicy, chance: float, retry_after_s: float | None = None) -> float:
+def backoff_s(failures: int, policy: PollPolicy, chance: float, retry_after_s: float | None = None) -> float:
     """How long to wait after the `failures`-th failure in a row: doubling up to the longest interval, spread by
     half, and never shorter than vCenter asked for."""
     longest = min(policy.poll_min_s * 2.0 ** min(failures - 1, 20), policy.poll_max_s)

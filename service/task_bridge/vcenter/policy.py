@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Literal, NamedTuple, Protocol
 
 
-class VCenterSettings(Protocol):
+class VCenterConfig(Protocol):
     """One configured vCenter. `url` is `scheme://host[:port]` without a trailing slash."""
 
     @property
@@ -33,7 +33,7 @@ class VCenterSettings(Protocol):
         """May raise OSError: a file that can't be read now."""
 
 
-class LookPolicy(NamedTuple):
+class PollPolicy(NamedTuple):
     """How often to look at a task, and how long one that was never seen may stay unknown."""
 
     poll_min_s: float = 1.0
@@ -41,7 +41,7 @@ class LookPolicy(NamedTuple):
     not_found_grace_s: float = 30.0
 
 
-class Patience(NamedTuple):
+class Timeouts(NamedTuple):
     """How long is waited before something counts. Tests shorten these; nobody sets them.
 
     `confirm_s`: between the two answers that a task isn't there. `proof_s`: how long another task's sight proves
@@ -61,9 +61,9 @@ class Patience(NamedTuple):
     result_s: float = 30.0
     ping_s: float = 60.0
     relist_s: float = 600.0
-    phase_s: float = 30.0
+    read_timeout_s: float = 30.0
     finish_s: float = 0.3
     logout_s: float = 1.5
 
 
-PATIENCE = Patience()
+TIMEOUTS = Timeouts()

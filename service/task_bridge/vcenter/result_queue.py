@@ -5,22 +5,22 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 
-from ..domain.ports import Standing
+from ..domain.ports import PollResult
 
 
-class Finds:
+class ResultQueue:
     """What was found, until it is taken away, all at once."""
 
     def __init__(self) -> None:
-        self.waiting: list[tuple[str, Standing]] = []
+        self.waiting: list[tuple[str, PollResult]] = []
         self._news = asyncio.Event()
         self._closed = False
 
-    def give(self, task: str, standing: Standing) -> None:
+    def put(self, task: str, standing: PollResult) -> None:
         self.waiting.append((task, standing))
-        self.tell()
+        self.notify()
 
-    def tell(self) -> None:
+    def notify(self) -> None:
         """Wakes whoever takes them."""
         self._news.set()
 
@@ -28,7 +28,7 @@ class Finds:
         self._closed = True
         self._news.set()
 
-    async def batches(self) -> AsyncIterator[list[tuple[str, Standing]]]:
+    async def batches(self) -> AsyncIterator[list[tuple[str, PollResult]]]:
         while not self._closed:
             await self._news.wait()
             self._news.clear()

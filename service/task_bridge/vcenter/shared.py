@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from .health import Health
-from .http import Http
+from .health import VCenterHealthTracker
+from .http import VCenterHttp
 from .login import LoginGate
-from .result_queue import Finds
+from .result_queue import ResultQueue
 
 
-class Link(NamedTuple):
+class SharedVCenter(NamedTuple):
     """HTTP within one budget, one rule for logins, one health, one place for what was found."""
 
-    http: Http
+    http: VCenterHttp
     gate: LoginGate
-    health: Health
-    finds: Finds
+    health: VCenterHealthTracker
+    finds: ResultQueue

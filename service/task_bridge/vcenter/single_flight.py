@@ -10,14 +10,14 @@ from typing import Any, Generic, TypeVar
 T = TypeVar("T")
 
 
-class Single(Generic[T]):
+class SingleFlight(Generic[T]):
     """Runs `make` once for all who wait for it at the same time."""
 
     def __init__(self, make: Callable[[], Coroutine[Any, Any, T]]) -> None:
         self._make = make
         self._running: asyncio.Task[T] | None = None
 
-    async def made(self) -> T:
+    async def run(self) -> T:
         """What `make` returns or raises. Whoever waits may be canceled: the others still need it."""
         if self._running is None:
             self._running = asyncio.create_task(self._make())

@@ -9,30 +9,30 @@ from types import TracebackType
 from typing import Self
 
 from ..domain.errors import VCenterUnavailable
-from ..domain.ports import Standing
-from ..domain.task import Birth, is_vim_task
+from ..domain.ports import PollResult
+from ..domain.task import TaskIdentity, is_vim_task
 from ..metrics import Metrics
 from ..settings import VCenterSettings
 from .cis import CisSource
-from .health import Health
-from .policy import LookPolicy
+from .health import VCenterHealthTracker
+from .policy import PollPolicy
 from .vim import VimSource
 
 CANCEL_S = 15.0
 """For vCenter's answer to a cancel: whoever asks the bridge for it has an answer within 20 s."""
 
 
-class VCenterTasks:
+class VCenterTaskSource:
     """The port `TaskSource`, over HTTP. Classic tasks are followed unless `vim` is off.
 
     `async with VCenterTasks(settings, policy, metrics) as source:` looks; leaving it logs out.
     """
 
-    def __init__(self, settings: VCenterSettings, policy: LookPolicy, metrics: Metrics) -> None:
+    def __init__(self, settings: VCenterSettings, policy: PollPolicy, metrics: Metrics) -> None:
         self._name = settings.name
         self._cis = CisSource(settings, policy, metrics)
         way = settings.vim
-        self._vim = None if way == "off" else VimSource(self._cis.link, settings, policy, metrics, way=way)
+        self._vim = None if way == "off" else VimSource(self._cis.shared, settings, policy, metrics, way=way)
         self._stack = AsyncExitStack()
 
     async def __aenter__(self) -> Self:
@@ -47,7 +47,7 @@ class VCenterTasks:
         await self._stack.aclose()
 
     @property
-    def health(self) -> Health:
+    def health(self) -> VCenterHealthTracker:
         return self._cis.health
 
     @property
@@ -58,38 +58,38 @@ class VCenterTasks:
         """None for the classic tasks of earlier, where they aren't followed any more: their watches wait."""
         return self._vim if is_vim_task(task) else self._cis
 
-    def follow(self, task: str, since: float, *, seen: bool, with_result: bool, birth: Birth | None) -> None:
+    def track(self, task: str, since: float, *, seen: bool, with_result: bool, birth: TaskIdentity | None) -> None:
         if not is_vim_task(task):
-            self._cis.follow(task, since, seen=seen, with_result=with_result)
+            self._cis.track(task, since, seen=seen, with_result=with_result)
         elif self._vim is not None:
-            self._vim.follow(task, since, seen=seen, birth=birth)
+            self._vim.track(task, since, seen=seen, birth=birth)
 
-    def again(self, task: str) -> None:
+    def resume(self, task: str) -> None:
         if source := self._of(task):
-            source.again(task)
+            source.resume(task)
 
-    def hurry(self, task: str) -> None:
+    def poll_now(self, task: str) -> None:
         if source := self._of(task):
-            source.hurry(task)
+            source.poll_now(task)
 
     def forget(self, task: str) -> None:
         if source := self._of(task):
             source.forget(task)
 
     @property
-    def absent(self) -> int:
-        return self._cis.absent + (self._vim.absent if self._vim else 0)
+    def absent_count(self) -> int:
+        return self._cis.absent_count + (self._vim.absent_count if self._vim else 0)
 
-    def absent_elsewhere(self, count: int) -> None:
-        self._cis.absent_elsewhere(count)
+    def set_absent_elsewhere(self, count: int) -> None:
+        self._cis.set_absent_elsewhere(count)
         if self._vim is not None:
-            self._vim.absent_elsewhere(count)
+            self._vim.set_absent_elsewhere(count)
 
-    def looks(self) -> AsyncIterator[list[tuple[str, Standing]]]:
-        return self._cis.looks()
+    def poll_results(self) -> AsyncIterator[list[tuple[str, PollResult]]]:
+        return self._cis.poll_results()
 
-    async def birth(self, task: str) -> Birth | None:
-        return await self._vim.birth(task) if self._vim and is_vim_task(task) else None
+    async def fetch_identity(self, task: str) -> TaskIdentity | None:
+        return await self._vim.fetch_identity(task) if self._vim and is_vim_task(task) else None
 
     async def cancel(self, task: str) -> None:
         if (source := self._of(task)) is None:

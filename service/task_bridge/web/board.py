@@ -15,10 +15,10 @@ from typing import NamedTuple
 from urllib.parse import urlencode
 
 from .. import __version__
-from ..domain.board import MAX_ENDINGS, PAGE_ROWS, Filter, Overview, Row, Selection
+from ..domain.board import MAX_ENDINGS, PAGE_ROWS, BoardPage, RowFilter, WatchBoard, WatchRow
 from ..domain.durations import parse_time, rfc3339
-from ..domain.text import clean
-from .health import Check, Health, VCenterHealth
+from ..domain.text import to_one_line
+from .health import BridgeHealth, ResourceHealth, VCenterHealth
 
 _LINKS = (
     ("/readyz", "readiness as JSON"),
@@ -29,20 +29,20 @@ _LINKS = (
 _REFRESH_S = 10
 
 
-class View(NamedTuple):
+class BoardView(NamedTuple):
     """What there is to show. `overview` is None until it was read; `trouble` says why it isn't up to date.
 
     `now` in Unix seconds.
     """
 
-    health: Health
-    overview: Overview | None
+    health: BridgeHealth
+    board: WatchBoard | None
     trouble: str | None
-    asked: Filter
+    asked: RowFilter
     now: float
 
 
-def page(view: View) -> str:
+def page(view: BoardView) -> str:
     """The whole page."""
     now = rfc3339(view.now)
     body = "\n".join(
@@ -74,9 +74,9 @@ _LABELS = {
 }
 
 
-def parts(view: View) -> dict[str, str]:
+def parts(view: BoardView) -> dict[str, str]:
     """The parts of the page by the id of their section."""
-    overview = view.overview
+    overview = view.board
     found = overview.select(view.asked) if overview else None
     return {
         "state": _state(view),
@@ -87,7 +87,7 @@ def parts(view: View) -> dict[str, str]:
     }
 
 
-def _state(view: View) -> str:
+def _state(view: BoardView) -> str:
     health = view.health
     waiting = "" if health.waiting is None else f", {_number(health.waiting)} waiting for a replica"
     who = f" This replica is {_owner(health.instance)}." if health.instance else ""
@@ -106,8 +106,8 @@ def _state(view: View) -> str:
     return said
 
 
-def _form(view: View) -> str:
-    asked, counts = view.asked, view.overview.counts() if view.overview else {}
+def _form(view: BoardView) -> str:
+    asked, counts = view.asked, view.board.counts() if view.board else {}
     names = sorted({*counts, *(vcenter.name for vcenter in view.health.vcenters)} | {asked.vcenter} - {""})
     options = "".join(
         f'<option value="{_text(name)}"{" selected" if name == asked.vcenter else ""}>{_text(name)}</option>'
@@ -125,23 +125,23 @@ def _form(view: View) -> str:
 # The watches
 
 
-def _watches(view: View, found: Selection | None) -> str:
-    if found is None or view.overview is None:
+def _watches(view: BoardView, found: BoardPage | None) -> str:
+    if found is None or view.board is None:
         return f"<h2>Active watches</h2><p>{'Not read yet.' if view.trouble else 'Being read…'}</p>"
-    total = view.overview.counts().total()
+    total = view.board.counts().total()
     shown = f"{_number(found.matching)} of {_number(total)}" if view.asked.words or view.asked.vcenter else ""
     title = f"<h2>Active watches <small>{shown or _number(total)}</small></h2>"
     if not found.rows:
         return title + f"<p>{'Nothing is watched.' if not total else 'No watch matches.'}</p>"
     columns = ("Task", "vCenter", "Status", "Progress", "Watched for", "Changed", "Owner")
     rows = (_row(row, view.health.instance) for row in found.rows)
-    beyond = view.overview.beyond.total()
+    beyond = view.board.unlisted.total()
     note = f"<p>{_number(beyond)} more aren't listed here; a vCenter's own are by `task-bridge list`.</p>"
     return title + _table("Active watches", columns, rows) + _pager(view, found) + (note if beyond else "")
 
 
 @lru_cache(4096)  # of ten thousand watches few change within a second, and several people look
-def _row(row: Row, here: str) -> str:
+def _row(row: WatchRow, here: str) -> str:
     unknown = '<span class="dim">not seen yet</span>' if row.read else '<span class="dim">being read…</span>'
     stalled = ' <span class="warn">stalled</span>' if row.kind == "stalled" else ""
     return _cells(
@@ -163,13 +163,13 @@ def _bar(percent: float | None) -> str:
     return f'<progress max="100" value="{percent:.1f}">{word}</progress> <span class="percent">{word}</span> '
 
 
-def _task(row: Row) -> str:
+def _task(row: WatchRow) -> str:
     beside = " ".join(_stranger(text) for text in (row.operation, row.labels) if text)
     task = _stranger(row.task).replace(":", ":<wbr>", 1)  # between what tells tasks apart and what they do
     return f"<code>{task}</code>" + (f'<br><span class="dim">{beside}</span>' if beside else "")
 
 
-def _pager(view: View, found: Selection) -> str:
+def _pager(view: BoardView, found: BoardPage) -> str:
     if found.pages == 1:
         return ""
     asked, last = view.asked, found.first + len(found.rows) - 1
@@ -188,19 +188,19 @@ def _pager(view: View, found: Selection) -> str:
 # The endings
 
 
-def _endings(view: View, found: Selection | None) -> str:
+def _endings(view: BoardView, found: BoardPage | None) -> str:
     title = "<h2>Latest endings</h2>"
     if found is None:
         return title
     if not found.endings:
         told = "None that matches, or none at all that the stream keeps."
-        return title + f"<p>{told if view.overview and view.overview.complete else 'Being read…'}</p>"
+        return title + f"<p>{told if view.board and view.board.complete else 'Being read…'}</p>"
     columns = ("Task", "vCenter", "Outcome", "Why", "Took", "Ended")
     return title + _table(f"The latest {MAX_ENDINGS} endings", columns, map(_ending, found.endings))
 
 
 @lru_cache(1024)
-def _ending(row: Row) -> str:
+def _ending(row: WatchRow) -> str:
     kind, _, outcome = row.kind.partition(".")
     css = "good" if outcome == "succeeded" else "bad" if outcome == "failed" else "warn"
     mark = {"good": "✓", "bad": "✗", "warn": "!"}[css]
@@ -219,8 +219,8 @@ def _ending(row: Row) -> str:
 # vCenters and NATS
 
 
-def _vcenters(view: View) -> str:
-    health, counts = view.health, view.overview.counts() if view.overview else None
+def _vcenters(view: BoardView) -> str:
+    health, counts = view.health, view.board.counts() if view.board else None
     known = {vcenter.name: vcenter for vcenter in health.vcenters}
     for name in counts or ():
         known.setdefault(name, VCenterHealth(name, "unconfigured", "not in this replica's settings"))
@@ -229,7 +229,7 @@ def _vcenters(view: View) -> str:
     return f"<h2>vCenters</h2>{_table('vCenters', columns, rows)}"
 
 
-def _vcenter(vcenter: VCenterHealth, watches: int | None, view: View) -> str:
+def _vcenter(vcenter: VCenterHealth, watches: int | None, view: BoardView) -> str:
     age_s = vcenter.last_good_look_age_s
     looked_at = None if age_s is None else view.now - age_s
     return _cells(
@@ -243,12 +243,12 @@ def _vcenter(vcenter: VCenterHealth, watches: int | None, view: View) -> str:
     )
 
 
-def _nats(health: Health) -> str:
+def _nats(health: BridgeHealth) -> str:
     columns = ("Part", "State", "Reason")
     return f"<h2>NATS</h2>{_table('NATS, its streams and consumers', columns, _nats_parts(health))}"
 
 
-def _nats_parts(health: Health) -> Iterable[str]:
+def _nats_parts(health: BridgeHealth) -> Iterable[str]:
     connected = health.nats.connected
     yield _part("connection", "connected" if connected else "away", connected, health.nats.reason)
     yield _part("JetStream", "ok" if health.jetstream.ok else "bad", health.jetstream.ok, health.jetstream.reason)
@@ -256,7 +256,7 @@ def _nats_parts(health: Health) -> Iterable[str]:
     yield from (_check("consumer", check) for check in health.consumers)
 
 
-def _check(kind: str, check: Check) -> str:
+def _check(kind: str, check: ResourceHealth) -> str:
     return _part(f"{kind} {check.name}", "ok" if check.ok else "bad", check.ok, check.reason)
 
 
@@ -287,7 +287,7 @@ def _word(word: str, good: bool) -> str:
 
 
 def _text(text: str | None) -> str:
-    return escape(clean(text or ""))
+    return escape(to_one_line(text or ""))
 
 
 def _stranger(text: str | None) -> str:

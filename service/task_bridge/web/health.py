@@ -10,7 +10,7 @@ from typing import Any, Literal, Protocol
 from prometheus_client import CollectorRegistry
 
 from .. import __version__
-from ..domain.board import Overview
+from ..domain.board import WatchBoard
 
 Status = Literal["ok", "degraded", "unready"]
 
@@ -35,7 +35,7 @@ class JetStreamHealth:
 
 
 @dataclass(frozen=True, slots=True)
-class Check:
+class ResourceHealth:
     """A stream or a consumer: whether the bridge can work with it, and else why not."""
 
     name: str
@@ -56,7 +56,7 @@ class VCenterHealth:
 
 
 @dataclass(frozen=True, slots=True)
-class Health:
+class BridgeHealth:
     """`held` of at most `capacity` watches by this replica; `waiting`: stored and held by nobody, None if unknown.
 
     Streams and consumers are listed once they are looked for; none at all counts as not ready. `instance` is what
@@ -65,8 +65,8 @@ class Health:
 
     nats: NatsHealth
     jetstream: JetStreamHealth = JetStreamHealth(ok=False, reason="not looked for yet")
-    streams: tuple[Check, ...] = ()
-    consumers: tuple[Check, ...] = ()
+    streams: tuple[ResourceHealth, ...] = ()
+    consumers: tuple[ResourceHealth, ...] = ()
     vcenters: tuple[VCenterHealth, ...] = ()
     held: int = 0
     waiting: int | None = None
@@ -88,24 +88,20 @@ class Health:
         """Why this replica takes no new watches, None while it has room."""
         if self.held < self.capacity:
             return None
-        return (
-            f"held {self.held} of {self.capacity}: new watches wait for another replica, or for one of these to end"
-        )
+        return f"held {self.held} of {self.capacity}: new watches wait for another replica, or for one of these to end"
 
     @property
     def loop_lag_reason(self) -> str | None:
         """What a late event loop means, None while it is in time."""
         if self.loop_lag_s <= MUCH_LAG_S:
             return None
-        return (
-            f"up to {self.loop_lag_s:.1f} s late within the last minute: CPU is short, or too many watches are held"
-        )
+        return f"up to {self.loop_lag_s:.1f} s late within the last minute: CPU is short, or too many watches are held"
 
 
-class State(Protocol):
+class WebState(Protocol):
     """What the pages ask. Nothing here waits: health is what is known already."""
 
-    def health(self) -> Health: ...
+    def health(self) -> BridgeHealth: ...
 
     def metrics(self) -> CollectorRegistry:
         """Asked at each scrape: the moment to set gauges that grow by themselves, like ages."""
@@ -116,11 +112,11 @@ class State(Protocol):
         ...
 
 
-class Feed(Protocol):
+class BoardSource(Protocol):
     """What the board shows besides: the watches of all replicas, read while somebody looks."""
 
     @property
-    def overview(self) -> Overview | None:
+    def board(self) -> WatchBoard | None:
         """None until it was read."""
         ...
 
@@ -129,10 +125,10 @@ class Feed(Protocol):
         """Why it isn't up to date."""
         ...
 
-    def looked_at(self) -> AbstractContextManager[None]: ...
+    def viewed(self) -> AbstractContextManager[None]: ...
 
 
-def readiness(health: Health) -> dict[str, Any]:
+def readiness(health: BridgeHealth) -> dict[str, Any]:
     """The body of `/readyz`."""
     return {
         "status": health.status,
@@ -163,6 +159,6 @@ def _vcenter(vcenter: VCenterHealth) -> dict[str, Any]:
     }
 
 
-def _all_ok(checks: Iterable[Check]) -> bool:
+def _all_ok(checks: Iterable[ResourceHealth]) -> bool:
     checks = tuple(checks)
     return bool(checks) and all(check.ok for check in checks)

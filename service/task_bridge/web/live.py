@@ -11,8 +11,8 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from ..domain.durations import rfc3339
-from .board import View, parts
-from .health import Feed
+from .board import BoardView, parts
+from .health import BoardSource
 
 MAX_VIEWERS = 32
 TICK_S, LOOK_S = 0.25, 1.0
@@ -40,7 +40,7 @@ class Live(Response):
 
     media_type = "text/event-stream"
 
-    def __init__(self, viewers: Viewers, feed: Feed, view: Callable[[], View]) -> None:
+    def __init__(self, viewers: Viewers, feed: BoardSource, view: Callable[[], BoardView]) -> None:
         super().__init__()
         del self.headers["content-length"]
         self.headers["x-accel-buffering"] = "no"  # nginx in between would hold it back
@@ -55,7 +55,7 @@ class Live(Response):
         self._viewers.count += 1
         try:
             await send(start)
-            with self._feed.looked_at():
+            with self._feed.viewed():
                 async with asyncio.timeout(None) as patience:
                     await self._tell(gone, send, patience)
         except (TimeoutError, OSError):  # it takes nothing in any more

@@ -15,9 +15,9 @@ from starlette.responses import HTMLResponse, JSONResponse, PlainTextResponse, R
 from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from ..domain.board import Filter
-from .board import View, page
-from .health import Feed, State, readiness
+from ..domain.board import RowFilter
+from .board import BoardView, page
+from .health import BoardSource, WebState, readiness
 from .live import Live, Viewers
 
 _HEADERS = {
@@ -35,7 +35,7 @@ _FIRST_READ_S, _TICK_S = 3.0, 0.05
 _MAX_WORDS = 200
 
 
-def build_web(state: State, feed: Feed) -> ASGIApp:
+def build_web(state: WebState, feed: BoardSource) -> ASGIApp:
     """The ASGI app of all pages."""
     pages = _Pages(state, feed)
     web = Starlette(
@@ -56,7 +56,7 @@ def build_web(state: State, feed: Feed) -> ASGIApp:
 class _Pages:
     """The answers. Coroutines although hardly any waits: Starlette runs plain functions in threads."""
 
-    def __init__(self, state: State, feed: Feed) -> None:
+    def __init__(self, state: WebState, feed: BoardSource) -> None:
         self._state = state
         self._feed = feed
         self._viewers = Viewers()
@@ -65,7 +65,7 @@ class _Pages:
         asked = _filter(request.query_params)
         if request.method == "HEAD":  # a probe isn't somebody who looks
             return HTMLResponse(page(self._view(asked)))
-        with self._feed.looked_at():
+        with self._feed.viewed():
             await self._first_read()
             return HTMLResponse(page(self._view(asked)))
 
@@ -73,7 +73,7 @@ class _Pages:
         """Waits, within reason, for what a first viewer would miss."""
         until = time.monotonic() + _FIRST_READ_S
         while time.monotonic() < until and self._state.health().nats.connected:
-            overview = self._feed.overview
+            overview = self._feed.board
             if self._feed.trouble or (overview and overview.complete):
                 return
             await asyncio.sleep(_TICK_S)
@@ -87,9 +87,9 @@ class _Pages:
         asked = _filter(request.query_params)
         return Live(self._viewers, self._feed, lambda: self._view(asked))
 
-    def _view(self, asked: Filter) -> View:
+    def _view(self, asked: RowFilter) -> BoardView:
         feed = self._feed
-        return View(self._state.health(), feed.overview, feed.trouble, asked, time.time())
+        return BoardView(self._state.health(), feed.board, feed.trouble, asked, time.time())
 
     async def asset(self, request: Request) -> Response:
         name = request.path_params["name"]
@@ -117,10 +117,10 @@ def _asset(name: str) -> bytes:
     return (files(__package__) / "static" / name).read_bytes()
 
 
-def _filter(query: QueryParams) -> Filter:
+def _filter(query: QueryParams) -> RowFilter:
     number = query.get("page", "1")
     page_number = int(number) if number.isascii() and number.isdigit() and len(number) < 8 else 1
-    return Filter(query.get("q", "")[:_MAX_WORDS], query.get("vcenter", "")[:_MAX_WORDS], page_number)
+    return RowFilter(query.get("q", "")[:_MAX_WORDS], query.get("vcenter", "")[:_MAX_WORDS], page_number)
 
 
 class _OnlyReading:

@@ -5,20 +5,20 @@ import itertools
 from collections.abc import Callable
 
 from ..tasks import Script
-from ..tasks_service import Task
+from ..tasks_service import SimulatedTask
 
-_Entry = tuple[float, int, Task, Script, int]
+_Entry = tuple[float, int, SimulatedTask, Script, int]
 
 
 class Changes:
     """Tells `heard` of each task that changed, once `pass_time` is called at or after that moment."""
 
-    def __init__(self, heard: Callable[[Task], None]) -> None:
+    def __init__(self, heard: Callable[[SimulatedTask], None]) -> None:
         self._heard = heard
         self._numbers = itertools.count()
         self._coming: list[_Entry] = []
 
-    def changed(self, task: Task, now: float) -> None:
+    def changed(self, task: SimulatedTask, now: float) -> None:
         """It was created, set, canceled, hidden or forgotten just now."""
         task.at(now)
         self._heard(task)
@@ -37,7 +37,7 @@ class Changes:
         """When something changes by itself, infinity when nothing does."""
         return self._coming[0][0] if self._coming else float("inf")
 
-    def _plan(self, task: Task, step: int) -> None:
+    def _plan(self, task: SimulatedTask, step: int) -> None:
         steps = task.script.steps
         if step < len(steps):
             at = task.created_at + steps[step].after_s

@@ -9,20 +9,20 @@ from collections import Counter, deque
 from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
-from ..bodies import Target
+from ..bodies import SimulatedTarget
 from .values import Value, element, moref, text
 
 Properties = dict[str, Value]
-Snapshot = Callable[[Target, "Wanted"], "Shown | None"]
+Snapshot = Callable[[SimulatedTarget, "PropertySpec"], "ObjectSnapshot | None"]
 
 
-class Wanted(NamedTuple):
+class PropertySpec(NamedTuple):
     """The property paths of each type that are asked for; `all` stands for whole objects."""
 
     paths: dict[str, tuple[str, ...]]
 
 
-class Shown(NamedTuple):
+class ObjectSnapshot(NamedTuple):
     """An object's properties, and the paths that can't be shown with the fault that says why."""
 
     properties: Properties
@@ -32,12 +32,12 @@ class Shown(NamedTuple):
 class ListView:
     """Objects that somebody listed. `unresolved` ones are left out."""
 
-    def __init__(self, ref: Target) -> None:
+    def __init__(self, ref: SimulatedTarget) -> None:
         self.ref = ref
-        self.members: dict[Target, None] = {}
-        self.filters: list[Filter] = []
+        self.members: dict[SimulatedTarget, None] = {}
+        self.filters: list[PropertyFilter] = []
 
-    def modify(self, add: Iterable[Target], remove: Iterable[Target]) -> None:
+    def modify(self, add: Iterable[SimulatedTarget], remove: Iterable[SimulatedTarget]) -> None:
         for target in remove:
             if target in self.members:
                 del self.members[target]
@@ -50,32 +50,32 @@ class ListView:
                     one.enter(target)
 
 
-class Filter:
+class PropertyFilter:
     """What one PropertyFilter has told of its objects. `watchers` finds the filters of an object that changed."""
 
-    def __init__(self, ref: Target, wanted: Wanted, watchers: "Watchers") -> None:
+    def __init__(self, ref: SimulatedTarget, wanted: PropertySpec, watchers: "Watchers") -> None:
         self.ref = ref
         self.wanted = wanted
         self._watchers = watchers
-        self._members: Counter[Target] = Counter()
-        self._told: dict[Target, Shown | None] = {}
-        self.changed: deque[Target] = deque()
-        self._queued: set[Target] = set()
-        self._reading: Target | None = None
+        self._members: Counter[SimulatedTarget] = Counter()
+        self._told: dict[SimulatedTarget, ObjectSnapshot | None] = {}
+        self.changed: deque[SimulatedTarget] = deque()
+        self._queued: set[SimulatedTarget] = set()
+        self._reading: SimulatedTarget | None = None
 
-    def enter(self, target: Target) -> None:
+    def enter(self, target: SimulatedTarget) -> None:
         self._members[target] += 1
         self._watchers.add(target, self)
         self.touch(target)
 
-    def leave(self, target: Target) -> None:
+    def leave(self, target: SimulatedTarget) -> None:
         self._members[target] -= 1
         if not self._members[target]:
             del self._members[target]
             self._watchers.remove(target, self)
             self.touch(target)
 
-    def touch(self, target: Target) -> None:
+    def touch(self, target: SimulatedTarget) -> None:
         """Something about the object may have changed."""
         if target not in self._queued:
             self._queued.add(target)
@@ -113,7 +113,7 @@ class Filter:
                 made.append(update)
         return made
 
-    def _update(self, target: Target, snapshot: Snapshot) -> str | None:
+    def _update(self, target: SimulatedTarget, snapshot: Snapshot) -> str | None:
         shown = snapshot(target, self.wanted) if target in self._members else None
         told = self._told.get(target)
         if shown is None:
@@ -134,18 +134,18 @@ class Watchers:
     """The filters that an object is a member of."""
 
     def __init__(self) -> None:
-        self._filters: dict[Target, set[Filter]] = {}
+        self._filters: dict[SimulatedTarget, set[PropertyFilter]] = {}
 
-    def add(self, target: Target, one: Filter) -> None:
+    def add(self, target: SimulatedTarget, one: PropertyFilter) -> None:
         self._filters.setdefault(target, set()).add(one)
 
-    def remove(self, target: Target, one: Filter) -> None:
+    def remove(self, target: SimulatedTarget, one: PropertyFilter) -> None:
         filters = self._filters.get(target, set())
         filters.discard(one)
         if not filters:
             self._filters.pop(target, None)
 
-    def touch(self, target: Target) -> None:
+    def touch(self, target: SimulatedTarget) -> None:
         for one in self._filters.get(target, ()):
             one.touch(target)
 
@@ -153,9 +153,9 @@ class Watchers:
 class Collector:
     """A PropertyCollector. `version` counts the update sets; `canceled` how often a wait was canceled."""
 
-    def __init__(self, ref: Target) -> None:
+    def __init__(self, ref: SimulatedTarget) -> None:
         self.ref = ref
-        self.filters: dict[Target, Filter] = {}
+        self.filters: dict[SimulatedTarget, PropertyFilter] = {}
         self.version = 0
         self.canceled = 0
         self._versions = itertools.count(1)
@@ -185,7 +185,9 @@ class Collector:
         return f"<version>{self.version}</version>{''.join(sets)}{flag}"
 
 
-def _object_update(kind: str, target: Target, changes: Any = None, missing: dict[str, Value] | None = None) -> str:
+def _object_update(
+    kind: str, target: SimulatedTarget, changes: Any = None, missing: dict[str, Value] | None = None
+) -> str:
     changed = "".join(_change(path, value) for path, value in (changes or {}).items())
     return (
         f"<objectSet><kind>{kind}</kind>{element('obj', moref(target), typed=False)}{changed}"

@@ -10,15 +10,15 @@ from starlette.routing import BaseRoute, Route
 
 from .. import journal
 from ..answers import faulted
-from ..bodies import Target
+from ..bodies import SimulatedTarget
 from ..errors import StandardError
 from ..faults import Fault
-from ..sessions import Session
-from ..tasks_service import Task
+from ..sessions import SimulatedSession
+from ..tasks_service import SimulatedTask
 from . import soap
 from .collector import Collector
 from .inventory import Inventory, content, read_by, user_session
-from .methods import MAX_UPDATES, Methods, Rooms
+from .methods import MAX_UPDATES, Methods, SessionObjects
 from .soap import MethodCall, SoapFaultError, not_authenticated
 
 if TYPE_CHECKING:
@@ -56,10 +56,10 @@ class Sdk:
         """What happens to them at a restart, with the sessions alive."""
         for rooms in self._methods.rooms.values():
             rooms.destroy()
-        self._methods.rooms = {session: Rooms() for session in self._methods.rooms}
+        self._methods.rooms = {session: SessionObjects() for session in self._methods.rooms}
         self._wake()
 
-    def _changed(self, task: Task) -> None:
+    def _changed(self, task: SimulatedTask) -> None:
         self._inventory.changed(task)
         self._wake()
 
@@ -73,7 +73,7 @@ class Sdk:
             call = soap.read(body)
         except SoapFaultError as error:
             return soap.fault_answer(error)
-        entry: journal.Request = request.scope["simulator.entry"]
+        entry: journal.LoggedRequest = request.scope["simulator.entry"]
         named = [target.id for target in _named(call)]
         entry.operation, entry.tasks = call.name, len(named)
         entry.task = call.this.id if call.this.type == "Task" else None
@@ -88,13 +88,15 @@ class Sdk:
         entry.fault = fault.name
         return await self._faulted(request, call, session, fault)
 
-    async def _faulted(self, request: Request, call: MethodCall, session: Session | None, fault: Fault) -> Response:
+    async def _faulted(
+        self, request: Request, call: MethodCall, session: SimulatedSession | None, fault: Fault
+    ) -> Response:
         if fault.effect.delay_s:
             await self._vcenter.sleep(fault.effect.delay_s)
         genuine = Response() if fault.effect.stands_in else await self._answer(request, call, session)
         return faulted(genuine, fault, "api", self._vcenter.sleep)
 
-    async def _answer(self, request: Request, call: MethodCall, session: Session | None) -> Response:
+    async def _answer(self, request: Request, call: MethodCall, session: SimulatedSession | None) -> Response:
         try:
             if call.name == "Login":
                 return self._login(call, session)
@@ -107,7 +109,7 @@ class Sdk:
         except SoapFaultError as error:
             return soap.fault_answer(error)
 
-    def _session(self, request: Request) -> Session | None:
+    def _session(self, request: Request) -> SimulatedSession | None:
         cookie = request.cookies.get(COOKIE, "").strip('"')
         try:
             session = self._vcenter.sessions.touch(cookie)
@@ -115,10 +117,10 @@ class Sdk:
             if rooms := self._methods.rooms.pop(cookie, None):
                 rooms.destroy()
             return None
-        self._methods.rooms.setdefault(session.id, Rooms())
+        self._methods.rooms.setdefault(session.id, SessionObjects())
         return session
 
-    def _login(self, call: MethodCall, session: Session | None) -> Response:
+    def _login(self, call: MethodCall, session: SimulatedSession | None) -> Response:
         credentials = (call.text("userName") or "", call.text("password") or "")
         try:
             if session is not None:
@@ -140,7 +142,7 @@ class Sdk:
             return self._read(call, None)
         raise not_authenticated(call.this)
 
-    def _called(self, call: MethodCall, session: Session) -> str:
+    def _called(self, call: MethodCall, session: SimulatedSession) -> str:
         if call.name == "RetrieveServiceContent":
             return soap.returned(content())
         if call.name in _READS:
@@ -154,7 +156,7 @@ class Sdk:
             raise SoapFaultError("MethodNotFound", f"{call.this.type} has no method {call.name}.")
         return method(call, session)
 
-    def _read(self, call: MethodCall, session: Session | None) -> str:
+    def _read(self, call: MethodCall, session: SimulatedSession | None) -> str:
         self._inventory.changes.pass_time(self._vcenter.clock())
         if call.name == "Fetch":
             return self._inventory.fetch(call, session)
@@ -162,13 +164,13 @@ class Sdk:
 
     # Waiting
 
-    async def _unlocked(self, request: Request, call: MethodCall, session: Session) -> None:
+    async def _unlocked(self, request: Request, call: MethodCall, session: SimulatedSession) -> None:
         while self._is_locked(call, session):
             await asyncio.sleep(_LOCKED_S)
             if session not in self._vcenter.sessions.live or await request.is_disconnected():
                 raise not_authenticated(call.this)
 
-    def _is_locked(self, call: MethodCall, session: Session) -> bool:
+    def _is_locked(self, call: MethodCall, session: SimulatedSession) -> bool:
         """Whether it reads an object that is locked, or changes a view whose filter is in the middle of that: vcsim
         lets both wait.
         """
@@ -178,7 +180,7 @@ class Sdk:
         view = views.get(call.this) if call.name == "ModifyListView" else None
         return view is not None and any(one.is_held_up(locked) for one in view.filters)
 
-    async def _waited(self, request: Request, call: MethodCall, session: Session) -> str:
+    async def _waited(self, request: Request, call: MethodCall, session: SimulatedSession) -> str:
         collector = self._methods.collector(call, session)
         version = call.text("version") or ""
         if version not in ("", str(collector.version)):
@@ -192,7 +194,13 @@ class Sdk:
         return f"<returnval>{found}</returnval>" if found else ""
 
     async def _news(
-        self, request: Request, call: MethodCall, session: Session, collector: Collector, most: int, until: float
+        self,
+        request: Request,
+        call: MethodCall,
+        session: SimulatedSession,
+        collector: Collector,
+        most: int,
+        until: float,
     ) -> str | None:
         """The next update set, None at the end of the time or when the client has gone."""
         inventory, canceled = self._inventory, collector.canceled
@@ -209,9 +217,7 @@ class Sdk:
                         return None
                     await asyncio.sleep(_LOCKED_S)
                     continue
-                found = collector.update_set(
-                    lambda target, wanted: inventory.snapshot(target, wanted, session), most
-                )
+                found = collector.update_set(lambda target, wanted: inventory.snapshot(target, wanted, session), most)
                 if found or now >= until or await request.is_disconnected():
                     return found
                 wait_s = min(_SLICE_S, until - now, max(0.0, inventory.changes.next_at - now))
@@ -221,7 +227,7 @@ class Sdk:
         finally:
             self._wakers.discard(waker)
 
-    def _check_wait(self, call: MethodCall, session: Session, collector: Collector, canceled: int) -> None:
+    def _check_wait(self, call: MethodCall, session: SimulatedSession, collector: Collector, canceled: int) -> None:
         """Raises SoapFaultError where the wait ends without an answer. It doesn't keep its session alive."""
         if session not in self._vcenter.sessions.live:
             raise not_authenticated(call.this)
@@ -231,7 +237,7 @@ class Sdk:
             raise SoapFaultError("ManagedObjectNotFound", "The collector is gone.")
 
 
-def _named(call: MethodCall) -> list[Target]:
+def _named(call: MethodCall) -> list[SimulatedTarget]:
     """The objects that a call is about, for the faults that are for one task."""
     listed = [call.this, *call.targets("add")]
     sets = (one for spec in call.all("specSet") for one in soap.children(spec, "objectSet"))

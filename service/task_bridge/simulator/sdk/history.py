@@ -2,8 +2,8 @@
 
 from datetime import datetime
 
-from ..bodies import Target
-from ..tasks_service import Task
+from ..bodies import SimulatedTarget
+from ..tasks_service import SimulatedTask
 from .soap import Element, find, text_of
 
 PAGE = 10
@@ -12,18 +12,18 @@ PAGE = 10
 class History:
     """The tasks that matched when it was created, oldest first."""
 
-    def __init__(self, ref: Target, tasks: list[Task]) -> None:
+    def __init__(self, ref: SimulatedTarget, tasks: list[SimulatedTask]) -> None:
         self.ref = ref
         self.tasks = tasks
         self._next = 0
         self._previous = len(tasks)
 
-    def read_next(self, at_most: int) -> list[Task]:
+    def read_next(self, at_most: int) -> list[SimulatedTask]:
         page = self.tasks[self._next : self._next + at_most]
         self._next += len(page)
         return page
 
-    def read_previous(self, at_most: int) -> list[Task]:
+    def read_previous(self, at_most: int) -> list[SimulatedTask]:
         first = max(0, self._previous - at_most)
         page = self.tasks[first : self._previous]
         self._previous = first

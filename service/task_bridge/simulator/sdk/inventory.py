@@ -3,12 +3,12 @@
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
-from ..bodies import Target
-from ..sessions import Session
-from ..tasks_service import Task
+from ..bodies import SimulatedTarget
+from ..sessions import SimulatedSession
+from ..tasks_service import SimulatedTask
 from . import objects, soap
 from .changes import Changes
-from .collector import ListView, Shown, Wanted, Watchers, missing_set
+from .collector import ListView, ObjectSnapshot, PropertySpec, Watchers, missing_set
 from .objects import task_ref
 from .soap import MethodCall, SoapFaultError, about_denied, children, find, not_found, target_of, text_of
 from .values import Value, element, fault, integer, moref, structure, text
@@ -16,11 +16,14 @@ from .values import Value, element, fault, integer, moref, structure, text
 if TYPE_CHECKING:
     from ..app import SimulatedVCenter
 
-SERVICE, SESSIONS = Target("ServiceInstance", "ServiceInstance"), Target("SessionManager", "SessionManager")
-TASKS, VIEWS = Target("TaskManager", "TaskManager"), Target("ViewManager", "ViewManager")
-ROOT_COLLECTOR = Target("PropertyCollector", "propertyCollector")
+SERVICE, SESSIONS = (
+    SimulatedTarget("ServiceInstance", "ServiceInstance"),
+    SimulatedTarget("SessionManager", "SessionManager"),
+)
+TASKS, VIEWS = SimulatedTarget("TaskManager", "TaskManager"), SimulatedTarget("ViewManager", "ViewManager")
+ROOT_COLLECTOR = SimulatedTarget("PropertyCollector", "propertyCollector")
 _CONTENT = (
-    ("rootFolder", Target("Folder", "group-d1")),
+    ("rootFolder", SimulatedTarget("Folder", "group-d1")),
     ("propertyCollector", ROOT_COLLECTOR),
     ("viewManager", VIEWS),
     ("sessionManager", SESSIONS),
@@ -39,7 +42,7 @@ _ABOUT = {
 }
 _LABELS = {"VirtualMachine.powerOn": "Power On virtual machine", "VirtualMachine.clone": "Clone virtual machine"}
 
-Views = Mapping[Target, ListView]
+Views = Mapping[SimulatedTarget, ListView]
 
 
 class Inventory:
@@ -48,14 +51,14 @@ class Inventory:
     def __init__(self, vcenter: "SimulatedVCenter") -> None:
         self._vcenter = vcenter
         self._tasks = vcenter.tasks
-        self._on_vm: dict[Target, dict[str, Task]] = {}
+        self._on_vm: dict[SimulatedTarget, dict[str, SimulatedTask]] = {}
         self.watchers = Watchers()
         self.changes = Changes(self._heard)
 
-    def changed(self, task: Task) -> None:
+    def changed(self, task: SimulatedTask) -> None:
         self.changes.changed(task, self._vcenter.clock())
 
-    def _heard(self, task: Task) -> None:
+    def _heard(self, task: SimulatedTask) -> None:
         self.watchers.touch(task_ref(task.id))
         if (vm := task.about.target) is None:
             return
@@ -65,9 +68,9 @@ class Inventory:
             self._on_vm.get(vm, {}).pop(task.id, None)
         self.watchers.touch(vm)
 
-    def retrieve(self, call: MethodCall, session: Session | None, views: Views) -> str:
+    def retrieve(self, call: MethodCall, session: SimulatedSession | None, views: Views) -> str:
         """RetrieveProperties and its Ex. Without a session every property is missing, and there is no fault."""
-        found: dict[Target, Shown] = {}
+        found: dict[SimulatedTarget, ObjectSnapshot] = {}
         for spec in call.all("specSet"):
             wanted = wanted_of(spec)
             for target in _selected(spec, views):
@@ -81,36 +84,38 @@ class Inventory:
             return inner.replace("<objects>", "<returnval>").replace("</objects>", "</returnval>")
         return f"<returnval>{inner}</returnval>" if inner else ""
 
-    def fetch(self, call: MethodCall, session: Session | None) -> str:
+    def fetch(self, call: MethodCall, session: SimulatedSession | None) -> str:
         """pyVmomi's way to one property."""
         path = call.text("prop") or ""
         if call.this == SERVICE and path == "content":
             return soap.returned(content())
-        shown = self.snapshot(call.this, Wanted({call.this.type: (path,)}), session)
+        shown = self.snapshot(call.this, PropertySpec({call.this.type: (path,)}), session)
         if shown is None:
             raise not_found(call.this)
         if path in shown.missing:
             kind = "NotAuthenticated" if session is None else "InvalidProperty"
-            raise SoapFaultError(
-                kind, "", *(about_denied(call.this) if session is None else [("name", text(path))])
-            )
+            raise SoapFaultError(kind, "", *(about_denied(call.this) if session is None else [("name", text(path))]))
         return soap.returned(shown.properties.get(path), typed=True)
 
-    def snapshot(self, target: Target, wanted: Wanted, session: Session | None) -> Shown | None:
+    def snapshot(
+        self, target: SimulatedTarget, wanted: PropertySpec, session: SimulatedSession | None
+    ) -> ObjectSnapshot | None:
         """How the object stands, None when there is no such object."""
         paths = wanted.paths.get(target.type, ())
         known = self._known(target, paths, session)
         if known is None:
             return None
         if session is None:
-            return Shown({}, {path: fault("NotAuthenticated", "", *about_denied(target)) for path in paths})
+            return ObjectSnapshot({}, {path: fault("NotAuthenticated", "", *about_denied(target)) for path in paths})
         if target.type == "Task" and target.id in self._tasks.denied:
-            return Shown({}, {path: fault("NoPermission", "", *about_denied(target)) for path in paths})
+            return ObjectSnapshot({}, {path: fault("NoPermission", "", *about_denied(target)) for path in paths})
         found = {path: known[path] for path in paths if path in known}
         odd = (path for path in paths if "." not in path and path not in known)
-        return Shown(found, {path: fault("InvalidProperty", "", ("name", text(path))) for path in odd})
+        return ObjectSnapshot(found, {path: fault("InvalidProperty", "", ("name", text(path))) for path in odd})
 
-    def _known(self, target: Target, paths: tuple[str, ...], session: Session | None) -> dict[str, Value] | None:
+    def _known(
+        self, target: SimulatedTarget, paths: tuple[str, ...], session: SimulatedSession | None
+    ) -> dict[str, Value] | None:
         match target.type:
             case "Task":
                 return self._task(target, paths)
@@ -122,7 +127,7 @@ class Inventory:
                 return {} if session is None else {"currentSession": user_session(session)}
         return None
 
-    def _task(self, target: Target, paths: tuple[str, ...]) -> dict[str, Value] | None:
+    def _task(self, target: SimulatedTarget, paths: tuple[str, ...]) -> dict[str, Value] | None:
         task = self._tasks.visible_vim(target.id)
         if task is None:
             return None
@@ -133,10 +138,10 @@ class Inventory:
             known["info"] = objects.whole_info(info)
         return known
 
-    def info(self, task: Task) -> dict[str, Value]:
+    def info(self, task: SimulatedTask) -> dict[str, Value]:
         return objects.task_info(task, self._vcenter.clock(), self._vcenter.options.timestamps)
 
-    def _vm(self, target: Target) -> dict[str, Value]:
+    def _vm(self, target: SimulatedTarget) -> dict[str, Value]:
         now = self._vcenter.clock()
         asked = (objects.question(task, now) for task in self.on_vm(target))
         question = next((found for found in asked if found), None)
@@ -153,10 +158,10 @@ class Inventory:
         info = [("methodInfo", objects.described(key, label)) for key, label in labels.items()]
         return structure("TaskDescription", *info)
 
-    def vim(self) -> list[Task]:
+    def vim(self) -> list[SimulatedTask]:
         return [task for task in self._tasks.everything() if task.is_vim]
 
-    def on_vm(self, vm: Target) -> list[Task]:
+    def on_vm(self, vm: SimulatedTarget) -> list[SimulatedTask]:
         """The classic tasks that are about this VM."""
         return list(self._on_vm.get(vm, {}).values())
 
@@ -171,12 +176,12 @@ def content() -> Value:
     return structure("ServiceContent", *((name, moref(ref)) for name, ref in _CONTENT), ("about", about))
 
 
-def user_session(session: Session) -> Value:
+def user_session(session: SimulatedSession) -> Value:
     named = (("key", session.id), ("userName", session.user), ("fullName", session.user), ("locale", "en"))
     return structure("UserSession", *((name, text(value)) for name, value in named))
 
 
-def wanted_of(spec: soap.Element) -> Wanted:
+def wanted_of(spec: soap.Element) -> PropertySpec:
     paths: dict[str, tuple[str, ...]] = {}
     for asked in children(spec, "propSet"):
         kind = text_of(find(asked, "type")) or ""
@@ -184,15 +189,15 @@ def wanted_of(spec: soap.Element) -> Wanted:
         if text_of(find(asked, "all")) in ("true", "1"):
             named = {"Task": ("info",)}.get(kind, ("name",))
         paths[kind] = named
-    return Wanted(paths)
+    return PropertySpec(paths)
 
 
-def read_by(call: MethodCall, views: Views) -> list[Target]:
+def read_by(call: MethodCall, views: Views) -> list[SimulatedTarget]:
     """The objects that a reading method names, or that the views have which it goes through."""
     return [call.this, *(target for spec in call.all("specSet") for target in _selected(spec, views))]
 
 
-def _selected(spec: soap.Element, views: Views) -> list[Target]:
+def _selected(spec: soap.Element, views: Views) -> list[SimulatedTarget]:
     """The objects of a filter: those named, or those of the views that are gone through."""
     targets = []
     for named in children(spec, "objectSet"):
@@ -205,7 +210,7 @@ def _selected(spec: soap.Element, views: Views) -> list[Target]:
     return targets
 
 
-def _object_content(target: Target, shown: Shown) -> str:
+def _object_content(target: SimulatedTarget, shown: ObjectSnapshot) -> str:
     found = "".join(
         f"<propSet>{element('name', text(path), typed=False)}{element('val', value, typed=True)}</propSet>"
         for path, value in shown.properties.items()

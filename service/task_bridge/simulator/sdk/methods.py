@@ -4,13 +4,13 @@ import itertools
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from ..bodies import OPERATIONS, Target
+from ..bodies import OPERATIONS, SimulatedTarget
 from ..errors import StandardError
-from ..sessions import Session
+from ..sessions import SimulatedSession
 from ..tasks import ENDED, message
-from ..tasks_service import Task
+from ..tasks_service import SimulatedTask
 from . import objects, soap
-from .collector import Collector, Filter, ListView, Wanted
+from .collector import Collector, ListView, PropertyFilter, PropertySpec
 from .history import History, within
 from .inventory import ROOT_COLLECTOR, Inventory, wanted_of
 from .soap import MethodCall, SoapFaultError, about_denied, children, find, not_found, target_of, text_of
@@ -26,13 +26,13 @@ Answer = str
 """The inside of a method's response."""
 
 
-class Rooms:
+class SessionObjects:
     """The managed objects of one session, which end with it."""
 
     def __init__(self) -> None:
         self.collectors = {ROOT_COLLECTOR: Collector(ROOT_COLLECTOR)}
-        self.views: dict[Target, ListView] = {}
-        self.histories: dict[Target, History] = {}
+        self.views: dict[SimulatedTarget, ListView] = {}
+        self.histories: dict[SimulatedTarget, History] = {}
 
     def destroy(self) -> None:
         for collector in self.collectors.values():
@@ -48,8 +48,8 @@ class Methods:
         self._tasks = vcenter.tasks
         self._numbers = itertools.count(1)
         self._inventory = inventory
-        self.rooms: dict[str, Rooms] = {}
-        self.by_name: dict[str, Callable[[MethodCall, Session], Answer]] = {
+        self.rooms: dict[str, SessionObjects] = {}
+        self.by_name: dict[str, Callable[[MethodCall, SimulatedSession], Answer]] = {
             "CreateFilter": self._create_filter,
             "CreatePropertyCollector": self._create_collector,
             "DestroyPropertyCollector": self._destroy_collector,
@@ -76,18 +76,18 @@ class Methods:
 
     # PropertyCollector
 
-    def collector(self, call: MethodCall, session: Session) -> Collector:
+    def collector(self, call: MethodCall, session: SimulatedSession) -> Collector:
         found = self.rooms[session.id].collectors.get(call.this)
         if found is None:
             raise not_found(call.this)
         return found
 
-    def _create_filter(self, call: MethodCall, session: Session) -> Answer:
+    def _create_filter(self, call: MethodCall, session: SimulatedSession) -> Answer:
         collector = self.collector(call, session)
         spec = find(call.arguments, "spec")
         if spec is None:
             raise SoapFaultError("InvalidArgument", "", ("invalidProperty", text("spec")))
-        one = Filter(self._ref("PropertyFilter", session), wanted_of(spec), self._inventory.watchers)
+        one = PropertyFilter(self._ref("PropertyFilter", session), wanted_of(spec), self._inventory.watchers)
         views = self.rooms[session.id].views
         for named in children(spec, "objectSet"):
             target = target_of(named[0])
@@ -101,12 +101,12 @@ class Methods:
         collector.filters[one.ref] = one
         return soap.returned(moref(one.ref))
 
-    def _create_collector(self, call: MethodCall, session: Session) -> Answer:
+    def _create_collector(self, call: MethodCall, session: SimulatedSession) -> Answer:
         ref = self._ref("PropertyCollector", session)
         self.rooms[session.id].collectors[ref] = Collector(ref)
         return soap.returned(moref(ref))
 
-    def _destroy_collector(self, call: MethodCall, session: Session) -> Answer:
+    def _destroy_collector(self, call: MethodCall, session: SimulatedSession) -> Answer:
         collector = self.collector(call, session)
         collector.canceled += 1
         for one in collector.filters.values():
@@ -114,18 +114,18 @@ class Methods:
         del self.rooms[session.id].collectors[call.this]
         return ""
 
-    def _destroy_filter(self, call: MethodCall, session: Session) -> Answer:
+    def _destroy_filter(self, call: MethodCall, session: SimulatedSession) -> Answer:
         for collector in self.rooms[session.id].collectors.values():
             if one := collector.filters.pop(call.this, None):
                 one.destroy()
                 return ""
         raise not_found(call.this)
 
-    def _cancel_wait(self, call: MethodCall, session: Session) -> Answer:
+    def _cancel_wait(self, call: MethodCall, session: SimulatedSession) -> Answer:
         self.collector(call, session).canceled += 1
         return ""
 
-    def _create_view(self, call: MethodCall, session: Session) -> Answer:
+    def _create_view(self, call: MethodCall, session: SimulatedSession) -> Answer:
         view = ListView(self._ref("ListView", session))
         targets = call.targets("obj")
         if unresolved := self._unresolved(targets, session):
@@ -134,7 +134,7 @@ class Methods:
         self.rooms[session.id].views[view.ref] = view
         return soap.returned(moref(view.ref))
 
-    def _modify_view(self, call: MethodCall, session: Session) -> Answer:
+    def _modify_view(self, call: MethodCall, session: SimulatedSession) -> Answer:
         view = self.rooms[session.id].views.get(call.this)
         if view is None:
             raise not_found(call.this)
@@ -144,10 +144,10 @@ class Methods:
         view.modify([target for target in targets if target not in missing], call.targets("remove"))
         return "".join(soap.returned(moref(target)) for target in unresolved)
 
-    def _unresolved(self, targets: list[Target], session: Session) -> list[Target]:
-        return [target for target in targets if self._inventory.snapshot(target, Wanted({}), session) is None]
+    def _unresolved(self, targets: list[SimulatedTarget], session: SimulatedSession) -> list[SimulatedTarget]:
+        return [target for target in targets if self._inventory.snapshot(target, PropertySpec({}), session) is None]
 
-    def _destroy_view(self, call: MethodCall, session: Session) -> Answer:
+    def _destroy_view(self, call: MethodCall, session: SimulatedSession) -> Answer:
         view = self.rooms[session.id].views.pop(call.this, None)
         if view is None:
             raise not_found(call.this)
@@ -156,7 +156,7 @@ class Methods:
 
     # Tasks
 
-    def _create_task(self, call: MethodCall, session: Session) -> Answer:
+    def _create_task(self, call: MethodCall, session: SimulatedSession) -> Answer:
         service, _, operation = (call.text("taskTypeId") or "").rpartition(".")
         task_id = self._vcenter.create(
             self._vcenter.next_vim_script(),
@@ -178,7 +178,7 @@ class Methods:
             raise SoapFaultError("InvalidState")
         return task.id
 
-    def _set_state(self, call: MethodCall, session: Session) -> Answer:
+    def _set_state(self, call: MethodCall, session: SimulatedSession) -> Answer:
         changes: dict[str, Any] = {"status": _STATES.get(call.text("state") or "", "RUNNING")}
         result, failed = find(call.arguments, "result"), find(call.arguments, "fault")
         if result is not None:
@@ -191,26 +191,26 @@ class Methods:
         self._tasks.set(self._running(call), changes)
         return ""
 
-    def _set_description(self, call: MethodCall, session: Session) -> Answer:
+    def _set_description(self, call: MethodCall, session: SimulatedSession) -> Answer:
         task = self._tasks[self._running(call)]
         said = call.text("description", "message") or ""
         shown = task.at(self._vcenter.clock()).fields.get("progress") or {"total": 100, "completed": 0}
         self._tasks.set(task.id, {"progress": {**shown, "message": message(said)}})
         return ""
 
-    def _update_progress(self, call: MethodCall, session: Session) -> Answer:
+    def _update_progress(self, call: MethodCall, session: SimulatedSession) -> Answer:
         percent = int(call.text("percentDone") or 0)
         self._tasks.set(self._running(call), {"progress": {"total": 100, "completed": percent}})
         return ""
 
-    def _cancel_task(self, call: MethodCall, session: Session) -> Answer:
+    def _cancel_task(self, call: MethodCall, session: SimulatedSession) -> Answer:
         try:
             self._tasks.cancel(call.this.id, vim=True)
         except StandardError as error:
             raise _CANCEL_FAULTS[error.error_type](call.this) from error
         return ""
 
-    def _answer_vm(self, call: MethodCall, session: Session) -> Answer:
+    def _answer_vm(self, call: MethodCall, session: SimulatedSession) -> Answer:
         """Whatever the answer is, the task goes on."""
         for task in self._inventory.on_vm(call.this):
             if task.at(self._vcenter.clock()).status == "BLOCKED":
@@ -219,57 +219,53 @@ class Methods:
 
     # History
 
-    def _create_history(self, call: MethodCall, session: Session) -> Answer:
+    def _create_history(self, call: MethodCall, session: SimulatedSession) -> Answer:
         begin, end = within(find(call.arguments, "filter"))
         # Without the fraction that the filter's times may not have.
-        tasks = [
-            task for task in self._inventory.vim() if begin - 1 <= task.created_at <= end + 1 and _is_kept(task)
-        ]
-        history = History(
-            self._ref("TaskHistoryCollector", session), sorted(tasks, key=lambda task: task.created_at)
-        )
+        tasks = [task for task in self._inventory.vim() if begin - 1 <= task.created_at <= end + 1 and _is_kept(task)]
+        history = History(self._ref("TaskHistoryCollector", session), sorted(tasks, key=lambda task: task.created_at))
         self.rooms[session.id].histories[history.ref] = history
         return soap.returned(moref(history.ref))
 
-    def _history(self, call: MethodCall, session: Session) -> History:
+    def _history(self, call: MethodCall, session: SimulatedSession) -> History:
         found = self.rooms[session.id].histories.get(call.this)
         if found is None:
             raise not_found(call.this)
         return found
 
-    def _read_history(self, call: MethodCall, session: Session) -> Answer:
+    def _read_history(self, call: MethodCall, session: SimulatedSession) -> Answer:
         history, at_most = self._history(call, session), int(call.text("maxCount") or 0)
         if at_most < 1:
             raise SoapFaultError("InvalidArgument", "", ("invalidProperty", text("maxCount")))
         page = history.read_next(at_most) if call.name == "ReadNextTasks" else history.read_previous(at_most)
         return "".join(soap.returned(objects.whole_info(self._inventory.info(task))) for task in page)
 
-    def _turn_history(self, call: MethodCall, session: Session) -> Answer:
+    def _turn_history(self, call: MethodCall, session: SimulatedSession) -> Answer:
         history = self._history(call, session)
         history.rewind() if call.name == "RewindCollector" else history.reset()
         return ""
 
-    def _destroy_history(self, call: MethodCall, session: Session) -> Answer:
+    def _destroy_history(self, call: MethodCall, session: SimulatedSession) -> Answer:
         del self.rooms[session.id].histories[self._history(call, session).ref]
         return ""
 
     # The rest
 
-    def _current_time(self, call: MethodCall, session: Session) -> Answer:
+    def _current_time(self, call: MethodCall, session: SimulatedSession) -> Answer:
         return soap.returned(objects.at_time(self._vcenter.clock(), self._vcenter.options.timestamps))
 
-    def _is_active(self, call: MethodCall, session: Session) -> Answer:
+    def _is_active(self, call: MethodCall, session: SimulatedSession) -> Answer:
         return f"<returnval>{'true' if call.text('sessionID') == session.id else 'false'}</returnval>"
 
-    def _ref(self, kind: str, session: Session) -> Target:
-        return Target(kind, f"session[{session.id}]{next(self._numbers)}")
+    def _ref(self, kind: str, session: SimulatedSession) -> SimulatedTarget:
+        return SimulatedTarget(kind, f"session[{session.id}]{next(self._numbers)}")
 
 
-def _is_kept(task: Task) -> bool:
+def _is_kept(task: SimulatedTask) -> bool:
     return task.gone_at is None or task.retired
 
 
-_CANCEL_FAULTS: dict[str, Callable[[Target], SoapFaultError]] = {
+_CANCEL_FAULTS: dict[str, Callable[[SimulatedTarget], SoapFaultError]] = {
     "NOT_FOUND": not_found,
     "UNAUTHORIZED": lambda target: SoapFaultError("NoPermission", "No permission.", *about_denied(target)),
     "UNSUPPORTED": lambda _: SoapFaultError("NotSupported", "The task can't be canceled."),

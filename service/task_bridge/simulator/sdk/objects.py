@@ -2,10 +2,10 @@
 
 from typing import Any
 
-from ..bodies import Target, written
+from ..bodies import SimulatedTarget, written
 from ..options import Timestamps
 from ..tasks import Fields, Frame
-from ..tasks_service import Task
+from ..tasks_service import SimulatedTask
 from .values import Value, anything, boolean, element, fault, integer, moref, structure, text
 
 STATES = {
@@ -28,11 +28,11 @@ QUESTION = "msg.device.locked:The virtual CD-ROM is locked by the guest. Disconn
 _PLAIN = "SystemError"
 
 
-def task_ref(task_id: str) -> Target:
-    return Target("Task", task_id)
+def task_ref(task_id: str) -> SimulatedTarget:
+    return SimulatedTarget("Task", task_id)
 
 
-def task_info(task: Task, now: float, timestamps: Timestamps) -> dict[str, Value]:
+def task_info(task: SimulatedTask, now: float, timestamps: Timestamps) -> dict[str, Value]:
     """The fields of TaskInfo that the task has now."""
     about, frame = task.about, task.at(now)
     fields = frame.fields
@@ -67,7 +67,7 @@ def whole_info(parts: dict[str, Value]) -> Value:
     return Value("TaskInfo", "".join(inner))
 
 
-def question(task: Task, now: float) -> Value | None:
+def question(task: SimulatedTask, now: float) -> Value | None:
     """The question that the task's VM has pending while the task is BLOCKED."""
     frame = task.at(now)
     if frame.status != "BLOCKED":
@@ -122,5 +122,5 @@ def at_time(at: float, timestamps: Timestamps) -> Value:
     return text(written(at, timestamps), "xsd:dateTime")
 
 
-def _after(task: Task, seconds: float | None, timestamps: Timestamps) -> Value | None:
+def _after(task: SimulatedTask, seconds: float | None, timestamps: Timestamps) -> Value | None:
     return None if seconds is None else at_time(task.created_at + seconds, timestamps)

@@ -5,7 +5,7 @@ from typing import NamedTuple
 from lxml import etree
 from starlette.responses import Response
 
-from ..bodies import Target
+from ..bodies import SimulatedTarget
 from .values import Value, element, moref, text
 
 VIM = "urn:vim25"
@@ -36,7 +36,7 @@ class MethodCall(NamedTuple):
     """A method of a managed object, and its arguments as they stand there."""
 
     name: str
-    this: Target
+    this: SimulatedTarget
     arguments: Element
 
     def text(self, *path: str) -> str | None:
@@ -45,7 +45,7 @@ class MethodCall(NamedTuple):
     def all(self, name: str) -> list[Element]:
         return children(self.arguments, name)
 
-    def targets(self, name: str) -> list[Target]:
+    def targets(self, name: str) -> list[SimulatedTarget]:
         return [target_of(found) for found in self.all(name)]
 
 
@@ -82,8 +82,8 @@ def text_of(found: Element | None) -> str | None:
     return None if found is None else (found.text or "").strip()
 
 
-def target_of(found: Element) -> Target:
-    return Target(found.get("type") or "", (found.text or "").strip())
+def target_of(found: Element) -> SimulatedTarget:
+    return SimulatedTarget(found.get("type") or "", (found.text or "").strip())
 
 
 def answer(method: str, inner: str) -> Response:
@@ -109,14 +109,14 @@ def _envelope(body: str, status: int) -> Response:
     return Response(f"{_START}{body}{_END}", status, media_type="text/xml")
 
 
-def not_found(target: Target) -> SoapFaultError:
+def not_found(target: SimulatedTarget) -> SoapFaultError:
     said = f"The object '{target.type}:{target.id}' has already been deleted or has not been completely created"
     return SoapFaultError("ManagedObjectNotFound", said, ("obj", moref(target)))
 
 
-def not_authenticated(target: Target) -> SoapFaultError:
+def not_authenticated(target: SimulatedTarget) -> SoapFaultError:
     return SoapFaultError("NotAuthenticated", "The session is not authenticated.", *about_denied(target))
 
 
-def about_denied(target: Target) -> tuple[tuple[str, Value], tuple[str, Value]]:
+def about_denied(target: SimulatedTarget) -> tuple[tuple[str, Value], tuple[str, Value]]:
     return ("object", moref(target)), ("privilegeId", text("System.Read"))

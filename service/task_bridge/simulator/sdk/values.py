@@ -4,7 +4,7 @@ from collections.abc import Iterable
 from typing import Any, NamedTuple
 from xml.sax.saxutils import escape
 
-from ..bodies import Target
+from ..bodies import SimulatedTarget
 
 _OF_ANY = {"AnyType", "TaskReason", "MethodFault"}
 """Declared types whose values must name their own."""
@@ -29,7 +29,7 @@ def text(value: str, kind: str = "xsd:string") -> Value:
     return Value(kind, escape(value))
 
 
-def moref(target: Target) -> Value:
+def moref(target: SimulatedTarget) -> Value:
     return Value("ManagedObjectReference", escape(target.id), target.type)
 
 
@@ -67,7 +67,7 @@ def anything(value: Any) -> Value | None:
         case str():
             return text(value)
         case {"type": str(kind), "id": str(name), **rest} if not rest:
-            return moref(Target(kind, name))
+            return moref(SimulatedTarget(kind, name))
         case dict():
             return Value("ArrayOfKeyValue", "".join(_pair(str(key), str(item)) for key, item in value.items()))
         case _:

@@ -10,8 +10,8 @@ wire       the two renderings of vCenter's API       reading    from vCenter's J
 What it stands on (HTTP, budget, health, proof of absence) is in `link/`.
 """
 
-from ..health import Health
-from ..policy import LookPolicy, VCenterSettings
+from ..health import VCenterHealthTracker
+from ..policy import PollPolicy, VCenterConfig
 from .source import CisSource
 
-__all__ = ["CisSource", "Health", "LookPolicy", "VCenterSettings"]
+__all__ = ["CisSource", "PollPolicy", "VCenterConfig", "VCenterHealthTracker"]

@@ -10,10 +10,10 @@ import msgspec
 
 from ...domain.errors import Refused, VCenterUnavailable
 from ...domain.task import Rendering, TaskError
-from ..http import Answer, AnswerTooLarge, Doubtful
-from ..policy import VCenterSettings
+from ..http import Answer, AnswerTooLarge, MaybeTaskSpecific
+from ..policy import VCenterConfig
 from . import renderings as wire
-from .session import Session
+from .session import CisSession
 
 
 class BadAnswer(VCenterUnavailable):
@@ -35,7 +35,7 @@ class Listing(NamedTuple):
     rendering: Rendering
 
 
-class Shown(NamedTuple):
+class FetchedTask(NamedTuple):
     """A task as JSON in a rendering."""
 
     body: msgspec.Raw
@@ -53,10 +53,10 @@ class Gone(NamedTuple):
     well_formed: bool
 
 
-class Tasks:
+class CisTasksApi:
     """The tasks service of one vCenter."""
 
-    def __init__(self, session: Session, settings: VCenterSettings) -> None:
+    def __init__(self, session: CisSession, settings: VCenterConfig) -> None:
         self._session = session
         self._name = settings.name
         self._renderings: list[Rendering] = ["api", "rest"] if settings.api == "auto" else [settings.api]
@@ -81,7 +81,7 @@ class Tasks:
                 return Listing(found, rendering)
         raise NoList(f"vCenter {self._name} has no list of tasks.")
 
-    async def get(self, task: str, *, with_result: bool) -> Shown | Gone:
+    async def get(self, task: str, *, with_result: bool) -> FetchedTask | Gone:
         """The task, or that it isn't there. Raises BadAnswer or VCenterUnavailable."""
         try:
             answer, rendering = await self._asked_for_task(task, with_result)
@@ -91,10 +91,10 @@ class Tasks:
             self._refuse_page(answer)
             self._prefer(rendering)
             try:
-                return Shown(wire.read_task(rendering, answer.body), rendering)
-            except wire.Unreadable as error:
+                return FetchedTask(wire.unwrap_task(rendering, answer.body), rendering)
+            except wire.UnreadableBody as error:
                 raise BadAnswer(f"vCenter {self._name} answers for {task} with {error}.") from error
-        words = wire.said(answer)
+        words = wire.parse_message(answer)
         if answer.status in (403, 404):
             denied = answer.status == 403
             right_type = words.type == ("UNAUTHORIZED" if denied else "NOT_FOUND")
@@ -103,12 +103,10 @@ class Tasks:
 
     async def cancel(self, task: str) -> None:
         """Asks vCenter to cancel the task. Raises Refused or VCenterUnavailable."""
-        answer, _ = await self._first_offered(
-            "cancel", "POST", lambda rendering: wire.cancel_target(rendering, task)
-        )
+        answer, _ = await self._first_offered("cancel", "POST", lambda rendering: wire.cancel_target(rendering, task))
         if answer.ok:
             return
-        words = wire.said(answer)
+        words = wire.parse_message(answer)
         if answer.status == 404 and words.by_router:
             raise VCenterUnavailable(f"vCenter {self._name} has no tasks service now: {words}")
         refusal = _CANCEL_REFUSED.get((answer.status, words.type)) or _CANCEL_REFUSED.get((answer.status, None))
@@ -142,7 +140,7 @@ class Tasks:
         self._refuse_page(answer)
         try:
             return wire.read_list(rendering, answer.body)
-        except wire.Unreadable as error:
+        except wire.UnreadableBody as error:
             raise BadAnswer(f"vCenter {self._name} answers with {error}.") from error
 
     async def _first_offered(
@@ -158,7 +156,7 @@ class Tasks:
 
     def _refuse_page(self, answer: Answer) -> None:
         if answer.body[:64].lstrip()[:1] == b"<":
-            raise Doubtful(f"vCenter {self._name} answers with a page for people, not with tasks.")
+            raise MaybeTaskSpecific(f"vCenter {self._name} answers with a page for people, not with tasks.")
 
     def _prefer(self, rendering: Rendering) -> None:
         """What has worked is asked first from now on."""
@@ -166,11 +164,11 @@ class Tasks:
             self._renderings.reverse()
 
     def _failure(self, answer: Answer) -> VCenterUnavailable:
-        words = wire.said(answer)
+        words = wire.parse_message(answer)
         text, said = f"vCenter {self._name} can't tell about tasks now: {words}", words.as_error()
         if answer.status == 429 or answer.retry_after_s is not None:
             return VCenterUnavailable(text, retry_after_s=answer.retry_after_s, answer=said)
-        return (BadAnswer if _is_about_these_tasks(answer) else Doubtful)(text, answer=said)
+        return (BadAnswer if _is_about_these_tasks(answer) else MaybeTaskSpecific)(text, answer=said)
 
 
 _CANCEL_REFUSED: dict[tuple[int, str | None], tuple[int, str, str]] = {
@@ -184,5 +182,5 @@ _CANCEL_REFUSED: dict[tuple[int, str | None], tuple[int, str, str]] = {
 def _is_about_these_tasks(answer: Answer) -> bool:
     """Whether other tasks may get a better answer: a refusal in vCenter's own words, or a request too long."""
     if answer.status == 500:
-        return wire.said(answer).error is not None
+        return wire.parse_message(answer).error is not None
     return answer.status < 500

@@ -46,7 +46,7 @@ class Group(msgspec.Struct, eq=False):
     in_flight: int = 0
     failures: int = 0
     listed_from: float = 0.0
-    queue: deque[Followed] = msgspec.field(default_factory=deque)
+    queue: deque[TrackedCisTask] = msgspec.field(default_factory=deque)
 
     @property
     def first(self) -> float:
@@ -56,7 +56,7 @@ class Group(msgspec.Struct, eq=False):
         return self.queue[0].due if self.queue else math.inf
 
 
-class Followed(msgspec.Struct, eq=False, gc=False):
+class TrackedCisTask(msgspec.Struct, eq=False, gc=False):
     """One followed task. Times are those of a clock that never goes back.
 
     `mark` is the fingerprint of the JSON that `task` was read from. `ended`: its result is being fetched.
@@ -94,19 +94,19 @@ class _Slots:
 
     def __init__(self, per_s: int) -> None:
         self._per_s = per_s
-        self._slots: defaultdict[int, list[Followed]] = defaultdict(list)
+        self._slots: defaultdict[int, list[TrackedCisTask]] = defaultdict(list)
 
-    def add(self, followed: Followed) -> None:
+    def add(self, followed: TrackedCisTask) -> None:
         self._slots[int(followed.due * self._per_s)].append(followed)
 
-    def add_all(self, those: list[Followed], due: float) -> None:
+    def add_all(self, those: list[TrackedCisTask], due: float) -> None:
         self._slots[int(due * self._per_s)] += those
 
     def first(self) -> float:
         """When the first slot begins, infinity when there is none. Those in it may have been moved since."""
         return min(self._slots) / self._per_s if self._slots else math.inf
 
-    def due(self, until: float) -> Iterator[Followed]:
+    def due(self, until: float) -> Iterator[TrackedCisTask]:
         """Takes out what is due until then, the oldest slot first."""
         last = int(until * self._per_s)
         for slot in sorted(slot for slot in self._slots if slot <= last):
@@ -115,7 +115,7 @@ class _Slots:
                     yield followed
 
 
-class Agenda:
+class PollAgenda:
     """When each waiting task is due, and the queues of those that are."""
 
     def __init__(self, poll_min_s: float, in_flight_max: int = 1) -> None:
@@ -128,11 +128,11 @@ class Agenda:
         self.lists_from = 0.0
         """Until then there is no list at all."""
 
-    def wait(self, followed: Followed, now: float, due: float) -> None:
+    def wait(self, followed: TrackedCisTask, now: float, due: float) -> None:
         followed.place, followed.due = WAITING, due
         (self._slow if due - now >= SLOW_S else self._fast).add(followed)
 
-    def wait_together(self, those: list[Followed], now: float, due: float) -> None:
+    def wait_together(self, those: list[TrackedCisTask], now: float, due: float) -> None:
         for followed in those:
             followed.place, followed.due = WAITING, due
         if those:
@@ -168,7 +168,7 @@ class Agenda:
                         self._has_tasks(home)
                     home.queue.append(followed)
 
-    def queue(self, followed: Followed, now: float, *, before_others: bool = False) -> None:
+    def queue(self, followed: TrackedCisTask, now: float, *, before_others: bool = False) -> None:
         followed.place = QUEUED
         group = self._group_of(followed, now)
         self._has_tasks(group)
@@ -182,7 +182,7 @@ class Agenda:
         if group not in self._waiting:
             self._waiting.append(group)
 
-    def _group_of(self, followed: Followed, now: float) -> Group:
+    def _group_of(self, followed: TrackedCisTask, now: float) -> Group:
         home_from = followed.home.listed_from if followed.home else 0.0
         by_get = followed.alone or max(followed.listed_from, home_from, self.lists_from) > now
         with_result = followed.ended or followed.with_result
@@ -205,9 +205,9 @@ class Agenda:
         return min(waiting, key=lambda group: group.first, default=None)
 
     @staticmethod
-    def take(group: Group, at_most: int) -> list[Followed]:
+    def take(group: Group, at_most: int) -> list[TrackedCisTask]:
         """The first of a queue, which are asked for from now on."""
-        taken: list[Followed] = []
+        taken: list[TrackedCisTask] = []
         while group.queue and len(taken) < at_most:
             followed = group.queue.popleft()
             if followed.place == QUEUED:
@@ -217,6 +217,6 @@ class Agenda:
         return taken
 
 
-def _is_odd(followed: Followed, now: float) -> bool:
+def _is_odd(followed: TrackedCisTask, now: float) -> bool:
     """Not to be looked at by list with the others of its provider."""
     return followed.alone or followed.ended or followed.listed_from > now

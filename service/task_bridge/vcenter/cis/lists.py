@@ -5,25 +5,25 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 from typing import NamedTuple
 
-from .api import BadAnswer, Listing, NoList, Tasks
-from .followed import Followed, Group
+from .api import BadAnswer, CisTasksApi, Listing, NoList
+from .followed import Group, TrackedCisTask
 
 RESULTS_MAX = 70
 """Some kilobytes a result: vCenter's own limit for an answer is 7 MB."""
 
 
-class Part(NamedTuple):
+class ListPart(NamedTuple):
     """Tasks that were asked for, and what came: a listing, an error, or neither where there is no list at all."""
 
-    tasks: list[Followed]
+    tasks: list[TrackedCisTask]
     listing: Listing | None = None
     error: BadAnswer | None = None
 
 
-class Lists:
+class TaskLists:
     """Lists of one vCenter's tasks."""
 
-    def __init__(self, tasks: Tasks) -> None:
+    def __init__(self, tasks: CisTasksApi) -> None:
         self._tasks = tasks
         self._results_max = RESULTS_MAX
 
@@ -31,7 +31,7 @@ class Lists:
         """How many tasks of the group one list may ask for."""
         return min(self._results_max, self._tasks.list_max) if group.with_result else self._tasks.list_max
 
-    async def ask(self, group: Group, batch: list[Followed]) -> AsyncIterator[Part]:
+    async def ask(self, group: Group, batch: list[TrackedCisTask]) -> AsyncIterator[ListPart]:
         """The batch in parts: what vCenter lists, and each task that no list works with, alone.
 
         Where so much fails that it isn't worth going on, the rest comes as one part with the last error.
@@ -42,22 +42,22 @@ class Lists:
         while parts:
             part = parts.pop()
             try:
-                yield Part(part, await self._list(group, part))
+                yield ListPart(part, await self._list(group, part))
                 continue
             except NoList:
-                yield Part([followed for rest in (part, *parts) for followed in rest])
+                yield ListPart([followed for rest in (part, *parts) for followed in rest])
                 return
             except BadAnswer as error:
                 failures += 1
                 if len(part) == 1:
-                    yield Part(part, error=error)
+                    yield ListPart(part, error=error)
                 elif failures > allowed:
-                    yield Part([followed for rest in (part, *parts) for followed in rest], error=error)
+                    yield ListPart([followed for rest in (part, *parts) for followed in rest], error=error)
                     return
                 else:
                     parts += _halves(part)
 
-    async def _list(self, group: Group, part: list[Followed]) -> Listing:
+    async def _list(self, group: Group, part: list[TrackedCisTask]) -> Listing:
         try:
             listing = await self._tasks.list([followed.id for followed in part], with_result=group.with_result)
         except BadAnswer:
@@ -69,6 +69,6 @@ class Lists:
         return listing
 
 
-def _halves(part: list[Followed]) -> tuple[list[Followed], list[Followed]]:
+def _halves(part: list[TrackedCisTask]) -> tuple[list[TrackedCisTask], list[TrackedCisTask]]:
     middle = len(part) // 2
     return part[middle:], part[:middle]

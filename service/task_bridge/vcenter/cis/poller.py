@@ -17,16 +17,16 @@ from ...domain.ports import Unanswered
 from ...domain.task import Rendering, Task
 from ...domain.watch import Absence
 from ...metrics import Metrics
-from ..health import Health
-from ..http import Doubtful
+from ..health import VCenterHealthTracker
+from ..http import MaybeTaskSpecific
 from ..outage import Outage
-from .api import BadAnswer, Gone, Listing, Tasks, TooLarge
-from .followed import ASKED, Followed, Group
-from .lists import Lists
-from .reading import read_task
-from .renderings import Unreadable
-from .session import Session
-from .tracker import Register
+from .api import BadAnswer, CisTasksApi, Gone, Listing, TooLarge
+from .followed import ASKED, Group, TrackedCisTask
+from .lists import TaskLists
+from .reading import parse_raw_task
+from .renderings import UnreadableBody
+from .session import CisSession
+from .tracker import CisTaskTracker
 
 log = structlog.get_logger(__name__)
 
@@ -36,15 +36,15 @@ _MANY = 20
 _LOOK_AROUND = {"list": 200, "get": 5}
 
 
-class Looks:
+class CisPoller:
     """Looks at the tasks of one vCenter."""
 
     def __init__(
         self,
-        register: Register,
-        tasks: Tasks,
-        session: Session,
-        health: Health,
+        register: CisTaskTracker,
+        tasks: CisTasksApi,
+        session: CisSession,
+        health: VCenterHealthTracker,
         outage: Outage,
         metrics: Metrics,
         wall_clock: Callable[[], float],
@@ -52,7 +52,7 @@ class Looks:
         self._register = register
         self._absences = register.absences
         self._tasks = tasks
-        self._lists = Lists(tasks)
+        self._lists = TaskLists(tasks)
         self._session = session
         self._health = health
         self._outage = outage
@@ -66,7 +66,7 @@ class Looks:
         """How many tasks of the group are asked for together."""
         return 1 if group.way == "get" else self._lists.at_most(group)
 
-    async def ask(self, group: Group, batch: list[Followed]) -> None:
+    async def ask(self, group: Group, batch: list[TrackedCisTask]) -> None:
         """Asks for tasks of one group. Raises VCenterUnavailable: vCenter as a whole doesn't answer."""
         try:
             if group.way == "get":
@@ -75,7 +75,7 @@ class Looks:
                 await self._list(group, batch)
         except VCenterUnavailable as error:
             self._register.said = error.answer or self._register.said
-            if not isinstance(error, Doubtful) or self._outage.doubt(self._register.clock()):
+            if not isinstance(error, MaybeTaskSpecific) or self._outage.doubt(self._register.clock()):
                 raise
             self._doubtful(group, batch, error)
         finally:
@@ -88,9 +88,9 @@ class Looks:
 
     # By list
 
-    async def _list(self, group: Group, batch: list[Followed]) -> None:
+    async def _list(self, group: Group, batch: list[TrackedCisTask]) -> None:
         showed, error = False, None
-        refused: list[Followed] = []
+        refused: list[TrackedCisTask] = []
         async for part in self._lists.ask(group, batch):
             if part.listing is not None:
                 showed, group.failures = True, 0
@@ -106,14 +106,14 @@ class Looks:
         elif error is not None:
             self._list_failed(group, batch, error)
 
-    def _take_listing(self, group: Group, asked: list[Followed], listing: Listing) -> None:
+    def _take_listing(self, group: Group, asked: list[TrackedCisTask], listing: Listing) -> None:
         now = self._register.clock()
         self._list_missed = False
         self._answered(now, group.provider)
         found, rendering = listing
         for task in islice(found, 2):
             self._absences.shown(task, now)
-        same: list[Followed] = []
+        same: list[TrackedCisTask] = []
         none_absent = not self._absences
         for followed in asked:
             body = found.get(followed.id)
@@ -127,13 +127,13 @@ class Looks:
         if not group.results:
             self._counted.inc(len(asked))
 
-    def _unlistable(self, those: list[Followed]) -> None:
+    def _unlistable(self, those: list[TrackedCisTask]) -> None:
         """Lists work, but not with these."""
         for followed in those:
             followed.listed_from = self._register.clock() + self._register.patience.relist_s
         self._get_instead(those)
 
-    def _list_failed(self, group: Group, batch: list[Followed], error: BadAnswer) -> None:
+    def _list_failed(self, group: Group, batch: list[TrackedCisTask], error: BadAnswer) -> None:
         """No list works, so it isn't about single tasks: all wait, but one that shows whether a get works."""
         self._reached()
         self._register.said = error.answer
@@ -142,26 +142,26 @@ class Looks:
         self._get_instead(batch[:1])
         self._try_together_later(batch, group.failures)
 
-    def _doubtful(self, group: Group, batch: list[Followed], error: Doubtful) -> None:
+    def _doubtful(self, group: Group, batch: list[TrackedCisTask], error: MaybeTaskSpecific) -> None:
         """It may be about these tasks or their provider alone: they wait. The log tells when it persists."""
         if group.way == "get":
             self._failed_look(batch[0], str(error))
             self._failed_alone(batch[0], error, _DOUBTS_TOLD)
             return
-        self._health.failed_look(str(error))
+        self._health.poll_failed(str(error))
         group.failures += 1
         if group.failures >= _DOUBTS_TOLD:
             self._health.failed(str(error), group.provider)
         self._try_together_later(batch, group.failures)
 
-    def _get_instead(self, those: list[Followed]) -> None:
+    def _get_instead(self, those: list[TrackedCisTask]) -> None:
         now = self._register.clock()
         for followed in those:
             if followed.place == ASKED:
                 followed.alone = True
                 self._register.agenda.queue(followed, now, before_others=followed.hurried)
 
-    def _missing(self, followed: Followed, now: float) -> None:
+    def _missing(self, followed: TrackedCisTask, now: float) -> None:
         """A list doesn't show the task, which is weaker than an answer about it alone."""
         if followed.place != ASKED:
             return
@@ -177,7 +177,7 @@ class Looks:
 
     # By get
 
-    async def _get_safely(self, followed: Followed) -> None:
+    async def _get_safely(self, followed: TrackedCisTask) -> None:
         try:
             await self._get(followed)
         except VCenterUnavailable:
@@ -185,7 +185,7 @@ class Looks:
         except Exception as error:
             self._unexpected(followed, error)
 
-    async def _get(self, followed: Followed) -> None:
+    async def _get(self, followed: TrackedCisTask) -> None:
         followed.alone = False
         with_result = followed.with_result or followed.ended
         try:
@@ -211,7 +211,7 @@ class Looks:
             followed.home.listed_from = now + self._register.patience.relist_s
         self._shown(followed, got.body, got.rendering, now)
 
-    async def _gone(self, followed: Followed, gone: Gone) -> None:
+    async def _gone(self, followed: TrackedCisTask, gone: Gone) -> None:
         now = self._register.clock()
         if gone.well_formed:
             self._answered(now, followed.provider)
@@ -234,7 +234,7 @@ class Looks:
             due = self._next_question(followed, now)
             self._register.failed(followed, now, due, Unanswered(gone.answer))
 
-    async def _is_proven(self, followed: Followed, gone: Gone, now: float) -> bool:
+    async def _is_proven(self, followed: TrackedCisTask, gone: Gone, now: float) -> bool:
         """Whether something else proves that the tasks service answers. A router's 404 may come from a restart of
         the service, so it takes another task that was shown since."""
         since = float("-inf") if gone.well_formed else self._absences.absent_since(followed.id)
@@ -242,7 +242,7 @@ class Looks:
             return True
         return gone.well_formed and await self._session.check()
 
-    def _next_question(self, followed: Followed, now: float) -> float:
+    def _next_question(self, followed: TrackedCisTask, now: float) -> float:
         """When to look again at an absent task: by get once that counts, by list before."""
         look_at = now + max(self._register.interval_s(followed, now), self._register.policy.poll_min_s)
         ask_at = max(self._absences.ask_at(followed.id, now), now + self._register.policy.poll_min_s)
@@ -255,7 +255,7 @@ class Looks:
     def _answered(self, now: float, provider: str) -> None:
         self._absences.answered(now)
         self._reached()
-        self._health.good(self._wall_clock(), provider)
+        self._health.poll_succeeded(self._wall_clock(), provider)
 
     def _reached(self) -> None:
         """Whatever it is that vCenter answered, it did."""
@@ -263,7 +263,7 @@ class Looks:
         self._outage.over(self._register.clock())
         self._health.answered()
 
-    def _shown(self, followed: Followed, body: msgspec.Raw, rendering: Rendering, now: float) -> None:
+    def _shown(self, followed: TrackedCisTask, body: msgspec.Raw, rendering: Rendering, now: float) -> None:
         if followed.place != ASKED:
             return
         if followed.ended:
@@ -274,8 +274,8 @@ class Looks:
         task, mark = followed.task, hash(bytes(body))
         if task is None or mark != followed.mark:
             try:
-                task = read_task(body, rendering, with_result=followed.with_result)
-            except Unreadable as error:
+                task = parse_raw_task(body, rendering, with_result=followed.with_result)
+            except UnreadableBody as error:
                 self._bad_answer(followed, BadAnswer(f"vCenter shows what can't be read: {error}."))
                 return
         if task == followed.task:
@@ -285,19 +285,19 @@ class Looks:
         followed.mark = mark
         self._readable(followed)
 
-    def _shown_safely(self, followed: Followed, body: msgspec.Raw, rendering: Rendering, now: float) -> None:
+    def _shown_safely(self, followed: TrackedCisTask, body: msgspec.Raw, rendering: Rendering, now: float) -> None:
         try:
             self._shown(followed, body, rendering, now)
         except Exception as error:
             self._unexpected(followed, error)
 
-    def _readable(self, followed: Followed) -> None:
+    def _readable(self, followed: TrackedCisTask) -> None:
         followed.failures = 0
         if followed.told:
             followed.told = False
             log.info("task_readable_again", vcenter=self._register.vcenter, task=followed.id)
 
-    def _bad_answer(self, followed: Followed, error: BadAnswer) -> None:
+    def _bad_answer(self, followed: TrackedCisTask, error: BadAnswer) -> None:
         """It concerns this task alone: told once, tried less and less often."""
         self._reached()
         self._register.said = error.answer
@@ -310,18 +310,18 @@ class Looks:
             # Better to see how the task does without its partial result than not at all.
             followed.with_result, followed.home = False, None
 
-    def _failed_look(self, followed: Followed, reason: str) -> None:
+    def _failed_look(self, followed: TrackedCisTask, reason: str) -> None:
         """It is about vCenter only when most tasks, or many, failed one after another without a good look: one bad
         task among others must not make a vCenter's health flap.
         """
-        if self._good_looks_then != self._health.good_looks:
-            self._good_looks_then = self._health.good_looks
+        if self._good_looks_then != self._health.good_polls:
+            self._good_looks_then = self._health.good_polls
             self._failing.clear()
         self._failing.add(followed.id)
         if len(self._failing) > min(len(self._register.tasks) / 2, _MANY):
-            self._health.failed_look(reason)
+            self._health.poll_failed(reason)
 
-    def _failed_alone(self, followed: Followed, error: Exception, told_after: int) -> None:
+    def _failed_alone(self, followed: TrackedCisTask, error: Exception, told_after: int) -> None:
         followed.failures += 1
         told_of_all = followed.home is not None and followed.home.failures > 0
         if followed.failures >= told_after and not followed.told and not told_of_all:
@@ -329,18 +329,18 @@ class Looks:
             log.warning("task_not_readable", vcenter=self._register.vcenter, task=followed.id, reason=str(error))
         self._try_later(followed, self._register.clock(), followed.failures)
 
-    def _unexpected(self, followed: Followed, error: Exception) -> None:
+    def _unexpected(self, followed: TrackedCisTask, error: Exception) -> None:
         """A fault of the bridge's own over one task: it mustn't keep the others from being looked at."""
         if not followed.failures:
             log.error("look_failed", vcenter=self._register.vcenter, task=followed.id, exc_info=error)
         followed.failures += 1
         self._try_later(followed, self._register.clock(), followed.failures)
 
-    def _try_later(self, followed: Followed, now: float, failures: int) -> None:
+    def _try_later(self, followed: TrackedCisTask, now: float, failures: int) -> None:
         if followed.place == ASKED:
             self._register.failed(followed, now, now + self._register.backoff_s(failures))
 
-    def _try_together_later(self, batch: list[Followed], failures: int) -> None:
+    def _try_together_later(self, batch: list[TrackedCisTask], failures: int) -> None:
         now = self._register.clock()
         due = now + self._register.backoff_s(failures)
         for followed in batch:
@@ -349,28 +349,28 @@ class Looks:
 
     # Results of tasks that ended
 
-    def _result_shown(self, followed: Followed, body: msgspec.Raw, rendering: Rendering, now: float) -> None:
+    def _result_shown(self, followed: TrackedCisTask, body: msgspec.Raw, rendering: Rendering, now: float) -> None:
         task = _ended_with_result(body, rendering)
         if task is not None:
             self._register.give(followed, task, now)
         else:
             self._bad_answer(followed, BadAnswer("vCenter shows the task that ended as if it hadn't."))
 
-    def _result_gone(self, followed: Followed, gone: Gone, now: float) -> None:
+    def _result_gone(self, followed: TrackedCisTask, gone: Gone, now: float) -> None:
         if gone.well_formed:
             self._register.give_up_result(followed)
         else:
             self._try_later(followed, now, 1)
 
 
-def _is_plain(followed: Followed) -> bool:
+def _is_plain(followed: TrackedCisTask) -> bool:
     """Still asked for, for a look, and seen without trouble before: if its mark is the same, all is."""
     return followed.place == ASKED and not followed.ended and not followed.failures
 
 
 def _ended_with_result(body: msgspec.Raw, rendering: Rendering) -> Task | None:
     try:
-        task = read_task(body, rendering, with_result=True)
-    except Unreadable:
+        task = parse_raw_task(body, rendering, with_result=True)
+    except UnreadableBody:
         return None
     return task if task.ended else None

@@ -5,10 +5,10 @@ from __future__ import annotations
 import msgspec
 
 from ...domain.task import NotATask, Rendering, Task, parse_task
-from .renderings import Unreadable, read_json
+from .renderings import UnreadableBody, read_json
 
 
-def read_task(body: bytes | msgspec.Raw, rendering: Rendering, *, with_result: bool) -> Task:
+def parse_raw_task(body: bytes | msgspec.Raw, rendering: Rendering, *, with_result: bool) -> Task:
     """The task that a body shows. Raises Unreadable.
 
     Without `with_result` the result was to be left out; where it is there nevertheless, the task that ended has it.
@@ -18,7 +18,7 @@ def read_task(body: bytes | msgspec.Raw, rendering: Rendering, *, with_result: b
     try:
         task = parse_task(info, rendering, with_result=with_result or carried)
     except (NotATask, RecursionError) as error:
-        raise Unreadable(str(error)) from error
+        raise UnreadableBody(str(error)) from error
     if task.ended:
         return task
     # What is told only at the end needn't be kept, nor a result that nobody asked for.

@@ -31,9 +31,7 @@ class LoginCalls(NamedTuple):
 _REST_SESSION = "/rest/com/vmware/cis/session"
 LOGIN: dict[Rendering, LoginCalls] = {
     "api": LoginCalls(("POST", "/api/session"), ("GET", "/api/session"), ("DELETE", "/api/session")),
-    "rest": LoginCalls(
-        ("POST", _REST_SESSION), ("POST", f"{_REST_SESSION}?~action=get"), ("DELETE", _REST_SESSION)
-    ),
+    "rest": LoginCalls(("POST", _REST_SESSION), ("POST", f"{_REST_SESSION}?~action=get"), ("DELETE", _REST_SESSION)),
 }
 
 LIST_MAX = 500
@@ -42,7 +40,7 @@ REST_LIST_MAX = 70
 _QUERY_MAX = 7_000
 
 
-class Unreadable(ValueError):  # noqa: N818 - reads as what the body is
+class UnreadableBody(ValueError):  # noqa: N818 - reads as what the body is
     """A body that isn't what was asked for."""
 
 
@@ -97,7 +95,7 @@ def _queries(tasks: Iterable[str]) -> Iterator[str]:
 # What an answer means
 
 
-class Said(NamedTuple):
+class VCenterMessage(NamedTuple):
     """vCenter's own words in an answer that isn't a success. `error` is None when they aren't its standard ones."""
 
     status: int
@@ -128,18 +126,18 @@ class Said(NamedTuple):
         return self.words
 
 
-def said(answer: Answer) -> Said:
+def parse_message(answer: Answer) -> VCenterMessage:
     error = _standard_error(answer.body)
     if error is not None:
-        return Said(answer.status, error, f"{error.message} (HTTP {answer.status})")
+        return VCenterMessage(answer.status, error, f"{error.message} (HTTP {answer.status})")
     text = re.sub(r"(<[^>]*>|\s)+", " ", answer.body[:400].decode("utf-8", "replace")).strip()
-    return Said(answer.status, None, f"HTTP {answer.status}" + (f" ({text[:200]})" if text else ""))
+    return VCenterMessage(answer.status, None, f"HTTP {answer.status}" + (f" ({text[:200]})" if text else ""))
 
 
 def _standard_error(body: bytes) -> TaskError | None:
     try:
         return parse_error(read_json(body))
-    except Unreadable:
+    except UnreadableBody:
         return None
 
 
@@ -147,7 +145,7 @@ def is_no_route(answer: Answer) -> bool:
     """Nothing is offered at this path: 404 by the router or in plain text, 405, or a redirect."""
     if answer.status in (301, 302, 307, 308, 405, 501):
         return True
-    return answer.status == 404 and said(answer).by_router
+    return answer.status == 404 and parse_message(answer).by_router
 
 
 class SessionFault(enum.Enum):
@@ -172,7 +170,7 @@ def session_fault(answer: Answer) -> SessionFault:
         return SessionFault.CERTAIN
     if answer.status not in (403, 500):
         return SessionFault.NO
-    words = said(answer)
+    words = parse_message(answer)
     if words.type == "UNAUTHENTICATED" or words.mentions(_AUTHENTICATION):
         return SessionFault.CERTAIN
     return SessionFault.POSSIBLE if answer.status == 403 else SessionFault.NO
@@ -185,7 +183,7 @@ def read_token(body: bytes) -> str | None:
     """The session id out of either login's body."""
     try:
         value = read_json(body)
-    except Unreadable:
+    except UnreadableBody:
         return None
     token = value.get("value") if isinstance(value, dict) else value
     return token if isinstance(token, str) and token.isascii() and token.isprintable() and token else None
@@ -218,18 +216,18 @@ def read_list(rendering: Rendering, body: bytes) -> Found:
             return _api_list.decode(body)
         listed = _rest_list.decode(body).value
     except (ValueError, RecursionError) as error:
-        raise Unreadable(f"not a list of tasks: {error}") from error
+        raise UnreadableBody(f"not a list of tasks: {error}") from error
     return listed if isinstance(listed, dict) else {entry.key: entry.value for entry in listed}
 
 
-def read_task(rendering: Rendering, body: bytes) -> msgspec.Raw:
+def unwrap_task(rendering: Rendering, body: bytes) -> msgspec.Raw:
     """One task, still as JSON. Raises Unreadable."""
     if rendering == "api":
         return msgspec.Raw(body)
     try:
         return _rest_task.decode(body).value
     except (ValueError, RecursionError) as error:
-        raise Unreadable(f"not a task: {error}") from error
+        raise UnreadableBody(f"not a task: {error}") from error
 
 
 def read_json(body: bytes | msgspec.Raw) -> Any:
@@ -241,4 +239,4 @@ def read_json(body: bytes | msgspec.Raw) -> Any:
     try:
         return json.loads(bytes(body).decode("utf-8", "replace"))
     except (ValueError, RecursionError) as error:
-        raise Unreadable(f"not JSON: {error}") from error
+        raise UnreadableBody(f"not JSON: {error}") from error

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from ..outage import JITTER
-from ..policy import LookPolicy
+from ..policy import PollPolicy
 
 _AGES = 13.0
 """So many intervals make up a task's age."""
@@ -11,7 +11,7 @@ _SPARE = 0.8
 """What looks may take of the requests per second; results, logins and cancels need some too."""
 
 
-def interval_s(policy: LookPolicy, age_s: float, remaining_s: float | None, stretch: float, chance: float) -> float:
+def interval_s(policy: PollPolicy, age_s: float, remaining_s: float | None, stretch: float, chance: float) -> float:
     """How long until the next look at a task of this age.
 
     A thirteenth of the age: with fetching the result, and what is gathered under load, an end is then told late by

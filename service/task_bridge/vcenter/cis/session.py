@@ -16,11 +16,11 @@ from collections.abc import Callable
 from ...domain.errors import VCenterUnavailable
 from ...domain.task import Rendering
 from ...metrics import Metrics
-from ..http import Answer, Http
+from ..http import Answer, VCenterHttp
 from ..login import LoginGate
-from ..policy import VCenterSettings
-from ..single_flight import Single
-from .renderings import LOGIN, LoginCalls, SessionFault, is_no_route, read_token, said, session_fault
+from ..policy import VCenterConfig
+from ..single_flight import SingleFlight
+from .renderings import LOGIN, LoginCalls, SessionFault, is_no_route, parse_message, read_token, session_fault
 
 ALIVE_S = 3.0
 """A session that was good so short a time ago isn't checked again when a 403 comes."""
@@ -29,13 +29,13 @@ _SESSION_LIMIT = re.compile("MaxUserSessionCountReached")
 _SESSION_HEADER = "vmware-api-session-id"
 
 
-class Session:
+class CisSession:
     """Requests with a session. `close` ends it."""
 
     def __init__(
         self,
-        http: Http,
-        settings: VCenterSettings,
+        http: VCenterHttp,
+        settings: VCenterConfig,
         metrics: Metrics,
         *,
         clock: Callable[[], float] = time.monotonic,
@@ -46,7 +46,7 @@ class Session:
         self._clock = clock
         self._token: str | None = None
         self._rendering: Rendering | None = None
-        self._login = Single(self._log_in)
+        self._login = SingleFlight(self._log_in)
         self._good_at = -ALIVE_S
         rng = rng or random.Random()  # noqa: S311 - spreads logins, keeps no secret
         self.gate = LoginGate(settings, metrics, clock, rng)
@@ -64,7 +64,7 @@ class Session:
         token = await self._logged_in(stale=token)
         answer = await self._ask(token, operation, method, target, content)
         if session_fault(answer) is SessionFault.CERTAIN:
-            raise self.gate.unaccepted(str(said(answer)))
+            raise self.gate.unaccepted(str(parse_message(answer)))
         return answer
 
     async def check(self) -> bool:
@@ -83,9 +83,7 @@ class Session:
             method, target = self._calls.logout
             await self._http.request("logout", method, target, {_SESSION_HEADER: token}, urgent=True)
 
-    async def _ask(
-        self, token: str, operation: str, method: str, target: str, content: bytes | None = None
-    ) -> Answer:
+    async def _ask(self, token: str, operation: str, method: str, target: str, content: bytes | None = None) -> Answer:
         headers = {_SESSION_HEADER: token}
         if content is not None:
             headers["content-type"] = "application/json"
@@ -104,7 +102,9 @@ class Session:
             return False
         check = await self._ask(token, "session", *self._calls.check)
         if check.status >= 500:
-            raise VCenterUnavailable(f"vCenter {self._settings.name} can't tell about its session: {said(check)}")
+            raise VCenterUnavailable(
+                f"vCenter {self._settings.name} can't tell about its session: {parse_message(check)}"
+            )
         return session_fault(check) is not SessionFault.NO
 
     @property
@@ -119,7 +119,7 @@ class Session:
             return self._token
         if self._closed:
             raise VCenterUnavailable(f"The bridge is leaving vCenter {self._settings.name}.")
-        return await self._login.made()
+        return await self._login.run()
 
     async def _log_in(self) -> str:
         async with self.gate.turn:
@@ -157,7 +157,7 @@ class Session:
 
     def _refusal(self, answer: Answer, username: str, password: str) -> VCenterUnavailable:
         """Why there is no session, with what follows from it for the next try."""
-        name, words = self._settings.name, said(answer)
+        name, words = self._settings.name, parse_message(answer)
         if answer.status in (401, 403):
             return self.gate.refused(username, password, str(words))
         if answer.status == 503 and words.mentions(_SESSION_LIMIT):

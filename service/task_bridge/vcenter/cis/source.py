@@ -20,20 +20,20 @@ import httpx
 import structlog
 
 from ...domain.errors import VCenterUnavailable
-from ...domain.ports import Standing
+from ...domain.ports import PollResult
 from ...metrics import Metrics
-from ..budget import Budget
-from ..health import Health
-from ..http import Http
+from ..budget import RequestBudget
+from ..health import VCenterHealthTracker
+from ..http import VCenterHttp
 from ..outage import Outage
-from ..policy import PATIENCE, LookPolicy, Patience, VCenterSettings
-from ..shared import Link
+from ..policy import TIMEOUTS, PollPolicy, Timeouts, VCenterConfig
+from ..shared import SharedVCenter
 from . import schedule
-from .api import Tasks
-from .followed import Agenda
-from .poller import Looks
-from .session import Session
-from .tracker import Register
+from .api import CisTasksApi
+from .followed import PollAgenda
+from .poller import CisPoller
+from .session import CisSession
+from .tracker import CisTaskTracker
 
 log = structlog.get_logger(__name__)
 
@@ -53,34 +53,36 @@ class CisSource:
 
     def __init__(
         self,
-        settings: VCenterSettings,
-        policy: LookPolicy,
+        settings: VCenterConfig,
+        policy: PollPolicy,
         metrics: Metrics,
         *,
         clock: Callable[[], float] = time.time,
         monotonic: Callable[[], float] = time.monotonic,
         rng: random.Random | None = None,
-        patience: Patience = PATIENCE,
+        patience: Timeouts = TIMEOUTS,
         transport: httpx.AsyncBaseTransport | None = None,
     ) -> None:
         rng = rng or random.Random()  # noqa: S311 - spreads looks in time
-        self.health = Health(settings.name)
+        self.health = VCenterHealthTracker(settings.name)
         self._settings = settings
         self._patience = patience
         self._clock = clock
         self._monotonic = monotonic
-        self._http = Http(settings, metrics, phase_s=patience.phase_s, clock=monotonic, transport=transport)
-        self._session = Session(self._http, settings, metrics, clock=monotonic, rng=rng)
-        self._tasks = Tasks(self._session, settings)
-        agenda = Agenda(policy.poll_min_s, settings.max_concurrent_requests)
-        self._register = Register(settings.name, policy, patience, agenda, monotonic, rng, self._results_wait_s)
+        self._http = VCenterHttp(
+            settings, metrics, phase_s=patience.read_timeout_s, clock=monotonic, transport=transport
+        )
+        self._session = CisSession(self._http, settings, metrics, clock=monotonic, rng=rng)
+        self._tasks = CisTasksApi(self._session, settings)
+        agenda = PollAgenda(policy.poll_min_s, settings.max_concurrent_requests)
+        self._register = CisTaskTracker(settings.name, policy, patience, agenda, monotonic, rng, self._results_wait_s)
         self._outage = Outage(policy, rng)
-        self._looks = Looks(self._register, self._tasks, self._session, self.health, self._outage, metrics, clock)
+        self._looks = CisPoller(self._register, self._tasks, self._session, self.health, self._outage, metrics, clock)
         self._news = asyncio.Event()
         self._wakes_at = math.inf
         self._running: set[asyncio.Task[None]] = set()
         self._started_at = -math.inf
-        self._early = Budget(_EARLY_PER_S, monotonic, at_once=_EARLY_AT_ONCE)
+        self._early = RequestBudget(_EARLY_PER_S, monotonic, at_once=_EARLY_AT_ONCE)
         self._pinged_at = -math.inf
         self._answered_at = 0.0
         self._results_last = False
@@ -110,9 +112,9 @@ class CisSource:
         await self._http.close()
 
     @property
-    def link(self) -> Link:
+    def shared(self) -> SharedVCenter:
         """What another kind of tasks of this vCenter shares with this one; it must be left first."""
-        return Link(self._http, self._session.gate, self.health, self._register.finds)
+        return SharedVCenter(self._http, self._session.gate, self.health, self._register.finds)
 
     @property
     def budget_used(self) -> float:
@@ -125,15 +127,15 @@ class CisSource:
 
     # The port
 
-    def follow(self, task: str, since: float, *, seen: bool, with_result: bool) -> None:
+    def track(self, task: str, since: float, *, seen: bool, with_result: bool) -> None:
         self._register.follow(task, self._clock() - since, seen=seen, with_result=with_result)
         self._news.set()
 
-    def again(self, task: str) -> None:
+    def resume(self, task: str) -> None:
         if self._register.again(task) < self._wakes_at:
             self._news.set()
 
-    def hurry(self, task: str) -> None:
+    def poll_now(self, task: str) -> None:
         self._register.hurry(task)
         if self._outage.down:
             self._register.answer_hurried()
@@ -143,15 +145,15 @@ class CisSource:
         self._register.forget(task)
 
     @property
-    def absent(self) -> int:
+    def absent_count(self) -> int:
         return self._register.absences.together
 
-    def absent_elsewhere(self, count: int) -> None:
+    def set_absent_elsewhere(self, count: int) -> None:
         if self._register.absences.missed_elsewhere(count):
             self._register.look_around("", _LOOK_AROUND)
             self._news.set()
 
-    def looks(self) -> AsyncIterator[list[tuple[str, Standing]]]:
+    def poll_results(self) -> AsyncIterator[list[tuple[str, PollResult]]]:
         return self._register.finds.batches()
 
     async def cancel(self, task: str) -> None:
@@ -263,11 +265,11 @@ class CisSource:
 
     async def _ping(self) -> None:
         """Asks whether vCenter is there: nothing else may tell while no task of this kind is followed."""
-        if (self.health.last_good_look_at or 0.0) > self._answered_at:
+        if (self.health.last_good_poll_at or 0.0) > self._answered_at:
             self.health.answered()  # another kind's look was good meanwhile
         elif not await self._session.check():
             raise VCenterUnavailable(f"vCenter {self._settings.name} doesn't answer for the session that it gave.")
         else:
-            self.health.good(self._clock())
-        self._answered_at = self.health.last_good_look_at or 0.0
+            self.health.poll_succeeded(self._clock())
+        self._answered_at = self.health.last_good_poll_at or 0.0
         self._outage.over(self._monotonic())

@@ -11,27 +11,27 @@ from collections.abc import Callable, Sequence
 import msgspec
 import structlog
 
-from ...domain.ports import UNCHANGED, Standing, Unanswered
+from ...domain.ports import UNCHANGED, PollResult, Unanswered
 from ...domain.task import UNAVAILABLE, Task, TaskError
 from ..absence import Absences
 from ..outage import JITTER, backoff_s
-from ..policy import LookPolicy, Patience
-from ..result_queue import Finds
+from ..policy import PollPolicy, Timeouts
+from ..result_queue import ResultQueue
 from . import schedule
-from .followed import ASKED, GONE, PARKED, WAITING, Agenda, Followed
+from .followed import ASKED, GONE, PARKED, WAITING, PollAgenda, TrackedCisTask
 
 log = structlog.get_logger(__name__)
 
 
-class Register:
+class CisTaskTracker:
     """The followed tasks of one vCenter."""
 
     def __init__(
         self,
         vcenter: str,
-        policy: LookPolicy,
-        patience: Patience,
-        agenda: Agenda,
+        policy: PollPolicy,
+        patience: Timeouts,
+        agenda: PollAgenda,
         clock: Callable[[], float],
         rng: random.Random,
         results_wait_s: Callable[[], float],
@@ -42,11 +42,11 @@ class Register:
         self._results_wait_s = results_wait_s
         self.clock = clock
         self.rng = rng
-        self.tasks: dict[str, Followed] = {}
-        self.hurried: set[Followed] = set()
+        self.tasks: dict[str, TrackedCisTask] = {}
+        self.hurried: set[TrackedCisTask] = set()
         self.agenda = agenda
         self.absences = Absences(policy.not_found_grace_s, patience)
-        self.finds = Finds()
+        self.finds = ResultQueue()
         self.urgent = False
         """Something is due that is better not gathered with others: a first look, or the result of an end."""
         self.stretch = 1.0
@@ -62,7 +62,7 @@ class Register:
         self.forget(task)
         now = self.clock()
         provider = sys.intern(task.partition(":")[2])
-        followed = Followed(task, provider, now - max(0.0, age_s), seen, with_result)
+        followed = TrackedCisTask(task, provider, now - max(0.0, age_s), seen, with_result)
         self.tasks[task] = followed
         self.agenda.wait(followed, now, now)
         self.urgent = True
@@ -76,7 +76,7 @@ class Register:
         self.agenda.wait(followed, now, max(now, followed.next_due))
         return followed.due
 
-    def hurry(self, task: str) -> Followed | None:
+    def hurry(self, task: str) -> TrackedCisTask | None:
         """Queues the task before all others; the one whose standing must be told soon, if it is followed.
 
         The result of one that ended is being fetched already: that is its standing.
@@ -105,7 +105,7 @@ class Register:
 
     # What was found
 
-    def unchanged(self, those: Sequence[Followed], now: float) -> None:
+    def unchanged(self, those: Sequence[TrackedCisTask], now: float) -> None:
         """The hottest loop of the bridge: so many tasks are shown as they were.
 
         Those that are looked at as seldom as can be stay together, as one list again.
@@ -122,9 +122,9 @@ class Register:
         longest_s = self.policy.poll_max_s * self.stretch
         self.agenda.wait_together(settled, now, now + longest_s * (1 - spread * self.rng.random()))
         self.finds.waiting += [(followed.id, UNCHANGED) for followed in those]
-        self.finds.tell()
+        self.finds.notify()
 
-    def changed(self, followed: Followed, task: Task, now: float) -> None:
+    def changed(self, followed: TrackedCisTask, task: Task, now: float) -> None:
         """The task is shown otherwise than before. One that ended without its result gets that fetched now."""
         followed.task, followed.settled = task, False
         _note_progress(followed, task, now)
@@ -136,15 +136,15 @@ class Register:
             self.agenda.wait(followed, now, now + wait_s)
             self.urgent = self.urgent or not wait_s
 
-    def give(self, followed: Followed, standing: Standing, now: float) -> None:
+    def give(self, followed: TrackedCisTask, standing: PollResult, now: float) -> None:
         """Tells how the task stands; it isn't looked at before `again`."""
         self._no_hurry(followed)
         followed.ended = False
         followed.place = PARKED
         followed.next_due = now + self.interval_s(followed, now)
-        self.finds.give(followed.id, standing)
+        self.finds.put(followed.id, standing)
 
-    def failed(self, followed: Followed, now: float, due: float, answer: Unanswered | None = None) -> None:
+    def failed(self, followed: TrackedCisTask, now: float, due: float, answer: Unanswered | None = None) -> None:
         """A look that told nothing certain; the next is at `due`."""
         if followed.hurried:
             self.give(followed, answer or Unanswered(self.said), now)
@@ -152,7 +152,7 @@ class Register:
         else:
             self.agenda.wait(followed, now, due)
 
-    def give_up_result(self, followed: Followed) -> None:
+    def give_up_result(self, followed: TrackedCisTask) -> None:
         """The task is told without its result, if that isn't there by now."""
         if followed.ended and followed.place != GONE and followed.task is not None:
             log.warning("result_unavailable", vcenter=self.vcenter, task=followed.id)
@@ -167,7 +167,7 @@ class Register:
 
     # When
 
-    def interval_s(self, followed: Followed, now: float) -> float:
+    def interval_s(self, followed: TrackedCisTask, now: float) -> float:
         left_s = None
         if followed.percent is not None:
             since_s = now - followed.first_percent_at
@@ -195,13 +195,13 @@ class Register:
         for followed in self.rng.sample(chosen, min(at_most, len(chosen))):
             self.agenda.wait(followed, now, now)
 
-    def _no_hurry(self, followed: Followed) -> None:
+    def _no_hurry(self, followed: TrackedCisTask) -> None:
         if followed.hurried:
             followed.hurried = False
             self.hurried.discard(followed)
 
 
-def _note_progress(followed: Followed, task: Task, now: float) -> None:
+def _note_progress(followed: TrackedCisTask, task: Task, now: float) -> None:
     """Keeps what the pace is told by: the first progress seen, anew when it goes backwards."""
     percent = task.progress.percent if task.progress else None
     if percent is not None and (followed.percent is None or percent < followed.first_percent):

@@ -10,7 +10,7 @@ from ...domain.durations import rfc3339
 from ...domain.errors import Refused, VCenterUnavailable
 from ..http import Allowance, NoAnswer
 from . import soap
-from .session import ALLOWED, MAX_BYTES, Session
+from .session import ALLOWED, MAX_BYTES, VimSession
 from .soap import Element, Ref, SoapFault, child, children, ref_of, value
 from .taskinfo import PATHS, QUESTION, Info, Question, read_field, read_info, read_question
 
@@ -33,7 +33,7 @@ class HeldUp(NoAnswer):
     """
 
 
-class Shown(NamedTuple):
+class ObjectState(NamedTuple):
     """What was told of an object: of a task its fields, of a VM its question where `asked` (None: there is none).
 
     `whole`: what isn't told isn't there. `denied`: the fault by which its properties are kept back. `gone`: it left
@@ -53,13 +53,13 @@ class Updates(NamedTuple):
     """An update set: the version to go on from, what changed, and whether there is more already."""
 
     version: str
-    shown: list[Shown]
+    shown: list[ObjectState]
     truncated: bool
 
 
 async def pull(
-    session: Session, tasks: Collection[str], vms: Collection[str] = (), held_s: float | None = None
-) -> list[Shown]:
+    session: VimSession, tasks: Collection[str], vms: Collection[str] = (), held_s: float | None = None
+) -> list[ObjectState]:
     """How tasks stand, and which questions VMs have. Those that aren't among the answers don't exist.
 
     Raises VCenterUnavailable, which is HeldUp where VMs are asked about for longer than `held_s`.
@@ -72,7 +72,7 @@ async def pull(
     service = await session.service()
     number = session.number
     answer = await _called(session, "pull", "RetrievePropertiesEx", service.collector, inner, held_s)
-    found: list[Shown] = []
+    found: list[ObjectState] = []
     while True:
         page = child(answer, "returnval")
         if page is None:
@@ -84,7 +84,7 @@ async def pull(
         answer = await _called(session, "pull", "ContinueRetrievePropertiesEx", service.collector, more, held_s)
 
 
-async def existing(session: Session, refs: Collection[Ref], held_s: float) -> set[Ref]:
+async def existing(session: VimSession, refs: Collection[Ref], held_s: float) -> set[Ref]:
     """Those of the tasks and VMs that there are. Raises VCenterUnavailable, and HeldUp as `pull` does."""
     tasks = [ref.id for ref in refs if ref.type == "Task"]
     vms = [ref.id for ref in refs if ref.type == "VirtualMachine"]
@@ -93,7 +93,7 @@ async def existing(session: Session, refs: Collection[Ref], held_s: float) -> se
     return {one.ref for one in shown if not one.gone}
 
 
-async def labels(session: Session) -> dict[str, str]:
+async def labels(session: VimSession) -> dict[str, str]:
     """What each description id means, in words. Raises VCenterUnavailable."""
     service = await session.service()
     paths = soap.text("type", "TaskManager") + soap.text("pathSet", "description")
@@ -113,7 +113,7 @@ _REFUSALS = {
 }
 
 
-async def cancel(session: Session, task: str) -> None:
+async def cancel(session: VimSession, task: str) -> None:
     """Asks vCenter to cancel the task. Raises Refused or VCenterUnavailable."""
     try:
         await session.call("cancel", "CancelTask", Ref("Task", task))
@@ -124,7 +124,7 @@ async def cancel(session: Session, task: str) -> None:
         raise Refused(status, code, f"{sentence} vCenter says: {fault.said or fault.kind}") from fault
 
 
-async def history(session: Session, tasks: Collection[str], begin: float, end: float) -> dict[str, Info]:
+async def history(session: VimSession, tasks: Collection[str], begin: float, end: float) -> dict[str, Info]:
     """Those of the tasks that vCenter's history has, queued between two times. Raises VCenterUnavailable."""
     service = await session.service()
     times = soap.text("beginTime", rfc3339(begin)) + soap.text("endTime", rfc3339(end))
@@ -144,7 +144,7 @@ async def history(session: Session, tasks: Collection[str], begin: float, end: f
         await session.call("history", "DestroyCollector", collector)
 
 
-async def _in_history(session: Session, collector: Ref, wanted: set[str]) -> dict[str, Info]:
+async def _in_history(session: VimSession, collector: Ref, wanted: set[str]) -> dict[str, Info]:
     found: dict[str, Info] = {}
     for _ in range(_PAGES):
         answer = await session.call("history", "ReadNextTasks", collector, soap.text("maxCount", _PAGE))
@@ -158,18 +158,18 @@ async def _in_history(session: Session, collector: Ref, wanted: set[str]) -> dic
 # Push
 
 
-async def create_collector(session: Session) -> Ref:
+async def create_collector(session: VimSession) -> Ref:
     service = await session.service()
     return _ref(await session.call("push", "CreatePropertyCollector", service.collector), session)
 
 
-async def create_view(session: Session) -> Ref:
+async def create_view(session: VimSession) -> Ref:
     """An empty ListView: one with an unknown reference would be refused."""
     service = await session.service()
     return _ref(await session.call("push", "CreateListView", service.views), session)
 
 
-async def create_filter(session: Session, collector: Ref, view: Ref) -> None:
+async def create_filter(session: VimSession, collector: Ref, view: Ref) -> None:
     """Whole values: `partialUpdates` would tell parts of fields."""
     through = soap.text("type", "ListView") + soap.text("path", "view") + soap.text("skip", "false")
     select = f'<selectSet xsi:type="TraversalSpec">{soap.text("name", "view")}{through}</selectSet>'
@@ -179,14 +179,14 @@ async def create_filter(session: Session, collector: Ref, view: Ref) -> None:
     await session.call("push", "CreateFilter", collector, spec)
 
 
-async def destroy_collector(session: Session, collector: Ref) -> None:
+async def destroy_collector(session: VimSession, collector: Ref) -> None:
     """Ends the wait of a collector that nobody needs any more, if that goes quickly. Never raises."""
     with contextlib.suppress(VCenterUnavailable):
         await session.call("push", "DestroyPropertyCollector", collector, allowed=DESTROY_ALLOWED)
 
 
 async def modify(
-    session: Session, view: Ref, add: Iterable[Ref], remove: Iterable[Ref], held_s: float | None
+    session: VimSession, view: Ref, add: Iterable[Ref], remove: Iterable[Ref], held_s: float | None
 ) -> list[Ref]:
     """Changes what the view lists; those of `add` that don't exist. Raises HeldUp after `held_s`."""
     inner = "".join([*(soap.ref("add", one) for one in add), *(soap.ref("remove", one) for one in remove)])
@@ -194,7 +194,7 @@ async def modify(
     return [ref for ref in map(ref_of, children(answer, "returnval")) if ref]
 
 
-async def wait(session: Session, collector: Ref, version: str) -> Updates | None:
+async def wait(session: VimSession, collector: Ref, version: str) -> Updates | None:
     """What changed since `version`, None when nothing did for WAIT_S. Never two of them in one session."""
     options = soap.text("maxWaitSeconds", WAIT_S) + soap.text("maxObjectUpdates", UPDATES_MAX)
     inner = f"{soap.text('version', version)}<options>{options}</options>"
@@ -204,14 +204,12 @@ async def wait(session: Session, collector: Ref, version: str) -> Updates | None
     new = value(child(found, "version")) if found is not None else None
     if found is None or new is None:
         return None
-    shown = [
-        _update(one, session, number) for of in children(found, "filterSet") for one in children(of, "objectSet")
-    ]
+    shown = [_update(one, session, number) for of in children(found, "filterSet") for one in children(of, "objectSet")]
     return Updates(new, shown, value(child(found, "truncated")) in ("true", "1"))
 
 
 async def _called(
-    session: Session, operation: str, method: str, this: Ref, inner: str, held_s: float | None
+    session: VimSession, operation: str, method: str, this: Ref, inner: str, held_s: float | None
 ) -> Element:
     """The answer to what VMs may hold up, HeldUp after `held_s`; None where none has a part in it."""
     if held_s is None:
@@ -222,21 +220,21 @@ async def _called(
         raise HeldUp(str(error)) from error
 
 
-def _ref(answer: Element, session: Session) -> Ref:
+def _ref(answer: Element, session: VimSession) -> Ref:
     found = ref_of(child(answer, "returnval"))
     if found is None:
         raise session.unreadable("answers without the object that was asked for")
     return found
 
 
-def _update(element: Element, session: Session, number: int) -> Shown:
+def _update(element: Element, session: VimSession, number: int) -> ObjectState:
     kind = value(child(element, "kind"))
     if kind == "leave":
-        return Shown(_ref_in(element, session), {}, gone=True)
+        return ObjectState(_ref_in(element, session), {}, gone=True)
     return _shown(element, "changeSet", session, number, whole=kind == "enter")
 
 
-def _shown(element: Element, properties: str, session: Session, number: int, *, whole: bool = True) -> Shown:
+def _shown(element: Element, properties: str, session: VimSession, number: int, *, whole: bool = True) -> ObjectState:
     """One object out of an answer. Raises SessionEnded when all of it is missing for that."""
     missing = {kind for kind in map(_missing_kind, children(element, "missingSet")) if kind}
     if "NotAuthenticated" in missing:
@@ -245,12 +243,12 @@ def _shown(element: Element, properties: str, session: Session, number: int, *, 
     denied = next(iter(missing & _DENIED), None) if not told else None
     if ref.type == "VirtualMachine":
         asked = [found for path, found in told if path == QUESTION]
-        return Shown(ref, {}, whole, whole or bool(asked), read_question(asked[0]) if asked else None)
+        return ObjectState(ref, {}, whole, whole or bool(asked), read_question(asked[0]) if asked else None)
     info: dict[str, Any] = {}
     for path, found in told:
         field = path.removeprefix("info.")
         info[field] = read_field(field, found)
-    return Shown(ref, info, whole, denied=denied, gone="ManagedObjectNotFound" in missing)
+    return ObjectState(ref, info, whole, denied=denied, gone="ManagedObjectNotFound" in missing)
 
 
 def _properties(element: Element, properties: str) -> Iterator[tuple[str, Element | None]]:
@@ -264,7 +262,7 @@ def _missing_kind(element: Element) -> str | None:
     return None if fault is None else soap.kind_of(fault)
 
 
-def _ref_in(element: Element, session: Session) -> Ref:
+def _ref_in(element: Element, session: VimSession) -> Ref:
     found = ref_of(child(element, "obj"))
     if found is None:
         raise session.unreadable("tells of an object without saying which")

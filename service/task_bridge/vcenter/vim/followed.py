@@ -6,12 +6,12 @@ import math
 
 import msgspec
 
-from ...domain.task import Birth, Task, is_same
+from ...domain.task import Task, TaskIdentity, may_be_same_task
 from .soap import Ref
-from .taskinfo import Info, Question, birth_of
+from .taskinfo import Info, Question, parse_identity
 
 
-class Followed(msgspec.Struct, eq=False):
+class TrackedVimTask(msgspec.Struct, eq=False):
     """One followed task. Times are those of a clock that never goes back, but `since`, which is Unix seconds.
 
     `info`: all that was told so far. `task`: how it was given last. `parked`: what was given is being dealt with.
@@ -23,7 +23,7 @@ class Followed(msgspec.Struct, eq=False):
     id: str
     since: float
     seen: bool
-    birth: Birth | None
+    birth: TaskIdentity | None
     info: Info = msgspec.field(default_factory=dict)
     task: Task | None = None
     parked: bool = False
@@ -43,10 +43,10 @@ class Followed(msgspec.Struct, eq=False):
     def take(self, info: Info, *, whole: bool) -> bool:
         """Takes in what was told. False when it is about another task, to which vCenter gave the same id."""
         told = info if whole else {**self.info, **info}
-        birth = birth_of(told)
+        birth = parse_identity(told)
         if whole:
             # Changes alone don't tell whose they are.
-            self.is_other = self.birth is not None and not is_same(self.birth, birth)
+            self.is_other = self.birth is not None and not may_be_same_task(self.birth, birth)
         if self.is_other:
             return False
         self.info = told
@@ -59,13 +59,13 @@ class Questions:
     """Which VMs are listed for their questions, by how many tasks, and what each asks."""
 
     def __init__(self) -> None:
-        self._tasks: dict[str, set[Followed]] = {}
+        self._tasks: dict[str, set[TrackedVimTask]] = {}
         self._asked: dict[str, Question] = {}
 
-    def of(self, followed: Followed) -> Question | None:
+    def of(self, followed: TrackedVimTask) -> Question | None:
         return self._asked.get(followed.vm or "")
 
-    def blocks(self, vm: str) -> list[Followed]:
+    def blocks(self, vm: str) -> list[TrackedVimTask]:
         """The tasks that a question of this VM blocks."""
         return list(self._tasks.get(vm, ()))
 
@@ -78,7 +78,7 @@ class Questions:
     def is_of_interest(self, vm: str) -> bool:
         return vm in self._tasks
 
-    def begin(self, followed: Followed) -> str | None:
+    def begin(self, followed: TrackedVimTask) -> str | None:
         """The VM that is to be listed from now on, because this running task works on it."""
         entity: Ref | None = followed.info.get("entity")
         if followed.vm is not None or entity is None or entity.type != "VirtualMachine":
@@ -88,7 +88,7 @@ class Questions:
         users.add(followed)
         return entity.id if len(users) == 1 else None
 
-    def end(self, followed: Followed) -> str | None:
+    def end(self, followed: TrackedVimTask) -> str | None:
         """The VM that needn't be listed any more."""
         vm, followed.vm = followed.vm, None
         if vm is None or vm not in self._tasks:

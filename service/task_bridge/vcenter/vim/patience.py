@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 
-class VimPatience(NamedTuple):
+class VimTimeouts(NamedTuple):
     """`gather_s`: changes of the view go together. `updates_per_s`, `updates_at_once`: update sets, so that storms
     of progress come together. `pull_s`: between looks without push. `safety_s`: between pulls of some beside push.
     `idle_s`: until a session that nobody needs is logged out. `losses` and `within_s`: push lost so often in that
@@ -28,4 +28,4 @@ class VimPatience(NamedTuple):
     apart_s: float = 60.0
 
 
-VIM_PATIENCE = VimPatience()
+VIM_TIMEOUTS = VimTimeouts()

@@ -6,10 +6,10 @@ import math
 import time
 from collections.abc import AsyncIterator
 
-from ..budget import Budget
+from ..budget import RequestBudget
 from . import api as methods
-from .api import Shown, Updates
-from .session import Session
+from .api import ObjectState, Updates
+from .session import VimSession
 from .soap import Ref, SoapFault
 
 
@@ -20,7 +20,7 @@ class Push:
     it should by `untold_until`: a locked one holds it up, and then the next change of the view.
     """
 
-    def __init__(self, session: Session, collector: Ref, view: Ref, pace: Budget, held_s: float) -> None:
+    def __init__(self, session: VimSession, collector: Ref, view: Ref, pace: RequestBudget, held_s: float) -> None:
         self._session = session
         self._collector = collector
         self._view = view
@@ -38,7 +38,7 @@ class Push:
         return self._session.is_open and self._session.number == self.number
 
     @classmethod
-    async def open(cls, session: Session, pace: Budget, held_s: float) -> Push:
+    async def open(cls, session: VimSession, pace: RequestBudget, held_s: float) -> Push:
         """Raises VCenterUnavailable."""
         collector, view = await methods.create_collector(session), await methods.create_view(session)
         await methods.create_filter(session, collector, view)
@@ -72,7 +72,7 @@ class Push:
         await methods.modify(self._session, self._view, [ref for ref in add if ref in there], remove, held_s)
         return missing
 
-    async def updates(self) -> AsyncIterator[list[Shown]]:
+    async def updates(self) -> AsyncIterator[list[ObjectState]]:
         """What changes, without end; nothing at all is told as well, after each wait. Raises VCenterUnavailable."""
         version = ""
         while True:

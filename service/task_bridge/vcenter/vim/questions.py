@@ -10,9 +10,9 @@ import structlog
 
 from ...domain.errors import VCenterUnavailable
 from . import api as methods
-from .patience import VimPatience
-from .session import Session
-from .tracker import Looks
+from .patience import VimTimeouts
+from .session import VimSession
+from .tracker import VimTaskTracker
 
 log = structlog.get_logger(__name__)
 
@@ -20,15 +20,15 @@ _FEW_SLOTS = 2
 """So many are taken by the wait for updates and by the asking about tasks."""
 
 
-class Apart:
-    """Asks while `Looks.apart`. `may_ask` says whether vCenter answers at all; `news` wakes up who tends."""
+class QuestionPoller:
+    """Asks while `VimTaskTracker.apart`. `may_ask` says whether vCenter answers at all; `news` wakes up who tends."""
 
     def __init__(
         self,
         vcenter: str,
-        session: Session,
-        looks: Looks,
-        patience: VimPatience,
+        session: VimSession,
+        looks: VimTaskTracker,
+        patience: VimTimeouts,
         slots: int,
         may_ask: Callable[[], bool],
         news: Callable[[], object],
@@ -68,7 +68,7 @@ class Apart:
             if await self._is_well() and time.monotonic() >= until:
                 break
         self._asking = None
-        self._looks.ask_together()
+        self._looks.poll_questions_with_tasks()
         self._news()
 
     async def _is_well(self) -> bool:

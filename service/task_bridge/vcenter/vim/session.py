@@ -12,11 +12,11 @@ from typing import NamedTuple
 
 from ...domain.errors import VCenterUnavailable
 from ..http import Allowance, Answer
-from ..policy import VCenterSettings
-from ..shared import Link
-from ..single_flight import Single
+from ..policy import VCenterConfig
+from ..shared import SharedVCenter
+from ..single_flight import SingleFlight
 from . import soap
-from .soap import Element, Ref, SoapFault, Unreadable
+from .soap import Element, Ref, SoapFault, UnreadableXml
 
 MAX_BYTES = 16 * 1024 * 1024
 ALLOWED = Allowance(max_bytes=MAX_BYTES)
@@ -40,16 +40,16 @@ class Service(NamedTuple):
     version: str
 
 
-class Session:
+class VimSession:
     """Calls of a logged-in user. `number` tells one session from the next."""
 
-    def __init__(self, link: Link, settings: VCenterSettings) -> None:
+    def __init__(self, link: SharedVCenter, settings: VCenterConfig) -> None:
         self._http = link.http
         self._gate = link.gate
         self._settings = settings
         self._cookie: str | None = None
         self._service: Service | None = None
-        self._login = Single(self._log_in)
+        self._login = SingleFlight(self._log_in)
         self._closed = False
         self.number = 0
 
@@ -63,7 +63,7 @@ class Session:
             return self._service
         if self._closed:
             raise VCenterUnavailable(f"The bridge is leaving vCenter {self._settings.name}.")
-        return await self._login.made()
+        return await self._login.run()
 
     async def call(
         self, operation: str, method: str, this: Ref | None, inner: str = "", allowed: Allowance = ALLOWED
@@ -86,9 +86,9 @@ class Session:
             self._service, self._cookie = None, None
         return SessionEnded(f"vCenter {self._settings.name} ended the session for classic tasks.")
 
-    def unreadable(self, what: str) -> Unreadable:
+    def unreadable(self, what: str) -> UnreadableXml:
         """It answers, but not as this API does."""
-        return Unreadable(f"vCenter {self._settings.name} {what}.")
+        return UnreadableXml(f"vCenter {self._settings.name} {what}.")
 
     async def check(self) -> None:
         """Whether vCenter answers for the session. Raises VCenterUnavailable."""
@@ -133,7 +133,7 @@ class Session:
         named = soap.text("userName", username) + soap.text("password", password) + soap.text("locale", "en")
         try:
             await self._asked("login", "Login", service.sessions, named, service.version, ALLOWED)
-        except Unreadable:
+        except UnreadableXml:
             await self._log_out(service)
             raise
         if self._cookie is None:
@@ -155,7 +155,7 @@ class Session:
         found = [None if content is None else soap.ref_of(soap.child(content, name)) for name in names]
         collector, views, tasks, sessions = found
         if not (collector and views and tasks and sessions) or content is None:
-            raise Unreadable(f"{self._settings.url}/sdk isn't a vCenter's: {names} aren't all there.")
+            raise UnreadableXml(f"{self._settings.url}/sdk isn't a vCenter's: {names} aren't all there.")
         # Its own version: which others it still speaks depends on its age.
         version = soap.value(soap.child(content, "about", "apiVersion"))
         return Service(collector, views, tasks, sessions, f"{_ANY_VERSION}/{version}" if version else _ANY_VERSION)
@@ -166,9 +166,7 @@ class Session:
         self, operation: str, method: str, this: Ref, inner: str, version: str, allowed: Allowance
     ) -> Element:
         content = soap.envelope(method, this, inner)
-        answer = await self._http.request(
-            operation, "POST", "/sdk", self._headers(version), content, allowed=allowed
-        )
+        answer = await self._http.request(operation, "POST", "/sdk", self._headers(version), content, allowed=allowed)
         if cookie := _COOKIE.search(answer.set_cookie):
             self._cookie = cookie[1]
         return self._read(answer, method)
@@ -184,8 +182,8 @@ class Session:
             raise VCenterUnavailable(f"{told}. It may be starting.", retry_after_s=answer.retry_after_s)
         try:
             return soap.read(answer.body, method)
-        except Unreadable as error:
-            raise Unreadable(f"vCenter {name} answers {method} with {error}.") from error
+        except UnreadableXml as error:
+            raise UnreadableXml(f"vCenter {name} answers {method} with {error}.") from error
         except SoapFault as fault:
             told = f"vCenter {name} refuses {method}: {fault}"
             raise SoapFault(told, fault.kind, fault.said) from fault

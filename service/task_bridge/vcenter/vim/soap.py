@@ -31,7 +31,7 @@ class Ref(NamedTuple):
     id: str
 
 
-class Unreadable(VCenterUnavailable):
+class UnreadableXml(VCenterUnavailable):
     """The answer isn't one of this API: cut off, no XML, or not what was asked for."""
 
 
@@ -67,17 +67,17 @@ def read(body: bytes, method: str) -> Element:
         )
         envelope = etree.fromstring(body, parser)
     except (etree.XMLSyntaxError, ValueError) as error:
-        raise Unreadable(f"what isn't XML of this API: {str(error)[:_LONGEST_SAID]}") from error
+        raise UnreadableXml(f"what isn't XML of this API: {str(error)[:_LONGEST_SAID]}") from error
     if envelope.getroottree().docinfo.internalDTD is not None:
-        raise Unreadable("XML with a document type, which SOAP doesn't allow")
+        raise UnreadableXml("XML with a document type, which SOAP doesn't allow")
     holder = child(envelope, "Body")
     answer = None if holder is None else next(iter(holder), None)
     if answer is None:
-        raise Unreadable("XML that isn't a SOAP answer")
+        raise UnreadableXml("XML that isn't a SOAP answer")
     if name(answer) == "Fault":
         raise _fault(answer)
     if name(answer) != f"{method}Response":
-        raise Unreadable(f"something else than the answer to {method}")
+        raise UnreadableXml(f"something else than the answer to {method}")
     return answer
 
 

@@ -19,22 +19,22 @@ from typing import Literal, Self
 import structlog
 
 from ...domain.errors import VCenterUnavailable
-from ...domain.ports import Standing
-from ...domain.task import Birth
+from ...domain.ports import PollResult
+from ...domain.task import TaskIdentity
 from ...metrics import Metrics
 from ..absence import Absences
-from ..budget import Budget
+from ..budget import RequestBudget
 from ..outage import Outage
-from ..policy import PATIENCE, LookPolicy, Patience, VCenterSettings
-from ..shared import Link
+from ..policy import TIMEOUTS, PollPolicy, Timeouts, VCenterConfig
+from ..shared import SharedVCenter
 from . import api as methods
 from .api import HeldUp
-from .patience import VIM_PATIENCE, VimPatience
+from .patience import VIM_TIMEOUTS, VimTimeouts
 from .push import Push
-from .questions import Apart
-from .session import Session, SessionEnded
+from .questions import QuestionPoller
+from .session import SessionEnded, VimSession
 from .soap import SoapFault
-from .tracker import Looks
+from .tracker import VimTaskTracker
 
 log = structlog.get_logger(__name__)
 
@@ -46,17 +46,17 @@ class VimSource:
 
     def __init__(
         self,
-        link: Link,
-        settings: VCenterSettings,
-        policy: LookPolicy,
+        link: SharedVCenter,
+        settings: VCenterConfig,
+        policy: PollPolicy,
         metrics: Metrics,
         *,
         way: Way = "auto",
         clock: Callable[[], float] = time.time,
         monotonic: Callable[[], float] = time.monotonic,
         rng: random.Random | None = None,
-        patience: Patience = PATIENCE,
-        vim_patience: VimPatience = VIM_PATIENCE,
+        patience: Timeouts = TIMEOUTS,
+        vim_patience: VimTimeouts = VIM_TIMEOUTS,
     ) -> None:
         rng = rng or random.Random()  # noqa: S311 - spreads looks in time
         self._name = settings.name
@@ -66,10 +66,10 @@ class VimSource:
         self._patience = vim_patience
         self._logout_s = patience.logout_s
         self._monotonic = monotonic
-        self._session = Session(link, settings)
+        self._session = VimSession(link, settings)
         absences = Absences(policy.not_found_grace_s, patience)
         self._absences = absences
-        self._looks = Looks(
+        self._looks = VimTaskTracker(
             settings.name,
             self._session,
             link.finds,
@@ -83,7 +83,7 @@ class VimSource:
             rng,
         )
         self._outage = Outage(policy, rng)
-        self._pace = Budget(vim_patience.updates_per_s, monotonic, at_once=vim_patience.updates_at_once)
+        self._pace = RequestBudget(vim_patience.updates_per_s, monotonic, at_once=vim_patience.updates_at_once)
         self._push: Push | None = None
         self._listening: asyncio.Task[None] | None = None
         self._lost: deque[float] = deque(maxlen=vim_patience.losses)
@@ -92,7 +92,7 @@ class VimSource:
         self._labels_of = self._endings = 0
         self._is_in_trouble = False
         self._news = asyncio.Event()
-        self._apart = Apart(
+        self._apart = QuestionPoller(
             settings.name,
             self._session,
             self._looks,
@@ -119,16 +119,16 @@ class VimSource:
 
     # The port
 
-    def follow(self, task: str, since: float, *, seen: bool, birth: Birth | None) -> None:
+    def track(self, task: str, since: float, *, seen: bool, birth: TaskIdentity | None) -> None:
         self._looks.follow(task, since, birth, seen=seen)
         self._news.set()
 
-    def again(self, task: str) -> None:
+    def resume(self, task: str) -> None:
         self._looks.again(task)
         if self._looks.next_at < math.inf:
             self._news.set()
 
-    def hurry(self, task: str) -> None:
+    def poll_now(self, task: str) -> None:
         self._looks.hurry(task)
         if self._outage.down:
             self._looks.answer_hurried()
@@ -140,15 +140,15 @@ class VimSource:
             self._news.set()
 
     @property
-    def absent(self) -> int:
+    def absent_count(self) -> int:
         return self._absences.together
 
-    def absent_elsewhere(self, count: int) -> None:
+    def set_absent_elsewhere(self, count: int) -> None:
         if self._absences.missed_elsewhere(count):
             self._pulled_at = -math.inf
             self._news.set()
 
-    def looks(self) -> AsyncIterator[list[tuple[str, Standing]]]:
+    def poll_results(self) -> AsyncIterator[list[tuple[str, PollResult]]]:
         return self._link.finds.batches()
 
     async def cancel(self, task: str) -> None:
@@ -159,7 +159,7 @@ class VimSource:
         except SessionEnded:
             await methods.cancel(self._session, task)
 
-    async def birth(self, task: str) -> Birth | None:
+    async def fetch_identity(self, task: str) -> TaskIdentity | None:
         """What the task that has this id now is by its birth, None where there is none.
 
         Raises VCenterUnavailable.
@@ -253,7 +253,7 @@ class VimSource:
         if now >= self._used_at + self._patience.idle_s:
             await self._stop_listening()
             await self._apart.end()
-            self._looks.ask_together()
+            self._looks.poll_questions_with_tasks()
             await self._session.close()
         self._link.health.forget("vim")
         self._outage.over(now)
@@ -269,7 +269,7 @@ class VimSource:
             self._looks.labels = await methods.labels(self._session)
             self._labels_of = self._session.number
         if self._awaits_vms and self._push is not None and now >= self._push.untold_until:
-            self._looks.ask_apart()
+            self._looks.poll_questions_separately()
         if self._looks.apart:
             self._apart.begin()
         if self._is_pushing:
@@ -298,7 +298,7 @@ class VimSource:
             try:
                 looks.unresolved(await self._push.modify(add, remove))
             except HeldUp:
-                looks.ask_apart()  # and all is listed anew
+                looks.poll_questions_separately()  # and all is listed anew
             except BaseException:
                 looks.relist(add, remove)
                 raise

@@ -13,7 +13,17 @@ from typing import Any, NamedTuple
 import msgspec
 
 from ...domain.durations import parse_time, rfc3339
-from ...domain.task import NO_RESULT, Birth, Message, Progress, Result, Target, Task, TaskError, compact
+from ...domain.task import (
+    NO_RESULT,
+    Message,
+    Progress,
+    Result,
+    Target,
+    Task,
+    TaskError,
+    TaskIdentity,
+    encode_compact,
+)
 from .soap import Element, Ref, child, children, kind_of, name, ref_of, value
 
 DYNAMIC = ("state", "progress", "description", "cancelable", "error", "result", "startTime", "completeTime")
@@ -68,11 +78,11 @@ def read_question(element: Element | None) -> Question | None:
     return Question(_short(child(element, "id")), _short(child(element, "text")))
 
 
-def birth_of(info: Info) -> Birth:
-    return Birth(parse_time(info.get("queueTime")), info.get("descriptionId"))
+def parse_identity(info: Info) -> TaskIdentity:
+    return TaskIdentity(parse_time(info.get("queueTime")), info.get("descriptionId"))
 
 
-def task_of(info: Info, question: Question | None, labels: Mapping[str, str]) -> Task | None:
+def build_task(info: Info, question: Question | None, labels: Mapping[str, str]) -> Task | None:
     """How the task stands, None where there is no state. `labels`: what each description id means."""
     state = info.get("state")
     if not state:
@@ -172,7 +182,7 @@ def _fault(element: Element) -> TaskError:
 
 def _result(element: Element) -> Result:
     """A reference or a scalar; of anything larger only its type."""
-    return NO_RESULT if (made := _plain(element)) is None else Result(compact(made))
+    return NO_RESULT if (made := _plain(element)) is None else Result(encode_compact(made))
 
 
 def _plain(element: Element) -> Any:

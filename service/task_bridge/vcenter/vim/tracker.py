@@ -10,24 +10,24 @@ from typing import NamedTuple
 
 import structlog
 
-from ...domain.ports import UNCHANGED, Standing, Unanswered
-from ...domain.task import Birth, TaskError
+from ...domain.ports import UNCHANGED, PollResult, Unanswered
+from ...domain.task import TaskError, TaskIdentity
 from ...domain.watch import Absence
-from ...logs import Trouble
+from ...logs import FailureLog
 from ...metrics import Metrics
 from ..absence import Absences
-from ..health import Health
+from ..health import VCenterHealthTracker
 from ..http import AnswerTooLarge
 from ..outage import backoff_s
-from ..policy import LookPolicy
-from ..result_queue import Finds
+from ..policy import PollPolicy
+from ..result_queue import ResultQueue
 from . import api as methods
-from .api import HeldUp, Shown
-from .followed import Followed, Questions
-from .patience import VimPatience
-from .session import Session
-from .soap import Ref, SoapFault, Unreadable
-from .taskinfo import Info, birth_of, task_of
+from .api import HeldUp, ObjectState
+from .followed import Questions, TrackedVimTask
+from .patience import VimTimeouts
+from .session import VimSession
+from .soap import Ref, SoapFault, UnreadableXml
+from .taskinfo import Info, build_task, parse_identity
 
 log = structlog.get_logger(__name__)
 
@@ -40,12 +40,12 @@ _SKEW_S = 3_600.0
 class _Gone(NamedTuple):
     """A task that an answer about it didn't show, and why."""
 
-    followed: Followed
+    followed: TrackedVimTask
     answer: TaskError
     denied: bool = False
 
 
-class Looks:
+class VimTaskTracker:
     """The followed classic tasks of one vCenter. `to_add` and `to_remove`: what the view is to list. `apart`: no VM
     is listed or asked about together with tasks.
     """
@@ -53,12 +53,12 @@ class Looks:
     def __init__(
         self,
         vcenter: str,
-        session: Session,
-        finds: Finds,
-        health: Health,
+        session: VimSession,
+        finds: ResultQueue,
+        health: VCenterHealthTracker,
         absences: Absences,
-        policy: LookPolicy,
-        patience: VimPatience,
+        policy: PollPolicy,
+        patience: VimTimeouts,
         metrics: Metrics,
         clock: Callable[[], float],
         wall_clock: Callable[[], float],
@@ -76,10 +76,10 @@ class Looks:
         self._wall_clock = wall_clock
         self._rng = rng
         self._all_good_at = clock()
-        self._no_history = Trouble(log, "history_unavailable", "history_available_again")
-        self.tasks: dict[str, Followed] = {}
-        self._asking: dict[str, Followed] = {}
-        self._to_tell: dict[str, Followed] = {}
+        self._no_history = FailureLog(log, "history_unavailable", "history_available_again")
+        self.tasks: dict[str, TrackedVimTask] = {}
+        self._asking: dict[str, TrackedVimTask] = {}
+        self._to_tell: dict[str, TrackedVimTask] = {}
         self.questions = Questions()
         self.labels: dict[str, str] = {}
         self.to_add: dict[Ref, None] = {}
@@ -88,9 +88,9 @@ class Looks:
 
     # What is asked for
 
-    def follow(self, task: str, since: float, birth: Birth | None, *, seen: bool) -> None:
+    def follow(self, task: str, since: float, birth: TaskIdentity | None, *, seen: bool) -> None:
         self.forget(task)
-        followed = self.tasks[task] = Followed(task, since, seen, birth, resumed=seen)
+        followed = self.tasks[task] = TrackedVimTask(task, since, seen, birth, resumed=seen)
         self._list(followed.ref, followed)
 
     def again(self, task: str) -> None:
@@ -121,13 +121,13 @@ class Looks:
         self.to_add = dict.fromkeys([one.ref for one in self.tasks.values()])
         self._list_vms()
 
-    def ask_apart(self) -> None:
+    def poll_questions_separately(self) -> None:
         """A VM holds up what it is listed or asked about with: tasks are to go on without the questions."""
         if not self.apart:
             self.apart = True
             log.info("questions_asked_apart", vcenter=self._vcenter)
 
-    def ask_together(self) -> None:
+    def poll_questions_with_tasks(self) -> None:
         if self.apart:
             self.apart = False
             self._list_vms()
@@ -144,11 +144,11 @@ class Looks:
             if ref.type == "Task" and (followed := self.tasks.get(ref.id)):
                 self._ask_later(followed, self._clock())
 
-    def due(self, now: float) -> list[Followed]:
+    def due(self, now: float) -> list[TrackedVimTask]:
         """Those that are to be asked about alone, or at once."""
         return [one for one in self._asking.values() if _ask_at(one) <= now]
 
-    def in_turn(self, most: int | None) -> list[Followed]:
+    def in_turn(self, most: int | None) -> list[TrackedVimTask]:
         """All, or so many: those whose turn was the longest ago."""
         turn = list(islice(self.tasks.values(), most))
         if len(turn) < len(self.tasks):
@@ -166,14 +166,14 @@ class Looks:
         for followed in [one for one in self._asking.values() if one.hurried and not one.parked]:
             self._give(followed, Unanswered())
 
-    async def birth(self, task: str) -> Birth | None:
+    async def birth(self, task: str) -> TaskIdentity | None:
         """What the task of this id is by its birth, None where vCenter shows none. Raises VCenterUnavailable."""
         shown = await methods.pull(self._session, [task])
-        return next((birth_of(one.info) for one in shown if one.ref.id == task and one.info.get("state")), None)
+        return next((parse_identity(one.info) for one in shown if one.ref.id == task and one.info.get("state")), None)
 
     # What is told
 
-    def updates(self, shown: list[Shown]) -> None:
+    def updates(self, shown: list[ObjectState]) -> None:
         """An update set: what it doesn't tell of is as it was."""
         now = self._clock()
         self._answered(now)
@@ -188,15 +188,15 @@ class Looks:
             self._all_good_at = now
             as_before = (one for one in self.tasks.values() if one.task is not None and not one.parked)
             self._finds.waiting += [(one.id, UNCHANGED) for one in as_before if one.ask_at is None]
-            self._finds.tell()
+            self._finds.notify()
 
-    def answers(self, shown: list[Shown]) -> None:
+    def answers(self, shown: list[ObjectState]) -> None:
         """What VMs that were asked about apart have to say."""
         for one in shown:
             self._question(one)
         self._tell_taken()
 
-    async def ask(self, those: list[Followed]) -> None:
+    async def ask(self, those: list[TrackedVimTask]) -> None:
         """Asks about these. Raises VCenterUnavailable."""
         for followed in those:
             # Whatever comes, they are asked about again, unless the answer shows them.
@@ -222,16 +222,16 @@ class Looks:
             self._is_shown(shown)
         await self._absent([one for one in gone.values() if self.tasks.get(one.followed.id) is one.followed])
 
-    async def _pulled(self, tasks: list[str], gone: dict[str, _Gone], failures: list[Exception]) -> list[Shown]:
+    async def _pulled(self, tasks: list[str], gone: dict[str, _Gone], failures: list[Exception]) -> list[ObjectState]:
         """Halves where an answer is refused or can't be read, until the task that it is about is alone: that isn't
         `gone`."""
         vms = {vm for task in tasks if (one := self.tasks.get(task)) and (vm := one.vm) and not self.apart}
         try:
             shown = await methods.pull(self._session, tasks, vms, self._patience.held_s)
         except HeldUp:
-            self.ask_apart()
+            self.poll_questions_separately()
             return await self._pulled(tasks, gone, failures)
-        except (Unreadable, AnswerTooLarge, SoapFault) as error:
+        except (UnreadableXml, AnswerTooLarge, SoapFault) as error:
             failures.append(error)
             if len(failures) > 4 + 2 * len(gone).bit_length():
                 raise
@@ -247,14 +247,14 @@ class Looks:
         halves = tasks[:middle], tasks[middle:]
         return [one for half in halves for one in await self._pulled(half, gone, failures)]
 
-    def _is_shown(self, followed: Followed) -> None:
+    def _is_shown(self, followed: TrackedVimTask) -> None:
         """An answer about it showed the task; where it couldn't be read it stays to be asked about."""
         if not (followed.failures or followed.resumed):
             self._ask_later(followed, None)
             if not followed.parked:
                 self._give(followed, UNCHANGED)
 
-    def _taken(self, shown: Shown) -> _Gone | None:
+    def _taken(self, shown: ObjectState) -> _Gone | None:
         """Takes in what was told of an object; what is the trouble where it doesn't show a followed task."""
         if shown.ref.type == "VirtualMachine":
             self._question(shown)
@@ -273,7 +273,7 @@ class Looks:
         self._to_tell[followed.id] = followed
         return None
 
-    def _question(self, shown: Shown) -> None:
+    def _question(self, shown: ObjectState) -> None:
         if shown.asked:
             self.questions.tell(shown.ref.id, shown.question)
             self._to_tell |= {one.id: one for one in self.questions.blocks(shown.ref.id)}
@@ -285,9 +285,9 @@ class Looks:
             if not followed.parked:
                 self._tell(followed)
 
-    def _tell(self, followed: Followed) -> None:
+    def _tell(self, followed: TrackedVimTask) -> None:
         """Gives the task if it stands otherwise than it was given last."""
-        task = task_of(followed.info, self.questions.of(followed), self.labels)
+        task = build_task(followed.info, self.questions.of(followed), self.labels)
         if task is None:
             self._unreadable(followed.id, "it has no state")
             return
@@ -303,14 +303,14 @@ class Looks:
             followed.task = task
             self._give(followed, task)
 
-    def _give(self, followed: Followed, standing: Standing) -> None:
+    def _give(self, followed: TrackedVimTask, standing: PollResult) -> None:
         followed.hurried = False
         followed.parked = standing is not UNCHANGED
         if followed.ask_at is None:
             self._asking.pop(followed.id, None)
-        self._finds.give(followed.id, standing)
+        self._finds.put(followed.id, standing)
 
-    def _seen(self, followed: Followed) -> None:
+    def _seen(self, followed: TrackedVimTask) -> None:
         followed.seen = True
         if followed.id in self._absences:
             self._absences.forget(followed.id)
@@ -321,7 +321,7 @@ class Looks:
         """It concerns this task alone: told once, tried less and less often."""
         if (followed := self.tasks.get(task)) is None:
             return
-        self._health.failed_look(f"vCenter {self._vcenter} shows {task} as what can't be read: {why}")
+        self._health.poll_failed(f"vCenter {self._vcenter} shows {task} as what can't be read: {why}")
         if not followed.failures:
             log.warning("task_not_readable", vcenter=self._vcenter, task=task, reason=why)
         followed.failures += 1
@@ -366,7 +366,7 @@ class Looks:
         followed.task = None
         self._give(followed, Absence("denied" if gone.denied else "lost", gone.answer))
 
-    async def _in_history(self, those: list[Followed]) -> bool:
+    async def _in_history(self, those: list[TrackedVimTask]) -> bool:
         """Takes in what vCenter's history has of these; whether it answered."""
         for followed in those:
             followed.history_asked = True
@@ -376,18 +376,18 @@ class Looks:
         try:
             found = await methods.history(self._session, [one.id for one in those], min(began) - 60.0, end)
         except SoapFault as fault:
-            self._no_history.begins(vcenter=self._vcenter, reason=str(fault))
+            self._no_history.failed(vcenter=self._vcenter, reason=str(fault))
             return False
-        self._no_history.over(vcenter=self._vcenter)
+        self._no_history.recovered(vcenter=self._vcenter)
         for followed in those:
             self._of_history(followed, found.get(followed.id))
         return True
 
-    def _of_history(self, followed: Followed, info: Info | None) -> None:
+    def _of_history(self, followed: TrackedVimTask, info: Info | None) -> None:
         """A task that is only in the history any more has ended, and no look will show it again."""
         if info is None or self.tasks.get(followed.id) is not followed:
             return
-        known = task_of(info, None, self.labels)
+        known = build_task(info, None, self.labels)
         if known is not None and known.ended and followed.take(info, whole=True):
             self._absences.forget(followed.id)
             followed.seen = True
@@ -399,16 +399,16 @@ class Looks:
 
     def _answered(self, now: float) -> None:
         self._absences.answered(now)
-        self._health.good_alone(self._wall_clock(), "vim")
+        self._health.poll_of_provider_succeeded(self._wall_clock(), "vim")
 
-    def _ask_later(self, followed: Followed, at: float | None) -> None:
+    def _ask_later(self, followed: TrackedVimTask, at: float | None) -> None:
         followed.ask_at = at
         if at is not None and self.tasks.get(followed.id) is followed:
             self._asking[followed.id] = followed
         elif not followed.hurried:
             self._asking.pop(followed.id, None)
 
-    def _list(self, ref: Ref, followed: Followed) -> None:
+    def _list(self, ref: Ref, followed: TrackedVimTask) -> None:
         if ref in self.to_remove:
             # The view may list it still, and then tells of it only when it changes.
             del self.to_remove[ref]
@@ -425,12 +425,12 @@ class Looks:
             self.to_remove.pop(ref, None)
             self.to_add[ref] = None
 
-    def _end_question(self, followed: Followed) -> None:
+    def _end_question(self, followed: TrackedVimTask) -> None:
         if (vm := self.questions.end(followed)) is not None and not self.apart:
             self._unlist(Ref("VirtualMachine", vm))
 
 
-def _ask_at(followed: Followed) -> float:
+def _ask_at(followed: TrackedVimTask) -> float:
     if followed.parked:
         return math.inf
     return -math.inf if followed.hurried else math.inf if followed.ask_at is None else followed.ask_at
