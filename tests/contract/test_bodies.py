@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from task_bridge.domain.events import to_cloudevent, attach_result
+from task_bridge.domain.events import attach_result, to_cloudevent
 from task_bridge.domain.task import Rendering, parse_error, parse_task
 from task_bridge.domain.watch import Policy, Watch, next_event, record_poll, view_from_event
 

@@ -14,9 +14,9 @@ from task_bridge.domain.events import (
     EventData,
     ResultRef,
     WatchRef,
+    attach_result,
     from_cloudevent,
     to_cloudevent,
-    attach_result,
 )
 from task_bridge.domain.ports import UNCHANGED, PollResult, Unanswered, Unchanged
 from task_bridge.domain.task import NO_RESULT, Progress, Result, Task, TaskError

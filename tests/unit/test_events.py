@@ -16,10 +16,10 @@ from task_bridge.domain.events import (
     EventData,
     ResultRef,
     WatchRef,
+    attach_result,
     from_cloudevent,
     shrink_to_fit,
     to_cloudevent,
-    attach_result,
 )
 from task_bridge.domain.task import NO_RESULT, UNAVAILABLE, Message, Progress, Result, Target, TaskError
 from unit.builders import NOW, an_event, stored

@@ -28,10 +28,10 @@ from ..domain.events import (
     EventData,
     ResultRef,
     WatchRef,
+    attach_result,
     from_cloudevent,
     shrink_to_fit,
     to_cloudevent,
-    attach_result,
 )
 from ..domain.subjects import SubjectNames
 from ..domain.task import UNAVAILABLE, Result
