@@ -19,7 +19,7 @@ from .domain.durations import parse_time
 from .domain.errors import NatsUnavailable
 from .domain.events import Event
 from .domain.ports import UNCHANGED, EventEntry, EventJournal, PollResult, TaskSource, Unchanged, WatchHandle
-from .domain.task import Task, may_be_same_task
+from .domain.task import Task
 from .domain.watch import (
     LAST_POLL_S,
     Absence,
@@ -27,8 +27,9 @@ from .domain.watch import (
     Policy,
     TaskView,
     Watch,
+    answers_request,
     identity_from_event,
-    is_served,
+    needs_current_identity,
     next_event,
     record_poll,
     stall_at,
@@ -48,23 +49,15 @@ SWEEP_S = 600.0
 LISTED_STATUSES = ("PENDING", "RUNNING", "BLOCKED", "SUCCEEDED", "FAILED")
 
 
-async def is_answered(source: TaskSource | None, watch: Watch, last: Event, stored_at: float) -> bool:
-    """Whether the task's last event answers the watch already, so that it must not begin (again).
+async def is_request_answered(source: TaskSource | None, watch: Watch, last: Event, stored_at: float) -> bool:
+    """Return whether the task's last event answers the watch's request; ask vCenter where that depends on it.
 
-    A `completed` doesn't, where vCenter has given the id to another task since. Raises VCenterUnavailable.
+    Raises VCenterUnavailable.
     """
-    if not is_served(watch, last, stored_at):
-        return False
-    was_after = watch.stored_request and stored_at > watch.since
-    if (
-        last.data.watch.id == watch.id
-        or was_after
-        or source is None
-        or (ended := identity_from_event(last.data)) is None
-    ):
-        return True
-    now = await source.fetch_identity(watch.task)
-    return now is None or may_be_same_task(ended, now)
+    current = None
+    if source is not None and needs_current_identity(last, stored_at, watch):
+        current = await source.fetch_identity(watch.task)
+    return answers_request(last, stored_at, watch, current)
 
 
 class HeldWatch:
@@ -142,7 +135,7 @@ class Watcher:
             return "accepted"
         last = await self._journal.last(watch.vcenter, watch.task)
         source = self._sources.get(watch.vcenter)
-        answered = last is not None and await is_answered(source, watch, last.event, last.stored_at)
+        answered = last is not None and await is_request_answered(source, watch, last.event, last.stored_at)
         own = last is not None and last.event.data.watch.id == watch.id
         # Behind another watch's event it may be one that was over long ago, late over a connection that hung.
         gone = last is not None and not own and not answered and not await handle.is_current()

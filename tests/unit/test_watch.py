@@ -17,8 +17,8 @@ from task_bridge.domain.watch import (
     Policy,
     TaskView,
     Watch,
+    answers_request,
     is_past_last_poll,
-    is_served,
     next_event,
     record_poll,
     stall_at,
@@ -779,7 +779,7 @@ def test_a_watch_is_served_when_an_end_answers_it(
 
     last = an_event(kind, outcome, watch=ref)
 
-    assert is_served(watch, last, NOW + stored_at) is served
+    assert answers_request(last, NOW + stored_at, watch) is served
 
 
 def test_whoever_takes_a_watch_up_knows_what_its_last_event_tells() -> None:

@@ -14,7 +14,7 @@ import msgspec
 
 from .durations import parse_time, rfc3339
 from .events import Event, EventData, WatchRef
-from .task import CANCELED, NO_RESULT, UNAVAILABLE, Result, Task, TaskError, TaskIdentity
+from .task import CANCELED, NO_RESULT, UNAVAILABLE, Result, Task, TaskError, TaskIdentity, may_be_same_task
 
 LAST_POLL_S = 15.0
 """How long the one look at a watch's deadline may take."""
@@ -55,18 +55,35 @@ class Watch(msgspec.Struct, frozen=True, gc=False):
         return math.inf if self.timeout_at is None else self.timeout_at
 
 
-def is_served(watch: Watch, last: Event, stored_at: float) -> bool:
-    """Whether the task's last event answers the watch already, so that it must not begin (again).
+def answers_request(last: Event, stored_at: float, watch: Watch, current: TaskIdentity | None = None) -> bool:
+    """Return whether the task's last event answers the request for `watch`, so that the watch must not start (again).
 
-    A `completed` answers every watch of the task. A stored request may be delivered again at any later time:
-    whatever ended after it was stored (`stored_at`, by the clock of nats-server like its `since`) served it.
+    `stored_at` is when nats-server stored `last`, by the clock that also gives a stored request its `since`.
+    A final event of the watch itself answers. So does one that was stored after a stored request, which JetStream
+    may deliver again at any later time. A `completed` answers every request for the task, unless vCenter has given
+    the id to another task since: `current` is the identity of the task that has the id now, None where vCenter
+    doesn't reuse ids or wasn't asked.
     """
     data = last.data
     if not data.final:
         return False
-    if data.kind == "completed" or data.watch.id == watch.id:
+    if _ended_watch_or_request(last, stored_at, watch):
         return True
-    return watch.stored_request and stored_at > watch.since
+    ended = identity_from_event(data)
+    return data.kind == "completed" and (ended is None or current is None or may_be_same_task(ended, current))
+
+
+def needs_current_identity(last: Event, stored_at: float, watch: Watch) -> bool:
+    """Return whether `answers_request` depends on which task has the id now, which only vCenter knows."""
+    data = last.data
+    if data.kind != "completed" or _ended_watch_or_request(last, stored_at, watch):
+        return False
+    return identity_from_event(data) is not None
+
+
+def _ended_watch_or_request(last: Event, stored_at: float, watch: Watch) -> bool:
+    """Return whether this final event is the watch's own or came after its stored request."""
+    return last.data.watch.id == watch.id or (watch.stored_request and stored_at > watch.since)
 
 
 def identity_from_event(data: EventData) -> TaskIdentity | None:
