@@ -142,7 +142,7 @@ class Task(msgspec.Struct, frozen=True, gc=False):
     extra: Any = None
     started_at: str | None = None
     ended_at: str | None = None
-    duration_s: float | None = None
+    duration_seconds: float | None = None
 
     @property
     def ended(self) -> bool:
@@ -173,7 +173,7 @@ def parse_task(body: object, rendering: Rendering, *, with_result: bool) -> Task
         extra=_extra(info),
         started_at=None if started is None else rfc3339(started),
         ended_at=None if ended is None else rfc3339(ended),
-        duration_s=None if started is None or ended is None else round(ended - started, 3),
+        duration_seconds=None if started is None or ended is None else round(ended - started, 3),
     )
 
 
