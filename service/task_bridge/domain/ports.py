@@ -57,7 +57,7 @@ class TaskSource(Protocol):
         """Number of tracked tasks that vCenter showed before and doesn't show now."""
 
     def set_absent_elsewhere(self, count: int) -> None:
-        """Set how many tasks other replicas miss. If many vanish together, all replicas wait longer before giving up."""
+        """Set how many tasks other replicas miss. If many vanish together, all wait longer before giving up."""
 
     def poll_results(self) -> AsyncIterator[list[tuple[str, PollResult]]]:
         """Yield poll results in batches, without end."""

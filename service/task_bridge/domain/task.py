@@ -105,7 +105,7 @@ class Message(msgspec.Struct, frozen=True, gc=False):
 
 
 class TaskError(msgspec.Struct, frozen=True, gc=False):
-    """The reason of a failure: `type` as in `com.vmware.vapi.std.errors` (`NOT_FOUND`); `messages` with the cause last."""
+    """Reason of a failure: `type` as in `com.vmware.vapi.std.errors` (`NOT_FOUND`), `messages` with the cause last."""
 
     type: str | None
     message: str
