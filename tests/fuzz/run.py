@@ -103,7 +103,7 @@ class Attack:
         requests = list(lab.vcenter.journal.requests)
         async with asyncio.timeout(30):
             # A request in flight has no operation until its body has been read.
-            while any(request.operation == "unknown" and request.seconds is None for request in requests):
+            while any(one.operation == "unknown" and one.seconds is None for one in requests):  # noqa: ASYNC110 - no event
                 await asyncio.sleep(0.01)
         for request in requests:
             assert request.operation != "unknown", request.path  # an id that left its place would ask for that
