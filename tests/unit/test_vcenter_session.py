@@ -15,8 +15,8 @@ import pytest
 from task_bridge.domain.errors import VCenterUnavailable
 from task_bridge.metrics import Metrics
 from task_bridge.vcenter.cis.session import CisSession
-from task_bridge.vcenter.http import MAX_BODY_BYTES, Answer, AnswerTooLarge, MaybeTaskSpecific, VCenterHttp
-from task_bridge.vcenter.login import doubled
+from task_bridge.vcenter.http import MAX_BODY_BYTES, AmbiguousFailure, Answer, AnswerTooLarge, VCenterHttp
+from task_bridge.vcenter.login import doubling_pause_s
 from vcenter_lab import Given
 
 CAPPED = {
@@ -253,7 +253,7 @@ class TestSessionLimit:
 
     @pytest.mark.parametrize(("times", "pause_s"), [(1, 10), (2, 20), (5, 160), (6, 300), (10_000, 300)])
     def test_the_pause_doubles_up_to_five_minutes(self, times: int, pause_s: float) -> None:
-        assert doubled(times, 10.0) == pause_s
+        assert doubling_pause_s(times, 10.0) == pause_s
 
 
 async def test_a_session_that_is_not_accepted_is_not_replaced_over_and_over(vcenter: Scripted) -> None:
@@ -358,7 +358,7 @@ class TestHttp:
         with pytest.raises(VCenterUnavailable, match=words) as raised:
             await self.ask(vcenter)
         assert str(raised.value).startswith("vCenter lab (https://vcenter.test) ")
-        assert isinstance(raised.value, MaybeTaskSpecific) is doubtful
+        assert isinstance(raised.value, AmbiguousFailure) is doubtful
         labels = {"vcenter": "lab", "operation": "get", "code": "error"}
         asked = 2 if isinstance(error, httpx.RemoteProtocolError | httpx.ReadError) else 1  # once more when cut off
         assert vcenter.metrics.registry.get_sample_value("task_bridge_vcenter_requests_total", labels) == asked

@@ -53,13 +53,13 @@ class TestSent:
         ],
     )
     def test_an_id_can_not_leave_its_place(self, task: str, segment: str) -> None:
-        assert wire.encoded(task) == segment
+        assert wire.encode_task_id(task) == segment
         assert unquote(segment) == task
 
     def test_a_get_leaves_out_the_result_in_the_way_of_its_rendering(self) -> None:
-        assert wire.get_target("api", "a:b", with_result=False) == "/api/cis/tasks/a:b?exclude_result=true"
-        assert wire.get_target("rest", "a:b", with_result=False) == "/rest/cis/tasks/a:b?spec.exclude_result=true"
-        assert wire.get_target("api", "a:b", with_result=True) == "/api/cis/tasks/a:b"
+        assert wire.task_target("api", "a:b", with_result=False) == "/api/cis/tasks/a:b?exclude_result=true"
+        assert wire.task_target("rest", "a:b", with_result=False) == "/rest/cis/tasks/a:b?spec.exclude_result=true"
+        assert wire.task_target("api", "a:b", with_result=True) == "/api/cis/tasks/a:b"
 
     def test_a_list_on_api_is_one_request_with_a_body(self) -> None:
         (call,) = wire.list_calls("api", ["a:b", "c:b"], with_result=False)
@@ -114,7 +114,7 @@ class TestMeaning:
         ],
     )
     def test_which_answers_mean_that_the_session_ended(self, given: Answer, expected: SessionFault) -> None:
-        assert wire.session_fault(given) is expected
+        assert wire.classify_session_fault(given) is expected
 
     @pytest.mark.parametrize(
         ("given", "expected"),
@@ -147,7 +147,7 @@ class TestMeaning:
     )
     def test_vcenter_s_own_words_are_passed_on(self, given: Answer, expected: str) -> None:
         assert str(wire.parse_message(given)) == expected
-        assert wire.parse_message(given).as_error().message
+        assert wire.parse_message(given).to_task_error().message
 
 
 class TestRead:
@@ -165,7 +165,7 @@ class TestRead:
         ],
     )
     def test_a_session_id_is_read_from_either_login(self, body: bytes, token: str | None) -> None:
-        assert wire.read_token(body) == token
+        assert wire.parse_token(body) == token
 
     @pytest.mark.parametrize(
         ("rendering", "body"),
@@ -176,7 +176,7 @@ class TestRead:
         ],
     )
     def test_a_list_is_read_in_all_its_forms(self, rendering: Rendering, body: bytes) -> None:
-        found = wire.read_list(rendering, body)
+        found = wire.parse_list(rendering, body)
         assert {task: bytes(info) for task, info in found.items()} == {"a:b": b'{"status":"RUNNING"}', "c:b": b"{}"}
 
     @pytest.mark.parametrize(
@@ -194,10 +194,10 @@ class TestRead:
     )
     def test_what_is_no_list_is_unreadable(self, rendering: Rendering, body: bytes) -> None:
         with pytest.raises(UnreadableBody):
-            wire.read_list(rendering, body)
+            wire.parse_list(rendering, body)
 
     def test_a_broken_task_in_a_list_is_that_task_s_trouble_alone(self) -> None:
-        found = wire.read_list("api", b'{"a":{"status":"RUNNING","description":"\xff"},"b":{"status":1},"c":3}')
+        found = wire.parse_list("api", b'{"a":{"status":"RUNNING","description":"\xff"},"b":{"status":1},"c":3}')
         assert parse_raw_task(found["a"], "api", with_result=False).status == "RUNNING"
         for broken in "bc":
             with pytest.raises(UnreadableBody):
@@ -213,12 +213,12 @@ class TestRead:
         ],
     )
     def test_json_that_only_others_refuse_is_read(self, body: bytes, value: object) -> None:
-        assert wire.read_json(body) == value
+        assert wire.parse_json(body) == value
 
     @pytest.mark.parametrize("body", [b"", b"{", b"\xff", b"[" * 100_000], ids=["empty", "cut", "binary", "deep"])
     def test_what_is_no_json_is_unreadable(self, body: bytes) -> None:
         with pytest.raises(UnreadableBody):
-            wire.read_json(body)
+            wire.parse_json(body)
 
 
 class TestTask:

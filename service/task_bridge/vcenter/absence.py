@@ -19,7 +19,7 @@ _LONGEST_GAP_S = 60.0
 """Two answers further apart than this tell nothing about the time between them."""
 
 
-class _Absent(msgspec.Struct):
+class _AbsentTask(msgspec.Struct):
     """`since` and `counted_from`: its first look, by our clock and by the count of answering time. `denied` and
     `told_at`: what vCenter answered about it alone, and since when. `excused`: it was held back long enough."""
 
@@ -37,7 +37,7 @@ class Absences:
     def __init__(self, grace_s: float, patience: Timeouts) -> None:
         self._grace_s = grace_s
         self._patience = patience
-        self._absent: dict[str, _Absent] = {}
+        self._absent: dict[str, _AbsentTask] = {}
         self._together = 0
         self._elsewhere = 0
         self._answering_s = 0.0
@@ -48,34 +48,34 @@ class Absences:
 
     # What the looks tell
 
-    def answered(self, now: float) -> None:
+    def record_answer(self, now: float) -> None:
         """The tasks service answered."""
         if self._answered_at is not None and now - self._answered_at <= _LONGEST_GAP_S:
             self._answering_s += now - self._answered_at
         self._answered_at = now
-        if self._held_from is not None and self._held_s >= self._patience.hold_s:
+        if self._held_from is not None and self._held_s >= self._patience.vanished_hold_s:
             self._excuse()
 
-    def silent(self) -> None:
+    def record_outage(self) -> None:
         """vCenter didn't answer: the time until it does counts for nothing."""
         self._answered_at = None
 
-    def shown(self, task: str, now: float) -> None:
+    def record_shown(self, task: str, now: float) -> None:
         """vCenter showed this task. Of those shown together it suffices to tell of two."""
         if self._shown is None or self._shown[0] != task:
             self._shown_before = self._shown
         self._shown = (task, now)
 
-    def missed(self, task: str, seen: bool, now: float) -> bool:
+    def record_absent(self, task: str, seen: bool, now: float) -> bool:
         """A look didn't show the task. True when it is the first one not to, of a task that was seen before."""
         if task in self._absent:
             return False
-        self._absent[task] = _Absent(seen, now, self._answering_s)
+        self._absent[task] = _AbsentTask(seen, now, self._answering_s)
         self._together += seen
         self._hold_if_many()
         return seen
 
-    def missed_elsewhere(self, count: int) -> bool:
+    def set_vanished_elsewhere(self, count: int) -> bool:
         """Other replicas miss so many that were seen before. True when these are more than they told before."""
         more = count > self._elsewhere
         self._elsewhere = count
@@ -87,9 +87,9 @@ class Absences:
             self._held_from = self._answering_s
 
     def _many(self, here: int) -> bool:
-        return here + self._elsewhere >= self._patience.together
+        return here + self._elsewhere >= self._patience.vanished_min
 
-    def told(self, task: str, denied: bool, now: float) -> bool:
+    def confirm_absent(self, task: str, denied: bool, now: float) -> bool:
         """vCenter answered about this task alone that it isn't there, or is `denied`.
 
         True when that is enough for its end, given the proof that the service answers.
@@ -111,11 +111,11 @@ class Absences:
 
     # What follows
 
-    def ask_at(self, task: str, now: float) -> float:
+    def confirm_at(self, task: str, now: float) -> float:
         """When vCenter should be asked about this task alone."""
         absent = self._absent[task]
         if self._is_held(absent):
-            return now + self._patience.hold_s - self._held_s
+            return now + self._patience.vanished_hold_s - self._held_s
         if absent.excused:
             return max(now, absent.since + self._patience.confirm_s)
         return now if absent.told_at is None else absent.told_at + self._confirm_s(absent)
@@ -141,16 +141,16 @@ class Absences:
         return len(self._absent)
 
     @property
-    def together(self) -> int:
+    def vanished_count(self) -> int:
         """How many tasks that were seen before are absent, and not yet for long enough to end all the same."""
         return self._together
 
     @property
-    def holding(self) -> str | None:
+    def vanished_reason(self) -> str | None:
         """The sentence for operators while nothing is given up, else None."""
         if self._held_from is None:
             return None
-        left_min = max(0.0, self._patience.hold_s - self._held_s) / 60
+        left_min = max(0.0, self._patience.vanished_hold_s - self._held_s) / 60
         many = self._together + self._elsewhere
         return (
             f"{many} tasks that were seen before are no longer shown by vCenter, all together: none is given up "
@@ -161,17 +161,17 @@ class Absences:
     def _held_s(self) -> float:
         return self._answering_s - (self._answering_s if self._held_from is None else self._held_from)
 
-    def _is_held(self, absent: _Absent) -> bool:
+    def _is_held(self, absent: _AbsentTask) -> bool:
         return self._held_from is not None and not absent.excused
 
-    def _is_over(self, absent: _Absent, now: float) -> bool:
+    def _is_over(self, absent: _AbsentTask, now: float) -> bool:
         if self._is_held(absent) or absent.told_at is None:
             return False
         if absent.excused:
             return now >= absent.since + self._patience.confirm_s
         return now >= absent.told_at + self._confirm_s(absent)
 
-    def _confirm_s(self, absent: _Absent) -> float:
+    def _confirm_s(self, absent: _AbsentTask) -> float:
         if absent.seen or absent.denied:
             return self._patience.confirm_s
         return self._grace_s
@@ -180,7 +180,7 @@ class Absences:
         """Lets those go on that were absent for the whole while; the others, if still several, are held on."""
         held = [absent for absent in self._absent.values() if not absent.excused]
         for absent in held:
-            if self._answering_s - absent.counted_from >= self._patience.hold_s:
+            if self._answering_s - absent.counted_from >= self._patience.vanished_hold_s:
                 absent.excused = True
         rest = [absent.counted_from for absent in held if absent.seen and not absent.excused]
         self._together = len(rest)

@@ -25,7 +25,7 @@ class RequestBudget:
         return max(0.0, (1.0 - self._tokens) / self._per_second)
 
     @property
-    def plentiful(self) -> bool:
+    def is_plentiful(self) -> bool:
         """At least half of what may be spent at once is there."""
         self._refill()
         return self._tokens >= self._capacity / 2

@@ -26,8 +26,8 @@ from .policy import TIMEOUTS, VCenterConfig
 
 MAX_BODY_BYTES = 32 * 1024 * 1024
 MAX_RETRY_AFTER_S = 3_600.0
-CONNECT_S = 10.0
-TOTAL_S = 90.0
+CONNECT_TIMEOUT_S = 10.0
+REQUEST_TIMEOUT_S = 90.0
 """Longer than any phase: a list of 500 may take its time, a body that drips may not."""
 
 
@@ -37,15 +37,15 @@ _SILENT = (httpx.ReadTimeout, TimeoutError)
 _UNREACHABLE = (httpx.ConnectError, httpx.ConnectTimeout, httpx.ProxyError, httpx.UnsupportedProtocol)
 
 
-class MaybeTaskSpecific(VCenterUnavailable):
+class AmbiguousFailure(VCenterUnavailable):
     """There is no answer to this request, though vCenter may answer others: a provider behind it may hang."""
 
 
-class _LeftBehind(MaybeTaskSpecific):
+class _StaleConnection(AmbiguousFailure):
     """vCenter closed a kept connection just as it was used again: nothing is wrong, and nothing was answered."""
 
 
-class NoAnswer(MaybeTaskSpecific):
+class NoAnswer(AmbiguousFailure):
     """The request was sent, and no answer came in time."""
 
 
@@ -66,27 +66,27 @@ class Answer(NamedTuple):
         return 200 <= self.status < 300
 
 
-class Allowance(NamedTuple):
+class AnswerLimits(NamedTuple):
     """How long an answer may let wait for its next bytes (else as all steps), and how large it may be."""
 
-    read_s: float | None = None
+    read_timeout_s: float | None = None
     max_bytes: int = MAX_BODY_BYTES
 
 
-ALLOWED = Allowance()
+DEFAULT_LIMITS = AnswerLimits()
 
 
-class _Asked(NamedTuple):
+class _Request(NamedTuple):
     operation: str
     method: str
     target: str
     headers: Mapping[str, str]
     content: bytes | None
     urgent: bool
-    allowed: Allowance
+    allowed: AnswerLimits
 
 
-class _Client:
+class _CountedClient:
     """An httpx client and the CA file it was made with; closed when the last request that uses it is over."""
 
     def __init__(self, client: httpx.AsyncClient, made_with: object) -> None:
@@ -115,7 +115,7 @@ class VCenterHttp:
         # httpx collapses when many requests queue inside its pool, so they queue here.
         self._slots = asyncio.Semaphore(settings.max_concurrent_requests)
         self.budget = RequestBudget(settings.max_requests_per_second, clock)
-        self._current: _Client | None = None
+        self._current: _CountedClient | None = None
 
     async def request(
         self,
@@ -126,21 +126,21 @@ class VCenterHttp:
         content: bytes | None = None,
         *,
         urgent: bool = False,
-        allowed: Allowance = ALLOWED,
+        allowed: AnswerLimits = DEFAULT_LIMITS,
     ) -> Answer:
         """The answer to one request, counted by `operation`. Raises VCenterUnavailable.
 
         `urgent` doesn't wait for the budget, which then has one less for others.
         """
-        asked = _Asked(operation, method, target, headers, content, urgent, allowed)
+        asked = _Request(operation, method, target, headers, content, urgent, allowed)
         try:
             return await self._request(asked)
-        except _LeftBehind:
+        except _StaleConnection:
             if operation not in _SAFE_TO_REPEAT:
                 raise
         return await self._request(asked)
 
-    async def _request(self, asked: _Asked) -> Answer:
+    async def _request(self, asked: _Request) -> Answer:
         async with self._slots:
             if asked.urgent:
                 self.budget.spend()
@@ -165,7 +165,7 @@ class VCenterHttp:
             await self._current.client.aclose()
             self._current = None
 
-    async def _answer(self, asked: _Asked) -> Answer:
+    async def _answer(self, asked: _Request) -> Answer:
         done: set[str] = set()
 
         async def trace(event: str, _: object) -> None:
@@ -173,26 +173,26 @@ class VCenterHttp:
 
         seen = {"trace": trace}
         try:
-            async with asyncio.timeout(TOTAL_S), self._client() as client:
+            async with asyncio.timeout(REQUEST_TIMEOUT_S), self._client() as client:
                 request = client.build_request(
                     asked.method,
                     asked.target,
                     headers=asked.headers,
                     content=asked.content,
-                    timeout=self._timeout(asked.allowed.read_s),
+                    timeout=self._timeout(asked.allowed.read_timeout_s),
                     extensions=seen,
                 )
                 return await self._sent(client, request, asked.allowed.max_bytes)
         except (httpx.HTTPError, httpx.InvalidURL, TimeoutError, OSError) as error:
             if is_tls_error(error) and self._current is not None:
                 self._current.stale = True  # the CA file may be another, though it looks the same
-            raise _kind_of(error, done)(describe_http_error(error, self._settings)) from error
+            raise _classify_error(error, done)(describe_http_error(error, self._settings)) from error
 
     async def _sent(self, client: httpx.AsyncClient, request: httpx.Request, max_bytes: int) -> Answer:
         response = await client.send(request, stream=True)
         try:
             body, headers = await self._body(response, max_bytes), response.headers
-            return Answer(response.status_code, body, _retry_after_s(headers), headers.get("set-cookie", ""))
+            return Answer(response.status_code, body, _parse_retry_after_s(headers), headers.get("set-cookie", ""))
         finally:
             await response.aclose()
 
@@ -210,9 +210,9 @@ class VCenterHttp:
 
     @contextlib.asynccontextmanager
     async def _client(self) -> AsyncIterator[httpx.AsyncClient]:
-        current, ca = self._current, _identity(self._settings)
+        current, ca = self._current, _identify_ca_file(self._settings)
         if current is None or current.stale or current.made_with != ca:
-            before, self._current = current, _Client(self._new_client(), ca)
+            before, self._current = current, _CountedClient(self._new_client(), ca)
             current = self._current
             if before is not None and not before.users:
                 await before.client.aclose()
@@ -230,7 +230,7 @@ class VCenterHttp:
             base_url=self._settings.url,
             # Identity: a list is read as it comes, and the cap on it is what is really sent.
             headers={"accept": "application/json", "accept-encoding": "identity"},
-            verify=_tls_context(self._settings),
+            verify=_build_tls_context(self._settings),
             proxy=self._settings.proxy,
             limits=httpx.Limits(max_connections=slots, max_keepalive_connections=slots, keepalive_expiry=60),
             trust_env=False,
@@ -240,7 +240,7 @@ class VCenterHttp:
         )
 
     def _timeout(self, read_s: float | None) -> httpx.Timeout:
-        return httpx.Timeout(self._phase_s, connect=CONNECT_S, read=read_s or self._phase_s)
+        return httpx.Timeout(self._phase_s, connect=CONNECT_TIMEOUT_S, read=read_s or self._phase_s)
 
     def _span_keys(self, method: str) -> dict[str, str]:
         return {"http.request.method": method, "server.address": self._settings.url, "vcenter": self._settings.name}
@@ -249,7 +249,7 @@ class VCenterHttp:
         self._metrics.vcenter_requests.labels(self._settings.name, operation, code).inc()
 
 
-def _kind_of(error: Exception, done: set[str]) -> type[VCenterUnavailable]:
+def _classify_error(error: Exception, done: set[str]) -> type[VCenterUnavailable]:
     """What the error means, by what was done until it came."""
     if isinstance(error, _UNREACHABLE):
         return VCenterUnavailable
@@ -257,10 +257,10 @@ def _kind_of(error: Exception, done: set[str]) -> type[VCenterUnavailable]:
         return NoAnswer
     kept = not any(event.startswith("connection.connect_") for event in done)
     answered = "http11.receive_response_headers.complete" in done
-    return _LeftBehind if kept and not answered and isinstance(error, _DROPPED) else MaybeTaskSpecific
+    return _StaleConnection if kept and not answered and isinstance(error, _DROPPED) else AmbiguousFailure
 
 
-def _identity(settings: VCenterConfig) -> object:
+def _identify_ca_file(settings: VCenterConfig) -> object:
     """What tells one CA file's content from the next; None where there is no file to read."""
     if settings.ca_file is None:
         return None
@@ -271,7 +271,7 @@ def _identity(settings: VCenterConfig) -> object:
     return (stat.st_mtime_ns, stat.st_size, stat.st_ino)
 
 
-def _tls_context(settings: VCenterConfig) -> ssl.SSLContext:
+def _build_tls_context(settings: VCenterConfig) -> ssl.SSLContext:
     if not settings.verify_tls or settings.url.startswith("http:"):
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
         context.check_hostname = False
@@ -291,7 +291,7 @@ def _tls_context(settings: VCenterConfig) -> ssl.SSLContext:
     return context
 
 
-def _retry_after_s(headers: httpx.Headers) -> float | None:
+def _parse_retry_after_s(headers: httpx.Headers) -> float | None:
     """Seconds until when vCenter asks to be left alone: a number, or a date by its own clock."""
     value = headers.get("retry-after", "").strip()
     if not value:

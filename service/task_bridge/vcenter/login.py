@@ -17,11 +17,11 @@ log = structlog.get_logger(__name__)
 REFUSED_PAUSE_S = 900.0
 """SSO locks an account after 5 failures in 3 minutes, and there are replicas."""
 _CAPPED_CURE = "end the sessions that others left behind, or raise vCenter's limit"
-CAPPED_FIRST_S, USELESS_FIRST_S = 10.0, 2.0
-LONGEST_S = 300.0
+SESSION_LIMIT_PAUSE_S, REJECTED_SESSION_PAUSE_S = 10.0, 2.0
+PAUSE_MAX_S = 300.0
 
 
-class LoginGate:
+class LoginThrottle:
     """Closed for a while after a login that failed in a way which another one would make worse.
 
     A refused password closes it until the password changes, a session limit or a session that vCenter gave and
@@ -32,7 +32,7 @@ class LoginGate:
     def __init__(
         self, settings: VCenterConfig, metrics: Metrics, clock: Callable[[], float], rng: random.Random
     ) -> None:
-        self.turn = asyncio.Lock()
+        self.lock = asyncio.Lock()
         self._settings = settings
         self._logins = metrics.vcenter_logins
         self._clock = clock
@@ -48,13 +48,13 @@ class LoginGate:
         """Whether vCenter refused the user name or the password, which needn't be told once a kind of tasks."""
         return self._refused is not None
 
-    def credentials(self) -> tuple[str, str]:
+    def read_credentials(self) -> tuple[str, str]:
         """User name and password, read now. Raises VCenterUnavailable while no login may be tried with them."""
         name = self._settings.name
         try:
             both = self._settings.username(), self._settings.password()
         except OSError as error:
-            self.failed()
+            self.record_failure()
             told = f"The user name or password of vCenter {name} can't be read: {error}."
             raise VCenterUnavailable(told) from error
         if self._refused not in (None, hash(both)):
@@ -63,11 +63,11 @@ class LoginGate:
             raise VCenterUnavailable(self._why)
         return both
 
-    def failed(self) -> None:
+    def record_failure(self) -> None:
         """A login that says nothing about the next one."""
         self._count("failed")
 
-    def refused(self, username: str, password: str, said: str) -> VCenterUnavailable:
+    def record_refusal(self, username: str, password: str, said: str) -> VCenterUnavailable:
         self._count("refused")
         self._refused = hash((username, password))
         pause_s = self._close(REFUSED_PAUSE_S)
@@ -76,10 +76,10 @@ class LoginGate:
             f"change, else {pause_s / 60:.0f} minutes later, so that the account isn't locked."
         )
 
-    def capped(self, said: str, retry_after_s: float | None) -> VCenterUnavailable:
+    def record_session_limit(self, said: str, retry_after_s: float | None) -> VCenterUnavailable:
         self._count("session_limit")
         self._capped += 1
-        pause_s = self._close(max(doubled(self._capped, CAPPED_FIRST_S), retry_after_s or 0.0))
+        pause_s = self._close(max(doubling_pause_s(self._capped, SESSION_LIMIT_PAUSE_S), retry_after_s or 0.0))
         if self._capped == 1:
             log.warning("session_limit_reached", vcenter=self._settings.name, answer=said, cure=_CAPPED_CURE)
         return self._because(
@@ -87,18 +87,18 @@ class LoginGate:
             f"Tried again {pause_s:.0f} s later."
         )
 
-    def unaccepted(self, said: str) -> VCenterUnavailable:
+    def record_rejected_session(self, said: str) -> VCenterUnavailable:
         self._useless += 1
-        self._close(doubled(self._useless, USELESS_FIRST_S))
+        self._close(doubling_pause_s(self._useless, REJECTED_SESSION_PAUSE_S))
         return self._because(f"vCenter {self._settings.name} doesn't accept the session that it has just given: {said}")
 
-    def logged_in(self) -> None:
+    def record_login(self) -> None:
         self._count("ok")
         if self._capped:
             log.info("session_limit_over", vcenter=self._settings.name)
         self._refused, self._capped, self._closed_until = None, 0, 0.0
 
-    def served(self) -> None:
+    def record_accepted_session(self) -> None:
         """A session was accepted."""
         self._useless = 0
 
@@ -115,6 +115,6 @@ class LoginGate:
         return VCenterUnavailable(why)
 
 
-def doubled(times: int, first_s: float) -> float:
+def doubling_pause_s(times: int, first_s: float) -> float:
     """The `times`-th pause of a row that starts with `first_s`."""
-    return float(min(LONGEST_S, first_s * 2 ** min(times - 1, 16)))
+    return float(min(PAUSE_MAX_S, first_s * 2 ** min(times - 1, 16)))

@@ -15,31 +15,31 @@ class Outage:
     """`down` from a failure until an answer; `until` is when to ask again, by one request at first."""
 
     def __init__(self, policy: PollPolicy, rng: random.Random) -> None:
-        self.down = False
-        self.until = 0.0
+        self.is_down = False
+        self.retry_at = 0.0
         self._policy = policy
         self._rng = rng
         self._failures = 0
         self._doubts = 0
         self._answered_at = self._failed_at = float("-inf")
 
-    def failed(self, error: VCenterUnavailable, asked_at: float, now: float) -> None:
+    def record_failure(self, error: VCenterUnavailable, asked_at: float, now: float) -> None:
         """vCenter didn't answer. Requests that were under way together fail together, and count once."""
         if asked_at >= self._failed_at:
             self._failures += 1
-        self.down, self._failed_at = True, now
+        self.is_down, self._failed_at = True, now
         pause_s = backoff_s(self._failures, self._policy, self._rng.random(), error.retry_after_s)
-        self.until = max(self.until, now + pause_s)
+        self.retry_at = max(self.retry_at, now + pause_s)
 
-    def doubt(self, now: float) -> bool:
+    def count_ambiguous_failure(self, now: float) -> bool:
         """A request failed in a way that may be about what was asked for. True when it's more likely vCenter."""
         self._doubts += 1
         quiet = now - self._answered_at > self._policy.poll_max_s
-        return self.down or quiet or self._doubts >= _DOUBTS_MAX
+        return self.is_down or quiet or self._doubts >= _DOUBTS_MAX
 
-    def over(self, now: float) -> None:
+    def record_answer(self, now: float) -> None:
         """vCenter answered."""
-        self.down, self.until, self._answered_at = False, 0.0, now
+        self.is_down, self.retry_at, self._answered_at = False, 0.0, now
         self._failures = self._doubts = 0
 
 

@@ -54,8 +54,8 @@ class Timeouts(NamedTuple):
 
     confirm_s: float = 5.0
     proof_s: float = 60.0
-    together: int = 3
-    hold_s: float = 600.0
+    vanished_min: int = 3
+    vanished_hold_s: float = 600.0
     gather_s: float = 0.1
     gather_results_s: float = 0.2
     result_s: float = 30.0

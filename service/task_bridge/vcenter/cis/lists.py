@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 from typing import NamedTuple
 
-from .api import BadAnswer, CisTasksApi, Listing, NoList
+from .api import BadAnswer, CisTasksApi, Listing, ListUnavailable
 from .followed import Group, TrackedCisTask
 
 RESULTS_MAX = 70
@@ -20,18 +20,18 @@ class ListPart(NamedTuple):
     error: BadAnswer | None = None
 
 
-class TaskLists:
+class TaskLister:
     """Lists of one vCenter's tasks."""
 
     def __init__(self, tasks: CisTasksApi) -> None:
         self._tasks = tasks
         self._results_max = RESULTS_MAX
 
-    def at_most(self, group: Group) -> int:
+    def max_tasks(self, group: Group) -> int:
         """How many tasks of the group one list may ask for."""
         return min(self._results_max, self._tasks.list_max) if group.with_result else self._tasks.list_max
 
-    async def ask(self, group: Group, batch: list[TrackedCisTask]) -> AsyncIterator[ListPart]:
+    async def list_in_parts(self, group: Group, batch: list[TrackedCisTask]) -> AsyncIterator[ListPart]:
         """The batch in parts: what vCenter lists, and each task that no list works with, alone.
 
         Where so much fails that it isn't worth going on, the rest comes as one part with the last error.
@@ -44,7 +44,7 @@ class TaskLists:
             try:
                 yield ListPart(part, await self._list(group, part))
                 continue
-            except NoList:
+            except ListUnavailable:
                 yield ListPart([followed for rest in (part, *parts) for followed in rest])
                 return
             except BadAnswer as error:
@@ -59,7 +59,7 @@ class TaskLists:
 
     async def _list(self, group: Group, part: list[TrackedCisTask]) -> Listing:
         try:
-            listing = await self._tasks.list([followed.id for followed in part], with_result=group.with_result)
+            listing = await self._tasks.list_tasks([followed.id for followed in part], with_result=group.with_result)
         except BadAnswer:
             if group.with_result:
                 self._results_max = max(1, min(self._results_max, len(part) // 2))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import msgspec
 
 from ...domain.task import NotATask, Rendering, Task, parse_task
-from .renderings import UnreadableBody, read_json
+from .renderings import UnreadableBody, parse_json
 
 
 def parse_raw_task(body: bytes | msgspec.Raw, rendering: Rendering, *, with_result: bool) -> Task:
@@ -13,7 +13,7 @@ def parse_raw_task(body: bytes | msgspec.Raw, rendering: Rendering, *, with_resu
 
     Without `with_result` the result was to be left out; where it is there nevertheless, the task that ended has it.
     """
-    info = read_json(body)
+    info = parse_json(body)
     carried = isinstance(info, dict) and info.get("result") is not None
     try:
         task = parse_task(info, rendering, with_result=with_result or carried)

@@ -47,18 +47,18 @@ class UnreadableBody(ValueError):  # noqa: N818 - reads as what the body is
 # What is sent
 
 
-def encoded(task: str) -> str:
+def encode_task_id(task: str) -> str:
     """A task id as one path segment or query value."""
     return quote(task, safe=":")
 
 
-def get_target(rendering: Rendering, task: str, *, with_result: bool) -> str:
+def task_target(rendering: Rendering, task: str, *, with_result: bool) -> str:
     flag = "exclude_result" if rendering == "api" else "spec.exclude_result"
-    return f"/{rendering}/cis/tasks/{encoded(task)}" + ("" if with_result else f"?{flag}=true")
+    return f"/{rendering}/cis/tasks/{encode_task_id(task)}" + ("" if with_result else f"?{flag}=true")
 
 
 def cancel_target(rendering: Rendering, task: str) -> str:
-    return f"/{rendering}/cis/tasks/{encoded(task)}?action=cancel"
+    return f"/{rendering}/cis/tasks/{encode_task_id(task)}?action=cancel"
 
 
 class ListCall(NamedTuple):
@@ -83,7 +83,7 @@ def list_calls(rendering: Rendering, tasks: list[str], *, with_result: bool) -> 
 def _queries(tasks: Iterable[str]) -> Iterator[str]:
     query = ""
     for task in tasks:
-        parameter = f"filter_spec.tasks={encoded(task)}"
+        parameter = f"filter_spec.tasks={encode_task_id(task)}"
         if query and len(query) + len(parameter) >= _QUERY_MAX:
             yield query
             query = ""
@@ -100,7 +100,7 @@ class VCenterMessage(NamedTuple):
 
     status: int
     error: TaskError | None
-    words: str
+    text: str
 
     @property
     def type(self) -> str | None:
@@ -114,16 +114,16 @@ class VCenterMessage(NamedTuple):
         return any(pattern.search(f"{message.id} {message.text}") for message in self.messages)
 
     @property
-    def by_router(self) -> bool:
+    def is_by_router(self) -> bool:
         """The tasks service didn't say this: the router did, or a proxy."""
         ids = [self.type or "", *(message.id or "" for message in self.messages)]
         return self.error is None or any(name.startswith("com.vmware.vapi.rest.") for name in ids)
 
-    def as_error(self) -> TaskError:
-        return self.error or TaskError(type=None, message=self.words)
+    def to_task_error(self) -> TaskError:
+        return self.error or TaskError(type=None, message=self.text)
 
     def __str__(self) -> str:
-        return self.words
+        return self.text
 
 
 def parse_message(answer: Answer) -> VCenterMessage:
@@ -136,7 +136,7 @@ def parse_message(answer: Answer) -> VCenterMessage:
 
 def _standard_error(body: bytes) -> TaskError | None:
     try:
-        return parse_error(read_json(body))
+        return parse_error(parse_json(body))
     except UnreadableBody:
         return None
 
@@ -145,7 +145,7 @@ def is_no_route(answer: Answer) -> bool:
     """Nothing is offered at this path: 404 by the router or in plain text, 405, or a redirect."""
     if answer.status in (301, 302, 307, 308, 405, 501):
         return True
-    return answer.status == 404 and parse_message(answer).by_router
+    return answer.status == 404 and parse_message(answer).is_by_router
 
 
 class SessionFault(enum.Enum):
@@ -163,7 +163,7 @@ _AUTHENTICATION = re.compile(
 )
 
 
-def session_fault(answer: Answer) -> SessionFault:
+def classify_session_fault(answer: Answer) -> SessionFault:
     """A 401 is certain (vcsim's is empty), and so is a 403 or 500 that speaks of authentication; any other 403
     may be one (an expired session was once answered so)."""
     if answer.status == 401:
@@ -179,10 +179,10 @@ def session_fault(answer: Answer) -> SessionFault:
 # What is read
 
 
-def read_token(body: bytes) -> str | None:
+def parse_token(body: bytes) -> str | None:
     """The session id out of either login's body."""
     try:
-        value = read_json(body)
+        value = parse_json(body)
     except UnreadableBody:
         return None
     token = value.get("value") if isinstance(value, dict) else value
@@ -206,10 +206,10 @@ _api_list = msgspec.json.Decoder(dict[str, msgspec.Raw])
 _rest_list = msgspec.json.Decoder(_RestList)
 _rest_task = msgspec.json.Decoder(_RestTask)
 
-Found = dict[str, msgspec.Raw]
+TaskBodies = dict[str, msgspec.Raw]
 
 
-def read_list(rendering: Rendering, body: bytes) -> Found:
+def parse_list(rendering: Rendering, body: bytes) -> TaskBodies:
     """The tasks of a list, each still as JSON. Raises Unreadable."""
     try:
         if rendering == "api":
@@ -230,7 +230,7 @@ def unwrap_task(rendering: Rendering, body: bytes) -> msgspec.Raw:
         raise UnreadableBody(f"not a task: {error}") from error
 
 
-def read_json(body: bytes | msgspec.Raw) -> Any:
+def parse_json(body: bytes | msgspec.Raw) -> Any:
     """Any JSON, also what msgspec refuses: lone surrogates, NaN, bytes that aren't UTF-8. Raises Unreadable."""
     try:
         return msgspec.json.decode(body)

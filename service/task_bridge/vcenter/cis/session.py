@@ -17,10 +17,10 @@ from ...domain.errors import VCenterUnavailable
 from ...domain.task import Rendering
 from ...metrics import Metrics
 from ..http import Answer, VCenterHttp
-from ..login import LoginGate
+from ..login import LoginThrottle
 from ..policy import VCenterConfig
 from ..single_flight import SingleFlight
-from .renderings import LOGIN, LoginCalls, SessionFault, is_no_route, parse_message, read_token, session_fault
+from .renderings import LOGIN, LoginCalls, SessionFault, classify_session_fault, is_no_route, parse_message, parse_token
 
 ALIVE_S = 3.0
 """A session that was good so short a time ago isn't checked again when a 403 comes."""
@@ -49,7 +49,7 @@ class CisSession:
         self._login = SingleFlight(self._log_in)
         self._good_at = -ALIVE_S
         rng = rng or random.Random()  # noqa: S311 - spreads logins, keeps no secret
-        self.gate = LoginGate(settings, metrics, clock, rng)
+        self.login_throttle = LoginThrottle(settings, metrics, clock, rng)
         self._closed = False
 
     async def request(self, operation: str, method: str, target: str, content: bytes | None = None) -> Answer:
@@ -63,8 +63,8 @@ class CisSession:
             return answer
         token = await self._logged_in(stale=token)
         answer = await self._ask(token, operation, method, target, content)
-        if session_fault(answer) is SessionFault.CERTAIN:
-            raise self.gate.unaccepted(str(parse_message(answer)))
+        if classify_session_fault(answer) is SessionFault.CERTAIN:
+            raise self.login_throttle.record_rejected_session(str(parse_message(answer)))
         return answer
 
     async def check(self) -> bool:
@@ -90,12 +90,12 @@ class CisSession:
         answer = await self._http.request(operation, method, target, headers, content)
         if answer.ok and token == self._token:
             self._good_at = self._clock()
-            self.gate.served()
+            self.login_throttle.record_accepted_session()
         return answer
 
     async def _is_over(self, token: str, answer: Answer) -> bool:
         """Whether the answer means that the session has ended. A 403 may: the session itself is asked then."""
-        fault = session_fault(answer)
+        fault = classify_session_fault(answer)
         if fault is not SessionFault.POSSIBLE:
             return fault is SessionFault.CERTAIN
         if self._clock() - self._good_at < ALIVE_S:
@@ -105,7 +105,7 @@ class CisSession:
             raise VCenterUnavailable(
                 f"vCenter {self._settings.name} can't tell about its session: {parse_message(check)}"
             )
-        return session_fault(check) is not SessionFault.NO
+        return classify_session_fault(check) is not SessionFault.NO
 
     @property
     def _calls(self) -> LoginCalls:
@@ -122,12 +122,12 @@ class CisSession:
         return await self._login.run()
 
     async def _log_in(self) -> str:
-        async with self.gate.turn:
-            username, password = self.gate.credentials()
+        async with self.login_throttle.lock:
+            username, password = self.login_throttle.read_credentials()
             self._token = None
             answer = await self._login_answer(username, password)
-            if answer.ok and (token := read_token(answer.body)):
-                self.gate.logged_in()
+            if answer.ok and (token := parse_token(answer.body)):
+                self.login_throttle.record_login()
                 self._token, self._good_at = token, self._clock()
                 return token
             raise self._refusal(answer, username, password)
@@ -141,7 +141,7 @@ class CisSession:
             try:
                 answer = await self._http.request("login", *LOGIN[rendering].login, headers)
             except VCenterUnavailable:
-                self.gate.failed()
+                self.login_throttle.record_failure()
                 raise
             if not is_no_route(answer):
                 self._rendering = rendering
@@ -159,10 +159,10 @@ class CisSession:
         """Why there is no session, with what follows from it for the next try."""
         name, words = self._settings.name, parse_message(answer)
         if answer.status in (401, 403):
-            return self.gate.refused(username, password, str(words))
+            return self.login_throttle.record_refusal(username, password, str(words))
         if answer.status == 503 and words.mentions(_SESSION_LIMIT):
-            return self.gate.capped(str(words), answer.retry_after_s)
-        self.gate.failed()
+            return self.login_throttle.record_session_limit(str(words), answer.retry_after_s)
+        self.login_throttle.record_failure()
         if is_no_route(answer):
             text = f"{self._settings.url} has no login of a vCenter: {words}. Check the URL of vCenter {name}."
             return VCenterUnavailable(text)

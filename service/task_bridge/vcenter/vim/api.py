@@ -8,26 +8,26 @@ from typing import Any, NamedTuple
 
 from ...domain.durations import rfc3339
 from ...domain.errors import Refused, VCenterUnavailable
-from ..http import Allowance, NoAnswer
+from ..http import AnswerLimits, NoAnswer
 from . import soap
-from .session import ALLOWED, MAX_BYTES, VimSession
-from .soap import Element, Ref, SoapFault, child, children, ref_of, value
-from .taskinfo import PATHS, QUESTION, Info, Question, read_field, read_info, read_question
+from .session import ANSWER_LIMITS, MAX_BYTES, VimSession
+from .soap import Element, Ref, SoapFault, child, children, ref_of, text_of
+from .taskinfo import PATHS, QUESTION, Info, Question, parse_field, parse_info, parse_question
 
-PULL_MAX = 500
+OBJECTS_MAX = 500
 WAIT_S = 30
-WAIT_ALLOWED = Allowance(read_s=WAIT_S + 15.0, max_bytes=MAX_BYTES)
-DESTROY_ALLOWED = Allowance(read_s=1.0)
+WAIT_LIMITS = AnswerLimits(read_timeout_s=WAIT_S + 15.0, max_bytes=MAX_BYTES)
+DESTROY_LIMITS = AnswerLimits(read_timeout_s=1.0)
 UPDATES_MAX = 500
 _PAGE, _PAGES = 500, 40
 _DENIED = {"NoPermission", "RestrictedByAdministrator"}
 _WANTED = "".join(
-    f"<propSet>{soap.text('type', kind)}{''.join(soap.text('pathSet', path) for path in paths)}</propSet>"
+    f"<propSet>{soap.xml_text('type', kind)}{''.join(soap.xml_text('pathSet', path) for path in paths)}</propSet>"
     for kind, paths in (("Task", PATHS), ("VirtualMachine", (QUESTION,)))
 )
 
 
-class HeldUp(NoAnswer):
+class VmTimeout(NoAnswer):
     """No answer came in the time that VMs may hold tasks up for. vcsim keeps a VM locked while a task works on it,
     and who reads it waits.
     """
@@ -42,22 +42,22 @@ class ObjectState(NamedTuple):
 
     ref: Ref
     info: Info
-    whole: bool = True
-    asked: bool = False
+    is_complete: bool = True
+    has_question_field: bool = False
     question: Question | None = None
     denied: str | None = None
-    gone: bool = False
+    is_gone: bool = False
 
 
-class Updates(NamedTuple):
+class UpdateSet(NamedTuple):
     """An update set: the version to go on from, what changed, and whether there is more already."""
 
     version: str
-    shown: list[ObjectState]
-    truncated: bool
+    objects: list[ObjectState]
+    is_truncated: bool
 
 
-async def pull(
+async def fetch_objects(
     session: VimSession, tasks: Collection[str], vms: Collection[str] = (), held_s: float | None = None
 ) -> list[ObjectState]:
     """How tasks stand, and which questions VMs have. Those that aren't among the answers don't exist.
@@ -66,10 +66,10 @@ async def pull(
     """
     held_s = held_s if vms else None
     refs = [*(Ref("Task", task) for task in tasks), *(Ref("VirtualMachine", vm) for vm in vms)]
-    objects = "".join(f"<objectSet>{soap.ref('obj', ref)}</objectSet>" for ref in refs)
-    told = soap.text("reportMissingObjectsInResults", "true")
+    objects = "".join(f"<objectSet>{soap.xml_ref('obj', ref)}</objectSet>" for ref in refs)
+    told = soap.xml_text("reportMissingObjectsInResults", "true")
     inner = f"<specSet>{_WANTED}{objects}{told}</specSet><options/>"
-    service = await session.service()
+    service = await session.ensure_logged_in()
     number = session.number
     answer = await _called(session, "pull", "RetrievePropertiesEx", service.collector, inner, held_s)
     found: list[ObjectState] = []
@@ -78,30 +78,32 @@ async def pull(
         if page is None:
             return found
         found += [_shown(one, "propSet", session, number) for one in children(page, "objects")]
-        if (token := value(child(page, "token"))) is None:
+        if (token := text_of(child(page, "token"))) is None:
             return found
-        more = soap.text("token", token)
+        more = soap.xml_text("token", token)
         answer = await _called(session, "pull", "ContinueRetrievePropertiesEx", service.collector, more, held_s)
 
 
-async def existing(session: VimSession, refs: Collection[Ref], held_s: float) -> set[Ref]:
+async def filter_existing(session: VimSession, refs: Collection[Ref], held_s: float) -> set[Ref]:
     """Those of the tasks and VMs that there are. Raises VCenterUnavailable, and HeldUp as `pull` does."""
     tasks = [ref.id for ref in refs if ref.type == "Task"]
     vms = [ref.id for ref in refs if ref.type == "VirtualMachine"]
-    parts = [tasks[first : first + PULL_MAX] for first in range(0, len(tasks), PULL_MAX)] or [[]]
-    shown = [one for part in parts for one in await pull(session, part, vms if part is parts[0] else (), held_s)]
-    return {one.ref for one in shown if not one.gone}
+    parts = [tasks[first : first + OBJECTS_MAX] for first in range(0, len(tasks), OBJECTS_MAX)] or [[]]
+    shown = [
+        one for part in parts for one in await fetch_objects(session, part, vms if part is parts[0] else (), held_s)
+    ]
+    return {one.ref for one in shown if not one.is_gone}
 
 
-async def labels(session: VimSession) -> dict[str, str]:
+async def fetch_labels(session: VimSession) -> dict[str, str]:
     """What each description id means, in words. Raises VCenterUnavailable."""
-    service = await session.service()
-    paths = soap.text("type", "TaskManager") + soap.text("pathSet", "description")
-    inner = f"<specSet><propSet>{paths}</propSet><objectSet>{soap.ref('obj', service.tasks)}</objectSet></specSet>"
+    service = await session.ensure_logged_in()
+    paths = soap.xml_text("type", "TaskManager") + soap.xml_text("pathSet", "description")
+    inner = f"<specSet><propSet>{paths}</propSet><objectSet>{soap.xml_ref('obj', service.tasks)}</objectSet></specSet>"
     answer = await session.call("pull", "RetrievePropertiesEx", service.collector, f"{inner}<options/>")
     found = child(answer, "returnval", "objects", "propSet", "val")
     infos = [] if found is None else children(found, "methodInfo")
-    pairs = ((value(child(info, "key")), value(child(info, "label"))) for info in infos)
+    pairs = ((text_of(child(info, "key")), text_of(child(info, "label"))) for info in infos)
     return {key: label for key, label in pairs if key and label}
 
 
@@ -113,7 +115,7 @@ _REFUSALS = {
 }
 
 
-async def cancel(session: VimSession, task: str) -> None:
+async def cancel_task(session: VimSession, task: str) -> None:
     """Asks vCenter to cancel the task. Raises Refused or VCenterUnavailable."""
     try:
         await session.call("cancel", "CancelTask", Ref("Task", task))
@@ -121,18 +123,18 @@ async def cancel(session: VimSession, task: str) -> None:
         if (refusal := _REFUSALS.get(fault.kind or "")) is None:
             raise
         status, code, sentence = refusal
-        raise Refused(status, code, f"{sentence} vCenter says: {fault.said or fault.kind}") from fault
+        raise Refused(status, code, f"{sentence} vCenter says: {fault.reason or fault.kind}") from fault
 
 
-async def history(session: VimSession, tasks: Collection[str], begin: float, end: float) -> dict[str, Info]:
+async def fetch_history(session: VimSession, tasks: Collection[str], begin: float, end: float) -> dict[str, Info]:
     """Those of the tasks that vCenter's history has, queued between two times. Raises VCenterUnavailable."""
-    service = await session.service()
-    times = soap.text("beginTime", rfc3339(begin)) + soap.text("endTime", rfc3339(end))
-    inner = f"<filter><time>{soap.text('timeType', 'queuedTime')}{times}</time></filter>"
+    service = await session.ensure_logged_in()
+    times = soap.xml_text("beginTime", rfc3339(begin)) + soap.xml_text("endTime", rfc3339(end))
+    inner = f"<filter><time>{soap.xml_text('timeType', 'queuedTime')}{times}</time></filter>"
     answer = await session.call("history", "CreateCollectorForTasks", service.tasks, inner)
     collector = ref_of(child(answer, "returnval"))
     if collector is None:
-        raise session.unreadable("gives no collector of its task history")
+        raise session.build_unreadable_error("gives no collector of its task history")
     try:
         found = await _in_history(session, collector, set(tasks))
         if len(found) < len(tasks):
@@ -147,8 +149,8 @@ async def history(session: VimSession, tasks: Collection[str], begin: float, end
 async def _in_history(session: VimSession, collector: Ref, wanted: set[str]) -> dict[str, Info]:
     found: dict[str, Info] = {}
     for _ in range(_PAGES):
-        answer = await session.call("history", "ReadNextTasks", collector, soap.text("maxCount", _PAGE))
-        page = [read_info(one) for one in children(answer, "returnval")]
+        answer = await session.call("history", "ReadNextTasks", collector, soap.xml_text("maxCount", _PAGE))
+        page = [parse_info(one) for one in children(answer, "returnval")]
         found |= {info["key"]: info for info in page if info.get("key") in wanted}
         if not page or len(found) == len(wanted):
             break
@@ -159,53 +161,53 @@ async def _in_history(session: VimSession, collector: Ref, wanted: set[str]) -> 
 
 
 async def create_collector(session: VimSession) -> Ref:
-    service = await session.service()
+    service = await session.ensure_logged_in()
     return _ref(await session.call("push", "CreatePropertyCollector", service.collector), session)
 
 
 async def create_view(session: VimSession) -> Ref:
     """An empty ListView: one with an unknown reference would be refused."""
-    service = await session.service()
+    service = await session.ensure_logged_in()
     return _ref(await session.call("push", "CreateListView", service.views), session)
 
 
 async def create_filter(session: VimSession, collector: Ref, view: Ref) -> None:
     """Whole values: `partialUpdates` would tell parts of fields."""
-    through = soap.text("type", "ListView") + soap.text("path", "view") + soap.text("skip", "false")
-    select = f'<selectSet xsi:type="TraversalSpec">{soap.text("name", "view")}{through}</selectSet>'
-    objects = f"<objectSet>{soap.ref('obj', view)}{soap.text('skip', 'true')}{select}</objectSet>"
-    told = soap.text("reportMissingObjectsInResults", "true")
-    spec = f"<spec>{_WANTED}{objects}{told}</spec>{soap.text('partialUpdates', 'false')}"
+    through = soap.xml_text("type", "ListView") + soap.xml_text("path", "view") + soap.xml_text("skip", "false")
+    select = f'<selectSet xsi:type="TraversalSpec">{soap.xml_text("name", "view")}{through}</selectSet>'
+    objects = f"<objectSet>{soap.xml_ref('obj', view)}{soap.xml_text('skip', 'true')}{select}</objectSet>"
+    told = soap.xml_text("reportMissingObjectsInResults", "true")
+    spec = f"<spec>{_WANTED}{objects}{told}</spec>{soap.xml_text('partialUpdates', 'false')}"
     await session.call("push", "CreateFilter", collector, spec)
 
 
 async def destroy_collector(session: VimSession, collector: Ref) -> None:
     """Ends the wait of a collector that nobody needs any more, if that goes quickly. Never raises."""
     with contextlib.suppress(VCenterUnavailable):
-        await session.call("push", "DestroyPropertyCollector", collector, allowed=DESTROY_ALLOWED)
+        await session.call("push", "DestroyPropertyCollector", collector, allowed=DESTROY_LIMITS)
 
 
-async def modify(
+async def modify_view(
     session: VimSession, view: Ref, add: Iterable[Ref], remove: Iterable[Ref], held_s: float | None
 ) -> list[Ref]:
     """Changes what the view lists; those of `add` that don't exist. Raises HeldUp after `held_s`."""
-    inner = "".join([*(soap.ref("add", one) for one in add), *(soap.ref("remove", one) for one in remove)])
+    inner = "".join([*(soap.xml_ref("add", one) for one in add), *(soap.xml_ref("remove", one) for one in remove)])
     answer = await _called(session, "modify", "ModifyListView", view, inner, held_s)
     return [ref for ref in map(ref_of, children(answer, "returnval")) if ref]
 
 
-async def wait(session: VimSession, collector: Ref, version: str) -> Updates | None:
+async def wait_for_updates(session: VimSession, collector: Ref, version: str) -> UpdateSet | None:
     """What changed since `version`, None when nothing did for WAIT_S. Never two of them in one session."""
-    options = soap.text("maxWaitSeconds", WAIT_S) + soap.text("maxObjectUpdates", UPDATES_MAX)
-    inner = f"{soap.text('version', version)}<options>{options}</options>"
+    options = soap.xml_text("maxWaitSeconds", WAIT_S) + soap.xml_text("maxObjectUpdates", UPDATES_MAX)
+    inner = f"{soap.xml_text('version', version)}<options>{options}</options>"
     number = session.number
-    answer = await session.call("wait", "WaitForUpdatesEx", collector, inner, WAIT_ALLOWED)
+    answer = await session.call("wait", "WaitForUpdatesEx", collector, inner, WAIT_LIMITS)
     found = child(answer, "returnval")
-    new = value(child(found, "version")) if found is not None else None
+    new = text_of(child(found, "version")) if found is not None else None
     if found is None or new is None:
         return None
     shown = [_update(one, session, number) for of in children(found, "filterSet") for one in children(of, "objectSet")]
-    return Updates(new, shown, value(child(found, "truncated")) in ("true", "1"))
+    return UpdateSet(new, shown, text_of(child(found, "truncated")) in ("true", "1"))
 
 
 async def _called(
@@ -215,22 +217,22 @@ async def _called(
     if held_s is None:
         return await session.call(operation, method, this, inner)
     try:
-        return await session.call(operation, method, this, inner, ALLOWED._replace(read_s=held_s))
+        return await session.call(operation, method, this, inner, ANSWER_LIMITS._replace(read_timeout_s=held_s))
     except NoAnswer as error:
-        raise HeldUp(str(error)) from error
+        raise VmTimeout(str(error)) from error
 
 
 def _ref(answer: Element, session: VimSession) -> Ref:
     found = ref_of(child(answer, "returnval"))
     if found is None:
-        raise session.unreadable("answers without the object that was asked for")
+        raise session.build_unreadable_error("answers without the object that was asked for")
     return found
 
 
 def _update(element: Element, session: VimSession, number: int) -> ObjectState:
-    kind = value(child(element, "kind"))
+    kind = text_of(child(element, "kind"))
     if kind == "leave":
-        return ObjectState(_ref_in(element, session), {}, gone=True)
+        return ObjectState(_ref_in(element, session), {}, is_gone=True)
     return _shown(element, "changeSet", session, number, whole=kind == "enter")
 
 
@@ -238,32 +240,32 @@ def _shown(element: Element, properties: str, session: VimSession, number: int, 
     """One object out of an answer. Raises SessionEnded when all of it is missing for that."""
     missing = {kind for kind in map(_missing_kind, children(element, "missingSet")) if kind}
     if "NotAuthenticated" in missing:
-        raise session.ended(number)
+        raise session.mark_ended(number)
     ref, told = _ref_in(element, session), list(_properties(element, properties))
     denied = next(iter(missing & _DENIED), None) if not told else None
     if ref.type == "VirtualMachine":
         asked = [found for path, found in told if path == QUESTION]
-        return ObjectState(ref, {}, whole, whole or bool(asked), read_question(asked[0]) if asked else None)
+        return ObjectState(ref, {}, whole, whole or bool(asked), parse_question(asked[0]) if asked else None)
     info: dict[str, Any] = {}
     for path, found in told:
         field = path.removeprefix("info.")
-        info[field] = read_field(field, found)
-    return ObjectState(ref, info, whole, denied=denied, gone="ManagedObjectNotFound" in missing)
+        info[field] = parse_field(field, found)
+    return ObjectState(ref, info, whole, denied=denied, is_gone="ManagedObjectNotFound" in missing)
 
 
 def _properties(element: Element, properties: str) -> Iterator[tuple[str, Element | None]]:
     for one in children(element, properties):
-        if path := value(child(one, "name")):
+        if path := text_of(child(one, "name")):
             yield path, child(one, "val")
 
 
 def _missing_kind(element: Element) -> str | None:
     fault = child(element, "fault", "fault")
-    return None if fault is None else soap.kind_of(fault)
+    return None if fault is None else soap.type_of(fault)
 
 
 def _ref_in(element: Element, session: VimSession) -> Ref:
     found = ref_of(child(element, "obj"))
     if found is None:
-        raise session.unreadable("tells of an object without saying which")
+        raise session.build_unreadable_error("tells of an object without saying which")
     return found

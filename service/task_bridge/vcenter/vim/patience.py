@@ -16,16 +16,16 @@ class VimTimeouts(NamedTuple):
 
     gather_s: float = 0.1
     updates_per_s: float = 3.0
-    updates_at_once: float = 3.0
-    pull_s: float = 2.0
-    safety_s: float = 300.0
-    idle_s: float = 60.0
-    losses: int = 3
-    within_s: float = 300.0
-    pull_for_s: float = 600.0
-    history_s: float = 86_400.0
-    held_s: float = 3.0
-    apart_s: float = 60.0
+    updates_burst: float = 3.0
+    pull_interval_s: float = 2.0
+    safety_pull_interval_s: float = 300.0
+    idle_logout_s: float = 60.0
+    push_losses_max: int = 3
+    push_losses_window_s: float = 300.0
+    push_retry_s: float = 600.0
+    history_lookback_s: float = 86_400.0
+    vm_timeout_s: float = 3.0
+    separate_questions_s: float = 60.0
 
 
 VIM_TIMEOUTS = VimTimeouts()

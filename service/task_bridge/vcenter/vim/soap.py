@@ -41,24 +41,24 @@ class SoapFault(VCenterUnavailable):
     def __init__(self, message: str, kind: str | None, said: str) -> None:
         super().__init__(message)
         self.kind = kind
-        self.said = said
+        self.reason = said
 
 
-def envelope(method: str, this: Ref, inner: str) -> bytes:
+def build_envelope(method: str, this: Ref, inner: str) -> bytes:
     """A call of `method` on `this`; `inner` are its arguments as XML."""
-    body = f'<{method} xmlns="urn:vim25">{ref("_this", this)}{inner}</{method}>'
+    body = f'<{method} xmlns="urn:vim25">{xml_ref("_this", this)}{inner}</{method}>'
     return f"{_START}{body}{_END}".encode()
 
 
-def ref(tag: str, to: Ref) -> str:
+def xml_ref(tag: str, to: Ref) -> str:
     return f"<{tag} type={quoteattr(to.type)}>{escape(to.id)}</{tag}>"
 
 
-def text(tag: str, value: object) -> str:
+def xml_text(tag: str, value: object) -> str:
     return f"<{tag}>{escape(str(value))}</{tag}>"
 
 
-def read(body: bytes, method: str) -> Element:
+def parse_answer(body: bytes, method: str) -> Element:
     """The answer to `method`. Raises SoapFault or Unreadable."""
     try:
         # A parser for each: one that met an error doesn't hand its state on.
@@ -74,14 +74,14 @@ def read(body: bytes, method: str) -> Element:
     answer = None if holder is None else next(iter(holder), None)
     if answer is None:
         raise UnreadableXml("XML that isn't a SOAP answer")
-    if name(answer) == "Fault":
+    if local_name(answer) == "Fault":
         raise _fault(answer)
-    if name(answer) != f"{method}Response":
+    if local_name(answer) != f"{method}Response":
         raise UnreadableXml(f"something else than the answer to {method}")
     return answer
 
 
-def name(element: Element) -> str:
+def local_name(element: Element) -> str:
     """The local name; entities, of which an answer has none, are nameless."""
     tag = element.tag
     return tag.rpartition("}")[2] if isinstance(tag, str) else ""
@@ -100,14 +100,14 @@ def children(element: Element, wanted: str) -> list[Element]:
     return list(element.iterchildren(f"{{*}}{wanted}"))
 
 
-def value(element: Element | None) -> str | None:
+def text_of(element: Element | None) -> str | None:
     """The text, None where there is none or it is nil."""
     if element is None or element.get(f"{XSI}nil") in ("true", "1"):
         return None
     return (element.text or "").strip() or None
 
 
-def kind_of(element: Element) -> str | None:
+def type_of(element: Element) -> str | None:
     """The type that an element names, without its prefix."""
     named = element.get(f"{XSI}type")
     return named.rpartition(":")[2] if named else None
@@ -115,16 +115,16 @@ def kind_of(element: Element) -> str | None:
 
 def ref_of(element: Element | None) -> Ref | None:
     kind = None if element is None else element.get("type")
-    to = value(element)
+    to = text_of(element)
     return Ref(kind, to) if kind and to else None
 
 
 def _fault(element: Element) -> SoapFault:
-    said = (value(child(element, "faultstring")) or "")[:_LONGEST_SAID]
+    said = (text_of(child(element, "faultstring")) or "")[:_LONGEST_SAID]
     detail = child(element, "detail")
     inner = None if detail is None else next(iter(detail), None)
     kind = None
     if inner is not None:
-        kind = kind_of(inner) or name(inner).removesuffix("Fault") or None
+        kind = type_of(inner) or local_name(inner).removesuffix("Fault") or None
     told = ": ".join(part for part in (kind, said) if part) or "a fault that says nothing"
     return SoapFault(told, kind, said)

@@ -24,7 +24,7 @@ from ...domain.task import (
     TaskIdentity,
     encode_compact,
 )
-from .soap import Element, Ref, child, children, kind_of, name, ref_of, value
+from .soap import Element, Ref, child, children, local_name, ref_of, text_of, type_of
 
 DYNAMIC = ("state", "progress", "description", "cancelable", "error", "result", "startTime", "completeTime")
 STATIC = (
@@ -60,19 +60,19 @@ class Question(NamedTuple):
     text: str | None
 
 
-def read_field(field: str, element: Element | None) -> Any:
+def parse_field(field: str, element: Element | None) -> Any:
     """One field of TaskInfo."""
     if element is None:
         return None
-    return _READERS.get(field, value)(element)
+    return _READERS.get(field, text_of)(element)
 
 
-def read_info(element: Element) -> Info:
+def parse_info(element: Element) -> Info:
     """A whole TaskInfo, as the history has it."""
-    return {name(one): read_field(name(one), one) for one in element if name(one) in _KNOWN}
+    return {local_name(one): parse_field(local_name(one), one) for one in element if local_name(one) in _KNOWN}
 
 
-def read_question(element: Element | None) -> Question | None:
+def parse_question(element: Element | None) -> Question | None:
     if element is None or not len(element):
         return None
     return Question(_short(child(element, "id")), _short(child(element, "text")))
@@ -143,37 +143,37 @@ def _extra(info: Info, question: Question | None) -> dict[str, Any] | None:
 
 
 def _boolean(element: Element) -> bool | None:
-    return {"true": True, "1": True, "false": False, "0": False}.get(value(element) or "")
+    return {"true": True, "1": True, "false": False, "0": False}.get(text_of(element) or "")
 
 
 def _short(element: Element | None) -> str | None:
-    said = value(element)
+    said = text_of(element)
     return said and said[:_LONGEST]
 
 
 def _integer(element: Element) -> int | None:
-    said = value(element)
+    said = text_of(element)
     return int(said) if said is not None and _INTEGER.fullmatch(said) else None
 
 
 def _phase(element: Element) -> str | None:
     """A LocalizableMessage, in the language that was asked for at the login."""
-    return value(child(element, "message"))
+    return text_of(child(element, "message"))
 
 
 def _user(element: Element) -> str | None:
     """Who caused the task: a user, or the schedule or alarm by its name; vCenter itself is nobody."""
     named = ("userName", "name", "alarmName")
-    return next((said for said in (value(child(element, field)) for field in named) if said), None)
+    return next((said for said in (text_of(child(element, field)) for field in named) if said), None)
 
 
 def _fault(element: Element) -> TaskError:
     """A LocalizedMethodFault; the fault's type is the error's."""
     fault = child(element, "fault")
-    kind = None if fault is None else kind_of(fault)
-    said = value(child(element, "localizedMessage"))
+    kind = None if fault is None else type_of(fault)
+    said = text_of(child(element, "localizedMessage"))
     told = [] if fault is None else children(fault, "faultMessage")
-    messages = [Message(value(child(one, "key")), text) for one in told if (text := _phase(one))]
+    messages = [Message(text_of(child(one, "key")), text) for one in told if (text := _phase(one))]
     if said:
         messages.insert(0, Message(None, said))
     message = messages[0].text if messages else f"vCenter reports {kind or 'a failure'} and nothing more."
@@ -186,12 +186,12 @@ def _result(element: Element) -> Result:
 
 
 def _plain(element: Element) -> Any:
-    kind = kind_of(element) or ""
+    kind = type_of(element) or ""
     if to := ref_of(element):
         return {"type": to.type, "id": to.id}
     if len(element):
         return {"type": kind or None}
-    said = value(element)
+    said = text_of(element)
     if said is None or kind.startswith("ArrayOf"):
         return {"type": kind} if kind.startswith("ArrayOf") else None
     if kind == "boolean":
