@@ -16,8 +16,8 @@ from task_bridge.simulator import Script, SimulatedTarget, Step, faults, scenari
 from task_bridge.simulator.faults import Effect
 from task_bridge.simulator.sdk import soap
 from task_bridge.simulator.tasks import message, progress
+from task_bridge.vcenter.policy import VimTimeouts
 from task_bridge.vcenter.vim import VimSource
-from task_bridge.vcenter.vim.patience import VimTimeouts
 
 NEW_VM = {"type": "VirtualMachine", "id": "vm-8"}
 

@@ -12,7 +12,7 @@ from task_bridge.simulator import faults, scenarios
 from task_bridge.simulator.app import SimulatedVCenter
 from task_bridge.simulator.serve import serving
 from task_bridge.vcenter.cis import poller as looks
-from task_bridge.vcenter.cis.reading import parse_raw_task
+from task_bridge.vcenter.cis.renderings import parse_raw_task
 from vcenter_lab import PATIENCE, Lab, lab, looking_at
 
 

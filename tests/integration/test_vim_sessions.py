@@ -8,8 +8,8 @@ import time
 import vcenter_lab
 from lab import BridgeProcess, Lab, until
 from task_bridge.simulator import faults, scenarios
+from task_bridge.vcenter.policy import VimTimeouts
 from task_bridge.vcenter.vim import VimSource
-from task_bridge.vcenter.vim.patience import VimTimeouts
 
 
 async def test_a_session_that_nobody_needs_is_logged_out_of_and_another_begun_when_needed() -> None:

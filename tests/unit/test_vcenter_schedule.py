@@ -9,12 +9,12 @@ import pytest
 
 from task_bridge.domain.errors import VCenterUnavailable
 from task_bridge.domain.task import Progress, Task
-from task_bridge.vcenter.budget import RequestBudget
+from task_bridge.vcenter.backoff import Outage, backoff_s
 from task_bridge.vcenter.cis import PollPolicy
 from task_bridge.vcenter.cis.followed import ASKED, GONE, PARKED, PollAgenda, TrackedCisTask
 from task_bridge.vcenter.cis.schedule import interval_s, remaining_s, stretch
 from task_bridge.vcenter.cis.tracker import CisTaskTracker
-from task_bridge.vcenter.outage import Outage, backoff_s
+from task_bridge.vcenter.http import RequestBudget
 from task_bridge.vcenter.policy import TIMEOUTS
 
 POLICY = PollPolicy(poll_min_s=1.0, poll_max_s=15.0)

@@ -20,7 +20,6 @@ import httpx
 from ..domain.errors import VCenterUnavailable
 from ..metrics import Metrics
 from ..tracing import span
-from .budget import RequestBudget
 from .http_errors import describe_http_error, is_tls_error
 from .policy import TIMEOUTS, VCenterConfig
 
@@ -83,7 +82,7 @@ class _Request(NamedTuple):
     headers: Mapping[str, str]
     content: bytes | None
     urgent: bool
-    allowed: AnswerLimits
+    limits: AnswerLimits
 
 
 class _CountedClient:
@@ -96,6 +95,56 @@ class _CountedClient:
         self.users = 0
 
 
+class RequestBudget:
+    """Every request takes one token; whoever finds none waits for its own, in the order of asking."""
+
+    def __init__(
+        self, per_second: float, clock: Callable[[], float] = time.monotonic, *, burst: float | None = None
+    ) -> None:
+        self._per_second = per_second
+        self._capacity = max(1.0, per_second if burst is None else burst)
+        self._tokens = self._capacity
+        self._clock = clock
+        self._counted_at = clock()
+
+    def wait_s(self) -> float:
+        """How long the next request would wait; 0 when it may go."""
+        self._refill()
+        return max(0.0, (1.0 - self._tokens) / self._per_second)
+
+    @property
+    def is_plentiful(self) -> bool:
+        """At least half of what may be spent at once is there."""
+        self._refill()
+        return self._tokens >= self._capacity / 2
+
+    @property
+    def used(self) -> float:
+        """The part of what may be spent at once that is spent; above 1 there are requests that wait."""
+        self._refill()
+        return 1.0 - self._tokens / self._capacity
+
+    def spend(self) -> None:
+        """Takes a token whether there is one or not: those who come later wait for it."""
+        self._refill()
+        self._tokens -= 1
+
+    async def take(self) -> None:
+        wait_s = self.wait_s()
+        self._tokens -= 1
+        if wait_s:
+            try:
+                await asyncio.sleep(wait_s)
+            except asyncio.CancelledError:
+                self._tokens += 1
+                raise
+
+    def _refill(self) -> None:
+        now = self._clock()
+        self._tokens = min(self._capacity, self._tokens + (now - self._counted_at) * self._per_second)
+        self._counted_at = now
+
+
 class VCenterHttp:
     """Requests to one vCenter, within its budget and its number of concurrent requests."""
 
@@ -104,13 +153,13 @@ class VCenterHttp:
         settings: VCenterConfig,
         metrics: Metrics,
         *,
-        phase_s: float = TIMEOUTS.read_timeout_s,
+        read_timeout_s: float = TIMEOUTS.read_timeout_s,
         clock: Callable[[], float] = time.monotonic,
         transport: httpx.AsyncBaseTransport | None = None,
     ) -> None:
         self._settings = settings
         self._metrics = metrics
-        self._phase_s = phase_s
+        self._read_timeout_s = read_timeout_s
         self._transport = transport
         # httpx collapses when many requests queue inside its pool, so they queue here.
         self._slots = asyncio.Semaphore(settings.max_concurrent_requests)
@@ -126,13 +175,13 @@ class VCenterHttp:
         content: bytes | None = None,
         *,
         urgent: bool = False,
-        allowed: AnswerLimits = DEFAULT_LIMITS,
+        limits: AnswerLimits = DEFAULT_LIMITS,
     ) -> Answer:
         """The answer to one request, counted by `operation`. Raises VCenterUnavailable.
 
         `urgent` doesn't wait for the budget, which then has one less for others.
         """
-        asked = _Request(operation, method, target, headers, content, urgent, allowed)
+        asked = _Request(operation, method, target, headers, content, urgent, limits)
         try:
             return await self._request(asked)
         except _StaleConnection:
@@ -179,10 +228,10 @@ class VCenterHttp:
                     asked.target,
                     headers=asked.headers,
                     content=asked.content,
-                    timeout=self._timeout(asked.allowed.read_timeout_s),
+                    timeout=self._timeout(asked.limits.read_timeout_s),
                     extensions=seen,
                 )
-                return await self._sent(client, request, asked.allowed.max_bytes)
+                return await self._sent(client, request, asked.limits.max_bytes)
         except (httpx.HTTPError, httpx.InvalidURL, TimeoutError, OSError) as error:
             if is_tls_error(error) and self._current is not None:
                 self._current.stale = True  # the CA file may be another, though it looks the same
@@ -240,7 +289,7 @@ class VCenterHttp:
         )
 
     def _timeout(self, read_s: float | None) -> httpx.Timeout:
-        return httpx.Timeout(self._phase_s, connect=CONNECT_TIMEOUT_S, read=read_s or self._phase_s)
+        return httpx.Timeout(self._read_timeout_s, connect=CONNECT_TIMEOUT_S, read=read_s or self._read_timeout_s)
 
     def _span_keys(self, method: str) -> dict[str, str]:
         return {"http.request.method": method, "server.address": self._settings.url, "vcenter": self._settings.name}

@@ -17,14 +17,12 @@ from ...domain.ports import Unanswered
 from ...domain.task import Rendering, Task
 from ...domain.watch import Absence
 from ...metrics import Metrics
+from ..backoff import Outage
 from ..health import VCenterHealthTracker
 from ..http import AmbiguousFailure
-from ..outage import Outage
-from .api import BadAnswer, CisTasksApi, Listing, MissingTask, TaskAnswerTooLarge
+from .api import BadAnswer, CisTasksApi, Listing, MissingTask, TaskAnswerTooLarge, TaskLister
 from .followed import ASKED, Group, TrackedCisTask
-from .lists import TaskLister
-from .reading import parse_raw_task
-from .renderings import UnreadableBody
+from .renderings import UnreadableBody, parse_raw_task
 from .session import CisSession
 from .tracker import CisTaskTracker
 

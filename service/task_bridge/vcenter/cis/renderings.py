@@ -15,7 +15,7 @@ from urllib.parse import quote
 
 import msgspec
 
-from ...domain.task import Message, Rendering, TaskError, parse_error
+from ...domain.task import Message, NotATask, Rendering, Task, TaskError, parse_error, parse_task
 from ..http import Answer
 
 Call = tuple[str, str]
@@ -240,3 +240,20 @@ def parse_json(body: bytes | msgspec.Raw) -> Any:
         return json.loads(bytes(body).decode("utf-8", "replace"))
     except (ValueError, RecursionError) as error:
         raise UnreadableBody(f"not JSON: {error}") from error
+
+
+def parse_raw_task(body: bytes | msgspec.Raw, rendering: Rendering, *, with_result: bool) -> Task:
+    """The task that a body shows. Raises Unreadable.
+
+    Without `with_result` the result was to be left out; where it is there nevertheless, the task that ended has it.
+    """
+    info = parse_json(body)
+    carried = isinstance(info, dict) and info.get("result") is not None
+    try:
+        task = parse_task(info, rendering, with_result=with_result or carried)
+    except (NotATask, RecursionError) as error:
+        raise UnreadableBody(str(error)) from error
+    if task.ended:
+        return task
+    # What is told only at the end needn't be kept, nor a result that nobody asked for.
+    return msgspec.structs.replace(task, extra=None, result=task.result if with_result else None)

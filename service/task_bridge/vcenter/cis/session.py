@@ -17,9 +17,8 @@ from ...domain.errors import VCenterUnavailable
 from ...domain.task import Rendering
 from ...metrics import Metrics
 from ..http import Answer, VCenterHttp
-from ..login import LoginThrottle
+from ..login import LoginThrottle, SingleFlight
 from ..policy import VCenterConfig
-from ..single_flight import SingleFlight
 from .renderings import LOGIN, LoginCalls, SessionFault, classify_session_fault, is_no_route, parse_message, parse_token
 
 ALIVE_S = 3.0

@@ -22,10 +22,9 @@ import structlog
 from ...domain.errors import VCenterUnavailable
 from ...domain.ports import PollResult
 from ...metrics import Metrics
-from ..budget import RequestBudget
+from ..backoff import Outage
 from ..health import VCenterHealthTracker
-from ..http import VCenterHttp
-from ..outage import Outage
+from ..http import RequestBudget, VCenterHttp
 from ..policy import TIMEOUTS, PollPolicy, Timeouts, VCenterConfig
 from ..shared import SharedVCenter
 from . import schedule
@@ -41,7 +40,7 @@ _LOOK_AROUND = 200
 """So many are looked at when another replica tells that tasks vanished."""
 _FINDS_MAX = 100_000
 """So many finds that nobody took: no more looks until somebody does."""
-_EARLY_PER_S, _EARLY_AT_ONCE = 2.0, 5.0
+_EARLY_PER_S, _EARLY_BURST = 2.0, 5.0
 """How often a first look or a result may go without gathering: promptness while idle, few requests under load."""
 
 
@@ -70,7 +69,7 @@ class CisSource:
         self._clock = clock
         self._monotonic = monotonic
         self._http = VCenterHttp(
-            settings, metrics, phase_s=patience.read_timeout_s, clock=monotonic, transport=transport
+            settings, metrics, read_timeout_s=patience.read_timeout_s, clock=monotonic, transport=transport
         )
         self._session = CisSession(self._http, settings, metrics, clock=monotonic, rng=rng)
         self._tasks = CisTasksApi(self._session, settings)
@@ -82,7 +81,7 @@ class CisSource:
         self._wakes_at = math.inf
         self._running: set[asyncio.Task[None]] = set()
         self._started_at = -math.inf
-        self._early = RequestBudget(_EARLY_PER_S, monotonic, at_once=_EARLY_AT_ONCE)
+        self._early = RequestBudget(_EARLY_PER_S, monotonic, burst=_EARLY_BURST)
         self._pinged_at = -math.inf
         self._answered_at = 0.0
         self._results_last = False

@@ -184,7 +184,7 @@ async def create_filter(session: VimSession, collector: Ref, view: Ref) -> None:
 async def destroy_collector(session: VimSession, collector: Ref) -> None:
     """Ends the wait of a collector that nobody needs any more, if that goes quickly. Never raises."""
     with contextlib.suppress(VCenterUnavailable):
-        await session.call("push", "DestroyPropertyCollector", collector, allowed=DESTROY_LIMITS)
+        await session.call("push", "DestroyPropertyCollector", collector, limits=DESTROY_LIMITS)
 
 
 async def modify_view(

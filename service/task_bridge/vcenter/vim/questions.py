@@ -9,8 +9,8 @@ from collections.abc import Callable
 import structlog
 
 from ...domain.errors import VCenterUnavailable
-from . import api as methods
-from .patience import VimTimeouts
+from ..policy import VimTimeouts
+from . import api
 from .session import VimSession
 from .tracker import VimTaskTracker
 
@@ -76,8 +76,8 @@ class QuestionPoller:
     async def _is_well(self) -> bool:
         """Asks once; whether all answers came as soon as they must when tasks wait for them."""
         vms, well = self._looks.questions.vms, True
-        for first in range(0, len(vms), methods.OBJECTS_MAX):
-            well = await self._is_answered(vms[first : first + methods.OBJECTS_MAX]) and well
+        for first in range(0, len(vms), api.OBJECTS_MAX):
+            well = await self._is_answered(vms[first : first + api.OBJECTS_MAX]) and well
         return well
 
     async def _is_answered(self, vms: list[str]) -> bool:
@@ -85,7 +85,7 @@ class QuestionPoller:
             return False
         began = time.monotonic()
         try:
-            self._looks.answers(await methods.fetch_objects(self._session, (), vms, self._read_s))
+            self._looks.answers(await api.fetch_objects(self._session, (), vms, self._read_s))
         except VCenterUnavailable as error:
             log.debug("questions_not_answered", vcenter=self._vcenter, reason=str(error))
             self._news()  # the session may have ended

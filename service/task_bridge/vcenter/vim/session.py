@@ -12,9 +12,9 @@ from typing import NamedTuple
 
 from ...domain.errors import VCenterUnavailable
 from ..http import Answer, AnswerLimits
+from ..login import SingleFlight
 from ..policy import VCenterConfig
 from ..shared import SharedVCenter
-from ..single_flight import SingleFlight
 from . import soap
 from .soap import Element, Ref, SoapFault, UnreadableXml
 
@@ -66,7 +66,7 @@ class VimSession:
         return await self._login.run()
 
     async def call(
-        self, operation: str, method: str, this: Ref | None, inner: str = "", allowed: AnswerLimits = ANSWER_LIMITS
+        self, operation: str, method: str, this: Ref | None, inner: str = "", limits: AnswerLimits = ANSWER_LIMITS
     ) -> Element:
         """The answer to a method, of the service itself where `this` is None. Raises VCenterUnavailable:
         SoapFault, SessionEnded, Unreadable and others.
@@ -74,7 +74,7 @@ class VimSession:
         service = await self.ensure_logged_in()
         number = self.number
         try:
-            return await self._asked(operation, method, this or SERVICE_INSTANCE, inner, service.version, allowed)
+            return await self._asked(operation, method, this or SERVICE_INSTANCE, inner, service.version, limits)
         except SoapFault as fault:
             if fault.kind == "NotAuthenticated":
                 raise self.mark_ended(number) from fault
@@ -147,7 +147,7 @@ class VimSession:
         headers, self._cookie = self._headers(service.version), None
         content = soap.build_envelope("Logout", service.sessions, "")
         with contextlib.suppress(VCenterUnavailable):
-            await self._http.request("logout", "POST", "/sdk", headers, content, urgent=True, allowed=ANSWER_LIMITS)
+            await self._http.request("logout", "POST", "/sdk", headers, content, urgent=True, limits=ANSWER_LIMITS)
 
     async def _found(self) -> ServiceContent:
         """The service's own objects, which it tells everybody."""
@@ -167,10 +167,10 @@ class VimSession:
     # Asking
 
     async def _asked(
-        self, operation: str, method: str, this: Ref, inner: str, version: str, allowed: AnswerLimits
+        self, operation: str, method: str, this: Ref, inner: str, version: str, limits: AnswerLimits
     ) -> Element:
         content = soap.build_envelope(method, this, inner)
-        answer = await self._http.request(operation, "POST", "/sdk", self._headers(version), content, allowed=allowed)
+        answer = await self._http.request(operation, "POST", "/sdk", self._headers(version), content, limits=limits)
         if cookie := _COOKIE.search(answer.set_cookie):
             self._cookie = cookie[1]
         return self._read(answer, method)

@@ -23,13 +23,12 @@ from ...domain.ports import PollResult
 from ...domain.task import TaskIdentity
 from ...metrics import Metrics
 from ..absence import Absences
-from ..budget import RequestBudget
-from ..outage import Outage
-from ..policy import TIMEOUTS, PollPolicy, Timeouts, VCenterConfig
+from ..backoff import Outage
+from ..http import RequestBudget
+from ..policy import TIMEOUTS, VIM_TIMEOUTS, PollPolicy, Timeouts, VCenterConfig, VimTimeouts
 from ..shared import SharedVCenter
-from . import api as methods
+from . import api
 from .api import VmTimeout
-from .patience import VIM_TIMEOUTS, VimTimeouts
 from .push import Push
 from .questions import QuestionPoller
 from .session import SessionEnded, VimSession
@@ -83,7 +82,7 @@ class VimSource:
             rng,
         )
         self._outage = Outage(policy, rng)
-        self._pace = RequestBudget(vim_patience.updates_per_s, monotonic, at_once=vim_patience.updates_burst)
+        self._pace = RequestBudget(vim_patience.updates_per_s, monotonic, burst=vim_patience.updates_burst)
         self._push: Push | None = None
         self._listening: asyncio.Task[None] | None = None
         self._lost: deque[float] = deque(maxlen=vim_patience.push_losses_max)
@@ -155,9 +154,9 @@ class VimSource:
         self._used_at = self._monotonic()
         self._news.set()
         try:
-            await methods.cancel_task(self._session, task)
+            await api.cancel_task(self._session, task)
         except SessionEnded:
-            await methods.cancel_task(self._session, task)
+            await api.cancel_task(self._session, task)
 
     async def fetch_identity(self, task: str) -> TaskIdentity | None:
         """What the task that has this id now is by its birth, None where there is none.
@@ -219,7 +218,7 @@ class VimSource:
         if self._is_pushing:
             if self._awaits_vms and self._push is not None:
                 at = min(at, self._push.untold_until)
-            elif looks.to_add or len(looks.to_remove) > methods.OBJECTS_MAX:
+            elif looks.to_add or len(looks.to_remove) > api.OBJECTS_MAX:
                 at = min(at, self._modified_at + self._patience.gather_s)
             if self._is_deaf or self._push is None or not self._push.is_current or self._is_held_up:
                 at = -math.inf
@@ -266,7 +265,7 @@ class VimSource:
         self._used_at = now
         await self._session.ensure_logged_in()
         if self._labels_of != self._session.number:
-            self._looks.labels = await methods.fetch_labels(self._session)
+            self._looks.labels = await api.fetch_labels(self._session)
             self._labels_of = self._session.number
         if self._awaits_vms and self._push is not None and now >= self._push.untold_until:
             self._looks.poll_questions_separately()
@@ -340,10 +339,10 @@ class VimSource:
         those = self._looks.due(now)
         if now >= self._pulled_at + self._pull_every_s:
             few = self._is_pushing and self._pulled_at > -math.inf
-            those = list(dict.fromkeys([*those, *self._looks.in_turn(methods.OBJECTS_MAX if few else None)]))
+            those = list(dict.fromkeys([*those, *self._looks.in_turn(api.OBJECTS_MAX if few else None)]))
             self._pulled_at = now
-        for first in range(0, len(those), methods.OBJECTS_MAX):
-            await self._looks.ask(those[first : first + methods.OBJECTS_MAX])
+        for first in range(0, len(those), api.OBJECTS_MAX):
+            await self._looks.ask(those[first : first + api.OBJECTS_MAX])
 
     def _failed(self, error: VCenterUnavailable, now: float) -> None:
         self._absences.record_outage()

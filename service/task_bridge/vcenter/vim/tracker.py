@@ -16,15 +16,14 @@ from ...domain.watch import Absence
 from ...logs import FailureLog
 from ...metrics import Metrics
 from ..absence import Absences
+from ..backoff import backoff_s
 from ..health import VCenterHealthTracker
 from ..http import AnswerTooLarge
-from ..outage import backoff_s
-from ..policy import PollPolicy
+from ..policy import PollPolicy, VimTimeouts
 from ..result_queue import ResultQueue
-from . import api as methods
+from . import api
 from .api import ObjectState, VmTimeout
 from .followed import Questions, TrackedVimTask
-from .patience import VimTimeouts
 from .session import VimSession
 from .soap import Ref, SoapFault, UnreadableXml
 from .taskinfo import Info, build_task, parse_identity
@@ -168,7 +167,7 @@ class VimTaskTracker:
 
     async def birth(self, task: str) -> TaskIdentity | None:
         """What the task of this id is by its birth, None where vCenter shows none. Raises VCenterUnavailable."""
-        shown = await methods.fetch_objects(self._session, [task])
+        shown = await api.fetch_objects(self._session, [task])
         return next((parse_identity(one.info) for one in shown if one.ref.id == task and one.info.get("state")), None)
 
     # What is told
@@ -227,7 +226,7 @@ class VimTaskTracker:
         `gone`."""
         vms = {vm for task in tasks if (one := self.tasks.get(task)) and (vm := one.vm) and not self.apart}
         try:
-            shown = await methods.fetch_objects(self._session, tasks, vms, self._patience.vm_timeout_s)
+            shown = await api.fetch_objects(self._session, tasks, vms, self._patience.vm_timeout_s)
         except VmTimeout:
             self.poll_questions_separately()
             return await self._pulled(tasks, gone, failures)
@@ -374,7 +373,7 @@ class VimTaskTracker:
         began = [at or one.since - self._patience.history_lookback_s for at, one in zip(born, those, strict=True)]
         end = self._wall_clock() + _SKEW_S if None in born else max(at for at in born if at) + 60.0
         try:
-            found = await methods.fetch_history(self._session, [one.id for one in those], min(began) - 60.0, end)
+            found = await api.fetch_history(self._session, [one.id for one in those], min(began) - 60.0, end)
         except SoapFault as fault:
             self._no_history.failed(vcenter=self._vcenter, reason=str(fault))
             return False
