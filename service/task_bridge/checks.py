@@ -23,7 +23,7 @@ from .jetstream.streams import Streams
 from .metrics import Metrics
 from .settings import Settings, VCenterSettings
 from .vcenter.cis.api import BadAnswer, CisTasksApi, MissingTask
-from .vcenter.cis.renderings import LOGIN
+from .vcenter.cis.renderings import LOGIN_CALLS
 from .vcenter.cis.session import CisSession
 from .vcenter.health import VCenterHealthTracker
 from .vcenter.http import VCenterHttp
@@ -217,7 +217,7 @@ async def _found(about: str, asking: Coroutine[Any, Any, str], settings: VCenter
 
 
 async def _address(http: VCenterHttp, settings: VCenterSettings) -> str:
-    await http.request("session", *LOGIN["api"].check, {})  # whatever it answers to a stranger
+    await http.request("session", *LOGIN_CALLS["api"].check, {})  # whatever it answers to a stranger
     return f"{settings.url} answers, {_tls(settings)}"
 
 

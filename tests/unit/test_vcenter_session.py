@@ -329,7 +329,7 @@ class TestHttp:
         vcenter.answer = lambda _: httpx.Response(200, content=b" " * MAX_BODY_BYTES)
         assert len((await self.ask(vcenter)).body) == MAX_BODY_BYTES
         vcenter.answer = lambda _: httpx.Response(200, content=b" " * (MAX_BODY_BYTES + 1))
-        with pytest.raises(AnswerTooLarge, match="more than the bridge takes in"):
+        with pytest.raises(AnswerTooLarge, match=r"more than the .* bytes that the bridge accepts"):
             await self.ask(vcenter)
 
     async def test_a_redirect_is_an_answer_and_not_followed(self, vcenter: Scripted) -> None:
@@ -340,12 +340,12 @@ class TestHttp:
     @pytest.mark.parametrize(
         ("error", "words", "doubtful"),
         [
-            (httpx.ConnectTimeout("t"), "doesn't answer to the connection attempt", False),
+            (httpx.ConnectTimeout("t"), "doesn't answer the connection attempt", False),
             (httpx.ReadTimeout("t"), "doesn't answer in time", True),
             (httpx.ProxyError("502"), "through the proxy", False),
             (httpx.ConnectError("no route to host"), "can't be reached: no route to host", False),
-            (httpx.RemoteProtocolError("cut"), "ended the connection without a whole answer: cut", True),
-            (httpx.ReadError(""), "ended the connection without a whole answer: ReadError", True),
+            (httpx.RemoteProtocolError("cut"), "closed the connection before the answer was complete: cut", True),
+            (httpx.ReadError(""), "closed the connection before the answer was complete: ReadError", True),
         ],
     )
     async def test_trouble_on_the_way_is_told_in_a_sentence_and_counted(

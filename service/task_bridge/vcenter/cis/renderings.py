@@ -29,7 +29,7 @@ class LoginCalls(NamedTuple):
 
 
 _REST_SESSION = "/rest/com/vmware/cis/session"
-LOGIN: dict[Rendering, LoginCalls] = {
+LOGIN_CALLS: dict[Rendering, LoginCalls] = {
     "api": LoginCalls(("POST", "/api/session"), ("GET", "/api/session"), ("DELETE", "/api/session")),
     "rest": LoginCalls(("POST", _REST_SESSION), ("POST", f"{_REST_SESSION}?~action=get"), ("DELETE", _REST_SESSION)),
 }

@@ -19,7 +19,15 @@ from ...metrics import Metrics
 from ..http import Answer, VCenterHttp
 from ..login import LoginThrottle, SingleFlight
 from ..policy import VCenterConfig
-from .renderings import LOGIN, LoginCalls, SessionFault, classify_session_fault, is_no_route, parse_message, parse_token
+from .renderings import (
+    LOGIN_CALLS,
+    LoginCalls,
+    SessionFault,
+    classify_session_fault,
+    is_no_route,
+    parse_message,
+    parse_token,
+)
 
 ALIVE_S = 3.0
 """A session that was good so short a time ago isn't checked again when a 403 comes."""
@@ -108,7 +116,7 @@ class CisSession:
 
     @property
     def _calls(self) -> LoginCalls:
-        return LOGIN[self._rendering or "api"]
+        return LOGIN_CALLS[self._rendering or "api"]
 
     # Logging in
 
@@ -138,7 +146,7 @@ class CisSession:
         answer: Answer | None = None
         for rendering in self._renderings():
             try:
-                answer = await self._http.request("login", *LOGIN[rendering].login, headers)
+                answer = await self._http.request("login", *LOGIN_CALLS[rendering].login, headers)
             except VCenterUnavailable:
                 self.login_throttle.record_failure()
                 raise
