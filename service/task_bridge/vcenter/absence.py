@@ -1,4 +1,4 @@
-"""When a task that vCenter doesn't show counts as lost or denied. Pure: callers pass the time, in seconds.
+"""Rules for when a task that vCenter doesn't show is lost or denied. Pure: callers pass the time, in seconds.
 
 A task is absent from the first poll that doesn't show it until a poll that does. Its watch may end once vCenter has
 answered twice, some time apart, that the task isn't there, and something else proves that its tasks service answers.

@@ -34,7 +34,7 @@ class VCenterConfig(Protocol):
 
 
 class PollPolicy(NamedTuple):
-    """How often to poll a task, and how long a task that was never seen may stay unknown to vCenter."""
+    """The poll intervals, and how long a task that was never seen may stay unknown to vCenter."""
 
     poll_min_s: float = 1.0
     poll_max_s: float = 15.0

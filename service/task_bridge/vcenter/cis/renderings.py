@@ -145,7 +145,7 @@ def is_no_route(answer: Answer) -> bool:
 
 
 class SessionFault(enum.Enum):
-    """How certainly an answer means that the session has ended."""
+    """The certainty with which an answer means that the session has ended."""
 
     NO = enum.auto()
     POSSIBLE = enum.auto()

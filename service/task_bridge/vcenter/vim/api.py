@@ -175,13 +175,13 @@ async def _read_history(session: VimSession, collector: Ref, tasks: set[str]) ->
 
 async def create_collector(session: VimSession) -> Ref:
     service = await session.ensure_logged_in()
-    return _parse_created(await session.call("push", "CreatePropertyCollector", service.collector), session)
+    return _parse_created_ref(await session.call("push", "CreatePropertyCollector", service.collector), session)
 
 
 async def create_view(session: VimSession) -> Ref:
     """Create an empty ListView: vCenter would refuse one with an unknown reference."""
     service = await session.ensure_logged_in()
-    return _parse_created(await session.call("push", "CreateListView", service.views), session)
+    return _parse_created_ref(await session.call("push", "CreateListView", service.views), session)
 
 
 async def create_filter(session: VimSession, collector: Ref, view: Ref) -> None:
@@ -244,7 +244,7 @@ async def _call_reading_vms(
         raise VmTimeout(str(error)) from error
 
 
-def _parse_created(answer: Element, session: VimSession) -> Ref:
+def _parse_created_ref(answer: Element, session: VimSession) -> Ref:
     ref = ref_of(child(answer, "returnval"))
     if ref is None:
         raise session.build_unreadable_error("answers without the object that it should have created")
