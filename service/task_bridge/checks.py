@@ -22,14 +22,14 @@ from .jetstream.provision import Difference, JetStreamConfig, check_version, exp
 from .jetstream.streams import Streams
 from .metrics import Metrics
 from .settings import Settings, VCenterSettings
-from .vcenter.cis.api import BadAnswer, CisTasksApi, Gone
-from .vcenter.cis.renderings import LOGIN
+from .vcenter.cis.api import BadAnswer, CisTasksApi, MissingTask
+from .vcenter.cis.renderings import LOGIN_CALLS
 from .vcenter.cis.session import CisSession
 from .vcenter.health import VCenterHealthTracker
 from .vcenter.http import VCenterHttp
 from .vcenter.result_queue import ResultQueue
 from .vcenter.shared import SharedVCenter
-from .vcenter.vim.api import labels
+from .vcenter.vim.api import fetch_labels
 from .vcenter.vim.session import VimSession as VimSession
 
 REACH_S, ANSWER_S = 5.0, 20.0
@@ -173,7 +173,7 @@ async def _vcenter(settings: VCenterSettings) -> AsyncIterator[CheckResult]:
     http = VCenterHttp(settings, metrics)
     session = CisSession(http, settings, metrics)
     classic = VimSession(
-        SharedVCenter(http, session.gate, VCenterHealthTracker(settings.name), ResultQueue()), settings
+        SharedVCenter(http, session.login_throttle, VCenterHealthTracker(settings.name), ResultQueue()), settings
     )
     try:
         about = f"vCenter {settings.name}"
@@ -183,7 +183,7 @@ async def _vcenter(settings: VCenterSettings) -> AsyncIterator[CheckResult]:
         yield (finding := await _found(f"{about} login", _login(session, settings), settings))
         if finding.ok:
             yield await _found(f"{about} tasks", _tasks(CisTasksApi(session, settings)), settings)
-        if settings.vim != "off" and not session.gate.is_refused:
+        if settings.vim != "off" and not session.login_throttle.is_refused:
             finding = await _found(f"{about} classic tasks", _classic_tasks(classic), settings)
             yield finding if finding.ok or settings.vim != "auto" else _dispensable(finding, settings)
     finally:
@@ -217,7 +217,7 @@ async def _found(about: str, asking: Coroutine[Any, Any, str], settings: VCenter
 
 
 async def _address(http: VCenterHttp, settings: VCenterSettings) -> str:
-    await http.request("session", *LOGIN["api"].check, {})  # whatever it answers to a stranger
+    await http.request("session", *LOGIN_CALLS["api"].check, {})  # whatever it answers to a stranger
     return f"{settings.url} answers, {_tls(settings)}"
 
 
@@ -230,10 +230,10 @@ async def _login(session: CisSession, settings: VCenterSettings) -> str:
 async def _tasks(tasks: CisTasksApi) -> str:
     """Asks for a task that there is not: a service that says so itself is there."""
     try:
-        answer = await tasks.get(_NO_TASK, with_result=False)
+        answer = await tasks.get_task(_NO_TASK, with_result=False)
     except BadAnswer as error:
         return f"answers, though: {error}"
-    if isinstance(answer, Gone) and not answer.well_formed:
+    if isinstance(answer, MissingTask) and not answer.well_formed:
         cure = "Let this user read tasks." if answer.denied else "Wait until vCenter's services are up."
         raise VCenterUnavailable(f"the tasks service doesn't answer: {answer.answer.message} {cure}")
     return "the tasks service answers"
@@ -241,7 +241,7 @@ async def _tasks(tasks: CisTasksApi) -> str:
 
 async def _classic_tasks(session: VimSession) -> str:
     """Asks for the labels of what tasks do, which whoever may see tasks may read."""
-    await labels(session)
+    await fetch_labels(session)
     return "the Web Services API answers at /sdk"
 
 

@@ -106,7 +106,7 @@ class Status:
             return VCenterHealth(name, "unconfigured", "its settings are gone; its watches are kept", None, watches)
         health = source.health
         age_s = _age_s(health.last_good_poll_at)
-        return VCenterHealth(name, health.state, health.reason or health.holding, age_s, watches)
+        return VCenterHealth(name, health.state, health.reason or health.vanished_reason, age_s, watches)
 
 
 def _age_s(at: float | None) -> float | None:

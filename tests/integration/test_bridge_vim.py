@@ -16,8 +16,8 @@ from task_bridge.simulator import Script, SimulatedTarget, Step, faults, scenari
 from task_bridge.simulator.faults import Effect
 from task_bridge.simulator.sdk import soap
 from task_bridge.simulator.tasks import message, progress
+from task_bridge.vcenter.policy import VimTimeouts
 from task_bridge.vcenter.vim import VimSource
-from task_bridge.vcenter.vim.patience import VimTimeouts
 
 NEW_VM = {"type": "VirtualMachine", "id": "vm-8"}
 
@@ -471,7 +471,7 @@ async def test_a_locked_vm_holds_up_no_task_where_a_view_is_refused_for_one_unkn
 async def test_questions_are_asked_apart_until_no_vm_is_locked(
     lab: Lab, way: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    quick = VimTimeouts(held_s=1.0, pull_s=0.3, apart_s=1.5)
+    quick = VimTimeouts(vm_timeout_s=1.0, pull_interval_s=0.3, separate_questions_s=1.5)
     monkeypatch.setattr(task_bridge.vcenter.source, "VimSource", partial(VimSource, vim_patience=quick))
     with capture_logs() as logs:
 

@@ -142,12 +142,12 @@ async def test_three_that_vanish_together_are_held_and_told_about_and_end_after_
             vanished = time.monotonic()
             for task in tasks:
                 getattr(it.vcenter, how)(task)
-            await it.until(lambda: it.source.health.holding)
+            await it.until(lambda: it.source.health.vanished_reason)
             assert not any(it.is_gone(task) for task in tasks)
             for task in tasks:
                 assert (await it.gone(task)).outcome == {"forget": "lost", "deny": "denied"}[how]
-            assert time.monotonic() - vanished >= PATIENCE.hold_s
-            await it.until(lambda: it.source.health.holding is None)
+            assert time.monotonic() - vanished >= PATIENCE.vanished_hold_s
+            await it.until(lambda: it.source.health.vanished_reason is None)
         assert [line["event"] for line in logs if "vanished" in line["event"]] == [
             "tasks_vanished_together",
             "tasks_vanished_together_over",
@@ -155,20 +155,20 @@ async def test_three_that_vanish_together_are_held_and_told_about_and_end_after_
 
 
 async def test_a_restart_that_forgets_all_tasks_for_a_while_ends_none() -> None:
-    async with lab(patience=PATIENCE._replace(hold_s=30.0)) as it:
+    async with lab(patience=PATIENCE._replace(vanished_hold_s=30.0)) as it:
         tasks = running(it, 50)
         it.follow(*tasks)
         await it.shown(*tasks)
         for task in tasks:
             it.vcenter.hide(task)
-        await it.until(lambda: it.source.health.holding)
+        await it.until(lambda: it.source.health.vanished_reason)
         asked = len(it.vcenter.journal.of("get"))
         lists = len(it.vcenter.journal.of("list"))
         await it.until(lambda: len(it.vcenter.journal.of("list")) > lists + 4)
         assert len(it.vcenter.journal.of("get")) <= max(asked, 10)  # one by one it would take minutes
         for task in tasks:
             it.vcenter.unhide(task)
-        await it.until(lambda: it.source.health.holding is None)
+        await it.until(lambda: it.source.health.vanished_reason is None)
         before = {task: it.looks(task) for task in tasks}
         await it.until(lambda: all(it.looks(task) > before[task] for task in tasks))
         assert not any(it.is_gone(task) for task in tasks)
@@ -176,14 +176,14 @@ async def test_a_restart_that_forgets_all_tasks_for_a_while_ends_none() -> None:
 
 async def test_the_first_that_vanishes_makes_the_others_be_looked_at_before_it_is_given_up() -> None:
     policy = POLICY._replace(poll_max_s=60.0)
-    async with lab(policy=policy, patience=PATIENCE._replace(confirm_s=0.5, hold_s=60.0)) as it:
+    async with lab(policy=policy, patience=PATIENCE._replace(confirm_s=0.5, vanished_hold_s=60.0)) as it:
         tasks = running(it, 6)
         it.follow(*tasks, age_s=10_000.0)
         await it.shown(*tasks)
         for task in tasks:
             it.vcenter.hide(task)
         it.source.poll_now(tasks[0])  # the others would be due in a minute
-        await it.until(lambda: it.source.health.holding)
+        await it.until(lambda: it.source.health.vanished_reason)
         assert not any(it.is_gone(task) for task in tasks)
 
 

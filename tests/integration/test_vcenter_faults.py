@@ -12,7 +12,7 @@ from task_bridge.simulator import faults, scenarios
 from task_bridge.simulator.app import SimulatedVCenter
 from task_bridge.simulator.serve import serving
 from task_bridge.vcenter.cis import poller as looks
-from task_bridge.vcenter.cis.reading import parse_raw_task
+from task_bridge.vcenter.cis.renderings import parse_raw_task
 from vcenter_lab import PATIENCE, Lab, lab, looking_at
 
 
@@ -164,7 +164,7 @@ async def test_a_restart_of_vcenter_from_refusing_to_forgetting_to_knowing_ends_
     vcenter = SimulatedVCenter()
     async with serving(vcenter) as url:
         port = int(url.rsplit(":", 1)[1])
-    async with looking_at(vcenter, url, patience=PATIENCE._replace(hold_s=30.0)) as it:
+    async with looking_at(vcenter, url, patience=PATIENCE._replace(vanished_hold_s=30.0)) as it:
         await it.until(lambda: "refuses the connection" in str(it.source.health.reason))
         tasks = running(it, 5)
         it.follow(*tasks)
@@ -176,7 +176,7 @@ async def test_a_restart_of_vcenter_from_refusing_to_forgetting_to_knowing_ends_
         for task in tasks:
             vcenter.hide(task)
         async with serving(vcenter, port=port):
-            await it.until(lambda: it.source.health.holding)
+            await it.until(lambda: it.source.health.vanished_reason)
             for task in tasks:
                 vcenter.set(task, status="SUCCEEDED")
                 vcenter.unhide(task)

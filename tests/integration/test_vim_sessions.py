@@ -8,12 +8,12 @@ import time
 import vcenter_lab
 from lab import BridgeProcess, Lab, until
 from task_bridge.simulator import faults, scenarios
+from task_bridge.vcenter.policy import VimTimeouts
 from task_bridge.vcenter.vim import VimSource
-from task_bridge.vcenter.vim.patience import VimTimeouts
 
 
 async def test_a_session_that_nobody_needs_is_logged_out_of_and_another_begun_when_needed() -> None:
-    idle = VimTimeouts(idle_s=0.3)
+    idle = VimTimeouts(idle_logout_s=0.3)
     async with vcenter_lab.lab() as here:
         settings = vcenter_lab.Given(here.url)
         vim = VimSource(here.source.shared, settings, vcenter_lab.POLICY, here.metrics, vim_patience=idle)
@@ -36,7 +36,7 @@ async def test_a_session_is_logged_out_of_however_long_nothing_else_was_due() ->
     async with vcenter_lab.lab() as here:
         settings = vcenter_lab.Given(here.url)
         vim = VimSource(
-            here.source.shared, settings, vcenter_lab.POLICY, here.metrics, vim_patience=VimTimeouts(idle_s=0.1)
+            here.source.shared, settings, vcenter_lab.POLICY, here.metrics, vim_patience=VimTimeouts(idle_logout_s=0.1)
         )
         async with vim:
             task = here.vcenter.create(scenarios.runs_forever(), flavour="vim")

@@ -19,7 +19,7 @@ def answer_for(absences: Absences, seconds: float, start: float = 0.0) -> float:
     """vCenter answers every ten seconds for so long; the time then."""
     now = start
     while now <= start + seconds:
-        absences.answered(now)
+        absences.record_answer(now)
         now += 10.0
     return now
 
@@ -39,158 +39,158 @@ def answer_for(absences: Absences, seconds: float, start: float = 0.0) -> float:
 def test_an_absent_task_is_over_when_vcenter_says_so_again_after_a_while(
     absences: Absences, seen: bool, denied: bool, asked_at: list[float], over: list[bool]
 ) -> None:
-    absences.missed("a", seen, 0.0)
-    assert [absences.told("a", denied, at) for at in asked_at] == over
+    absences.record_absent("a", seen, 0.0)
+    assert [absences.confirm_absent("a", denied, at) for at in asked_at] == over
 
 
 def test_those_that_other_replicas_miss_count_too(absences: Absences) -> None:
-    absences.missed("a", True, 0.0)
-    absences.told("a", False, 0.0)
-    assert absences.together == 1
-    assert absences.missed_elsewhere(2)
-    assert not absences.missed_elsewhere(2)
-    assert absences.holding is not None
-    assert not absences.told("a", False, 10.0)
+    absences.record_absent("a", True, 0.0)
+    absences.confirm_absent("a", False, 0.0)
+    assert absences.vanished_count == 1
+    assert absences.set_vanished_elsewhere(2)
+    assert not absences.set_vanished_elsewhere(2)
+    assert absences.vanished_reason is not None
+    assert not absences.confirm_absent("a", False, 10.0)
     absences.forget("a")
-    assert absences.holding is None
-    absences.missed("b", True, 20.0)
-    assert absences.holding is not None
+    assert absences.vanished_reason is None
+    absences.record_absent("b", True, 20.0)
+    assert absences.vanished_reason is not None
 
 
 def test_those_that_only_others_miss_hold_nothing(absences: Absences) -> None:
-    absences.missed_elsewhere(10)
-    assert absences.holding is None
-    absences.missed("a", False, 0.0)
-    assert absences.holding is None
+    absences.set_vanished_elsewhere(10)
+    assert absences.vanished_reason is None
+    absences.record_absent("a", False, 0.0)
+    assert absences.vanished_reason is None
 
 
 def test_two_different_answers_do_not_confirm_each_other(absences: Absences) -> None:
-    absences.missed("a", True, 0.0)
-    assert not absences.told("a", False, 0.0)
-    assert not absences.told("a", True, 10.0)
-    assert absences.told("a", True, 15.0)
+    absences.record_absent("a", True, 0.0)
+    assert not absences.confirm_absent("a", False, 0.0)
+    assert not absences.confirm_absent("a", True, 10.0)
+    assert absences.confirm_absent("a", True, 15.0)
 
 
 def test_a_task_that_comes_back_starts_afresh(absences: Absences) -> None:
-    absences.missed("a", True, 0.0)
-    absences.told("a", False, 0.0)
+    absences.record_absent("a", True, 0.0)
+    absences.confirm_absent("a", False, 0.0)
     assert absences.forget("a")
     assert not absences.forget("a")
-    assert absences.missed("a", True, 100.0)
-    assert not absences.told("a", False, 100.0)
+    assert absences.record_absent("a", True, 100.0)
+    assert not absences.confirm_absent("a", False, 100.0)
 
 
 def test_the_first_look_without_a_task_seen_before_asks_to_look_around(absences: Absences) -> None:
-    assert absences.missed("a", True, 0.0)
-    assert not absences.missed("a", True, 1.0)
-    assert not absences.missed("never seen", False, 1.0)
+    assert absences.record_absent("a", True, 0.0)
+    assert not absences.record_absent("a", True, 1.0)
+    assert not absences.record_absent("never seen", False, 1.0)
 
 
 def test_a_list_s_silence_alone_ends_nothing_and_asks_for_an_answer(absences: Absences) -> None:
-    absences.missed("a", True, 0.0)
-    assert absences.ask_at("a", 3.0) == 3.0
-    absences.told("a", False, 3.0)
-    assert absences.ask_at("a", 4.0) == 8.0
+    absences.record_absent("a", True, 0.0)
+    assert absences.confirm_at("a", 3.0) == 3.0
+    absences.confirm_absent("a", False, 3.0)
+    assert absences.confirm_at("a", 4.0) == 8.0
 
 
 class TestTogether:
     def vanish(self, absences: Absences, count: int, now: float = 0.0) -> None:
         for number in range(count):
-            absences.missed(f"t{number}", True, now)
-            absences.told(f"t{number}", False, now)
+            absences.record_absent(f"t{number}", True, now)
+            absences.confirm_absent(f"t{number}", False, now)
 
     def test_two_are_not_many(self, absences: Absences) -> None:
         self.vanish(absences, 2)
-        assert absences.holding is None
-        assert absences.told("t0", False, 5.0)
+        assert absences.vanished_reason is None
+        assert absences.confirm_absent("t0", False, 5.0)
 
     def test_three_that_vanish_together_end_only_after_ten_minutes_of_answers(self, absences: Absences) -> None:
-        absences.answered(0.0)
+        absences.record_answer(0.0)
         self.vanish(absences, 3)
-        assert "3 tasks" in str(absences.holding)
+        assert "3 tasks" in str(absences.vanished_reason)
         now = answer_for(absences, 590.0)
-        assert not absences.told("t0", False, now)
-        assert absences.ask_at("t0", now) > now
+        assert not absences.confirm_absent("t0", False, now)
+        assert absences.confirm_at("t0", now) > now
         now = answer_for(absences, 20.0, start=now)
-        assert absences.holding is None
-        assert absences.ask_at("t0", now) == now
-        assert all(absences.told(f"t{number}", False, now) for number in range(3))
+        assert absences.vanished_reason is None
+        assert absences.confirm_at("t0", now) == now
+        assert all(absences.confirm_absent(f"t{number}", False, now) for number in range(3))
 
     def test_nothing_else_ends_meanwhile(self, absences: Absences) -> None:
-        absences.missed("never seen", False, 0.0)
-        absences.told("never seen", False, 0.0)
+        absences.record_absent("never seen", False, 0.0)
+        absences.confirm_absent("never seen", False, 0.0)
         self.vanish(absences, 3, now=10.0)
-        assert not absences.told("never seen", False, 60.0)
+        assert not absences.confirm_absent("never seen", False, 60.0)
 
     def test_time_without_answers_does_not_count(self, absences: Absences) -> None:
-        absences.answered(0.0)
+        absences.record_answer(0.0)
         self.vanish(absences, 3)
         now = answer_for(absences, 300.0)
-        absences.silent()
+        absences.record_outage()
         now = answer_for(absences, 290.0, start=now + 30.0)
-        assert absences.holding is not None
+        assert absences.vanished_reason is not None
         now = answer_for(absences, 290.0, start=now + 3_600.0)  # too long between two answers to know
-        assert absences.holding is None
+        assert absences.vanished_reason is None
 
     def test_those_that_come_back_are_followed_on_and_the_rest_waits_its_time(self, absences: Absences) -> None:
-        absences.answered(0.0)
+        absences.record_answer(0.0)
         self.vanish(absences, 3)
         absences.forget("t1")
         absences.forget("t2")
-        assert not absences.told("t0", False, 20.0)
-        assert absences.told("t0", False, answer_for(absences, 610.0))
+        assert not absences.confirm_absent("t0", False, 20.0)
+        assert absences.confirm_absent("t0", False, answer_for(absences, 610.0))
 
     def test_when_all_come_back_it_is_over(self, absences: Absences) -> None:
         self.vanish(absences, 3)
         for number in range(3):
             absences.forget(f"t{number}")
-        assert absences.holding is None
-        absences.missed("single", True, 100.0)
-        absences.told("single", False, 100.0)
-        assert absences.told("single", False, 105.0)
+        assert absences.vanished_reason is None
+        absences.record_absent("single", True, 100.0)
+        absences.confirm_absent("single", False, 100.0)
+        assert absences.confirm_absent("single", False, 105.0)
 
     def test_a_second_wave_gets_its_own_ten_minutes(self, absences: Absences) -> None:
-        absences.answered(0.0)
+        absences.record_answer(0.0)
         self.vanish(absences, 3)
         now = answer_for(absences, 500.0)
         for number in range(3):
-            absences.missed(f"second{number}", True, now)
-            absences.told(f"second{number}", False, now)
+            absences.record_absent(f"second{number}", True, now)
+            absences.confirm_absent(f"second{number}", False, now)
         now = answer_for(absences, 110.0, start=now)
-        assert absences.told("t0", False, now)
-        assert not absences.told("second0", False, now)
+        assert absences.confirm_absent("t0", False, now)
+        assert not absences.confirm_absent("second0", False, now)
         now = answer_for(absences, 500.0, start=now)
-        assert absences.told("second0", False, now)
+        assert absences.confirm_absent("second0", False, now)
 
     def test_one_missed_long_ago_does_not_shorten_the_wait_of_others(self, absences: Absences) -> None:
-        absences.answered(0.0)
-        absences.missed("unproven", True, 0.0)
-        absences.told("unproven", False, 0.0)
+        absences.record_answer(0.0)
+        absences.record_absent("unproven", True, 0.0)
+        absences.confirm_absent("unproven", False, 0.0)
         now = answer_for(absences, 570.0)
         self.vanish(absences, 2, now=now)
         now = answer_for(absences, 300.0, start=now)
-        assert not absences.told("t0", False, now)
+        assert not absences.confirm_absent("t0", False, now)
 
 
 class TestProof:
     def test_another_task_within_the_last_minute_proves_the_service(self, absences: Absences) -> None:
-        absences.shown("other", 10.0)
+        absences.record_shown("other", 10.0)
         assert absences.is_another_shown("a", 70.0)
         assert not absences.is_another_shown("a", 71.0)
 
     def test_the_task_itself_proves_nothing(self, absences: Absences) -> None:
-        absences.shown("a", 10.0)
+        absences.record_shown("a", 10.0)
         assert not absences.is_another_shown("a", 11.0)
 
     def test_of_two_tasks_each_proves_it_for_the_other(self, absences: Absences) -> None:
-        absences.shown("a", 10.0)
-        absences.shown("b", 10.0)
-        absences.shown("b", 12.0)
+        absences.record_shown("a", 10.0)
+        absences.record_shown("b", 10.0)
+        absences.record_shown("b", 12.0)
         assert absences.is_another_shown("a", 13.0)
         assert absences.is_another_shown("b", 13.0)
 
     def test_only_a_sight_since_then_counts_where_that_is_asked(self, absences: Absences) -> None:
-        absences.shown("other", 10.0)
+        absences.record_shown("other", 10.0)
         assert not absences.is_another_shown("a", 15.0, since=12.0)
-        absences.shown("other", 13.0)
+        absences.record_shown("other", 13.0)
         assert absences.is_another_shown("a", 15.0, since=12.0)

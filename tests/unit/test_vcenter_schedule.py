@@ -9,12 +9,12 @@ import pytest
 
 from task_bridge.domain.errors import VCenterUnavailable
 from task_bridge.domain.task import Progress, Task
-from task_bridge.vcenter.budget import RequestBudget
+from task_bridge.vcenter.backoff import Outage, backoff_s
 from task_bridge.vcenter.cis import PollPolicy
 from task_bridge.vcenter.cis.followed import ASKED, GONE, PARKED, PollAgenda, TrackedCisTask
 from task_bridge.vcenter.cis.schedule import interval_s, remaining_s, stretch
 from task_bridge.vcenter.cis.tracker import CisTaskTracker
-from task_bridge.vcenter.outage import Outage, backoff_s
+from task_bridge.vcenter.http import RequestBudget
 from task_bridge.vcenter.policy import TIMEOUTS
 
 POLICY = PollPolicy(poll_min_s=1.0, poll_max_s=15.0)
@@ -119,41 +119,45 @@ class TestOutage:
     def test_requests_that_fail_together_count_once(self) -> None:
         together, alone = self.outage(), self.outage()
         for _ in range(4):
-            together.failed(VCenterUnavailable("down"), asked_at=10.0, now=12.0)
-        alone.failed(VCenterUnavailable("down"), asked_at=10.0, now=12.0)
-        assert together.until <= 13.0
-        assert alone.until <= 13.0
+            together.record_failure(VCenterUnavailable("down"), asked_at=10.0, now=12.0)
+        alone.record_failure(VCenterUnavailable("down"), asked_at=10.0, now=12.0)
+        assert together.retry_at <= 13.0
+        assert alone.retry_at <= 13.0
 
     def test_failures_in_a_row_wait_longer_and_an_answer_ends_it(self) -> None:
         outage = self.outage()
         now = 0.0
         for _ in range(8):
-            outage.failed(VCenterUnavailable("down"), asked_at=now, now=now)
-            waited, now = outage.until - now, outage.until
+            outage.record_failure(VCenterUnavailable("down"), asked_at=now, now=now)
+            waited, now = outage.retry_at - now, outage.retry_at
         assert 7.5 <= waited <= 15
-        outage.over(now)
-        assert (outage.down, outage.until) == (False, 0.0)
-        outage.failed(VCenterUnavailable("down"), asked_at=now, now=now)
-        assert outage.until - now <= 1.0
+        outage.record_answer(now)
+        assert (outage.is_down, outage.retry_at) == (False, 0.0)
+        outage.record_failure(VCenterUnavailable("down"), asked_at=now, now=now)
+        assert outage.retry_at - now <= 1.0
 
     def test_three_doubts_in_a_row_mean_vcenter_and_an_answer_between_them_clears_it(self) -> None:
         outage = self.outage()
-        outage.over(0.0)
-        assert [outage.doubt(1.0), outage.doubt(1.0)] == [False, False]
-        outage.over(2.0)
-        assert [outage.doubt(3.0), outage.doubt(3.0), outage.doubt(3.0)] == [False, False, True]
+        outage.record_answer(0.0)
+        assert [outage.count_ambiguous_failure(1.0), outage.count_ambiguous_failure(1.0)] == [False, False]
+        outage.record_answer(2.0)
+        assert [
+            outage.count_ambiguous_failure(3.0),
+            outage.count_ambiguous_failure(3.0),
+            outage.count_ambiguous_failure(3.0),
+        ] == [False, False, True]
 
     def test_a_doubt_is_certain_when_nothing_answered_for_long(self) -> None:
         outage = self.outage()
-        assert outage.doubt(0.0)
-        outage.over(1.0)
-        assert not outage.doubt(16.0)
-        assert outage.doubt(16.1)
+        assert outage.count_ambiguous_failure(0.0)
+        outage.record_answer(1.0)
+        assert not outage.count_ambiguous_failure(16.0)
+        assert outage.count_ambiguous_failure(16.1)
 
     def test_a_named_time_is_waited_for(self) -> None:
         outage = self.outage()
-        outage.failed(VCenterUnavailable("busy", retry_after_s=40), asked_at=0.0, now=0.0)
-        assert outage.until >= 40
+        outage.record_failure(VCenterUnavailable("busy", retry_after_s=40), asked_at=0.0, now=0.0)
+        assert outage.retry_at >= 40
 
 
 class TestBudget:
@@ -167,7 +171,7 @@ class TestBudget:
         now = 0.05
         assert budget.wait_s() == pytest.approx(0.0)
         now = 3600
-        assert budget.plentiful
+        assert budget.is_plentiful
         for _ in range(20):
             budget.spend()
         assert budget.wait_s() == pytest.approx(0.05)

@@ -28,8 +28,10 @@ def entities() -> str:
 
 
 def test_an_answer_is_what_stands_in_the_body() -> None:
-    answer = soap.read(enveloped('<LoginResponse xmlns="urn:vim25"><returnval>a</returnval></LoginResponse>'), "Login")
-    assert soap.value(soap.child(answer, "returnval")) == "a"
+    answer = soap.parse_answer(
+        enveloped('<LoginResponse xmlns="urn:vim25"><returnval>a</returnval></LoginResponse>'), "Login"
+    )
+    assert soap.text_of(soap.child(answer, "returnval")) == "a"
 
 
 @pytest.mark.parametrize(
@@ -67,7 +69,7 @@ def test_an_answer_is_what_stands_in_the_body() -> None:
 )
 def test_what_is_no_answer_is_told_in_a_sentence_and_nothing_else(body: bytes) -> None:
     with pytest.raises(UnreadableXml) as told:
-        soap.read(body, "Login")
+        soap.parse_answer(body, "Login")
     assert len(str(told.value)) < 400
 
 
@@ -78,7 +80,7 @@ def test_no_file_is_read_for_an_answer(tmp_path: Path) -> None:
         f'<!DOCTYPE a [<!ENTITY f SYSTEM "file://{tmp_path}/secret">]>',
     )
     with pytest.raises(UnreadableXml) as told:
-        soap.read(bad, "Login")
+        soap.parse_answer(bad, "Login")
     assert "hidden" not in str(told.value)
 
 
@@ -100,12 +102,12 @@ def test_no_file_is_read_for_an_answer(tmp_path: Path) -> None:
 )
 def test_a_fault_is_told_by_its_type_as_far_as_it_has_one(inner: str, kind: str | None, said: str) -> None:
     with pytest.raises(SoapFault) as told:
-        soap.read(fault(inner), "Login")
-    assert (told.value.kind, told.value.said) == (kind, said)
+        soap.parse_answer(fault(inner), "Login")
+    assert (told.value.kind, told.value.reason) == (kind, said)
     assert str(told.value)
 
 
 def test_what_is_sent_is_escaped() -> None:
-    sent = soap.envelope("Login", Ref("A", "<&>"), soap.text("password", "</password>&<x>"))
+    sent = soap.build_envelope("Login", Ref("A", "<&>"), soap.xml_text("password", "</password>&<x>"))
     assert b"<password>&lt;/password&gt;&amp;&lt;x&gt;</password>" in sent
     assert b"&lt;&amp;&gt;</_this>" in sent

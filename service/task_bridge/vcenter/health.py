@@ -1,4 +1,4 @@
-"""How one vCenter does, for readiness and the log: a failure is told once, and its end once."""
+"""The health of one vCenter, for readiness and the log. A failure is logged once, and so is its end."""
 
 from __future__ import annotations
 
@@ -8,72 +8,73 @@ import structlog
 
 log = structlog.get_logger(__name__)
 
-State = Literal["ok", "degraded", "unknown"]
+VCenterState = Literal["ok", "degraded", "unknown"]
 
 
 class VCenterHealthTracker:
-    """`degraded` from a failed look or login until a good one; `unknown` before the first.
+    """`degraded` from a failed poll or login until a good one; `unknown` before the first.
 
-    `last_good_look_at` is Unix seconds, `good_looks` counts them; `holding` says why tasks that vanished together
-    aren't given up yet.
+    `last_good_poll_at` is Unix seconds. `good_polls` counts the good ones. `vanished_reason` is set while tasks that
+    vanished together aren't given up yet, and says why.
     """
 
     def __init__(self, vcenter: str) -> None:
         self.last_good_poll_at: float | None = None
         self.good_polls = 0
-        self.holding: str | None = None
+        self.vanished_reason: str | None = None
         self._vcenter = vcenter
-        self._troubles: dict[str, str] = {}
-        self._failed_look: str | None = None
+        self._failures: dict[str, str] = {}  # reasons by provider; "" is vCenter as a whole
+        self._failed_poll_reason: str | None = None
 
     @property
-    def state(self) -> State:
-        if self._troubles or self._failed_look:
+    def state(self) -> VCenterState:
+        if self._failures or self._failed_poll_reason:
             return "degraded"
         return "unknown" if self.last_good_poll_at is None else "ok"
 
     @property
     def reason(self) -> str | None:
-        return next(iter(self._troubles.values()), self._failed_look)
+        return next(iter(self._failures.values()), self._failed_poll_reason)
 
-    def failed(self, reason: str, provider: str = "") -> None:
-        """All of vCenter fails, or what one provider's tasks are asked for."""
-        if provider not in self._troubles:
+    def record_failure(self, reason: str, provider: str = "") -> None:
+        """Record that vCenter as a whole fails, or requests for one provider's tasks."""
+        if provider not in self._failures:
             log.warning("vcenter_unavailable", vcenter=self._vcenter, provider=provider or None, reason=reason)
-        self._troubles[provider] = reason
+        self._failures[provider] = reason
 
-    def poll_failed(self, reason: str) -> None:
-        """A look failed that may be about its tasks alone, which their own log lines tell."""
-        self._failed_look = reason
+    def record_failed_poll(self, reason: str) -> None:
+        """Record a failed poll that may concern its tasks alone. Those are logged one by one elsewhere."""
+        self._failed_poll_reason = reason
 
-    def poll_succeeded(self, at: float, provider: str = "") -> None:
-        """vCenter answers, and so does this provider."""
-        self.poll_of_provider_succeeded(at, provider)
-        if self._troubles:
-            self._over("")
+    def record_good_poll(self, at: float, provider: str = "") -> None:
+        """Record that vCenter answers, and so does this provider."""
+        self.record_good_poll_of_provider(at, provider)
+        if self._failures:
+            self.record_answer()
 
-    def poll_of_provider_succeeded(self, at: float, provider: str) -> None:
-        """This provider answers, which says nothing about others: it stands behind another API."""
-        self.last_good_poll_at, self._failed_look = at, None
+    def record_good_poll_of_provider(self, at: float, provider: str) -> None:
+        """Record that this provider answers. That proves nothing about others, which another API serves."""
+        self.last_good_poll_at, self._failed_poll_reason = at, None
         self.good_polls += 1
-        if self._troubles:
-            self._over(provider)
+        if self._failures:
+            self._end_failure(provider)
 
-    def answered(self) -> None:
-        """vCenter as a whole answers."""
-        self._over("")
+    def record_answer(self) -> None:
+        """Record that vCenter as a whole answers."""
+        self._end_failure("")
 
-    def forget(self, provider: str) -> None:
-        """Nobody asks this provider any more."""
-        self._troubles.pop(provider, None)
+    def forget_provider(self, provider: str) -> None:
+        """Drop the failure of a provider that nothing polls anymore."""
+        self._failures.pop(provider, None)
 
-    def _over(self, provider: str) -> None:
-        if self._troubles.pop(provider, None) is not None:
-            log.info("vcenter_available_again", vcenter=self._vcenter, provider=provider or None)
-
-    def hold(self, holding: str | None) -> None:
-        if holding is not None and self.holding is None:
-            log.warning("tasks_vanished_together", vcenter=self._vcenter, reason=holding)
-        if holding is None and self.holding is not None:
+    def set_vanished_reason(self, reason: str | None) -> None:
+        """Set why tasks that vanished together aren't given up yet. None: nothing is held back anymore."""
+        if reason is not None and self.vanished_reason is None:
+            log.warning("tasks_vanished_together", vcenter=self._vcenter, reason=reason)
+        if reason is None and self.vanished_reason is not None:
             log.info("tasks_vanished_together_over", vcenter=self._vcenter)
-        self.holding = holding
+        self.vanished_reason = reason
+
+    def _end_failure(self, provider: str) -> None:
+        if self._failures.pop(provider, None) is not None:
+            log.info("vcenter_available_again", vcenter=self._vcenter, provider=provider or None)

@@ -1,6 +1,7 @@
-"""HTTP to one vCenter: the only place that knows httpx.
+"""HTTP to one vCenter: the only module that sends requests with httpx.
 
-An answer is a status and a body, whatever the status; no answer is VCenterUnavailable, in a sentence.
+A response becomes an `Answer`, whatever its status. No response raises VCenterUnavailable, in a sentence that says
+what to do.
 """
 
 from __future__ import annotations
@@ -20,41 +21,39 @@ import httpx
 from ..domain.errors import VCenterUnavailable
 from ..metrics import Metrics
 from ..tracing import span
-from .budget import RequestBudget
 from .http_errors import describe_http_error, is_tls_error
 from .policy import TIMEOUTS, VCenterConfig
 
 MAX_BODY_BYTES = 32 * 1024 * 1024
 MAX_RETRY_AFTER_S = 3_600.0
-CONNECT_S = 10.0
-TOTAL_S = 90.0
-"""Longer than any phase: a list of 500 may take its time, a body that drips may not."""
-
+CONNECT_TIMEOUT_S = 10.0
+REQUEST_TIMEOUT_S = 90.0
+"""Longer than any step: a list of 500 tasks may take its time, but a body that drips may not."""
 
 _SAFE_TO_REPEAT = frozenset({"list", "get", "result", "session", "pull", "modify", "wait"})
 _DROPPED = (httpx.RemoteProtocolError, httpx.ReadError, httpx.WriteError)
-_SILENT = (httpx.ReadTimeout, TimeoutError)
+_TIMED_OUT = (httpx.ReadTimeout, TimeoutError)
 _UNREACHABLE = (httpx.ConnectError, httpx.ConnectTimeout, httpx.ProxyError, httpx.UnsupportedProtocol)
 
 
-class MaybeTaskSpecific(VCenterUnavailable):
-    """There is no answer to this request, though vCenter may answer others: a provider behind it may hang."""
+class AmbiguousFailure(VCenterUnavailable):
+    """This request failed, though vCenter may answer others: perhaps only a provider behind it hangs."""
 
 
-class _LeftBehind(MaybeTaskSpecific):
-    """vCenter closed a kept connection just as it was used again: nothing is wrong, and nothing was answered."""
+class _StaleConnection(AmbiguousFailure):
+    """vCenter closed a kept connection just as a request reused it. Nothing is wrong, and nothing was answered."""
 
 
-class NoAnswer(MaybeTaskSpecific):
-    """The request was sent, and no answer came in time."""
+class NoAnswer(AmbiguousFailure):
+    """The request was sent, but no answer came in time."""
 
 
 class AnswerTooLarge(VCenterUnavailable):
-    """The body is larger than is taken in: fewer tasks at once, or never."""
+    """The body exceeds the limit. Ask for fewer tasks at once; one task alone may never fit."""
 
 
 class Answer(NamedTuple):
-    """What vCenter answered. `retry_after_s` is set when it named a time; `set_cookie` is that header."""
+    """vCenter's response. `retry_after_s` is set if vCenter named a time; `set_cookie` is that header."""
 
     status: int
     body: bytes
@@ -66,56 +65,110 @@ class Answer(NamedTuple):
         return 200 <= self.status < 300
 
 
-class Allowance(NamedTuple):
-    """How long an answer may let wait for its next bytes (else as all steps), and how large it may be."""
+class AnswerLimits(NamedTuple):
+    """The longest wait for the next bytes of an answer (default: as for all steps) and its largest size."""
 
-    read_s: float | None = None
+    read_timeout_s: float | None = None
     max_bytes: int = MAX_BODY_BYTES
 
 
-ALLOWED = Allowance()
+DEFAULT_LIMITS = AnswerLimits()
 
 
-class _Asked(NamedTuple):
+class RequestBudget:
+    """A token bucket: each request takes a token, or waits for one in the order of arrival.
+
+    It holds the tokens of one second unless `burst` says otherwise.
+    """
+
+    def __init__(
+        self, per_second: float, clock: Callable[[], float] = time.monotonic, *, burst: float | None = None
+    ) -> None:
+        self._per_second = per_second
+        self._capacity = max(1.0, per_second if burst is None else burst)
+        self._tokens = self._capacity
+        self._clock = clock
+        self._refilled_at = clock()
+
+    def wait_s(self) -> float:
+        """Return how long the next request would wait, in seconds; 0 if it may go now."""
+        self._refill()
+        return max(0.0, (1.0 - self._tokens) / self._per_second)
+
+    @property
+    def is_plentiful(self) -> bool:
+        """True while at least half of the tokens are left."""
+        self._refill()
+        return self._tokens >= self._capacity / 2
+
+    @property
+    def used(self) -> float:
+        """The share of the tokens that is spent. Above 1, requests are waiting."""
+        self._refill()
+        return 1.0 - self._tokens / self._capacity
+
+    def spend(self) -> None:
+        """Take a token without waiting, even if none is left: later requests wait for it."""
+        self._refill()
+        self._tokens -= 1
+
+    async def take(self) -> None:
+        """Take a token, and wait until it is available."""
+        wait_s = self.wait_s()
+        self._tokens -= 1
+        if wait_s:
+            try:
+                await asyncio.sleep(wait_s)
+            except asyncio.CancelledError:
+                self._tokens += 1
+                raise
+
+    def _refill(self) -> None:
+        now = self._clock()
+        self._tokens = min(self._capacity, self._tokens + (now - self._refilled_at) * self._per_second)
+        self._refilled_at = now
+
+
+class _HttpRequest(NamedTuple):
     operation: str
     method: str
     target: str
     headers: Mapping[str, str]
     content: bytes | None
     urgent: bool
-    allowed: Allowance
+    limits: AnswerLimits
 
 
-class _Client:
-    """An httpx client and the CA file it was made with; closed when the last request that uses it is over."""
+class _ReplaceableClient:
+    """An httpx client and the CA file that it was created with. The last request that uses a replaced one closes it."""
 
-    def __init__(self, client: httpx.AsyncClient, made_with: object) -> None:
+    def __init__(self, client: httpx.AsyncClient, ca_file: object) -> None:
         self.client = client
-        self.made_with = made_with
-        self.stale = False
+        self.ca_file = ca_file
+        self.is_stale = False
         self.users = 0
 
 
 class VCenterHttp:
-    """Requests to one vCenter, within its budget and its number of concurrent requests."""
+    """Sends requests to one vCenter, within its budget and its number of concurrent requests."""
 
     def __init__(
         self,
         settings: VCenterConfig,
         metrics: Metrics,
         *,
-        phase_s: float = TIMEOUTS.read_timeout_s,
+        read_timeout_s: float = TIMEOUTS.read_timeout_s,
         clock: Callable[[], float] = time.monotonic,
         transport: httpx.AsyncBaseTransport | None = None,
     ) -> None:
         self._settings = settings
         self._metrics = metrics
-        self._phase_s = phase_s
+        self._read_timeout_s = read_timeout_s
         self._transport = transport
         # httpx collapses when many requests queue inside its pool, so they queue here.
         self._slots = asyncio.Semaphore(settings.max_concurrent_requests)
         self.budget = RequestBudget(settings.max_requests_per_second, clock)
-        self._current: _Client | None = None
+        self._current: _ReplaceableClient | None = None
 
     async def request(
         self,
@@ -126,96 +179,98 @@ class VCenterHttp:
         content: bytes | None = None,
         *,
         urgent: bool = False,
-        allowed: Allowance = ALLOWED,
+        limits: AnswerLimits = DEFAULT_LIMITS,
     ) -> Answer:
-        """The answer to one request, counted by `operation`. Raises VCenterUnavailable.
+        """Send a request and return its answer; metrics count it as `operation`. Raises VCenterUnavailable.
 
-        `urgent` doesn't wait for the budget, which then has one less for others.
+        An `urgent` request doesn't wait for the budget; others then wait longer.
         """
-        asked = _Asked(operation, method, target, headers, content, urgent, allowed)
+        request = _HttpRequest(operation, method, target, headers, content, urgent, limits)
         try:
-            return await self._request(asked)
-        except _LeftBehind:
+            return await self._request_once(request)
+        except _StaleConnection:
             if operation not in _SAFE_TO_REPEAT:
                 raise
-        return await self._request(asked)
-
-    async def _request(self, asked: _Asked) -> Answer:
-        async with self._slots:
-            if asked.urgent:
-                self.budget.spend()
-            else:
-                await self.budget.take()
-            began = time.monotonic()
-            try:
-                with span(f"vcenter {asked.operation}", "CLIENT", **self._span_keys(asked.method)) as told:
-                    answer = await self._answer(asked)
-                    if told is not None:
-                        told.set_attribute("http.response.status_code", answer.status)
-            except VCenterUnavailable:
-                self._count(asked.operation, "error")
-                raise
-        took_s = time.monotonic() - began
-        self._metrics.vcenter_seconds.labels(self._settings.name, asked.operation).observe(took_s)
-        self._count(asked.operation, str(answer.status))
-        return answer
+        return await self._request_once(request)
 
     async def close(self) -> None:
         if self._current is not None:
             await self._current.client.aclose()
             self._current = None
 
-    async def _answer(self, asked: _Asked) -> Answer:
-        done: set[str] = set()
+    async def _request_once(self, request: _HttpRequest) -> Answer:
+        """Send the request once a slot and the budget allow it. Record its result in metrics and traces."""
+        name = self._settings.name
+        attributes = {"http.request.method": request.method, "server.address": self._settings.url, "vcenter": name}
+        async with self._slots:
+            if request.urgent:
+                self.budget.spend()
+            else:
+                await self.budget.take()
+            began = time.monotonic()
+            try:
+                with span(f"vcenter {request.operation}", "CLIENT", **attributes) as request_span:
+                    answer = await self._send(request)
+                    if request_span is not None:
+                        request_span.set_attribute("http.response.status_code", answer.status)
+            except VCenterUnavailable:
+                self._metrics.vcenter_requests.labels(name, request.operation, "error").inc()
+                raise
+        self._metrics.vcenter_seconds.labels(name, request.operation).observe(time.monotonic() - began)
+        self._metrics.vcenter_requests.labels(name, request.operation, str(answer.status)).inc()
+        return answer
+
+    async def _send(self, request: _HttpRequest) -> Answer:
+        """Send the request and read its answer. Translate every failure to VCenterUnavailable or a subclass."""
+        events: set[str] = set()
 
         async def trace(event: str, _: object) -> None:
-            done.add(event)
+            events.add(event)
 
-        seen = {"trace": trace}
+        read_timeout_s = request.limits.read_timeout_s or self._read_timeout_s
         try:
-            async with asyncio.timeout(TOTAL_S), self._client() as client:
-                request = client.build_request(
-                    asked.method,
-                    asked.target,
-                    headers=asked.headers,
-                    content=asked.content,
-                    timeout=self._timeout(asked.allowed.read_s),
-                    extensions=seen,
+            async with asyncio.timeout(REQUEST_TIMEOUT_S), self._use_client() as client:
+                http_request = client.build_request(
+                    request.method,
+                    request.target,
+                    headers=request.headers,
+                    content=request.content,
+                    timeout=httpx.Timeout(self._read_timeout_s, connect=CONNECT_TIMEOUT_S, read=read_timeout_s),
+                    extensions={"trace": trace},
                 )
-                return await self._sent(client, request, asked.allowed.max_bytes)
+                return await self._read_answer(client, http_request, request.limits.max_bytes)
         except (httpx.HTTPError, httpx.InvalidURL, TimeoutError, OSError) as error:
             if is_tls_error(error) and self._current is not None:
-                self._current.stale = True  # the CA file may be another, though it looks the same
-            raise _kind_of(error, done)(describe_http_error(error, self._settings)) from error
+                self._current.is_stale = True  # the CA file may have new content under the same time and size
+            raise _classify_error(error, events)(describe_http_error(error, self._settings)) from error
 
-    async def _sent(self, client: httpx.AsyncClient, request: httpx.Request, max_bytes: int) -> Answer:
+    async def _read_answer(self, client: httpx.AsyncClient, request: httpx.Request, max_bytes: int) -> Answer:
         response = await client.send(request, stream=True)
         try:
-            body, headers = await self._body(response, max_bytes), response.headers
-            return Answer(response.status_code, body, _retry_after_s(headers), headers.get("set-cookie", ""))
+            chunks, size = [], 0
+            async for chunk in response.aiter_bytes():
+                chunks.append(chunk)
+                size += len(chunk)
+                if size > max_bytes:
+                    raise AnswerTooLarge(
+                        f"vCenter {self._settings.name} answered with more than the {max_bytes} bytes "
+                        "that the bridge accepts."
+                    )
+            retry_after_s = _parse_retry_after_s(response.headers)
+            cookie = response.headers.get("set-cookie", "")
+            return Answer(response.status_code, b"".join(chunks), retry_after_s, cookie)
         finally:
             await response.aclose()
 
-    async def _body(self, response: httpx.Response, max_bytes: int) -> bytes:
-        chunks, size = [], 0
-        async for chunk in response.aiter_bytes():
-            chunks.append(chunk)
-            size += len(chunk)
-            if size > max_bytes:
-                raise AnswerTooLarge(
-                    f"vCenter {self._settings.name} answered with more than {max_bytes} bytes, "
-                    "more than the bridge takes in."
-                )
-        return b"".join(chunks)
-
     @contextlib.asynccontextmanager
-    async def _client(self) -> AsyncIterator[httpx.AsyncClient]:
-        current, ca = self._current, _identity(self._settings)
-        if current is None or current.stale or current.made_with != ca:
-            before, self._current = current, _Client(self._new_client(), ca)
+    async def _use_client(self) -> AsyncIterator[httpx.AsyncClient]:
+        """Yield the current client, a new one if the CA file has changed."""
+        current, ca_file = self._current, _identify_ca_file(self._settings)
+        if current is None or current.is_stale or current.ca_file != ca_file:
+            previous, self._current = current, _ReplaceableClient(self._create_client(), ca_file)
             current = self._current
-            if before is not None and not before.users:
-                await before.client.aclose()
+            if previous is not None and not previous.users:
+                await previous.client.aclose()
         current.users += 1
         try:
             yield current.client
@@ -224,44 +279,35 @@ class VCenterHttp:
             if current is not self._current and not current.users:
                 await current.client.aclose()
 
-    def _new_client(self) -> httpx.AsyncClient:
+    def _create_client(self) -> httpx.AsyncClient:
         slots = self._settings.max_concurrent_requests
         return httpx.AsyncClient(
             base_url=self._settings.url,
-            # Identity: a list is read as it comes, and the cap on it is what is really sent.
+            # Identity: the bridge reads a list as it arrives, and the limit counts the bytes that are really sent.
             headers={"accept": "application/json", "accept-encoding": "identity"},
-            verify=_tls_context(self._settings),
+            verify=_build_tls_context(self._settings),
             proxy=self._settings.proxy,
             limits=httpx.Limits(max_connections=slots, max_keepalive_connections=slots, keepalive_expiry=60),
             trust_env=False,
-            # The session goes by header; a cookie of an older one beside it would be wrong.
+            # The session goes by header; a cookie of an older session beside it would be wrong.
             cookies=CookieJar(DefaultCookiePolicy(allowed_domains=[])),
             transport=self._transport,
         )
 
-    def _timeout(self, read_s: float | None) -> httpx.Timeout:
-        return httpx.Timeout(self._phase_s, connect=CONNECT_S, read=read_s or self._phase_s)
 
-    def _span_keys(self, method: str) -> dict[str, str]:
-        return {"http.request.method": method, "server.address": self._settings.url, "vcenter": self._settings.name}
-
-    def _count(self, operation: str, code: str) -> None:
-        self._metrics.vcenter_requests.labels(self._settings.name, operation, code).inc()
-
-
-def _kind_of(error: Exception, done: set[str]) -> type[VCenterUnavailable]:
-    """What the error means, by what was done until it came."""
+def _classify_error(error: Exception, events: set[str]) -> type[VCenterUnavailable]:
+    """Return the exception class that fits the error. `events`: httpx's trace events of the request so far."""
     if isinstance(error, _UNREACHABLE):
         return VCenterUnavailable
-    if isinstance(error, _SILENT):
+    if isinstance(error, _TIMED_OUT):
         return NoAnswer
-    kept = not any(event.startswith("connection.connect_") for event in done)
-    answered = "http11.receive_response_headers.complete" in done
-    return _LeftBehind if kept and not answered and isinstance(error, _DROPPED) else MaybeTaskSpecific
+    is_reused = not any(event.startswith("connection.connect_") for event in events)
+    has_answer = "http11.receive_response_headers.complete" in events
+    return _StaleConnection if is_reused and not has_answer and isinstance(error, _DROPPED) else AmbiguousFailure
 
 
-def _identity(settings: VCenterConfig) -> object:
-    """What tells one CA file's content from the next; None where there is no file to read."""
+def _identify_ca_file(settings: VCenterConfig) -> object:
+    """Return a value that changes with the CA file's content; None if there is no file to read."""
     if settings.ca_file is None:
         return None
     try:
@@ -271,7 +317,7 @@ def _identity(settings: VCenterConfig) -> object:
     return (stat.st_mtime_ns, stat.st_size, stat.st_ino)
 
 
-def _tls_context(settings: VCenterConfig) -> ssl.SSLContext:
+def _build_tls_context(settings: VCenterConfig) -> ssl.SSLContext:
     if not settings.verify_tls or settings.url.startswith("http:"):
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
         context.check_hostname = False
@@ -282,28 +328,29 @@ def _tls_context(settings: VCenterConfig) -> ssl.SSLContext:
     except (OSError, ValueError) as error:
         raise VCenterUnavailable(
             f"The CA file of vCenter {settings.name} ({settings.ca_file}) can't be read: {error}. "
-            "It must hold certificates in PEM form."
+            "It must contain certificates in PEM format."
         ) from error
-    # vCenter's own CA makes certificates that the strict mode of newer Pythons refuses.
+    # vCenter's own CA issues certificates that the strict mode of newer Pythons refuses.
     context.verify_flags &= ~ssl.VERIFY_X509_STRICT
     if settings.ca_file is not None:
-        context.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN  # the file may hold vCenter's own certificate
+        context.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN  # the file may contain vCenter's own certificate
     return context
 
 
-def _retry_after_s(headers: httpx.Headers) -> float | None:
-    """Seconds until when vCenter asks to be left alone: a number, or a date by its own clock."""
+def _parse_retry_after_s(headers: httpx.Headers) -> float | None:
+    """Return the seconds of `Retry-After`, None if it is missing or unreadable.
+
+    It is a number, or a date by vCenter's clock, which the `Date` header shows.
+    """
     value = headers.get("retry-after", "").strip()
     if not value:
         return None
     try:
-        seconds = float(value) if value.isascii() and value.isdigit() else _until(value, headers.get("date"))
+        if value.isascii() and value.isdigit():
+            seconds = float(value)
+        else:
+            wait = parsedate_to_datetime(value) - parsedate_to_datetime(headers.get("date", ""))
+            seconds = wait.total_seconds()
     except (ValueError, TypeError):
         return None
     return min(max(0.0, seconds), MAX_RETRY_AFTER_S)
-
-
-def _until(date: str, now: str | None) -> float:
-    if now is None:
-        raise ValueError("no clock to compare with")
-    return (parsedate_to_datetime(date) - parsedate_to_datetime(now)).total_seconds()

@@ -1,10 +1,15 @@
-"""When a login may be tried. It keeps accounts from being locked and vCenter from being flooded with sessions."""
+"""Logins to one vCenter: when one may be tried, and one at a time.
+
+`LoginThrottle` keeps accounts from being locked and vCenter from being flooded with sessions.
+"""
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
+from typing import Any, Generic, TypeVar
 
 import structlog
 
@@ -14,107 +19,142 @@ from .policy import VCenterConfig
 
 log = structlog.get_logger(__name__)
 
+T = TypeVar("T")
+
 REFUSED_PAUSE_S = 900.0
-"""SSO locks an account after 5 failures in 3 minutes, and there are replicas."""
-_CAPPED_CURE = "end the sessions that others left behind, or raise vCenter's limit"
-CAPPED_FIRST_S, USELESS_FIRST_S = 10.0, 2.0
-LONGEST_S = 300.0
+"""SSO locks an account after 5 failures in 3 minutes, and several replicas may try."""
+SESSION_LIMIT_PAUSE_S, REJECTED_SESSION_PAUSE_S = 10.0, 2.0
+PAUSE_MAX_S = 300.0
+_SESSION_LIMIT_FIX = "end the sessions that others left behind, or raise vCenter's limit"
 
 
-class LoginGate:
-    """Closed for a while after a login that failed in a way which another one would make worse.
+class LoginThrottle:
+    """Forbids logins for a while after one that failed in a way that a retry would make worse.
 
-    A refused password closes it until the password changes, a session limit or a session that vCenter gave and
-    didn't accept for a time that doubles. `turn` is held while logging in: with several sessions to begin, a wrong
-    password is tried by one of them. It counts how logins end.
+    A refused password forbids them until the password changes. A session limit, or a new session that vCenter then
+    rejects, forbids them for a time that doubles. Hold `lock` while logging in: if several sessions start, only one
+    tries a wrong password. The metric `vcenter_logins` counts the results.
     """
 
     def __init__(
         self, settings: VCenterConfig, metrics: Metrics, clock: Callable[[], float], rng: random.Random
     ) -> None:
-        self.turn = asyncio.Lock()
+        self.lock = asyncio.Lock()
         self._settings = settings
         self._logins = metrics.vcenter_logins
         self._clock = clock
         self._rng = rng
-        self._refused: int | None = None
-        self._closed_until = 0.0
-        self._why = ""
-        self._capped = 0
-        self._useless = 0
+        self._refused_hash: int | None = None
+        self._paused_until = 0.0
+        self._reason = ""
+        self._session_limits = 0
+        self._rejected_sessions = 0
 
     @property
     def is_refused(self) -> bool:
-        """Whether vCenter refused the user name or the password, which needn't be told once a kind of tasks."""
-        return self._refused is not None
+        """True while vCenter refuses the user name or the password, so that one kind of tasks reports it for both."""
+        return self._refused_hash is not None
 
-    def credentials(self) -> tuple[str, str]:
-        """User name and password, read now. Raises VCenterUnavailable while no login may be tried with them."""
+    def read_credentials(self) -> tuple[str, str]:
+        """Return the user name and password, read now. Raises VCenterUnavailable while no login may be tried."""
         name = self._settings.name
         try:
-            both = self._settings.username(), self._settings.password()
+            credentials = self._settings.username(), self._settings.password()
         except OSError as error:
-            self.failed()
-            told = f"The user name or password of vCenter {name} can't be read: {error}."
-            raise VCenterUnavailable(told) from error
-        if self._refused not in (None, hash(both)):
-            self._refused, self._closed_until = None, 0.0
-        if self._clock() < self._closed_until:
-            raise VCenterUnavailable(self._why)
-        return both
+            self.record_failure()
+            reason = f"The user name or password of vCenter {name} can't be read: {error}."
+            raise VCenterUnavailable(reason) from error
+        if self._refused_hash not in (None, hash(credentials)):
+            self._refused_hash, self._paused_until = None, 0.0
+        if self._clock() < self._paused_until:
+            raise VCenterUnavailable(self._reason)
+        return credentials
 
-    def failed(self) -> None:
-        """A login that says nothing about the next one."""
+    def record_failure(self) -> None:
+        """Count a failed login that doesn't affect the next one."""
         self._count("failed")
 
-    def refused(self, username: str, password: str, said: str) -> VCenterUnavailable:
+    def record_refusal(self, username: str, password: str, message: str) -> VCenterUnavailable:
+        """Pause logins until the credentials change. Return the error to raise."""
         self._count("refused")
-        self._refused = hash((username, password))
-        pause_s = self._close(REFUSED_PAUSE_S)
-        return self._because(
-            f"vCenter {self._settings.name} refuses the user name or the password: {said}. Tried again when they "
-            f"change, else {pause_s / 60:.0f} minutes later, so that the account isn't locked."
+        self._refused_hash = hash((username, password))
+        pause_s = self._pause(REFUSED_PAUSE_S)
+        return self._set_reason(
+            f"vCenter {self._settings.name} refuses the user name or the password: {message}. Tried again when they "
+            f"change, otherwise after {pause_s / 60:.0f} minutes, so that the account isn't locked."
         )
 
-    def capped(self, said: str, retry_after_s: float | None) -> VCenterUnavailable:
+    def record_session_limit(self, message: str, retry_after_s: float | None) -> VCenterUnavailable:
+        """Pause logins because this user has too many sessions. Return the error to raise."""
         self._count("session_limit")
-        self._capped += 1
-        pause_s = self._close(max(doubled(self._capped, CAPPED_FIRST_S), retry_after_s or 0.0))
-        if self._capped == 1:
-            log.warning("session_limit_reached", vcenter=self._settings.name, answer=said, cure=_CAPPED_CURE)
-        return self._because(
-            f"vCenter {self._settings.name} has no session left for this user: {said}. "
-            f"Tried again {pause_s:.0f} s later."
+        self._session_limits += 1
+        pause_s = self._pause(max(doubling_pause_s(self._session_limits, SESSION_LIMIT_PAUSE_S), retry_after_s or 0.0))
+        if self._session_limits == 1:
+            log.warning("session_limit_reached", vcenter=self._settings.name, answer=message, cure=_SESSION_LIMIT_FIX)
+        return self._set_reason(
+            f"vCenter {self._settings.name} has no session left for this user: {message}. "
+            f"Tried again after {pause_s:.0f} s."
         )
 
-    def unaccepted(self, said: str) -> VCenterUnavailable:
-        self._useless += 1
-        self._close(doubled(self._useless, USELESS_FIRST_S))
-        return self._because(f"vCenter {self._settings.name} doesn't accept the session that it has just given: {said}")
+    def record_rejected_session(self, message: str) -> VCenterUnavailable:
+        """Pause logins because vCenter rejects the session that it has just created. Return the error to raise."""
+        self._rejected_sessions += 1
+        self._pause(doubling_pause_s(self._rejected_sessions, REJECTED_SESSION_PAUSE_S))
+        return self._set_reason(
+            f"vCenter {self._settings.name} doesn't accept the session that it has just created: {message}"
+        )
 
-    def logged_in(self) -> None:
+    def record_login(self) -> None:
+        """Count a successful login and allow the next one."""
         self._count("ok")
-        if self._capped:
+        if self._session_limits:
             log.info("session_limit_over", vcenter=self._settings.name)
-        self._refused, self._capped, self._closed_until = None, 0, 0.0
+        self._refused_hash, self._session_limits, self._paused_until = None, 0, 0.0
 
-    def served(self) -> None:
-        """A session was accepted."""
-        self._useless = 0
+    def record_accepted_session(self) -> None:
+        """Note that vCenter accepts the session in requests."""
+        self._rejected_sessions = 0
 
     def _count(self, result: str) -> None:
         self._logins.labels(self._settings.name, result).inc()
 
-    def _close(self, seconds: float) -> float:
+    def _pause(self, seconds: float) -> float:
+        """Forbid logins for this long and up to a quarter longer. Return the seconds."""
         pause_s = seconds * self._rng.uniform(1.0, 1.25)
-        self._closed_until = self._clock() + pause_s
+        self._paused_until = self._clock() + pause_s
         return pause_s
 
-    def _because(self, why: str) -> VCenterUnavailable:
-        self._why = why
-        return VCenterUnavailable(why)
+    def _set_reason(self, reason: str) -> VCenterUnavailable:
+        self._reason = reason
+        return VCenterUnavailable(reason)
 
 
-def doubled(times: int, first_s: float) -> float:
-    """The `times`-th pause of a row that starts with `first_s`."""
-    return float(min(LONGEST_S, first_s * 2 ** min(times - 1, 16)))
+def doubling_pause_s(count: int, first_s: float) -> float:
+    """Return the pause after the `count`-th failure in a row. It starts with `first_s` and doubles up to a limit."""
+    return float(min(PAUSE_MAX_S, first_s * 2 ** min(count - 1, 16)))
+
+
+class SingleFlight(Generic[T]):
+    """Runs `make` once for all callers that wait for it at the same time."""
+
+    def __init__(self, make: Callable[[], Coroutine[Any, Any, T]]) -> None:
+        self._make = make
+        self._running: asyncio.Task[T] | None = None
+
+    async def run(self) -> T:
+        """Return or raise what `make` does. Canceling one caller doesn't cancel the others."""
+        if self._running is None:
+            self._running = asyncio.create_task(self._make())
+            self._running.add_done_callback(self._clear)
+        return await asyncio.shield(self._running)
+
+    async def wait(self) -> None:
+        """Wait until `make` isn't running. Never raises, unless canceled."""
+        if self._running is not None:
+            with contextlib.suppress(Exception):
+                await self._running
+
+    def _clear(self, running: asyncio.Task[T]) -> None:
+        self._running = None
+        if not running.cancelled():
+            running.exception()  # mark it as retrieved, even if no caller is left to receive it

@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 from .health import VCenterHealthTracker
 from .http import VCenterHttp
-from .login import LoginGate
+from .login import LoginThrottle
 from .result_queue import ResultQueue
 
 
@@ -14,6 +14,6 @@ class SharedVCenter(NamedTuple):
     """HTTP within one budget, one rule for logins, one health, one place for what was found."""
 
     http: VCenterHttp
-    gate: LoginGate
+    login_throttle: LoginThrottle
     health: VCenterHealthTracker
     finds: ResultQueue

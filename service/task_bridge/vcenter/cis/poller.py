@@ -17,14 +17,12 @@ from ...domain.ports import Unanswered
 from ...domain.task import Rendering, Task
 from ...domain.watch import Absence
 from ...metrics import Metrics
+from ..backoff import Outage
 from ..health import VCenterHealthTracker
-from ..http import MaybeTaskSpecific
-from ..outage import Outage
-from .api import BadAnswer, CisTasksApi, Gone, Listing, TooLarge
+from ..http import AmbiguousFailure
+from .api import BadAnswer, CisTasksApi, Listing, MissingTask, TaskAnswerTooLarge, TaskLister
 from .followed import ASKED, Group, TrackedCisTask
-from .lists import TaskLists
-from .reading import parse_raw_task
-from .renderings import UnreadableBody
+from .renderings import UnreadableBody, parse_raw_task
 from .session import CisSession
 from .tracker import CisTaskTracker
 
@@ -52,7 +50,7 @@ class CisPoller:
         self._register = register
         self._absences = register.absences
         self._tasks = tasks
-        self._lists = TaskLists(tasks)
+        self._lists = TaskLister(tasks)
         self._session = session
         self._health = health
         self._outage = outage
@@ -64,7 +62,7 @@ class CisPoller:
 
     def at_most(self, group: Group) -> int:
         """How many tasks of the group are asked for together."""
-        return 1 if group.way == "get" else self._lists.at_most(group)
+        return 1 if group.way == "get" else self._lists.max_tasks(group)
 
     async def ask(self, group: Group, batch: list[TrackedCisTask]) -> None:
         """Asks for tasks of one group. Raises VCenterUnavailable: vCenter as a whole doesn't answer."""
@@ -75,7 +73,7 @@ class CisPoller:
                 await self._list(group, batch)
         except VCenterUnavailable as error:
             self._register.said = error.answer or self._register.said
-            if not isinstance(error, MaybeTaskSpecific) or self._outage.doubt(self._register.clock()):
+            if not isinstance(error, AmbiguousFailure) or self._outage.count_ambiguous_failure(self._register.clock()):
                 raise
             self._doubtful(group, batch, error)
         finally:
@@ -84,14 +82,14 @@ class CisPoller:
             for followed in batch:
                 if followed.place == ASKED:
                     self._register.failed(followed, now, now + self._register.policy.poll_min_s)
-            self._health.hold(self._absences.holding)
+            self._health.set_vanished_reason(self._absences.vanished_reason)
 
     # By list
 
     async def _list(self, group: Group, batch: list[TrackedCisTask]) -> None:
         showed, error = False, None
         refused: list[TrackedCisTask] = []
-        async for part in self._lists.ask(group, batch):
+        async for part in self._lists.list_in_parts(group, batch):
             if part.listing is not None:
                 showed, group.failures = True, 0
                 self._take_listing(group, part.tasks, part.listing)
@@ -112,7 +110,7 @@ class CisPoller:
         self._answered(now, group.provider)
         found, rendering = listing
         for task in islice(found, 2):
-            self._absences.shown(task, now)
+            self._absences.record_shown(task, now)
         same: list[TrackedCisTask] = []
         none_absent = not self._absences
         for followed in asked:
@@ -138,20 +136,20 @@ class CisPoller:
         self._reached()
         self._register.said = error.answer
         group.failures += 1
-        self._health.failed(str(error), group.provider)
+        self._health.record_failure(str(error), group.provider)
         self._get_instead(batch[:1])
         self._try_together_later(batch, group.failures)
 
-    def _doubtful(self, group: Group, batch: list[TrackedCisTask], error: MaybeTaskSpecific) -> None:
+    def _doubtful(self, group: Group, batch: list[TrackedCisTask], error: AmbiguousFailure) -> None:
         """It may be about these tasks or their provider alone: they wait. The log tells when it persists."""
         if group.way == "get":
             self._failed_look(batch[0], str(error))
             self._failed_alone(batch[0], error, _DOUBTS_TOLD)
             return
-        self._health.poll_failed(str(error))
+        self._health.record_failed_poll(str(error))
         group.failures += 1
         if group.failures >= _DOUBTS_TOLD:
-            self._health.failed(str(error), group.provider)
+            self._health.record_failure(str(error), group.provider)
         self._try_together_later(batch, group.failures)
 
     def _get_instead(self, those: list[TrackedCisTask]) -> None:
@@ -168,9 +166,9 @@ class CisPoller:
         if followed.ended:
             self._get_instead([followed])
             return
-        if self._absences.missed(followed.id, followed.seen, now):
+        if self._absences.record_absent(followed.id, followed.seen, now):
             self._register.look_around(followed.provider, _LOOK_AROUND["list"])
-        if followed.hurried or self._absences.ask_at(followed.id, now) <= now:
+        if followed.hurried or self._absences.confirm_at(followed.id, now) <= now:
             self._get_instead([followed])
         else:
             self._register.failed(followed, now, self._next_question(followed, now))
@@ -189,21 +187,21 @@ class CisPoller:
         followed.alone = False
         with_result = followed.with_result or followed.ended
         try:
-            got = await self._tasks.get(followed.id, with_result=with_result)
+            got = await self._tasks.get_task(followed.id, with_result=with_result)
         except BadAnswer as error:
             self._bad_answer(followed, error)
             return
         now = self._register.clock()
         if not followed.ended:
             self._counted.inc()
-        if isinstance(got, Gone):
+        if isinstance(got, MissingTask):
             await self._gone(followed, got)
             return
         if self._list_missed:
             self._list_missed = False
             self._register.agenda.lists_from = now + self._register.patience.relist_s
         self._answered(now, followed.provider)
-        self._absences.shown(followed.id, now)
+        self._absences.record_shown(followed.id, now)
         if self._absences.is_only_unlisted(followed.id):
             followed.listed_from = now + self._register.patience.relist_s
         if followed.home is not None and followed.home.failures:
@@ -211,7 +209,7 @@ class CisPoller:
             followed.home.listed_from = now + self._register.patience.relist_s
         self._shown(followed, got.body, got.rendering, now)
 
-    async def _gone(self, followed: TrackedCisTask, gone: Gone) -> None:
+    async def _gone(self, followed: TrackedCisTask, gone: MissingTask) -> None:
         now = self._register.clock()
         if gone.well_formed:
             self._answered(now, followed.provider)
@@ -223,9 +221,9 @@ class CisPoller:
         if followed.ended:
             self._result_gone(followed, gone, now)
             return
-        if self._absences.missed(followed.id, followed.seen, now):
+        if self._absences.record_absent(followed.id, followed.seen, now):
             self._register.look_around(followed.provider, _LOOK_AROUND["get"])
-        enough = self._absences.told(followed.id, gone.denied, now)
+        enough = self._absences.confirm_absent(followed.id, gone.denied, now)
         if enough and await self._is_proven(followed, gone, now):
             if followed.place == ASKED:
                 absence = Absence("denied" if gone.denied else "lost", gone.answer)
@@ -234,7 +232,7 @@ class CisPoller:
             due = self._next_question(followed, now)
             self._register.failed(followed, now, due, Unanswered(gone.answer))
 
-    async def _is_proven(self, followed: TrackedCisTask, gone: Gone, now: float) -> bool:
+    async def _is_proven(self, followed: TrackedCisTask, gone: MissingTask, now: float) -> bool:
         """Whether something else proves that the tasks service answers. A router's 404 may come from a restart of
         the service, so it takes another task that was shown since."""
         since = float("-inf") if gone.well_formed else self._absences.absent_since(followed.id)
@@ -245,7 +243,7 @@ class CisPoller:
     def _next_question(self, followed: TrackedCisTask, now: float) -> float:
         """When to look again at an absent task: by get once that counts, by list before."""
         look_at = now + max(self._register.interval_s(followed, now), self._register.policy.poll_min_s)
-        ask_at = max(self._absences.ask_at(followed.id, now), now + self._register.policy.poll_min_s)
+        ask_at = max(self._absences.confirm_at(followed.id, now), now + self._register.policy.poll_min_s)
         ask_at += self._register.agenda.ahead_s(now, ask_at)
         followed.alone = ask_at <= look_at
         return min(ask_at, look_at)
@@ -253,15 +251,15 @@ class CisPoller:
     # What an answer tells
 
     def _answered(self, now: float, provider: str) -> None:
-        self._absences.answered(now)
+        self._absences.record_answer(now)
         self._reached()
-        self._health.poll_succeeded(self._wall_clock(), provider)
+        self._health.record_good_poll(self._wall_clock(), provider)
 
     def _reached(self) -> None:
         """Whatever it is that vCenter answered, it did."""
         self._register.said = None
-        self._outage.over(self._register.clock())
-        self._health.answered()
+        self._outage.record_answer(self._register.clock())
+        self._health.record_answer()
 
     def _shown(self, followed: TrackedCisTask, body: msgspec.Raw, rendering: Rendering, now: float) -> None:
         if followed.place != ASKED:
@@ -302,11 +300,13 @@ class CisPoller:
         self._reached()
         self._register.said = error.answer
         self._failed_look(followed, str(error))
-        if followed.ended and isinstance(error, TooLarge):
+        if followed.ended and isinstance(error, TaskAnswerTooLarge):
             self._register.give_up_result(followed)
             return
         self._failed_alone(followed, error, told_after=1)
-        if followed.with_result and (isinstance(error, TooLarge) or followed.failures >= _PARTIAL_RESULTS_TRIED):
+        if followed.with_result and (
+            isinstance(error, TaskAnswerTooLarge) or followed.failures >= _PARTIAL_RESULTS_TRIED
+        ):
             # Better to see how the task does without its partial result than not at all.
             followed.with_result, followed.home = False, None
 
@@ -319,7 +319,7 @@ class CisPoller:
             self._failing.clear()
         self._failing.add(followed.id)
         if len(self._failing) > min(len(self._register.tasks) / 2, _MANY):
-            self._health.poll_failed(reason)
+            self._health.record_failed_poll(reason)
 
     def _failed_alone(self, followed: TrackedCisTask, error: Exception, told_after: int) -> None:
         followed.failures += 1
@@ -356,7 +356,7 @@ class CisPoller:
         else:
             self._bad_answer(followed, BadAnswer("vCenter shows the task that ended as if it hadn't."))
 
-    def _result_gone(self, followed: TrackedCisTask, gone: Gone, now: float) -> None:
+    def _result_gone(self, followed: TrackedCisTask, gone: MissingTask, now: float) -> None:
         if gone.well_formed:
             self._register.give_up_result(followed)
         else:

@@ -1,7 +1,7 @@
-"""vCenter's two renderings: what is sent, and what an answer means. Pure.
+"""The two renderings of vCenter's REST API: which requests to send, and what the answers mean. Pure.
 
-`/api` (7.0 U2 and later) has bare bodies, `/rest` (6.7 U1 and later) wraps them into `value`, writes maps as
-key/value lists and lists tasks by a GET whose query repeats a parameter.
+`/api` (7.0 U2 and later) has bare bodies. `/rest` (6.7 U1 and later) wraps them in `value`, writes maps as key/value
+lists, and lists tasks with a GET whose query repeats a parameter.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from urllib.parse import quote
 
 import msgspec
 
-from ...domain.task import Message, Rendering, TaskError, parse_error
+from ...domain.task import Message, NotATask, Rendering, Task, TaskError, parse_error, parse_task
 from ..http import Answer
 
 Call = tuple[str, str]
@@ -29,36 +29,36 @@ class LoginCalls(NamedTuple):
 
 
 _REST_SESSION = "/rest/com/vmware/cis/session"
-LOGIN: dict[Rendering, LoginCalls] = {
+LOGIN_CALLS: dict[Rendering, LoginCalls] = {
     "api": LoginCalls(("POST", "/api/session"), ("GET", "/api/session"), ("DELETE", "/api/session")),
     "rest": LoginCalls(("POST", _REST_SESSION), ("POST", f"{_REST_SESSION}?~action=get"), ("DELETE", _REST_SESSION)),
 }
 
 LIST_MAX = 500
-"""Above 1,000 matches vCenter answers with an error; half leaves room for slow providers."""
+"""vCenter answers more than 1,000 matches with an error; half of that leaves room for slow providers."""
 REST_LIST_MAX = 70
 _QUERY_MAX = 7_000
 
 
 class UnreadableBody(ValueError):  # noqa: N818 - reads as what the body is
-    """A body that isn't what was asked for."""
+    """The body isn't what was requested."""
 
 
-# What is sent
+# Requests
 
 
-def encoded(task: str) -> str:
-    """A task id as one path segment or query value."""
+def encode_task_id(task: str) -> str:
+    """Quote a task id as one path segment or query value."""
     return quote(task, safe=":")
 
 
-def get_target(rendering: Rendering, task: str, *, with_result: bool) -> str:
+def task_target(rendering: Rendering, task: str, *, with_result: bool) -> str:
     flag = "exclude_result" if rendering == "api" else "spec.exclude_result"
-    return f"/{rendering}/cis/tasks/{encoded(task)}" + ("" if with_result else f"?{flag}=true")
+    return f"/{rendering}/cis/tasks/{encode_task_id(task)}" + ("" if with_result else f"?{flag}=true")
 
 
 def cancel_target(rendering: Rendering, task: str) -> str:
-    return f"/{rendering}/cis/tasks/{encoded(task)}?action=cancel"
+    return f"/{rendering}/cis/tasks/{encode_task_id(task)}?action=cancel"
 
 
 class ListCall(NamedTuple):
@@ -68,22 +68,21 @@ class ListCall(NamedTuple):
 
 
 def list_calls(rendering: Rendering, tasks: list[str], *, with_result: bool) -> Iterator[ListCall]:
-    """The requests that list these tasks: one on `/api`, on `/rest` as many as keep the URL short."""
+    """Yield the requests that list these tasks: one on `/api`, and on `/rest` as many as keep the URL short."""
     if rendering == "api":
         spec: dict[str, Any] = {"filter_spec": {"tasks": tasks}}
         if not with_result:
             spec["result_spec"] = {"exclude_result": True}
         yield ListCall("POST", "/api/cis/tasks?action=list", msgspec.json.encode(spec))
         return
-    fixed = "" if with_result else "&result_spec.exclude_result=true"
-    for query in _queries(tasks):
-        yield ListCall("GET", f"/rest/cis/tasks?{query}{fixed}", None)
+    flag = "" if with_result else "&result_spec.exclude_result=true"
+    for query in _join_queries(f"filter_spec.tasks={encode_task_id(task)}" for task in tasks):
+        yield ListCall("GET", f"/rest/cis/tasks?{query}{flag}", None)
 
 
-def _queries(tasks: Iterable[str]) -> Iterator[str]:
+def _join_queries(parameters: Iterable[str]) -> Iterator[str]:
     query = ""
-    for task in tasks:
-        parameter = f"filter_spec.tasks={encoded(task)}"
+    for parameter in parameters:
         if query and len(query) + len(parameter) >= _QUERY_MAX:
             yield query
             query = ""
@@ -92,15 +91,15 @@ def _queries(tasks: Iterable[str]) -> Iterator[str]:
         yield query
 
 
-# What an answer means
+# Answers that aren't a success
 
 
 class VCenterMessage(NamedTuple):
-    """vCenter's own words in an answer that isn't a success. `error` is None when they aren't its standard ones."""
+    """The message of an answer that isn't a success. `error` is None if the answer isn't vCenter's standard error."""
 
     status: int
     error: TaskError | None
-    words: str
+    text: str
 
     @property
     def type(self) -> str | None:
@@ -114,42 +113,39 @@ class VCenterMessage(NamedTuple):
         return any(pattern.search(f"{message.id} {message.text}") for message in self.messages)
 
     @property
-    def by_router(self) -> bool:
-        """The tasks service didn't say this: the router did, or a proxy."""
+    def is_from_router(self) -> bool:
+        """True if the router or a proxy answered, not the tasks service."""
         ids = [self.type or "", *(message.id or "" for message in self.messages)]
         return self.error is None or any(name.startswith("com.vmware.vapi.rest.") for name in ids)
 
-    def as_error(self) -> TaskError:
-        return self.error or TaskError(type=None, message=self.words)
+    def to_task_error(self) -> TaskError:
+        return self.error or TaskError(type=None, message=self.text)
 
     def __str__(self) -> str:
-        return self.words
+        return self.text
 
 
 def parse_message(answer: Answer) -> VCenterMessage:
-    error = _standard_error(answer.body)
+    """Return the message of an answer: of vCenter's standard error, otherwise the beginning of its text."""
+    try:
+        error = parse_error(parse_json(answer.body))
+    except UnreadableBody:
+        error = None
     if error is not None:
         return VCenterMessage(answer.status, error, f"{error.message} (HTTP {answer.status})")
     text = re.sub(r"(<[^>]*>|\s)+", " ", answer.body[:400].decode("utf-8", "replace")).strip()
     return VCenterMessage(answer.status, None, f"HTTP {answer.status}" + (f" ({text[:200]})" if text else ""))
 
 
-def _standard_error(body: bytes) -> TaskError | None:
-    try:
-        return parse_error(read_json(body))
-    except UnreadableBody:
-        return None
-
-
 def is_no_route(answer: Answer) -> bool:
-    """Nothing is offered at this path: 404 by the router or in plain text, 405, or a redirect."""
+    """True if vCenter has nothing at this path: 404 by the router or in plain text, 405, 501 or a redirect."""
     if answer.status in (301, 302, 307, 308, 405, 501):
         return True
-    return answer.status == 404 and parse_message(answer).by_router
+    return answer.status == 404 and parse_message(answer).is_from_router
 
 
 class SessionFault(enum.Enum):
-    """Whether an answer means that the session has ended."""
+    """The certainty with which an answer means that the session has ended."""
 
     NO = enum.auto()
     POSSIBLE = enum.auto()
@@ -163,26 +159,29 @@ _AUTHENTICATION = re.compile(
 )
 
 
-def session_fault(answer: Answer) -> SessionFault:
-    """A 401 is certain (vcsim's is empty), and so is a 403 or 500 that speaks of authentication; any other 403
-    may be one (an expired session was once answered so)."""
+def classify_session_fault(answer: Answer) -> SessionFault:
+    """Return how certainly the answer means that the session has ended.
+
+    A 401 is certain (vcsim's has no body), and so is a 403 or 500 that mentions authentication. Any other 403 is
+    possible: vCenter answered an expired session like that once.
+    """
     if answer.status == 401:
         return SessionFault.CERTAIN
     if answer.status not in (403, 500):
         return SessionFault.NO
-    words = parse_message(answer)
-    if words.type == "UNAUTHENTICATED" or words.mentions(_AUTHENTICATION):
+    message = parse_message(answer)
+    if message.type == "UNAUTHENTICATED" or message.mentions(_AUTHENTICATION):
         return SessionFault.CERTAIN
     return SessionFault.POSSIBLE if answer.status == 403 else SessionFault.NO
 
 
-# What is read
+# Bodies
 
 
-def read_token(body: bytes) -> str | None:
-    """The session id out of either login's body."""
+def parse_token(body: bytes) -> str | None:
+    """Return the session id from the body of either login, None if there is none."""
     try:
-        value = read_json(body)
+        value = parse_json(body)
     except UnreadableBody:
         return None
     token = value.get("value") if isinstance(value, dict) else value
@@ -206,22 +205,22 @@ _api_list = msgspec.json.Decoder(dict[str, msgspec.Raw])
 _rest_list = msgspec.json.Decoder(_RestList)
 _rest_task = msgspec.json.Decoder(_RestTask)
 
-Found = dict[str, msgspec.Raw]
+TaskBodies = dict[str, msgspec.Raw]
 
 
-def read_list(rendering: Rendering, body: bytes) -> Found:
-    """The tasks of a list, each still as JSON. Raises Unreadable."""
+def parse_list(rendering: Rendering, body: bytes) -> TaskBodies:
+    """Return the tasks of a list, each still as JSON. Raises UnreadableBody."""
     try:
         if rendering == "api":
             return _api_list.decode(body)
-        listed = _rest_list.decode(body).value
+        value = _rest_list.decode(body).value
     except (ValueError, RecursionError) as error:
         raise UnreadableBody(f"not a list of tasks: {error}") from error
-    return listed if isinstance(listed, dict) else {entry.key: entry.value for entry in listed}
+    return value if isinstance(value, dict) else {entry.key: entry.value for entry in value}
 
 
 def unwrap_task(rendering: Rendering, body: bytes) -> msgspec.Raw:
-    """One task, still as JSON. Raises Unreadable."""
+    """Return one task, still as JSON. Raises UnreadableBody."""
     if rendering == "api":
         return msgspec.Raw(body)
     try:
@@ -230,8 +229,11 @@ def unwrap_task(rendering: Rendering, body: bytes) -> msgspec.Raw:
         raise UnreadableBody(f"not a task: {error}") from error
 
 
-def read_json(body: bytes | msgspec.Raw) -> Any:
-    """Any JSON, also what msgspec refuses: lone surrogates, NaN, bytes that aren't UTF-8. Raises Unreadable."""
+def parse_json(body: bytes | msgspec.Raw) -> Any:
+    """Parse any JSON, even what msgspec refuses: lone surrogates, NaN, bytes that aren't UTF-8.
+
+    Raises UnreadableBody.
+    """
     try:
         return msgspec.json.decode(body)
     except (ValueError, RecursionError):
@@ -240,3 +242,20 @@ def read_json(body: bytes | msgspec.Raw) -> Any:
         return json.loads(bytes(body).decode("utf-8", "replace"))
     except (ValueError, RecursionError) as error:
         raise UnreadableBody(f"not JSON: {error}") from error
+
+
+def parse_raw_task(body: bytes | msgspec.Raw, rendering: Rendering, *, with_result: bool) -> Task:
+    """Return the task that a body shows. Raises UnreadableBody. This is the bridge's hottest path.
+
+    Without `with_result` the request excluded the result. If vCenter sends it nevertheless, an ended task keeps it.
+    """
+    info = parse_json(body)
+    has_result = isinstance(info, dict) and info.get("result") is not None
+    try:
+        task = parse_task(info, rendering, with_result=with_result or has_result)
+    except (NotATask, RecursionError) as error:
+        raise UnreadableBody(str(error)) from error
+    if task.ended:
+        return task
+    # Only final events report `extra`, and nothing reads a result that wasn't requested.
+    return msgspec.structs.replace(task, extra=None, result=task.result if with_result else None)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ..outage import JITTER
+from ..backoff import JITTER
 from ..policy import PollPolicy
 
 _AGES = 13.0

@@ -22,10 +22,9 @@ import structlog
 from ...domain.errors import VCenterUnavailable
 from ...domain.ports import PollResult
 from ...metrics import Metrics
-from ..budget import RequestBudget
+from ..backoff import Outage
 from ..health import VCenterHealthTracker
-from ..http import VCenterHttp
-from ..outage import Outage
+from ..http import RequestBudget, VCenterHttp
 from ..policy import TIMEOUTS, PollPolicy, Timeouts, VCenterConfig
 from ..shared import SharedVCenter
 from . import schedule
@@ -41,7 +40,7 @@ _LOOK_AROUND = 200
 """So many are looked at when another replica tells that tasks vanished."""
 _FINDS_MAX = 100_000
 """So many finds that nobody took: no more looks until somebody does."""
-_EARLY_PER_S, _EARLY_AT_ONCE = 2.0, 5.0
+_EARLY_PER_S, _EARLY_BURST = 2.0, 5.0
 """How often a first look or a result may go without gathering: promptness while idle, few requests under load."""
 
 
@@ -70,7 +69,7 @@ class CisSource:
         self._clock = clock
         self._monotonic = monotonic
         self._http = VCenterHttp(
-            settings, metrics, phase_s=patience.read_timeout_s, clock=monotonic, transport=transport
+            settings, metrics, read_timeout_s=patience.read_timeout_s, clock=monotonic, transport=transport
         )
         self._session = CisSession(self._http, settings, metrics, clock=monotonic, rng=rng)
         self._tasks = CisTasksApi(self._session, settings)
@@ -82,7 +81,7 @@ class CisSource:
         self._wakes_at = math.inf
         self._running: set[asyncio.Task[None]] = set()
         self._started_at = -math.inf
-        self._early = RequestBudget(_EARLY_PER_S, monotonic, at_once=_EARLY_AT_ONCE)
+        self._early = RequestBudget(_EARLY_PER_S, monotonic, burst=_EARLY_BURST)
         self._pinged_at = -math.inf
         self._answered_at = 0.0
         self._results_last = False
@@ -114,7 +113,7 @@ class CisSource:
     @property
     def shared(self) -> SharedVCenter:
         """What another kind of tasks of this vCenter shares with this one; it must be left first."""
-        return SharedVCenter(self._http, self._session.gate, self.health, self._register.finds)
+        return SharedVCenter(self._http, self._session.login_throttle, self.health, self._register.finds)
 
     @property
     def budget_used(self) -> float:
@@ -137,7 +136,7 @@ class CisSource:
 
     def poll_now(self, task: str) -> None:
         self._register.hurry(task)
-        if self._outage.down:
+        if self._outage.is_down:
             self._register.answer_hurried()
         self._news.set()
 
@@ -146,10 +145,10 @@ class CisSource:
 
     @property
     def absent_count(self) -> int:
-        return self._register.absences.together
+        return self._register.absences.vanished_count
 
     def set_absent_elsewhere(self, count: int) -> None:
-        if self._register.absences.missed_elsewhere(count):
+        if self._register.absences.set_vanished_elsewhere(count):
             self._register.look_around("", _LOOK_AROUND)
             self._news.set()
 
@@ -157,7 +156,7 @@ class CisSource:
         return self._register.finds.batches()
 
     async def cancel(self, task: str) -> None:
-        await self._tasks.cancel(task)
+        await self._tasks.cancel_task(task)
 
     # The loop
 
@@ -211,7 +210,7 @@ class CisSource:
         """When the next request may go; infinity while only news can tell."""
         agenda = self._register.agenda
         # While vCenter is down one request at a time asks whether it still is.
-        in_flight_max = 1 if self._outage.down else self._settings.max_concurrent_requests
+        in_flight_max = 1 if self._outage.is_down else self._settings.max_concurrent_requests
         if len(self._running) >= in_flight_max:
             return math.inf
         if len(self._register.finds.waiting) > _FINDS_MAX:
@@ -220,7 +219,7 @@ class CisSource:
             at = self._monotonic() + self._http.budget.wait_s()
         else:
             at = min(max(agenda.first(), self._gathered_at()), self._ping_at())
-        return max(at, self._outage.until)
+        return max(at, self._outage.retry_at)
 
     def _gathered_at(self) -> float:
         """Until when due looks wait for others, so that they go together."""
@@ -233,7 +232,7 @@ class CisSource:
 
     def _results_wait_s(self) -> float:
         """How long results are gathered for: not at all while there are requests enough."""
-        return 0.0 if self._http.budget.plentiful else self._patience.gather_results_s
+        return 0.0 if self._http.budget.is_plentiful else self._patience.gather_results_s
 
     def _start(self, asking: _Asking) -> None:
         self._started_at = self._monotonic()
@@ -249,9 +248,9 @@ class CisSource:
         try:
             await asking()
         except VCenterUnavailable as error:
-            self._register.absences.silent()
-            self._outage.failed(error, asked_at, self._monotonic())
-            self.health.failed(str(error))
+            self._register.absences.record_outage()
+            self._outage.record_failure(error, asked_at, self._monotonic())
+            self.health.record_failure(str(error))
             self._register.answer_hurried()
         except Exception:
             log.exception("look_failed", vcenter=self._settings.name)
@@ -261,15 +260,15 @@ class CisSource:
     def _ping_at(self) -> float:
         if self._register.tasks:
             return math.inf
-        return self._pinged_at + (0.0 if self._outage.down else self._patience.ping_s)
+        return self._pinged_at + (0.0 if self._outage.is_down else self._patience.ping_s)
 
     async def _ping(self) -> None:
         """Asks whether vCenter is there: nothing else may tell while no task of this kind is followed."""
         if (self.health.last_good_poll_at or 0.0) > self._answered_at:
-            self.health.answered()  # another kind's look was good meanwhile
+            self.health.record_answer()  # another kind's look was good meanwhile
         elif not await self._session.check():
             raise VCenterUnavailable(f"vCenter {self._settings.name} doesn't answer for the session that it gave.")
         else:
-            self.health.poll_succeeded(self._clock())
+            self.health.record_good_poll(self._clock())
         self._answered_at = self.health.last_good_poll_at or 0.0
-        self._outage.over(self._monotonic())
+        self._outage.record_answer(self._monotonic())

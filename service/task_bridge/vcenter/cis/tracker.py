@@ -14,7 +14,7 @@ import structlog
 from ...domain.ports import UNCHANGED, PollResult, Unanswered
 from ...domain.task import UNAVAILABLE, Task, TaskError
 from ..absence import Absences
-from ..outage import JITTER, backoff_s
+from ..backoff import JITTER, backoff_s
 from ..policy import PollPolicy, Timeouts
 from ..result_queue import ResultQueue
 from . import schedule

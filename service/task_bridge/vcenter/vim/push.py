@@ -6,9 +6,9 @@ import math
 import time
 from collections.abc import AsyncIterator
 
-from ..budget import RequestBudget
-from . import api as methods
-from .api import ObjectState, Updates
+from ..http import RequestBudget
+from . import api
+from .api import ObjectState, UpdateSet
 from .session import VimSession
 from .soap import Ref, SoapFault
 
@@ -40,13 +40,13 @@ class Push:
     @classmethod
     async def open(cls, session: VimSession, pace: RequestBudget, held_s: float) -> Push:
         """Raises VCenterUnavailable."""
-        collector, view = await methods.create_collector(session), await methods.create_view(session)
-        await methods.create_filter(session, collector, view)
+        collector, view = await api.create_collector(session), await api.create_view(session)
+        await api.create_filter(session, collector, view)
         return cls(session, collector, view, pace, held_s)
 
     async def close(self) -> None:
         """Ends the wait at vCenter too, where it may go on when nobody waits any more: there must never be two."""
-        await methods.destroy_collector(self._session, self._collector)
+        await api.destroy_collector(self._session, self._collector)
 
     async def modify(self, add: list[Ref], remove: list[Ref]) -> list[Ref]:
         """Those of `add` that vCenter doesn't have. Raises VCenterUnavailable: HeldUp where VMs may be why."""
@@ -62,14 +62,14 @@ class Push:
 
     async def _modified(self, add: list[Ref], remove: list[Ref], held_s: float | None) -> list[Ref]:
         try:
-            return await methods.modify(self._session, self._view, add, remove, held_s)
+            return await api.modify_view(self._session, self._view, add, remove, held_s)
         except SoapFault as fault:
             if fault.kind != "ManagedObjectNotFound":
                 raise
         # Older vcsim refuses all for one that it doesn't have; where it is the view that is gone, it refuses again.
-        there = await methods.existing(self._session, add, self._held_s)
+        there = await api.filter_existing(self._session, add, self._held_s)
         missing = [ref for ref in add if ref not in there]
-        await methods.modify(self._session, self._view, [ref for ref in add if ref in there], remove, held_s)
+        await api.modify_view(self._session, self._view, [ref for ref in add if ref in there], remove, held_s)
         return missing
 
     async def updates(self) -> AsyncIterator[list[ObjectState]]:
@@ -77,9 +77,9 @@ class Push:
         version = ""
         while True:
             if not self.is_current:
-                raise self._session.ended(self.number)
+                raise self._session.mark_ended(self.number)
             try:
-                found = await methods.wait(self._session, self._collector, version)
+                found = await api.wait_for_updates(self._session, self._collector, version)
             except SoapFault as fault:
                 if fault.kind != "InvalidCollectorVersion" or not version:
                     raise
@@ -89,16 +89,16 @@ class Push:
             if found is not None:
                 version = found.version
                 self._hear(found)
-            yield found.shown if found is not None else []
-            if found is None or not found.truncated:
+            yield found.objects if found is not None else []
+            if found is None or not found.is_truncated:
                 await self._pace.take()
 
-    def _hear(self, found: Updates) -> None:
-        for one in found.shown:
+    def _hear(self, found: UpdateSet) -> None:
+        for one in found.objects:
             if one.ref.type == "VirtualMachine":
                 self.untold.discard(one.ref.id)
-                self._told.discard(one.ref.id) if one.gone else self._told.add(one.ref.id)
-        if found.truncated:
+                self._told.discard(one.ref.id) if one.is_gone else self._told.add(one.ref.id)
+        if found.is_truncated:
             self._wait_longer()  # nothing holds it up: there is much to tell
 
     def _begin_again(self) -> None:

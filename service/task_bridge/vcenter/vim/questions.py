@@ -9,8 +9,8 @@ from collections.abc import Callable
 import structlog
 
 from ...domain.errors import VCenterUnavailable
-from . import api as methods
-from .patience import VimTimeouts
+from ..policy import VimTimeouts
+from . import api
 from .session import VimSession
 from .tracker import VimTaskTracker
 
@@ -36,14 +36,16 @@ class QuestionPoller:
         self._vcenter = vcenter
         self._session = session
         self._looks = looks
-        self._held_s = patience.held_s
-        self._apart_s = patience.apart_s
+        self._held_s = patience.vm_timeout_s
+        self._apart_s = patience.separate_questions_s
         self._may_ask = may_ask
         self._news = news
         # Without a slot of its own a long question would hold the tasks up again.
         is_tight = slots <= _FEW_SLOTS
-        self._read_s = patience.held_s if is_tight else None
-        self._pause_s = max(patience.pull_s, 5 * patience.held_s) if is_tight else patience.pull_s
+        self._read_s = patience.vm_timeout_s if is_tight else None
+        self._pause_s = (
+            max(patience.pull_interval_s, 5 * patience.vm_timeout_s) if is_tight else patience.pull_interval_s
+        )
         self._asking: asyncio.Task[None] | None = None
 
     def begin(self) -> None:
@@ -74,8 +76,8 @@ class QuestionPoller:
     async def _is_well(self) -> bool:
         """Asks once; whether all answers came as soon as they must when tasks wait for them."""
         vms, well = self._looks.questions.vms, True
-        for first in range(0, len(vms), methods.PULL_MAX):
-            well = await self._is_answered(vms[first : first + methods.PULL_MAX]) and well
+        for first in range(0, len(vms), api.OBJECTS_MAX):
+            well = await self._is_answered(vms[first : first + api.OBJECTS_MAX]) and well
         return well
 
     async def _is_answered(self, vms: list[str]) -> bool:
@@ -83,7 +85,7 @@ class QuestionPoller:
             return False
         began = time.monotonic()
         try:
-            self._looks.answers(await methods.pull(self._session, (), vms, self._read_s))
+            self._looks.answers(await api.fetch_objects(self._session, (), vms, self._read_s))
         except VCenterUnavailable as error:
             log.debug("questions_not_answered", vcenter=self._vcenter, reason=str(error))
             self._news()  # the session may have ended

@@ -23,13 +23,12 @@ from ...domain.ports import PollResult
 from ...domain.task import TaskIdentity
 from ...metrics import Metrics
 from ..absence import Absences
-from ..budget import RequestBudget
-from ..outage import Outage
-from ..policy import TIMEOUTS, PollPolicy, Timeouts, VCenterConfig
+from ..backoff import Outage
+from ..http import RequestBudget
+from ..policy import TIMEOUTS, VIM_TIMEOUTS, PollPolicy, Timeouts, VCenterConfig, VimTimeouts
 from ..shared import SharedVCenter
-from . import api as methods
-from .api import HeldUp
-from .patience import VIM_TIMEOUTS, VimTimeouts
+from . import api
+from .api import VmTimeout
 from .push import Push
 from .questions import QuestionPoller
 from .session import SessionEnded, VimSession
@@ -83,10 +82,10 @@ class VimSource:
             rng,
         )
         self._outage = Outage(policy, rng)
-        self._pace = RequestBudget(vim_patience.updates_per_s, monotonic, at_once=vim_patience.updates_at_once)
+        self._pace = RequestBudget(vim_patience.updates_per_s, monotonic, burst=vim_patience.updates_burst)
         self._push: Push | None = None
         self._listening: asyncio.Task[None] | None = None
-        self._lost: deque[float] = deque(maxlen=vim_patience.losses)
+        self._lost: deque[float] = deque(maxlen=vim_patience.push_losses_max)
         self._pull_until = -math.inf
         self._pulled_at = self._used_at = self._modified_at = -math.inf
         self._labels_of = self._endings = 0
@@ -98,7 +97,7 @@ class VimSource:
             self._looks,
             vim_patience,
             settings.max_concurrent_requests,
-            lambda: self._session.is_open and not self._outage.down,
+            lambda: self._session.is_open and not self._outage.is_down,
             self._news.set,
         )
         self._loop: asyncio.Task[None] | None = None
@@ -115,7 +114,7 @@ class VimSource:
         await self._apart.end()
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(self._logout_s):
-                await self._session.leave()
+                await self._session.close_for_good()
 
     # The port
 
@@ -130,7 +129,7 @@ class VimSource:
 
     def poll_now(self, task: str) -> None:
         self._looks.hurry(task)
-        if self._outage.down:
+        if self._outage.is_down:
             self._looks.answer_hurried()
         self._news.set()
 
@@ -141,10 +140,10 @@ class VimSource:
 
     @property
     def absent_count(self) -> int:
-        return self._absences.together
+        return self._absences.vanished_count
 
     def set_absent_elsewhere(self, count: int) -> None:
-        if self._absences.missed_elsewhere(count):
+        if self._absences.set_vanished_elsewhere(count):
             self._pulled_at = -math.inf
             self._news.set()
 
@@ -155,9 +154,9 @@ class VimSource:
         self._used_at = self._monotonic()
         self._news.set()
         try:
-            await methods.cancel(self._session, task)
+            await api.cancel_task(self._session, task)
         except SessionEnded:
-            await methods.cancel(self._session, task)
+            await api.cancel_task(self._session, task)
 
     async def fetch_identity(self, task: str) -> TaskIdentity | None:
         """What the task that has this id now is by its birth, None where there is none.
@@ -214,16 +213,16 @@ class VimSource:
         if not looks.tasks:
             if self._is_in_trouble:
                 return -math.inf  # of which nobody will hear the end
-            return self._used_at + self._patience.idle_s if self._session.is_open else math.inf
+            return self._used_at + self._patience.idle_logout_s if self._session.is_open else math.inf
         at = min(looks.next_at, self._pulled_at + self._pull_every_s)
         if self._is_pushing:
             if self._awaits_vms and self._push is not None:
                 at = min(at, self._push.untold_until)
-            elif looks.to_add or len(looks.to_remove) > methods.PULL_MAX:
+            elif looks.to_add or len(looks.to_remove) > api.OBJECTS_MAX:
                 at = min(at, self._modified_at + self._patience.gather_s)
             if self._is_deaf or self._push is None or not self._push.is_current or self._is_held_up:
                 at = -math.inf
-        return max(at, self._outage.until)
+        return max(at, self._outage.retry_at)
 
     @property
     def _is_pushing(self) -> bool:
@@ -246,17 +245,17 @@ class VimSource:
 
     @property
     def _pull_every_s(self) -> float:
-        return self._patience.safety_s if self._is_pushing else self._patience.pull_s
+        return self._patience.safety_pull_interval_s if self._is_pushing else self._patience.pull_interval_s
 
     async def _rest(self, now: float) -> None:
         """Nobody needs the session any more, after a while in which somebody may."""
-        if now >= self._used_at + self._patience.idle_s:
+        if now >= self._used_at + self._patience.idle_logout_s:
             await self._stop_listening()
             await self._apart.end()
             self._looks.poll_questions_with_tasks()
             await self._session.close()
-        self._link.health.forget("vim")
-        self._outage.over(now)
+        self._link.health.forget_provider("vim")
+        self._outage.record_answer(now)
         self._is_in_trouble = False
 
     async def _tend(self, now: float) -> None:
@@ -264,9 +263,9 @@ class VimSource:
         if self._listening is not None and self._is_deaf:
             self._listening.result()
         self._used_at = now
-        await self._session.service()
+        await self._session.ensure_logged_in()
         if self._labels_of != self._session.number:
-            self._looks.labels = await methods.labels(self._session)
+            self._looks.labels = await api.fetch_labels(self._session)
             self._labels_of = self._session.number
         if self._awaits_vms and self._push is not None and now >= self._push.untold_until:
             self._looks.poll_questions_separately()
@@ -278,7 +277,7 @@ class VimSource:
             await self._stop_listening()
         await self._ask(now)
         self._endings = 0
-        self._outage.over(self._monotonic())
+        self._outage.record_answer(self._monotonic())
 
     async def _list(self) -> None:
         """Begins to listen where nobody does, and brings the view up to date."""
@@ -288,7 +287,7 @@ class VimSource:
             await self._stop_listening()
             if before is not None and before.is_current:
                 await before.close()
-            push = await Push.open(self._session, self._pace, self._patience.held_s)
+            push = await Push.open(self._session, self._pace, self._patience.vm_timeout_s)
             looks.list_all()
             self._push, self._pulled_at = push, self._monotonic()
         if (looks.to_add or looks.to_remove) and not self._awaits_vms:
@@ -297,7 +296,7 @@ class VimSource:
             self._modified_at = self._monotonic()
             try:
                 looks.unresolved(await self._push.modify(add, remove))
-            except HeldUp:
+            except VmTimeout:
                 looks.poll_questions_separately()  # and all is listed anew
             except BaseException:
                 looks.relist(add, remove)
@@ -324,11 +323,14 @@ class VimSource:
         now = self._monotonic()
         self._lost.append(now)
         log.info("push_lost", vcenter=self._name, reason=str(error))
-        often = len(self._lost) == self._patience.losses and now - self._lost[0] <= self._patience.within_s
+        often = (
+            len(self._lost) == self._patience.push_losses_max
+            and now - self._lost[0] <= self._patience.push_losses_window_s
+        )
         if often and self._way == "auto" and self._is_pushing:
-            self._pull_until = now + self._patience.pull_for_s
+            self._pull_until = now + self._patience.push_retry_s
             self._lost.clear()
-            log.warning("push_given_up", vcenter=self._name, for_s=self._patience.pull_for_s, reason=str(error))
+            log.warning("push_given_up", vcenter=self._name, for_s=self._patience.push_retry_s, reason=str(error))
 
     async def _ask(self, now: float) -> None:
         """Asks about those that are due, and where it is time for that about the others: beside push about some of
@@ -337,15 +339,15 @@ class VimSource:
         those = self._looks.due(now)
         if now >= self._pulled_at + self._pull_every_s:
             few = self._is_pushing and self._pulled_at > -math.inf
-            those = list(dict.fromkeys([*those, *self._looks.in_turn(methods.PULL_MAX if few else None)]))
+            those = list(dict.fromkeys([*those, *self._looks.in_turn(api.OBJECTS_MAX if few else None)]))
             self._pulled_at = now
-        for first in range(0, len(those), methods.PULL_MAX):
-            await self._looks.ask(those[first : first + methods.PULL_MAX])
+        for first in range(0, len(those), api.OBJECTS_MAX):
+            await self._looks.ask(those[first : first + api.OBJECTS_MAX])
 
     def _failed(self, error: VCenterUnavailable, now: float) -> None:
-        self._absences.silent()
-        self._outage.failed(error, now, self._monotonic())
-        self._link.health.failed(str(error), "vim")
+        self._absences.record_outage()
+        self._outage.record_failure(error, now, self._monotonic())
+        self._link.health.record_failure(str(error), "vim")
         self._is_in_trouble = True
         self._looks.answer_hurried()
 

@@ -16,15 +16,14 @@ from ...domain.watch import Absence
 from ...logs import FailureLog
 from ...metrics import Metrics
 from ..absence import Absences
+from ..backoff import backoff_s
 from ..health import VCenterHealthTracker
 from ..http import AnswerTooLarge
-from ..outage import backoff_s
-from ..policy import PollPolicy
+from ..policy import PollPolicy, VimTimeouts
 from ..result_queue import ResultQueue
-from . import api as methods
-from .api import HeldUp, ObjectState
+from . import api
+from .api import ObjectState, VmTimeout
 from .followed import Questions, TrackedVimTask
-from .patience import VimTimeouts
 from .session import VimSession
 from .soap import Ref, SoapFault, UnreadableXml
 from .taskinfo import Info, build_task, parse_identity
@@ -113,7 +112,7 @@ class VimTaskTracker:
             self._unlist(followed.ref)
             self._end_question(followed)
             self._absences.forget(task)
-            self._health.hold(self._absences.holding)
+            self._health.set_vanished_reason(self._absences.vanished_reason)
 
     def list_all(self) -> None:
         """The view is new: everything is to be listed."""
@@ -168,7 +167,7 @@ class VimTaskTracker:
 
     async def birth(self, task: str) -> TaskIdentity | None:
         """What the task of this id is by its birth, None where vCenter shows none. Raises VCenterUnavailable."""
-        shown = await methods.pull(self._session, [task])
+        shown = await api.fetch_objects(self._session, [task])
         return next((parse_identity(one.info) for one in shown if one.ref.id == task and one.info.get("state")), None)
 
     # What is told
@@ -227,8 +226,8 @@ class VimTaskTracker:
         `gone`."""
         vms = {vm for task in tasks if (one := self.tasks.get(task)) and (vm := one.vm) and not self.apart}
         try:
-            shown = await methods.pull(self._session, tasks, vms, self._patience.held_s)
-        except HeldUp:
+            shown = await api.fetch_objects(self._session, tasks, vms, self._patience.vm_timeout_s)
+        except VmTimeout:
             self.poll_questions_separately()
             return await self._pulled(tasks, gone, failures)
         except (UnreadableXml, AnswerTooLarge, SoapFault) as error:
@@ -262,19 +261,19 @@ class VimTaskTracker:
         followed = self.tasks.get(shown.ref.id)
         if followed is None:
             return None
-        if shown.gone or not (shown.info or shown.denied):
+        if shown.is_gone or not (shown.info or shown.denied):
             return _Gone(followed, _NOT_FOUND)
         if shown.denied:
             return _Gone(followed, TaskError(shown.denied, "vCenter refuses to show this task."), denied=True)
-        if not followed.take(shown.info, whole=shown.whole):
+        if not followed.take(shown.info, whole=shown.is_complete):
             return _Gone(followed, _OTHER)
         self._seen(followed)
-        self._absences.shown(followed.id, self._clock())
+        self._absences.record_shown(followed.id, self._clock())
         self._to_tell[followed.id] = followed
         return None
 
     def _question(self, shown: ObjectState) -> None:
-        if shown.asked:
+        if shown.has_question_field:
             self.questions.tell(shown.ref.id, shown.question)
             self._to_tell |= {one.id: one for one in self.questions.blocks(shown.ref.id)}
 
@@ -314,14 +313,14 @@ class VimTaskTracker:
         followed.seen = True
         if followed.id in self._absences:
             self._absences.forget(followed.id)
-            self._health.hold(self._absences.holding)
+            self._health.set_vanished_reason(self._absences.vanished_reason)
             self._list(followed.ref, followed)
 
     def _unreadable(self, task: str, why: str) -> None:
         """It concerns this task alone: told once, tried less and less often."""
         if (followed := self.tasks.get(task)) is None:
             return
-        self._health.poll_failed(f"vCenter {self._vcenter} shows {task} as what can't be read: {why}")
+        self._health.record_failed_poll(f"vCenter {self._vcenter} shows {task} as what can't be read: {why}")
         if not followed.failures:
             log.warning("task_not_readable", vcenter=self._vcenter, task=task, reason=why)
         followed.failures += 1
@@ -336,12 +335,12 @@ class VimTaskTracker:
         now, over, unsure = self._clock(), [], []
         for one in gone:
             followed = one.followed
-            self._absences.missed(followed.id, followed.seen, now)
-            if self._absences.told(followed.id, one.denied, now):
+            self._absences.record_absent(followed.id, followed.seen, now)
+            if self._absences.confirm_absent(followed.id, one.denied, now):
                 over.append(one)
             else:
                 unsure.append(one)
-        self._health.hold(self._absences.holding)
+        self._health.set_vanished_reason(self._absences.vanished_reason)
         wanted = [one for one in gone if not one.denied and (one in over or not one.followed.history_asked)]
         is_proven = await self._in_history([one.followed for one in wanted]) if wanted else False
         for one in unsure:
@@ -352,7 +351,7 @@ class VimTaskTracker:
     def _wait_on(self, gone: _Gone) -> None:
         followed, now = gone.followed, self._clock()
         if followed.id in self._absences:
-            at = max(self._absences.ask_at(followed.id, now), now + self._policy.poll_min_s)
+            at = max(self._absences.confirm_at(followed.id, now), now + self._policy.poll_min_s)
             self._ask_later(followed, at if followed.seen else now + self._policy.poll_min_s)
             if followed.hurried:
                 self._give(followed, Unanswered(gone.answer))
@@ -371,10 +370,10 @@ class VimTaskTracker:
         for followed in those:
             followed.history_asked = True
         born = [one.birth.queued_at if one.birth else None for one in those]
-        began = [at or one.since - self._patience.history_s for at, one in zip(born, those, strict=True)]
+        began = [at or one.since - self._patience.history_lookback_s for at, one in zip(born, those, strict=True)]
         end = self._wall_clock() + _SKEW_S if None in born else max(at for at in born if at) + 60.0
         try:
-            found = await methods.history(self._session, [one.id for one in those], min(began) - 60.0, end)
+            found = await api.fetch_history(self._session, [one.id for one in those], min(began) - 60.0, end)
         except SoapFault as fault:
             self._no_history.failed(vcenter=self._vcenter, reason=str(fault))
             return False
@@ -398,8 +397,8 @@ class VimTaskTracker:
     # What an answer tells of vCenter
 
     def _answered(self, now: float) -> None:
-        self._absences.answered(now)
-        self._health.poll_of_provider_succeeded(self._wall_clock(), "vim")
+        self._absences.record_answer(now)
+        self._health.record_good_poll_of_provider(self._wall_clock(), "vim")
 
     def _ask_later(self, followed: TrackedVimTask, at: float | None) -> None:
         followed.ask_at = at

@@ -11,9 +11,8 @@ import msgspec
 import pytest
 
 from task_bridge.domain.task import NO_RESULT, Rendering, Task
-from task_bridge.vcenter.cis import renderings as wire
-from task_bridge.vcenter.cis.reading import parse_raw_task
-from task_bridge.vcenter.cis.renderings import SessionFault, UnreadableBody
+from task_bridge.vcenter.cis import renderings
+from task_bridge.vcenter.cis.renderings import SessionFault, UnreadableBody, parse_raw_task
 from task_bridge.vcenter.http import Answer
 
 TASK = "52f9f1b0-160a:com.vmware.esx.settings"
@@ -53,37 +52,39 @@ class TestSent:
         ],
     )
     def test_an_id_can_not_leave_its_place(self, task: str, segment: str) -> None:
-        assert wire.encoded(task) == segment
+        assert renderings.encode_task_id(task) == segment
         assert unquote(segment) == task
 
     def test_a_get_leaves_out_the_result_in_the_way_of_its_rendering(self) -> None:
-        assert wire.get_target("api", "a:b", with_result=False) == "/api/cis/tasks/a:b?exclude_result=true"
-        assert wire.get_target("rest", "a:b", with_result=False) == "/rest/cis/tasks/a:b?spec.exclude_result=true"
-        assert wire.get_target("api", "a:b", with_result=True) == "/api/cis/tasks/a:b"
+        assert renderings.task_target("api", "a:b", with_result=False) == "/api/cis/tasks/a:b?exclude_result=true"
+        assert (
+            renderings.task_target("rest", "a:b", with_result=False) == "/rest/cis/tasks/a:b?spec.exclude_result=true"
+        )
+        assert renderings.task_target("api", "a:b", with_result=True) == "/api/cis/tasks/a:b"
 
     def test_a_list_on_api_is_one_request_with_a_body(self) -> None:
-        (call,) = wire.list_calls("api", ["a:b", "c:b"], with_result=False)
+        (call,) = renderings.list_calls("api", ["a:b", "c:b"], with_result=False)
         assert (call.method, call.target) == ("POST", "/api/cis/tasks?action=list")
         assert json.loads(call.content or b"") == {
             "filter_spec": {"tasks": ["a:b", "c:b"]},
             "result_spec": {"exclude_result": True},
         }
-        (call,) = wire.list_calls("api", ["a:b"], with_result=True)
+        (call,) = renderings.list_calls("api", ["a:b"], with_result=True)
         assert json.loads(call.content or b"") == {"filter_spec": {"tasks": ["a:b"]}}
 
     def test_a_list_on_rest_repeats_the_parameter_and_keeps_urls_short(self) -> None:
-        (call,) = wire.list_calls("rest", ["a:b", "c&:b"], with_result=False)
+        (call,) = renderings.list_calls("rest", ["a:b", "c&:b"], with_result=False)
         assert call.method == "GET"
         assert call.content is None
         assert call.target == (
             "/rest/cis/tasks?filter_spec.tasks=a:b&filter_spec.tasks=c%26:b&result_spec.exclude_result=true"
         )
         tasks = [f"{number:036}:{'x' * 60}" for number in range(500)]
-        calls = list(wire.list_calls("rest", tasks, with_result=True))
+        calls = list(renderings.list_calls("rest", tasks, with_result=True))
         assert max(len(call.target) for call in calls) < 8_000
         asked = [task for call in calls for task in re.findall(r"filter_spec\.tasks=([^&]+)", call.target)]
         assert asked == tasks
-        (lone,) = wire.list_calls("rest", ["ä" * 3_000], with_result=False)
+        (lone,) = renderings.list_calls("rest", ["ä" * 3_000], with_result=False)
         assert lone.target.count("filter_spec.tasks") == 1
 
 
@@ -114,7 +115,7 @@ class TestMeaning:
         ],
     )
     def test_which_answers_mean_that_the_session_ended(self, given: Answer, expected: SessionFault) -> None:
-        assert wire.session_fault(given) is expected
+        assert renderings.classify_session_fault(given) is expected
 
     @pytest.mark.parametrize(
         ("given", "expected"),
@@ -134,7 +135,7 @@ class TestMeaning:
         ],
     )
     def test_which_answers_mean_that_nothing_is_offered_there(self, given: Answer, expected: bool) -> None:
-        assert wire.is_no_route(given) is expected
+        assert renderings.is_no_route(given) is expected
 
     @pytest.mark.parametrize(
         ("given", "expected"),
@@ -146,8 +147,8 @@ class TestMeaning:
         ],
     )
     def test_vcenter_s_own_words_are_passed_on(self, given: Answer, expected: str) -> None:
-        assert str(wire.parse_message(given)) == expected
-        assert wire.parse_message(given).as_error().message
+        assert str(renderings.parse_message(given)) == expected
+        assert renderings.parse_message(given).to_task_error().message
 
 
 class TestRead:
@@ -165,7 +166,7 @@ class TestRead:
         ],
     )
     def test_a_session_id_is_read_from_either_login(self, body: bytes, token: str | None) -> None:
-        assert wire.read_token(body) == token
+        assert renderings.parse_token(body) == token
 
     @pytest.mark.parametrize(
         ("rendering", "body"),
@@ -176,7 +177,7 @@ class TestRead:
         ],
     )
     def test_a_list_is_read_in_all_its_forms(self, rendering: Rendering, body: bytes) -> None:
-        found = wire.read_list(rendering, body)
+        found = renderings.parse_list(rendering, body)
         assert {task: bytes(info) for task, info in found.items()} == {"a:b": b'{"status":"RUNNING"}', "c:b": b"{}"}
 
     @pytest.mark.parametrize(
@@ -194,10 +195,10 @@ class TestRead:
     )
     def test_what_is_no_list_is_unreadable(self, rendering: Rendering, body: bytes) -> None:
         with pytest.raises(UnreadableBody):
-            wire.read_list(rendering, body)
+            renderings.parse_list(rendering, body)
 
     def test_a_broken_task_in_a_list_is_that_task_s_trouble_alone(self) -> None:
-        found = wire.read_list("api", b'{"a":{"status":"RUNNING","description":"\xff"},"b":{"status":1},"c":3}')
+        found = renderings.parse_list("api", b'{"a":{"status":"RUNNING","description":"\xff"},"b":{"status":1},"c":3}')
         assert parse_raw_task(found["a"], "api", with_result=False).status == "RUNNING"
         for broken in "bc":
             with pytest.raises(UnreadableBody):
@@ -213,12 +214,12 @@ class TestRead:
         ],
     )
     def test_json_that_only_others_refuse_is_read(self, body: bytes, value: object) -> None:
-        assert wire.read_json(body) == value
+        assert renderings.parse_json(body) == value
 
     @pytest.mark.parametrize("body", [b"", b"{", b"\xff", b"[" * 100_000], ids=["empty", "cut", "binary", "deep"])
     def test_what_is_no_json_is_unreadable(self, body: bytes) -> None:
         with pytest.raises(UnreadableBody):
-            wire.read_json(body)
+            renderings.parse_json(body)
 
 
 class TestTask:

@@ -17,8 +17,8 @@ from task_bridge.vcenter.vim.taskinfo import (
     Question,
     build_task,
     parse_identity,
-    read_info,
-    read_question,
+    parse_info,
+    parse_question,
 )
 from unit.builders import Replica, a_watch
 from validity import check_event
@@ -32,7 +32,7 @@ def element(xml: str) -> etree._Element:
 
 
 def read(state: str = "running", more: str = "", question: Question | None = None) -> Task:
-    task = build_task(read_info(element(f"<state>{state}</state>{more}")), question, LABELS)
+    task = build_task(parse_info(element(f"<state>{state}</state>{more}")), question, LABELS)
     assert task is not None
     return task
 
@@ -53,7 +53,7 @@ def test_a_state_is_a_status_also_one_never_heard_of(state: str, status: str) ->
 
 @pytest.mark.parametrize("state", ["", "<state/>", '<state x:nil="true"/>', "<state> </state>"])
 def test_without_a_state_there_is_no_task(state: str) -> None:
-    assert build_task(read_info(element(state)), None, {}) is None
+    assert build_task(parse_info(element(state)), None, {}) is None
 
 
 @pytest.mark.parametrize(
@@ -162,7 +162,7 @@ def test_a_question_blocks_a_running_task_alone() -> None:
 
 
 def test_of_a_long_question_an_event_holds_the_beginning() -> None:
-    question = read_question(element(f"<id>q</id><text>{'x' * 100_000}</text>"))
+    question = parse_question(element(f"<id>q</id><text>{'x' * 100_000}</text>"))
     assert question is not None
     assert question.text == "x" * 8192
 
@@ -183,7 +183,7 @@ def test_a_task_is_another_one_where_what_both_tell_differs(one: TaskIdentity, o
 
 
 def test_a_birth_is_when_it_was_queued_and_to_do_what() -> None:
-    info = read_info(element("<queueTime>1970-01-01T00:01:00.5Z</queueTime><descriptionId>a.b</descriptionId>"))
+    info = parse_info(element("<queueTime>1970-01-01T00:01:00.5Z</queueTime><descriptionId>a.b</descriptionId>"))
     assert parse_identity(info) == TaskIdentity(60.5, "a.b")
 
 
@@ -214,7 +214,7 @@ trees = st.recursive(leaves, lambda inner: st.builds(_built, names, texts, attri
 def test_whatever_vcenter_says_is_an_event_as_the_schema_has_it(
     fields: list[etree._Element], state: str, asked: bool
 ) -> None:
-    info = read_info(_built("info", "", {}, [*fields, _built("state", state, {}, [])]))
+    info = parse_info(_built("info", "", {}, [*fields, _built("state", state, {}, [])]))
     task = build_task(info, Question(None, "?") if asked else None, {})
     assert task is not None
     replica = Replica(a_watch(task="task-7", api="vim"), inline_max=100)
