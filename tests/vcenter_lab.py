@@ -155,7 +155,7 @@ async def looking_at(
 ) -> AsyncIterator[Lab]:
     """A source that looks at a vCenter which is served at `url`, or isn't."""
     metrics = Metrics()
-    source = CisSource(Given(**{"url": url, **given}), policy, metrics, patience=patience)
+    source = CisSource(Given(**{"url": url, **given}), policy, metrics, timeouts=patience)
     async with source:
         it = Lab(vcenter, source, metrics, url)
         taking = asyncio.create_task(it.take())

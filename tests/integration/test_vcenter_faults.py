@@ -26,7 +26,7 @@ async def states_while_failing(it: Lab, poisoned: list[str], others: list[str]) 
 
     def seen() -> bool:
         states.add(it.source.health.state)
-        return all(it.source._register.tasks[task].failures >= 4 for task in poisoned)
+        return all(it.source._tracker.tasks[task].failures >= 4 for task in poisoned)
 
     await it.until(seen)
     await it.more_looks(others[0], 5)
@@ -34,7 +34,7 @@ async def states_while_failing(it: Lab, poisoned: list[str], others: list[str]) 
 
 
 def has_failed(it: Lab, task: str) -> bool:
-    return it.source._register.tasks[task].failures > 0
+    return it.source._tracker.tasks[task].failures > 0
 
 
 async def test_bad_tasks_among_good_ones_are_told_once_each_and_make_no_health_flap() -> None:
@@ -66,10 +66,10 @@ async def test_many_that_fail_in_a_row_are_vcenters_trouble_however_many_there_a
         it.follow(*(tasks := running(it, 100)))
         await it.shown(*tasks)
         states = []
-        for task in tasks[: looks._MANY + 1]:
-            it.source._looks._failed_look(it.source._register.tasks[task], "It failed.")
+        for task in tasks[: looks._FAILING_MAX + 1]:
+            it.source._poller._record_failed_poll(it.source._tracker.tasks[task], "It failed.")
             states.append(it.source.health.state)
-        assert states == ["ok"] * looks._MANY + ["degraded"]
+        assert states == ["ok"] * looks._FAILING_MAX + ["degraded"]
 
 
 async def test_a_fault_of_the_bridge_s_own_over_one_task_delays_no_other(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -66,7 +66,7 @@ async def looking(
         Given("https://vcenter.test", **given),
         policy,
         metrics,
-        patience=patience,
+        timeouts=patience,
         transport=httpx.MockTransport(vcenter),
     )
     async with source:
@@ -294,7 +294,7 @@ async def test_no_more_requests_are_in_flight_than_allowed_and_one_is_kept_for_o
         return httpx.Response(200, json=RUNNING)
 
     given = Given("https://vcenter.test", max_concurrent_requests=3)
-    source = CisSource(given, POLICY, Metrics(), patience=PATIENCE, transport=httpx.MockTransport(handle))
+    source = CisSource(given, POLICY, Metrics(), timeouts=PATIENCE, transport=httpx.MockTransport(handle))
     async with source:
         it = Lab(SimulatedVCenter(), source, Metrics(), "")
         taking = asyncio.create_task(it.take())

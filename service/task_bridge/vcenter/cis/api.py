@@ -13,7 +13,7 @@ from ...domain.task import Rendering, TaskError
 from ..http import AmbiguousFailure, Answer, AnswerTooLarge
 from ..policy import VCenterConfig
 from . import renderings
-from .followed import Group, TrackedCisTask
+from .schedule import Group, TrackedCisTask
 from .session import CisSession
 
 

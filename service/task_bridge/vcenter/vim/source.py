@@ -71,7 +71,7 @@ class VimSource:
         self._looks = VimTaskTracker(
             settings.name,
             self._session,
-            link.finds,
+            link.results,
             link.health,
             absences,
             policy,
@@ -148,7 +148,7 @@ class VimSource:
             self._news.set()
 
     def poll_results(self) -> AsyncIterator[list[tuple[str, PollResult]]]:
-        return self._link.finds.batches()
+        return self._link.results.batches()
 
     async def cancel(self, task: str) -> None:
         self._used_at = self._monotonic()

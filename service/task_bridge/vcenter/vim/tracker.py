@@ -20,7 +20,7 @@ from ..backoff import backoff_s
 from ..health import VCenterHealthTracker
 from ..http import AnswerTooLarge
 from ..policy import PollPolicy, VimTimeouts
-from ..result_queue import ResultQueue
+from ..shared import ResultQueue
 from . import api
 from .api import ObjectState, VmTimeout
 from .followed import Questions, TrackedVimTask
@@ -186,8 +186,7 @@ class VimTaskTracker:
         if now - self._all_good_at >= self._policy.poll_max_s:
             self._all_good_at = now
             as_before = (one for one in self.tasks.values() if one.task is not None and not one.parked)
-            self._finds.waiting += [(one.id, UNCHANGED) for one in as_before if one.ask_at is None]
-            self._finds.notify()
+            self._finds.put_all([(one.id, UNCHANGED) for one in as_before if one.ask_at is None])
 
     def answers(self, shown: list[ObjectState]) -> None:
         """What VMs that were asked about apart have to say."""
