@@ -210,7 +210,7 @@ class Looked:
         self.now = self.tracked.due if at is None else at
         if percent is None:
             self.tracker.report_unchanged([self.tracked])
-            self.transport.schedule_unchanged([self.tracked], self.now)
+            self.transport.schedule_next([self.tracked], self.now)
         else:
             self.change(Task("RUNNING", progress=Progress(percent, 100, percent, None)))
             self.tracker.resume("a:p")

@@ -1,4 +1,4 @@
-"""What the sources of one vCenter share: its connection, its logins, its health and the queue of poll results."""
+"""The parts that the sources of one vCenter share: connection, logins, health and the queue of poll results."""
 
 from __future__ import annotations
 

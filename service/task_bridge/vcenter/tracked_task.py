@@ -32,7 +32,7 @@ WAITING, QUEUED, POLLING, PARKED, FORGOTTEN = range(5)
 
 
 class TrackedTask(msgspec.Struct, eq=False, gc=False):
-    """What every API knows of one tracked task.
+    """One task that a watch follows, as every API knows it.
 
     `seen`: vCenter showed it, to this or an earlier watch. `phase`: where it is in its lifecycle. `task`: as it was
     reported last. `is_urgent`: the watcher wants a result of the next poll, whatever it is. `failures`: its own failed
@@ -53,7 +53,7 @@ _Tracked_contra = TypeVar("_Tracked_contra", bound=TrackedTask, contravariant=Tr
 
 
 class PollTransport(Protocol[_Tracked_contra]):
-    """When and by what request tasks are polled: what the lifecycle needs of an API. Times are the tracker's."""
+    """The times and requests of polls: all that the lifecycle needs of an API. Times are by the tracker's clock."""
 
     def start(self, tracked: _Tracked_contra) -> None:
         """Poll the task as soon as possible, and regularly from then on."""

@@ -38,7 +38,7 @@ _OTHERS_AFTER_LIST, _OTHERS_AFTER_GET = 200, 5
 
 
 class CisPoller:
-    """Polls the tasks of one vCenter and hands the answers to their tracker."""
+    """Polls of one vCenter's tasks, whose answers it hands to their tracker."""
 
     def __init__(
         self,
@@ -80,7 +80,7 @@ class CisPoller:
         """Poll tasks of one group. Raise VCenterUnavailable if vCenter as a whole doesn't answer."""
         try:
             if group.method == "get":
-                await self._get_safely(batch[0])
+                await self._get(batch[0])
             else:
                 await self._list(group, batch)
         except VCenterUnavailable as error:
@@ -88,6 +88,10 @@ class CisPoller:
             if not isinstance(error, AmbiguousFailure) or self._outage.count_ambiguous_failure(self._clock()):
                 raise
             self._handle_ambiguous_failure(group, batch, error)
+        except Exception as error:
+            if group.method == "list":
+                raise
+            self._handle_bug(batch[0], error)
         finally:
             group.in_flight -= 1
             self._retry_together(batch, self._transport.policy.poll_min_s)
@@ -140,7 +144,12 @@ class CisPoller:
             body = bodies.get(tracked.id)
             if body is None:
                 self._handle_unlisted(tracked, now)
-            elif tracked.fingerprint == hash(bytes(body)) and none_absent and _is_healthy_poll(tracked):
+            elif (
+                tracked.fingerprint == hash(bytes(body))
+                and none_absent
+                and tracked.phase == POLLING
+                and not (tracked.awaits_result or tracked.failures)
+            ):
                 unchanged.append(tracked)
             else:
                 try:
@@ -200,14 +209,6 @@ class CisPoller:
             self._tracker.retry_missing(tracked)
 
     # By get
-
-    async def _get_safely(self, tracked: TrackedCisTask) -> None:
-        try:
-            await self._get(tracked)
-        except VCenterUnavailable:
-            raise
-        except Exception as error:
-            self._handle_bug(tracked, error)
 
     async def _get(self, tracked: TrackedCisTask) -> None:
         tracked.by_get = False
@@ -293,16 +294,16 @@ class CisPoller:
         if task == tracked.task:
             self._report_unchanged([tracked], self._clock())
         else:
-            self._report_changed(tracked, task)
+            self._report_change(tracked, task)
         tracked.fingerprint = fingerprint
         if self._tracker.mark_readable(tracked):
             log.info("task_readable_again", vcenter=self._tracker.vcenter, task=tracked.id)
 
     def _report_unchanged(self, those: list[TrackedCisTask], now: float) -> None:
         self._tracker.report_unchanged(those)
-        self._transport.schedule_unchanged(those, now)
+        self._transport.schedule_next(those, now)
 
-    def _report_changed(self, tracked: TrackedCisTask, task: Task) -> None:
+    def _report_change(self, tracked: TrackedCisTask, task: Task) -> None:
         """Report a new state. Then fetch the result if the task has ended and its result isn't known yet."""
         self._transport.note_change(tracked, task)
         self._tracker.report_task(tracked, task)
@@ -377,8 +378,3 @@ class CisPoller:
         self._tracker.last_refusal = None
         self._outage.record_answer(self._clock())
         self._health.record_answer()
-
-
-def _is_healthy_poll(tracked: TrackedCisTask) -> bool:
-    """Return True for a poll of the state of a task without failures: with the same fingerprint it is unchanged."""
-    return tracked.phase == POLLING and not tracked.awaits_result and not tracked.failures

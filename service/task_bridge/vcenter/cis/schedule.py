@@ -1,4 +1,4 @@
-"""When and by what request each CIS task is polled. Pure: ages, rates, chance and times are passed in, in seconds.
+"""The agenda of the polls of CIS tasks: when, and by what request. Pure: times, in seconds, and chance are passed in.
 
 A waiting task lies in a slot of time. A task that is moved leaves its old entry there, which its due time tells from
 the new one. A due task lies in the queue of those that one request can ask for.
@@ -157,7 +157,7 @@ class _Slots:
 
 
 class PollAgenda:
-    """When each waiting task is due, and the queues of those that are. `lists_from`: until then nothing is listed."""
+    """The due times of waiting tasks, and the queues of those that are due. `lists_from`: no list before."""
 
     def __init__(self, poll_min_s: float, in_flight_max: int = 1) -> None:
         # A provider that hangs must not keep every request of this vCenter busy.

@@ -44,7 +44,7 @@ _EARLY_PER_S, _EARLY_BURST = 2.0, 5.0
 
 
 class CisSource:
-    """Polls CIS tasks while it is entered, and logs out when it is left.
+    """The CIS tasks of one vCenter, polled until it is left, which logs out.
 
     `async with CisSource(settings, policy, metrics) as source:`
     """
@@ -125,7 +125,7 @@ class CisSource:
 
     @property
     def shared(self) -> SharedVCenter:
-        """What another source of the same vCenter shares with this one. That source must be left first."""
+        """The parts that another source of the same vCenter uses too. That source must be left first."""
         return SharedVCenter(self._http, self._session.login_throttle, self.health, self._tracker.results)
 
     @property

@@ -1,4 +1,4 @@
-"""When each CIS task is polled: by its age and progress, and as often as the budget of requests allows."""
+"""Times of the polls of CIS tasks: by age and progress, and as often as the budget of requests allows."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ class CisTransport:
 
     # What only polling knows
 
-    def schedule_unchanged(self, those: list[TrackedCisTask], now: float) -> None:
+    def schedule_next(self, those: list[TrackedCisTask], now: float) -> None:
         """Schedule the next poll of tasks that are as before. This is the hottest loop of the bridge.
 
         Those with the longest interval stay together, so that one list asks for them again.
