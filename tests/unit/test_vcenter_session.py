@@ -184,7 +184,7 @@ class TestDoubtfulSession:
         await vcenter.get()
         self.refuse(vcenter, httpx.Response(503))
         vcenter.now += 60
-        with pytest.raises(VCenterUnavailable, match="can't tell about its session"):
+        with pytest.raises(VCenterUnavailable, match="can't report on its session"):
             await vcenter.get()
 
 
@@ -269,7 +269,7 @@ async def test_a_session_that_is_not_accepted_is_not_replaced_over_and_over(vcen
 
 async def test_a_login_that_fails_otherwise_is_tried_again_by_the_next_who_needs_it(vcenter: Scripted) -> None:
     vcenter.login = lambda _: httpx.Response(503, text="starting", headers={"retry-after": "7"})
-    with pytest.raises(VCenterUnavailable, match=r"gives no session.*starting") as error:
+    with pytest.raises(VCenterUnavailable, match=r"creates no session.*starting") as error:
         await vcenter.get()
     assert error.value.retry_after_s == 7
     vcenter.login = lambda _: httpx.Response(201, json="token")
@@ -286,7 +286,7 @@ async def test_leaving_logs_out_once_and_never_raises(vcenter: Scripted) -> None
     await vcenter.session.close()
     await vcenter.session.close()
     assert vcenter.asked.count("DELETE /api/session") == 1
-    with pytest.raises(VCenterUnavailable, match="is leaving"):
+    with pytest.raises(VCenterUnavailable, match="is disconnecting"):
         await vcenter.get()
 
 

@@ -163,7 +163,7 @@ async def test_a_page_for_people_is_no_answer() -> None:
 
     async with looking(answer) as (it, _):
         it.follow("a:p", "b:p")
-        await it.until(lambda: "page for people" in str(it.source.health.reason))
+        await it.until(lambda: "answers with a web page" in str(it.source.health.reason))
         await it.shown("a:p", "b:p")
         await it.until(lambda: it.source.health.state == "ok")
 

@@ -1,4 +1,4 @@
-"""When to ask a vCenter again that didn't answer. Pure: callers pass the time."""
+"""Pauses before the bridge asks a vCenter again that didn't answer. Pure: callers pass the time."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What this room is told about a vCenter and about how to look at it."""
+"""The configuration of one vCenter as this package reads it, and the times by which it polls and waits."""
 
 from __future__ import annotations
 
@@ -27,14 +27,14 @@ class VCenterConfig(Protocol):
     def api(self) -> Literal["auto", "api", "rest"]: ...
 
     def username(self) -> str:
-        """May raise OSError: a file that can't be read now."""
+        """Return the user name. Raises OSError if its file can't be read now."""
 
     def password(self) -> str:
-        """May raise OSError: a file that can't be read now."""
+        """Return the password. Raises OSError if its file can't be read now."""
 
 
 class PollPolicy(NamedTuple):
-    """How often to look at a task, and how long one that was never seen may stay unknown."""
+    """The poll intervals, and how long a task that was never seen may stay unknown to vCenter."""
 
     poll_min_s: float = 1.0
     poll_max_s: float = 15.0
@@ -42,14 +42,24 @@ class PollPolicy(NamedTuple):
 
 
 class Timeouts(NamedTuple):
-    """How long is waited before something counts. Tests shorten these; nobody sets them.
+    """Times that both kinds of tasks share. Tests shorten these; no setting changes them.
 
-    `confirm_s`: between the two answers that a task isn't there. `proof_s`: how long another task's sight proves
-    that the service answers. `together` and `hold_s`: so many vanishing together end nothing for so long.
-    `gather_s`: due looks, under load. `gather_results_s`, `result_s`: fetching results together, and at all.
-    `ping_s`: between questions while no task is followed. `relist_s`: until a list is tried again where it failed.
-    `phase_s`: for each step of a request, like the next bytes of an answer. `finish_s` and `logout_s`: on the way
-    out, for requests under way and for the session.
+    Absent tasks:
+    `confirm_s`: between the two answers that a task isn't there.
+    `proof_s`: how long a poll that shows another task proves that the service answers.
+    `vanished_min`, `vanished_hold_s`: if so many vanish together, no watch ends for so long.
+
+    CIS tasks:
+    `gather_s`: how long due polls wait for others under load.
+    `gather_results_s`: how long results wait for others.
+    `result_s`: how long to try to fetch the result of an ended task.
+    `ping_s`: between checks of vCenter while no task is tracked.
+    `relist_s`: until a list is tried again where it failed.
+
+    Requests and shutdown:
+    `read_timeout_s`: for each step of a request, such as the next bytes of an answer.
+    `finish_s`: for requests in flight at shutdown.
+    `logout_s`: for the logout.
     """
 
     confirm_s: float = 5.0
@@ -70,12 +80,22 @@ TIMEOUTS = Timeouts()
 
 
 class VimTimeouts(NamedTuple):
-    """`gather_s`: changes of the view go together. `updates_per_s`, `updates_at_once`: update sets, so that storms
-    of progress come together. `pull_s`: between looks without push. `safety_s`: between pulls of some beside push.
-    `idle_s`: until a session that nobody needs is logged out. `losses` and `within_s`: push lost so often in that
-    time isn't tried before `pull_for_s`. `history_s`: how long before its watch a task that was never seen may have
-    been queued. `held_s`: so long may VMs hold tasks up before their questions are asked apart. `apart_s`: for so
-    long they are, at least.
+    """Times of classic tasks alone. Tests shorten these; no setting changes them.
+
+    Push:
+    `gather_s`: how long changes of the view wait for others.
+    `updates_per_s`, `updates_burst`: how many update sets to fetch, so that a storm of progress arrives in few.
+    `push_losses_max`, `push_losses_window_s`: if push fails so often in this time, polling replaces it
+    for `push_retry_s`.
+
+    Polling:
+    `pull_interval_s`: between polls without push.
+    `safety_pull_interval_s`: between polls of some tasks beside push.
+    `history_lookback_s`: how long before its watch a task that was never seen may have been queued.
+    `vm_timeout_s`: how long VMs may delay tasks before their questions are polled separately.
+    `separate_questions_s`: for how long they are, at least.
+
+    `idle_logout_s`: until a session that nothing needs is logged out.
     """
 
     gather_s: float = 0.1

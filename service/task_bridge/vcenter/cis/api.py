@@ -1,4 +1,4 @@
-"""vCenter's tasks service: list, get and cancel, in whichever rendering this vCenter has them."""
+"""vCenter's tasks service: list, get and cancel tasks, in whichever rendering this vCenter has."""
 
 from __future__ import annotations
 
@@ -16,17 +16,20 @@ from . import renderings
 from .schedule import Group, TrackedCisTask
 from .session import CisSession
 
+RESULTS_MAX = 70
+"""Results take some kilobytes each, and vCenter limits its answers to 7 MB."""
+
 
 class BadAnswer(VCenterUnavailable):
-    """vCenter answers, but not for these tasks: fewer at once may do, and others do."""
+    """vCenter answers, but not for these tasks. A request for fewer, or for others, may succeed."""
 
 
 class TaskAnswerTooLarge(BadAnswer):
-    """The answer is larger than the bridge takes in."""
+    """The answer is larger than the bridge accepts."""
 
 
 class ListUnavailable(VCenterUnavailable):
-    """This vCenter has no list of tasks, or not now: they can only be had one by one."""
+    """This vCenter has no list of tasks, or not now: get each task alone."""
 
 
 class Listing(NamedTuple):
@@ -44,14 +47,22 @@ class FetchedTask(NamedTuple):
 
 
 class MissingTask(NamedTuple):
-    """vCenter doesn't show the task: 404, or `denied` by a 403.
+    """vCenter doesn't show the task: a 404, or a 403 (`denied`).
 
-    `well_formed`: the tasks service itself said so, with the error that belongs to it.
+    `well_formed`: the tasks service itself answered, with the error that fits the status.
     """
 
     denied: bool
     answer: TaskError
     well_formed: bool
+
+
+_CANCEL_REFUSED: dict[tuple[int, str | None], tuple[int, str, str]] = {
+    (400, "UNSUPPORTED"): (409, "not_cancelable", "This task can't be canceled."),
+    (400, "NOT_ALLOWED_IN_CURRENT_STATE"): (409, "already_ended", "The task has ended."),
+    (403, None): (403, "forbidden", "The bridge's user may not cancel this task."),
+    (404, None): (404, "unknown_task", "vCenter doesn't know this task."),
+}
 
 
 class CisTasksApi:
@@ -65,91 +76,78 @@ class CisTasksApi:
 
     @property
     def list_max(self) -> int:
-        """How many tasks one request can list."""
+        """The number of tasks that one request can list."""
         return renderings.LIST_MAX if self._renderings[0] == "api" else renderings.REST_LIST_MAX
 
     async def list_tasks(self, tasks: list[str], *, with_result: bool) -> Listing:
-        """The tasks that vCenter shows of these. Raises BadAnswer, NoList or VCenterUnavailable."""
+        """Return those of the tasks that vCenter shows. Raises BadAnswer, ListUnavailable or VCenterUnavailable."""
+        operation = "result" if with_result else "list"
         for rendering in tuple(self._renderings):
-            found: renderings.TaskBodies = {}
+            bodies: renderings.TaskBodies = {}
             for call in renderings.list_calls(rendering, tasks, with_result=with_result):
-                answer = await self._asked_for_list(call, with_result)
+                try:
+                    answer = await self._session.request(operation, *call)
+                except AnswerTooLarge as error:
+                    raise TaskAnswerTooLarge(str(error)) from error
                 if renderings.is_no_route(answer) or (answer.ok and not answer.body):
                     break
-                found |= self._read_list(answer, rendering)
+                bodies |= self._parse_list(answer, rendering)
             else:
                 self._prefer(rendering)
-                return Listing(found, rendering)
+                return Listing(bodies, rendering)
         raise ListUnavailable(f"vCenter {self._name} has no list of tasks.")
 
     async def get_task(self, task: str, *, with_result: bool) -> FetchedTask | MissingTask:
-        """The task, or that it isn't there. Raises BadAnswer or VCenterUnavailable."""
+        """Return the task, or that it isn't there. Raises BadAnswer or VCenterUnavailable."""
         try:
-            answer, rendering = await self._asked_for_task(task, with_result)
+            answer, rendering = await self._request_task(task, with_result)
         except AnswerTooLarge as error:
             raise TaskAnswerTooLarge(str(error)) from error
         if answer.ok:
-            self._refuse_page(answer)
+            self._refuse_web_page(answer)
             self._prefer(rendering)
             try:
                 return FetchedTask(renderings.unwrap_task(rendering, answer.body), rendering)
             except renderings.UnreadableBody as error:
-                raise BadAnswer(f"vCenter {self._name} answers for {task} with {error}.") from error
-        words = renderings.parse_message(answer)
+                raise BadAnswer(f"vCenter {self._name} can't show {task}: its answer is {error}.") from error
+        message = renderings.parse_message(answer)
         if answer.status in (403, 404):
             denied = answer.status == 403
-            right_type = words.type == ("UNAUTHORIZED" if denied else "NOT_FOUND")
-            return MissingTask(denied, words.to_task_error(), right_type and not words.is_by_router)
-        raise self._failure(answer)
+            fits = message.type == ("UNAUTHORIZED" if denied else "NOT_FOUND")
+            return MissingTask(denied, message.to_task_error(), fits and not message.is_by_router)
+        raise self._to_error(answer)
 
     async def cancel_task(self, task: str) -> None:
-        """Asks vCenter to cancel the task. Raises Refused or VCenterUnavailable."""
-        answer, _ = await self._first_offered(
-            "cancel", "POST", lambda rendering: renderings.cancel_target(rendering, task)
-        )
+        """Ask vCenter to cancel the task. Raises Refused or VCenterUnavailable."""
+        answer, _ = await self._request_any("cancel", "POST", lambda way: renderings.cancel_target(way, task))
         if answer.ok:
             return
-        words = renderings.parse_message(answer)
-        if answer.status == 404 and words.is_by_router:
-            raise VCenterUnavailable(f"vCenter {self._name} has no tasks service now: {words}")
-        refusal = _CANCEL_REFUSED.get((answer.status, words.type)) or _CANCEL_REFUSED.get((answer.status, None))
+        message = renderings.parse_message(answer)
+        if answer.status == 404 and message.is_by_router:
+            raise VCenterUnavailable(f"vCenter {self._name} has no tasks service now: {message}")
+        refusal = _CANCEL_REFUSED.get((answer.status, message.type)) or _CANCEL_REFUSED.get((answer.status, None))
         if refusal is None:
-            raise self._failure(answer)
+            raise self._to_error(answer)
         status, code, sentence = refusal
-        raise Refused(status, code, f"{sentence} vCenter says: {words.to_task_error().message}")
+        raise Refused(status, code, f"{sentence} vCenter says: {message.to_task_error().message}")
 
-    async def _asked_for_list(self, call: renderings.ListCall, with_result: bool) -> Answer:
-        try:
-            return await self._session.request("result" if with_result else "list", *call)
-        except AnswerTooLarge as error:
-            raise TaskAnswerTooLarge(str(error)) from error
-
-    async def _asked_for_task(self, task: str, with_result: bool) -> tuple[Answer, Rendering]:
-        """The get's answer. Where leaving out the result is refused as a bad request, it is asked for too."""
+    async def _request_task(self, task: str, with_result: bool) -> tuple[Answer, Rendering]:
+        """Get the task. If vCenter rejects the flag that leaves out the result (400), get it with its result."""
         operation = "result" if with_result else "get"
         whole = with_result or not self._excludes_results
         while True:
             target = functools.partial(renderings.task_target, task=task, with_result=whole)
-            answer, rendering = await self._first_offered(operation, "GET", target)
+            answer, rendering = await self._request_any(operation, "GET", target)
             if answer.ok and whole and not with_result:
                 self._excludes_results = False
             if whole or answer.status != 400:
                 return answer, rendering
             whole = True
 
-    def _read_list(self, answer: Answer, rendering: Rendering) -> renderings.TaskBodies:
-        if not answer.ok:
-            raise self._failure(answer)
-        self._refuse_page(answer)
-        try:
-            return renderings.parse_list(rendering, answer.body)
-        except renderings.UnreadableBody as error:
-            raise BadAnswer(f"vCenter {self._name} answers with {error}.") from error
-
-    async def _first_offered(
+    async def _request_any(
         self, operation: str, method: str, target: Callable[[Rendering], str]
     ) -> tuple[Answer, Rendering]:
-        """The answer of the first rendering that knows the path, else that of the last."""
+        """Return the answer of the first rendering that has the path, otherwise that of the last one."""
         *others, last = self._renderings
         for rendering in others:
             answer = await self._session.request(operation, method, target(rendering))
@@ -157,44 +155,36 @@ class CisTasksApi:
                 return answer, rendering
         return await self._session.request(operation, method, target(last)), last
 
-    def _refuse_page(self, answer: Answer) -> None:
+    def _parse_list(self, answer: Answer, rendering: Rendering) -> renderings.TaskBodies:
+        if not answer.ok:
+            raise self._to_error(answer)
+        self._refuse_web_page(answer)
+        try:
+            return renderings.parse_list(rendering, answer.body)
+        except renderings.UnreadableBody as error:
+            raise BadAnswer(f"vCenter {self._name} can't list tasks: its answer is {error}.") from error
+
+    def _refuse_web_page(self, answer: Answer) -> None:
         if answer.body[:64].lstrip()[:1] == b"<":
-            raise AmbiguousFailure(f"vCenter {self._name} answers with a page for people, not with tasks.")
+            raise AmbiguousFailure(f"vCenter {self._name} answers with a web page, not with tasks.")
 
     def _prefer(self, rendering: Rendering) -> None:
-        """What has worked is asked first from now on."""
+        """Try this rendering first from now on, because it has worked."""
         if self._renderings[0] != rendering:
             self._renderings.reverse()
 
-    def _failure(self, answer: Answer) -> VCenterUnavailable:
-        words = renderings.parse_message(answer)
-        text, said = f"vCenter {self._name} can't tell about tasks now: {words}", words.to_task_error()
+    def _to_error(self, answer: Answer) -> VCenterUnavailable:
+        message = renderings.parse_message(answer)
+        text, task_error = f"vCenter {self._name} can't report on tasks now: {message}", message.to_task_error()
         if answer.status == 429 or answer.retry_after_s is not None:
-            return VCenterUnavailable(text, retry_after_s=answer.retry_after_s, answer=said)
-        return (BadAnswer if _is_about_these_tasks(answer) else AmbiguousFailure)(text, answer=said)
-
-
-_CANCEL_REFUSED: dict[tuple[int, str | None], tuple[int, str, str]] = {
-    (400, "UNSUPPORTED"): (409, "not_cancelable", "This task can't be canceled."),
-    (400, "NOT_ALLOWED_IN_CURRENT_STATE"): (409, "already_ended", "The task has ended."),
-    (403, None): (403, "forbidden", "The bridge's user may not cancel this task."),
-    (404, None): (404, "unknown_task", "vCenter doesn't know this task."),
-}
-
-
-def _is_about_these_tasks(answer: Answer) -> bool:
-    """Whether other tasks may get a better answer: a refusal in vCenter's own words, or a request too long."""
-    if answer.status == 500:
-        return renderings.parse_message(answer).error is not None
-    return answer.status < 500
-
-
-RESULTS_MAX = 70
-"""Some kilobytes a result: vCenter's own limit for an answer is 7 MB."""
+            return VCenterUnavailable(text, retry_after_s=answer.retry_after_s, answer=task_error)
+        # A refusal in vCenter's own words, or of a long request, concerns these tasks: others may get an answer.
+        about_these_tasks = message.error is not None if answer.status == 500 else answer.status < 500
+        return (BadAnswer if about_these_tasks else AmbiguousFailure)(text, answer=task_error)
 
 
 class ListPart(NamedTuple):
-    """Tasks that were asked for, and what came: a listing, an error, or neither where there is no list at all."""
+    """Requested tasks with a listing of them, or an error, or neither if vCenter has no list at all."""
 
     tasks: list[TrackedCisTask]
     listing: Listing | None = None
@@ -202,24 +192,23 @@ class ListPart(NamedTuple):
 
 
 class TaskLister:
-    """Lists of one vCenter's tasks."""
+    """Lists many tasks in few requests. Splits a list that vCenter refuses, and shortens those that are too large."""
 
-    def __init__(self, tasks: CisTasksApi) -> None:
-        self._tasks = tasks
+    def __init__(self, api: CisTasksApi) -> None:
+        self._api = api
         self._results_max = RESULTS_MAX
 
     def max_tasks(self, group: Group) -> int:
-        """How many tasks of the group one list may ask for."""
-        return min(self._results_max, self._tasks.list_max) if group.with_result else self._tasks.list_max
+        """Return how many tasks of the group one list may request."""
+        return min(self._results_max, self._api.list_max) if group.with_result else self._api.list_max
 
     async def list_in_parts(self, group: Group, batch: list[TrackedCisTask]) -> AsyncIterator[ListPart]:
-        """The batch in parts: what vCenter lists, and each task that no list works with, alone.
+        """Yield the batch in parts: listings, and alone each task that no list works with.
 
-        Where so much fails that it isn't worth going on, the rest comes as one part with the last error.
-        Raises VCenterUnavailable.
+        After too many failures the remaining tasks come as one part with the last error. Raises VCenterUnavailable.
         """
         parts, failures = [batch], 0
-        allowed = 3 if group.failures else 6 + 2 * len(batch).bit_length()
+        failures_max = 3 if group.failures else 6 + 2 * len(batch).bit_length()
         while parts:
             part = parts.pop()
             try:
@@ -232,15 +221,17 @@ class TaskLister:
                 failures += 1
                 if len(part) == 1:
                     yield ListPart(part, error=error)
-                elif failures > allowed:
+                elif failures > failures_max:
                     yield ListPart([followed for rest in (part, *parts) for followed in rest], error=error)
                     return
                 else:
-                    parts += _halves(part)
+                    middle = len(part) // 2
+                    parts += part[middle:], part[:middle]
 
     async def _list(self, group: Group, part: list[TrackedCisTask]) -> Listing:
+        """List the tasks. Adapt how many results one list requests: halve after a failure, then grow by an eighth."""
         try:
-            listing = await self._tasks.list_tasks([followed.id for followed in part], with_result=group.with_result)
+            listing = await self._api.list_tasks([followed.id for followed in part], with_result=group.with_result)
         except BadAnswer:
             if group.with_result:
                 self._results_max = max(1, min(self._results_max, len(part) // 2))
@@ -248,8 +239,3 @@ class TaskLister:
         if group.with_result and len(part) >= self._results_max:
             self._results_max = min(RESULTS_MAX, self._results_max + 1 + self._results_max // 8)
         return listing
-
-
-def _halves(part: list[TrackedCisTask]) -> tuple[list[TrackedCisTask], list[TrackedCisTask]]:
-    middle = len(part) // 2
-    return part[middle:], part[:middle]

@@ -1,7 +1,7 @@
-"""vCenter's two renderings: what is sent, and what an answer means. Pure.
+"""The two renderings of vCenter's REST API: which requests to send, and what the answers mean. Pure.
 
-`/api` (7.0 U2 and later) has bare bodies, `/rest` (6.7 U1 and later) wraps them into `value`, writes maps as
-key/value lists and lists tasks by a GET whose query repeats a parameter.
+`/api` (7.0 U2 and later) has bare bodies. `/rest` (6.7 U1 and later) wraps them in `value`, writes maps as key/value
+lists, and lists tasks with a GET whose query repeats a parameter.
 """
 
 from __future__ import annotations
@@ -35,20 +35,20 @@ LOGIN_CALLS: dict[Rendering, LoginCalls] = {
 }
 
 LIST_MAX = 500
-"""Above 1,000 matches vCenter answers with an error; half leaves room for slow providers."""
+"""vCenter answers more than 1,000 matches with an error; half of that leaves room for slow providers."""
 REST_LIST_MAX = 70
 _QUERY_MAX = 7_000
 
 
 class UnreadableBody(ValueError):  # noqa: N818 - reads as what the body is
-    """A body that isn't what was asked for."""
+    """The body isn't what was requested."""
 
 
-# What is sent
+# Requests
 
 
 def encode_task_id(task: str) -> str:
-    """A task id as one path segment or query value."""
+    """Quote a task id as one path segment or query value."""
     return quote(task, safe=":")
 
 
@@ -68,22 +68,21 @@ class ListCall(NamedTuple):
 
 
 def list_calls(rendering: Rendering, tasks: list[str], *, with_result: bool) -> Iterator[ListCall]:
-    """The requests that list these tasks: one on `/api`, on `/rest` as many as keep the URL short."""
+    """Yield the requests that list these tasks: one on `/api`, and on `/rest` as many as keep the URL short."""
     if rendering == "api":
         spec: dict[str, Any] = {"filter_spec": {"tasks": tasks}}
         if not with_result:
             spec["result_spec"] = {"exclude_result": True}
         yield ListCall("POST", "/api/cis/tasks?action=list", msgspec.json.encode(spec))
         return
-    fixed = "" if with_result else "&result_spec.exclude_result=true"
-    for query in _queries(tasks):
-        yield ListCall("GET", f"/rest/cis/tasks?{query}{fixed}", None)
+    flag = "" if with_result else "&result_spec.exclude_result=true"
+    for query in _join_queries(f"filter_spec.tasks={encode_task_id(task)}" for task in tasks):
+        yield ListCall("GET", f"/rest/cis/tasks?{query}{flag}", None)
 
 
-def _queries(tasks: Iterable[str]) -> Iterator[str]:
+def _join_queries(parameters: Iterable[str]) -> Iterator[str]:
     query = ""
-    for task in tasks:
-        parameter = f"filter_spec.tasks={encode_task_id(task)}"
+    for parameter in parameters:
         if query and len(query) + len(parameter) >= _QUERY_MAX:
             yield query
             query = ""
@@ -92,11 +91,11 @@ def _queries(tasks: Iterable[str]) -> Iterator[str]:
         yield query
 
 
-# What an answer means
+# Answers that aren't a success
 
 
 class VCenterMessage(NamedTuple):
-    """vCenter's own words in an answer that isn't a success. `error` is None when they aren't its standard ones."""
+    """The message of an answer that isn't a success. `error` is None if the answer isn't vCenter's standard error."""
 
     status: int
     error: TaskError | None
@@ -115,7 +114,7 @@ class VCenterMessage(NamedTuple):
 
     @property
     def is_by_router(self) -> bool:
-        """The tasks service didn't say this: the router did, or a proxy."""
+        """True if the router or a proxy answered, not the tasks service."""
         ids = [self.type or "", *(message.id or "" for message in self.messages)]
         return self.error is None or any(name.startswith("com.vmware.vapi.rest.") for name in ids)
 
@@ -127,29 +126,26 @@ class VCenterMessage(NamedTuple):
 
 
 def parse_message(answer: Answer) -> VCenterMessage:
-    error = _standard_error(answer.body)
+    """Return the message of an answer: of vCenter's standard error, otherwise the beginning of its text."""
+    try:
+        error = parse_error(parse_json(answer.body))
+    except UnreadableBody:
+        error = None
     if error is not None:
         return VCenterMessage(answer.status, error, f"{error.message} (HTTP {answer.status})")
     text = re.sub(r"(<[^>]*>|\s)+", " ", answer.body[:400].decode("utf-8", "replace")).strip()
     return VCenterMessage(answer.status, None, f"HTTP {answer.status}" + (f" ({text[:200]})" if text else ""))
 
 
-def _standard_error(body: bytes) -> TaskError | None:
-    try:
-        return parse_error(parse_json(body))
-    except UnreadableBody:
-        return None
-
-
 def is_no_route(answer: Answer) -> bool:
-    """Nothing is offered at this path: 404 by the router or in plain text, 405, or a redirect."""
+    """True if vCenter has nothing at this path: 404 by the router or in plain text, 405, 501 or a redirect."""
     if answer.status in (301, 302, 307, 308, 405, 501):
         return True
     return answer.status == 404 and parse_message(answer).is_by_router
 
 
 class SessionFault(enum.Enum):
-    """Whether an answer means that the session has ended."""
+    """The certainty with which an answer means that the session has ended."""
 
     NO = enum.auto()
     POSSIBLE = enum.auto()
@@ -164,23 +160,26 @@ _AUTHENTICATION = re.compile(
 
 
 def classify_session_fault(answer: Answer) -> SessionFault:
-    """A 401 is certain (vcsim's is empty), and so is a 403 or 500 that speaks of authentication; any other 403
-    may be one (an expired session was once answered so)."""
+    """Return how certainly the answer means that the session has ended.
+
+    A 401 is certain (vcsim's has no body), and so is a 403 or 500 that mentions authentication. Any other 403 is
+    possible: vCenter answered an expired session like that once.
+    """
     if answer.status == 401:
         return SessionFault.CERTAIN
     if answer.status not in (403, 500):
         return SessionFault.NO
-    words = parse_message(answer)
-    if words.type == "UNAUTHENTICATED" or words.mentions(_AUTHENTICATION):
+    message = parse_message(answer)
+    if message.type == "UNAUTHENTICATED" or message.mentions(_AUTHENTICATION):
         return SessionFault.CERTAIN
     return SessionFault.POSSIBLE if answer.status == 403 else SessionFault.NO
 
 
-# What is read
+# Bodies
 
 
 def parse_token(body: bytes) -> str | None:
-    """The session id out of either login's body."""
+    """Return the session id from the body of either login, None if there is none."""
     try:
         value = parse_json(body)
     except UnreadableBody:
@@ -210,18 +209,18 @@ TaskBodies = dict[str, msgspec.Raw]
 
 
 def parse_list(rendering: Rendering, body: bytes) -> TaskBodies:
-    """The tasks of a list, each still as JSON. Raises Unreadable."""
+    """Return the tasks of a list, each still as JSON. Raises UnreadableBody."""
     try:
         if rendering == "api":
             return _api_list.decode(body)
-        listed = _rest_list.decode(body).value
+        value = _rest_list.decode(body).value
     except (ValueError, RecursionError) as error:
         raise UnreadableBody(f"not a list of tasks: {error}") from error
-    return listed if isinstance(listed, dict) else {entry.key: entry.value for entry in listed}
+    return value if isinstance(value, dict) else {entry.key: entry.value for entry in value}
 
 
 def unwrap_task(rendering: Rendering, body: bytes) -> msgspec.Raw:
-    """One task, still as JSON. Raises Unreadable."""
+    """Return one task, still as JSON. Raises UnreadableBody."""
     if rendering == "api":
         return msgspec.Raw(body)
     try:
@@ -231,7 +230,10 @@ def unwrap_task(rendering: Rendering, body: bytes) -> msgspec.Raw:
 
 
 def parse_json(body: bytes | msgspec.Raw) -> Any:
-    """Any JSON, also what msgspec refuses: lone surrogates, NaN, bytes that aren't UTF-8. Raises Unreadable."""
+    """Parse any JSON, even what msgspec refuses: lone surrogates, NaN, bytes that aren't UTF-8.
+
+    Raises UnreadableBody.
+    """
     try:
         return msgspec.json.decode(body)
     except (ValueError, RecursionError):
@@ -243,17 +245,17 @@ def parse_json(body: bytes | msgspec.Raw) -> Any:
 
 
 def parse_raw_task(body: bytes | msgspec.Raw, rendering: Rendering, *, with_result: bool) -> Task:
-    """The task that a body shows. Raises Unreadable.
+    """Return the task that a body shows. Raises UnreadableBody. This is the bridge's hottest path.
 
-    Without `with_result` the result was to be left out; where it is there nevertheless, the task that ended has it.
+    Without `with_result` the request excluded the result. If vCenter sends it nevertheless, an ended task keeps it.
     """
     info = parse_json(body)
-    carried = isinstance(info, dict) and info.get("result") is not None
+    has_result = isinstance(info, dict) and info.get("result") is not None
     try:
-        task = parse_task(info, rendering, with_result=with_result or carried)
+        task = parse_task(info, rendering, with_result=with_result or has_result)
     except (NotATask, RecursionError) as error:
         raise UnreadableBody(str(error)) from error
     if task.ended:
         return task
-    # What is told only at the end needn't be kept, nor a result that nobody asked for.
+    # Only final events report `extra`, and nothing reads a result that wasn't requested.
     return msgspec.structs.replace(task, extra=None, result=task.result if with_result else None)

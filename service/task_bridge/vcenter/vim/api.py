@@ -1,9 +1,9 @@
-"""The methods of the vSphere Web Services API that following tasks takes."""
+"""The methods of the vSphere Web Services API that tracking tasks takes."""
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable
 from typing import Any, NamedTuple
 
 from ...domain.durations import rfc3339
@@ -11,33 +11,37 @@ from ...domain.errors import Refused, VCenterUnavailable
 from ..http import AnswerLimits, NoAnswer
 from . import soap
 from .session import ANSWER_LIMITS, MAX_BYTES, VimSession
-from .soap import Element, Ref, SoapFault, child, children, ref_of, text_of
+from .soap import Element, Ref, SoapFault, child, children, ref_of, text_of, type_of
 from .taskinfo import PATHS, QUESTION, Info, Question, parse_field, parse_info, parse_question
 
 OBJECTS_MAX = 500
+"""The number of objects that one request should fetch."""
 WAIT_S = 30
 WAIT_LIMITS = AnswerLimits(read_timeout_s=WAIT_S + 15.0, max_bytes=MAX_BYTES)
 DESTROY_LIMITS = AnswerLimits(read_timeout_s=1.0)
 UPDATES_MAX = 500
-_PAGE, _PAGES = 500, 40
+_PAGE, _PAGES_MAX = 500, 40
 _DENIED = {"NoPermission", "RestrictedByAdministrator"}
-_WANTED = "".join(
+_PROPERTIES = "".join(
     f"<propSet>{soap.xml_text('type', kind)}{''.join(soap.xml_text('pathSet', path) for path in paths)}</propSet>"
     for kind, paths in (("Task", PATHS), ("VirtualMachine", (QUESTION,)))
 )
+_REPORT_MISSING = soap.xml_text("reportMissingObjectsInResults", "true")
 
 
 class VmTimeout(NoAnswer):
-    """No answer came in the time that VMs may hold tasks up for. vcsim keeps a VM locked while a task works on it,
-    and who reads it waits.
+    """No answer came in the time that VMs may delay tasks.
+
+    vcsim locks a VM while a task works on it, and requests that read the VM wait for the lock.
     """
 
 
 class ObjectState(NamedTuple):
-    """What was told of an object: of a task its fields, of a VM its question where `asked` (None: there is none).
+    """An object as vCenter reports it: a task with its fields, or a VM with its question.
 
-    `whole`: what isn't told isn't there. `denied`: the fault by which its properties are kept back. `gone`: it left
-    what is waited for.
+    `is_complete`: all fields are here; without it, the missing ones haven't changed. `has_question_field`: the VM's
+    question was reported; `question` None then means that it has none. `denied`: the fault by which vCenter withholds
+    the properties. `is_gone`: the object no longer exists or left the view.
     """
 
     ref: Ref
@@ -50,60 +54,66 @@ class ObjectState(NamedTuple):
 
 
 class UpdateSet(NamedTuple):
-    """An update set: the version to go on from, what changed, and whether there is more already."""
+    """Changes, and the version to wait from next. `is_truncated`: more changes are available already."""
 
     version: str
     objects: list[ObjectState]
     is_truncated: bool
 
 
-async def fetch_objects(
-    session: VimSession, tasks: Collection[str], vms: Collection[str] = (), held_s: float | None = None
-) -> list[ObjectState]:
-    """How tasks stand, and which questions VMs have. Those that aren't among the answers don't exist.
+# Tasks and VMs
 
-    Raises VCenterUnavailable, which is HeldUp where VMs are asked about for longer than `held_s`.
+
+async def fetch_objects(
+    session: VimSession, tasks: Collection[str], vms: Collection[str] = (), vm_timeout_s: float | None = None
+) -> list[ObjectState]:
+    """Return the state of tasks and the questions of VMs. Objects that aren't in the result don't exist.
+
+    Raises VCenterUnavailable; VmTimeout if VMs are among them and an answer takes longer than `vm_timeout_s`.
     """
-    held_s = held_s if vms else None
+    vm_timeout_s = vm_timeout_s if vms else None
     refs = [*(Ref("Task", task) for task in tasks), *(Ref("VirtualMachine", vm) for vm in vms)]
     objects = "".join(f"<objectSet>{soap.xml_ref('obj', ref)}</objectSet>" for ref in refs)
-    told = soap.xml_text("reportMissingObjectsInResults", "true")
-    inner = f"<specSet>{_WANTED}{objects}{told}</specSet><options/>"
-    service = await session.ensure_logged_in()
+    inner = f"<specSet>{_PROPERTIES}{objects}{_REPORT_MISSING}</specSet><options/>"
+    collector = (await session.ensure_logged_in()).collector
     number = session.number
-    answer = await _called(session, "pull", "RetrievePropertiesEx", service.collector, inner, held_s)
-    found: list[ObjectState] = []
+    answer = await _call_reading_vms(session, "pull", "RetrievePropertiesEx", collector, inner, vm_timeout_s)
+    states: list[ObjectState] = []
     while True:
         page = child(answer, "returnval")
         if page is None:
-            return found
-        found += [_shown(one, "propSet", session, number) for one in children(page, "objects")]
+            return states
+        states += [_parse_object(one, "propSet", session, number) for one in children(page, "objects")]
         if (token := text_of(child(page, "token"))) is None:
-            return found
-        more = soap.xml_text("token", token)
-        answer = await _called(session, "pull", "ContinueRetrievePropertiesEx", service.collector, more, held_s)
+            return states
+        inner = soap.xml_text("token", token)
+        answer = await _call_reading_vms(
+            session, "pull", "ContinueRetrievePropertiesEx", collector, inner, vm_timeout_s
+        )
 
 
-async def filter_existing(session: VimSession, refs: Collection[Ref], held_s: float) -> set[Ref]:
-    """Those of the tasks and VMs that there are. Raises VCenterUnavailable, and HeldUp as `pull` does."""
+async def filter_existing(session: VimSession, refs: Collection[Ref], vm_timeout_s: float) -> set[Ref]:
+    """Return those of the tasks and VMs that exist. Raises VCenterUnavailable, VmTimeout as `fetch_objects` does."""
     tasks = [ref.id for ref in refs if ref.type == "Task"]
     vms = [ref.id for ref in refs if ref.type == "VirtualMachine"]
-    parts = [tasks[first : first + OBJECTS_MAX] for first in range(0, len(tasks), OBJECTS_MAX)] or [[]]
-    shown = [
-        one for part in parts for one in await fetch_objects(session, part, vms if part is parts[0] else (), held_s)
-    ]
-    return {one.ref for one in shown if not one.is_gone}
+    existing: set[Ref] = set()
+    for first in range(0, max(1, len(tasks)), OBJECTS_MAX):
+        part = tasks[first : first + OBJECTS_MAX]
+        states = await fetch_objects(session, part, () if first else vms, vm_timeout_s)
+        existing |= {state.ref for state in states if not state.is_gone}
+    return existing
 
 
 async def fetch_labels(session: VimSession) -> dict[str, str]:
-    """What each description id means, in words. Raises VCenterUnavailable."""
+    """Return the descriptions of operations by description id. Raises VCenterUnavailable."""
     service = await session.ensure_logged_in()
     paths = soap.xml_text("type", "TaskManager") + soap.xml_text("pathSet", "description")
-    inner = f"<specSet><propSet>{paths}</propSet><objectSet>{soap.xml_ref('obj', service.tasks)}</objectSet></specSet>"
-    answer = await session.call("pull", "RetrievePropertiesEx", service.collector, f"{inner}<options/>")
-    found = child(answer, "returnval", "objects", "propSet", "val")
-    infos = [] if found is None else children(found, "methodInfo")
-    pairs = ((text_of(child(info, "key")), text_of(child(info, "label"))) for info in infos)
+    objects = f"<objectSet>{soap.xml_ref('obj', service.tasks)}</objectSet>"
+    inner = f"<specSet><propSet>{paths}</propSet>{objects}</specSet><options/>"
+    answer = await session.call("pull", "RetrievePropertiesEx", service.collector, inner)
+    description = child(answer, "returnval", "objects", "propSet", "val")
+    methods = [] if description is None else children(description, "methodInfo")
+    pairs = ((text_of(child(method, "key")), text_of(child(method, "label"))) for method in methods)
     return {key: label for key, label in pairs if key and label}
 
 
@@ -116,7 +126,7 @@ _REFUSALS = {
 
 
 async def cancel_task(session: VimSession, task: str) -> None:
-    """Asks vCenter to cancel the task. Raises Refused or VCenterUnavailable."""
+    """Ask vCenter to cancel the task. Raises Refused or VCenterUnavailable."""
     try:
         await session.call("cancel", "CancelTask", Ref("Task", task))
     except SoapFault as fault:
@@ -127,34 +137,37 @@ async def cancel_task(session: VimSession, task: str) -> None:
 
 
 async def fetch_history(session: VimSession, tasks: Collection[str], begin: float, end: float) -> dict[str, Info]:
-    """Those of the tasks that vCenter's history has, queued between two times. Raises VCenterUnavailable."""
+    """Return those of the tasks that vCenter's history has, queued between two times in Unix seconds.
+
+    Raises VCenterUnavailable.
+    """
     service = await session.ensure_logged_in()
     times = soap.xml_text("beginTime", rfc3339(begin)) + soap.xml_text("endTime", rfc3339(end))
     inner = f"<filter><time>{soap.xml_text('timeType', 'queuedTime')}{times}</time></filter>"
     answer = await session.call("history", "CreateCollectorForTasks", service.tasks, inner)
     collector = ref_of(child(answer, "returnval"))
     if collector is None:
-        raise session.build_unreadable_error("gives no collector of its task history")
+        raise session.build_unreadable_error("returns no collector of its task history")
     try:
-        found = await _in_history(session, collector, set(tasks))
-        if len(found) < len(tasks):
-            # Where a new collector begins to read differs.
+        infos = await _read_history(session, collector, set(tasks))
+        if len(infos) < len(tasks):
+            # vCenters differ in where a new collector starts to read.
             await session.call("history", "RewindCollector", collector)
-            found |= await _in_history(session, collector, set(tasks) - set(found))
-        return found
+            infos |= await _read_history(session, collector, set(tasks) - set(infos))
+        return infos
     finally:
         await session.call("history", "DestroyCollector", collector)
 
 
-async def _in_history(session: VimSession, collector: Ref, wanted: set[str]) -> dict[str, Info]:
-    found: dict[str, Info] = {}
-    for _ in range(_PAGES):
+async def _read_history(session: VimSession, collector: Ref, tasks: set[str]) -> dict[str, Info]:
+    infos: dict[str, Info] = {}
+    for _ in range(_PAGES_MAX):
         answer = await session.call("history", "ReadNextTasks", collector, soap.xml_text("maxCount", _PAGE))
         page = [parse_info(one) for one in children(answer, "returnval")]
-        found |= {info["key"]: info for info in page if info.get("key") in wanted}
-        if not page or len(found) == len(wanted):
+        infos |= {info["key"]: info for info in page if info.get("key") in tasks}
+        if not page or len(infos) == len(tasks):
             break
-    return found
+    return infos
 
 
 # Push
@@ -162,110 +175,110 @@ async def _in_history(session: VimSession, collector: Ref, wanted: set[str]) -> 
 
 async def create_collector(session: VimSession) -> Ref:
     service = await session.ensure_logged_in()
-    return _ref(await session.call("push", "CreatePropertyCollector", service.collector), session)
+    return _parse_created_ref(await session.call("push", "CreatePropertyCollector", service.collector), session)
 
 
 async def create_view(session: VimSession) -> Ref:
-    """An empty ListView: one with an unknown reference would be refused."""
+    """Create an empty ListView: vCenter would refuse one with an unknown reference."""
     service = await session.ensure_logged_in()
-    return _ref(await session.call("push", "CreateListView", service.views), session)
+    return _parse_created_ref(await session.call("push", "CreateListView", service.views), session)
 
 
 async def create_filter(session: VimSession, collector: Ref, view: Ref) -> None:
-    """Whole values: `partialUpdates` would tell parts of fields."""
+    """Create a filter that reports whole values: with `partialUpdates` it would report parts of fields."""
     through = soap.xml_text("type", "ListView") + soap.xml_text("path", "view") + soap.xml_text("skip", "false")
     select = f'<selectSet xsi:type="TraversalSpec">{soap.xml_text("name", "view")}{through}</selectSet>'
     objects = f"<objectSet>{soap.xml_ref('obj', view)}{soap.xml_text('skip', 'true')}{select}</objectSet>"
-    told = soap.xml_text("reportMissingObjectsInResults", "true")
-    spec = f"<spec>{_WANTED}{objects}{told}</spec>{soap.xml_text('partialUpdates', 'false')}"
+    spec = f"<spec>{_PROPERTIES}{objects}{_REPORT_MISSING}</spec>{soap.xml_text('partialUpdates', 'false')}"
     await session.call("push", "CreateFilter", collector, spec)
 
 
 async def destroy_collector(session: VimSession, collector: Ref) -> None:
-    """Ends the wait of a collector that nobody needs any more, if that goes quickly. Never raises."""
+    """Destroy a collector, which ends the wait on it, if vCenter does so quickly. Never raises."""
     with contextlib.suppress(VCenterUnavailable):
         await session.call("push", "DestroyPropertyCollector", collector, limits=DESTROY_LIMITS)
 
 
 async def modify_view(
-    session: VimSession, view: Ref, add: Iterable[Ref], remove: Iterable[Ref], held_s: float | None
+    session: VimSession, view: Ref, add: Iterable[Ref], remove: Iterable[Ref], vm_timeout_s: float | None
 ) -> list[Ref]:
-    """Changes what the view lists; those of `add` that don't exist. Raises HeldUp after `held_s`."""
-    inner = "".join([*(soap.xml_ref("add", one) for one in add), *(soap.xml_ref("remove", one) for one in remove)])
-    answer = await _called(session, "modify", "ModifyListView", view, inner, held_s)
+    """Change what the view lists. Return those of `add` that don't exist. Raises VmTimeout after `vm_timeout_s`."""
+    inner = "".join([*(soap.xml_ref("add", ref) for ref in add), *(soap.xml_ref("remove", ref) for ref in remove)])
+    answer = await _call_reading_vms(session, "modify", "ModifyListView", view, inner, vm_timeout_s)
     return [ref for ref in map(ref_of, children(answer, "returnval")) if ref]
 
 
 async def wait_for_updates(session: VimSession, collector: Ref, version: str) -> UpdateSet | None:
-    """What changed since `version`, None when nothing did for WAIT_S. Never two of them in one session."""
+    """Return the changes since `version`, None if nothing changed for WAIT_S. Run only one at a time in a session."""
     options = soap.xml_text("maxWaitSeconds", WAIT_S) + soap.xml_text("maxObjectUpdates", UPDATES_MAX)
     inner = f"{soap.xml_text('version', version)}<options>{options}</options>"
     number = session.number
     answer = await session.call("wait", "WaitForUpdatesEx", collector, inner, WAIT_LIMITS)
-    found = child(answer, "returnval")
-    new = text_of(child(found, "version")) if found is not None else None
-    if found is None or new is None:
+    update_set = child(answer, "returnval")
+    new_version = None if update_set is None else text_of(child(update_set, "version"))
+    if update_set is None or new_version is None:
         return None
-    shown = [_update(one, session, number) for of in children(found, "filterSet") for one in children(of, "objectSet")]
-    return UpdateSet(new, shown, text_of(child(found, "truncated")) in ("true", "1"))
+    updates = [update for part in children(update_set, "filterSet") for update in children(part, "objectSet")]
+    objects: list[ObjectState] = []
+    for update in updates:
+        kind = text_of(child(update, "kind"))
+        if kind == "leave":
+            objects.append(ObjectState(_parse_object_ref(update, session), {}, is_gone=True))
+        else:
+            objects.append(_parse_object(update, "changeSet", session, number, is_complete=kind == "enter"))
+    return UpdateSet(new_version, objects, text_of(child(update_set, "truncated")) in ("true", "1"))
 
 
-async def _called(
-    session: VimSession, operation: str, method: str, this: Ref, inner: str, held_s: float | None
+# Calls and answers
+
+
+async def _call_reading_vms(
+    session: VimSession, operation: str, method: str, this: Ref, inner: str, vm_timeout_s: float | None
 ) -> Element:
-    """The answer to what VMs may hold up, HeldUp after `held_s`; None where none has a part in it."""
-    if held_s is None:
+    """Call a method that VMs may delay. Raises VmTimeout after `vm_timeout_s`; None: no VM is involved."""
+    if vm_timeout_s is None:
         return await session.call(operation, method, this, inner)
     try:
-        return await session.call(operation, method, this, inner, ANSWER_LIMITS._replace(read_timeout_s=held_s))
+        return await session.call(operation, method, this, inner, ANSWER_LIMITS._replace(read_timeout_s=vm_timeout_s))
     except NoAnswer as error:
         raise VmTimeout(str(error)) from error
 
 
-def _ref(answer: Element, session: VimSession) -> Ref:
-    found = ref_of(child(answer, "returnval"))
-    if found is None:
-        raise session.build_unreadable_error("answers without the object that was asked for")
-    return found
+def _parse_created_ref(answer: Element, session: VimSession) -> Ref:
+    ref = ref_of(child(answer, "returnval"))
+    if ref is None:
+        raise session.build_unreadable_error("answers without the object that it should have created")
+    return ref
 
 
-def _update(element: Element, session: VimSession, number: int) -> ObjectState:
-    kind = text_of(child(element, "kind"))
-    if kind == "leave":
-        return ObjectState(_ref_in(element, session), {}, is_gone=True)
-    return _shown(element, "changeSet", session, number, whole=kind == "enter")
+def _parse_object(
+    element: Element, properties: str, session: VimSession, number: int, *, is_complete: bool = True
+) -> ObjectState:
+    """Return one object of an answer. `properties`: the tag of its properties.
 
-
-def _shown(element: Element, properties: str, session: VimSession, number: int, *, whole: bool = True) -> ObjectState:
-    """One object out of an answer. Raises SessionEnded when all of it is missing for that."""
-    missing = {kind for kind in map(_missing_kind, children(element, "missingSet")) if kind}
+    Raises SessionEnded if its properties are missing because the session of this `number` has ended.
+    """
+    faults = [child(one, "fault", "fault") for one in children(element, "missingSet")]
+    missing = {kind for fault in faults if fault is not None and (kind := type_of(fault))}
     if "NotAuthenticated" in missing:
         raise session.mark_ended(number)
-    ref, told = _ref_in(element, session), list(_properties(element, properties))
-    denied = next(iter(missing & _DENIED), None) if not told else None
+    ref = _parse_object_ref(element, session)
+    pairs = ((text_of(child(one, "name")), child(one, "val")) for one in children(element, properties))
+    values = [(path, value) for path, value in pairs if path]
     if ref.type == "VirtualMachine":
-        asked = [found for path, found in told if path == QUESTION]
-        return ObjectState(ref, {}, whole, whole or bool(asked), parse_question(asked[0]) if asked else None)
+        questions = [value for path, value in values if path == QUESTION]
+        question = parse_question(questions[0]) if questions else None
+        return ObjectState(ref, {}, is_complete, is_complete or bool(questions), question)
     info: dict[str, Any] = {}
-    for path, found in told:
+    for path, value in values:
         field = path.removeprefix("info.")
-        info[field] = parse_field(field, found)
-    return ObjectState(ref, info, whole, denied=denied, is_gone="ManagedObjectNotFound" in missing)
+        info[field] = parse_field(field, value)
+    denied = None if values else next(iter(missing & _DENIED), None)
+    return ObjectState(ref, info, is_complete, denied=denied, is_gone="ManagedObjectNotFound" in missing)
 
 
-def _properties(element: Element, properties: str) -> Iterator[tuple[str, Element | None]]:
-    for one in children(element, properties):
-        if path := text_of(child(one, "name")):
-            yield path, child(one, "val")
-
-
-def _missing_kind(element: Element) -> str | None:
-    fault = child(element, "fault", "fault")
-    return None if fault is None else soap.type_of(fault)
-
-
-def _ref_in(element: Element, session: VimSession) -> Ref:
-    found = ref_of(child(element, "obj"))
-    if found is None:
-        raise session.build_unreadable_error("tells of an object without saying which")
-    return found
+def _parse_object_ref(element: Element, session: VimSession) -> Ref:
+    ref = ref_of(child(element, "obj"))
+    if ref is None:
+        raise session.build_unreadable_error("reports on an object without a reference to it")
+    return ref

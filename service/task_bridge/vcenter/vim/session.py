@@ -1,7 +1,7 @@
-"""One SOAP session with one vCenter: logged in when needed, begun anew when it ended, logged out when idle.
+"""One SOAP session with one vCenter: logs in when needed, again after the session ended, and logs out when idle.
 
-It ends in two ways: a method gets the NotAuthenticated fault, but reading properties gets a good answer in which
-every property is missing for that reason. What belonged to it (collectors, views) ends with it.
+vCenter reports the end of a session in two ways: a method gets the NotAuthenticated fault, but reading properties
+gets a good answer in which every property is missing for that reason. The session's collectors and views end with it.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import re
 from typing import NamedTuple
 
 from ...domain.errors import VCenterUnavailable
-from ..http import Answer, AnswerLimits
+from ..http import AnswerLimits
 from ..login import SingleFlight
 from ..policy import VCenterConfig
 from ..shared import SharedVCenter
@@ -27,11 +27,11 @@ _ANY_VERSION = "urn:vim25"
 
 
 class SessionEnded(VCenterUnavailable):
-    """vCenter no longer knows the session, nor what belonged to it."""
+    """vCenter no longer knows the session, nor its collectors and views."""
 
 
 class ServiceContent(NamedTuple):
-    """The service's own objects, and its version as `SOAPAction` names it."""
+    """References to the service's managers, and its version as `SOAPAction` names it."""
 
     collector: Ref
     views: Ref
@@ -41,11 +41,11 @@ class ServiceContent(NamedTuple):
 
 
 class VimSession:
-    """Calls of a logged-in user. `number` tells one session from the next."""
+    """Calls methods as a logged-in user. `number` distinguishes successive sessions."""
 
-    def __init__(self, link: SharedVCenter, settings: VCenterConfig) -> None:
-        self._http = link.http
-        self._gate = link.login_throttle
+    def __init__(self, shared: SharedVCenter, settings: VCenterConfig) -> None:
+        self._http = shared.http
+        self._login_throttle = shared.login_throttle
         self._settings = settings
         self._cookie: str | None = None
         self._service: ServiceContent | None = None
@@ -58,136 +58,135 @@ class VimSession:
         return self._service is not None
 
     async def ensure_logged_in(self) -> ServiceContent:
-        """Logs in if need be. Raises VCenterUnavailable."""
+        """Log in if there is no session. Raises VCenterUnavailable."""
         if self._service is not None:
             return self._service
         if self._closed:
-            raise VCenterUnavailable(f"The bridge is leaving vCenter {self._settings.name}.")
+            raise VCenterUnavailable(f"The bridge is disconnecting from vCenter {self._settings.name}.")
         return await self._login.run()
 
     async def call(
         self, operation: str, method: str, this: Ref | None, inner: str = "", limits: AnswerLimits = ANSWER_LIMITS
     ) -> Element:
-        """The answer to a method, of the service itself where `this` is None. Raises VCenterUnavailable:
-        SoapFault, SessionEnded, Unreadable and others.
+        """Call a method and return its answer. `this` None: of the service itself. Metrics count it as `operation`.
+
+        Raises VCenterUnavailable, among them SoapFault, SessionEnded and UnreadableXml.
         """
         service = await self.ensure_logged_in()
         number = self.number
         try:
-            return await self._asked(operation, method, this or SERVICE_INSTANCE, inner, service.version, limits)
+            return await self._post(operation, method, this or SERVICE_INSTANCE, inner, service.version, limits)
         except SoapFault as fault:
             if fault.kind == "NotAuthenticated":
                 raise self.mark_ended(number) from fault
             raise
 
     def mark_ended(self, number: int) -> SessionEnded:
-        """It turned out that the session of this number has ended."""
+        """Forget the session of this number, because vCenter has ended it. Return the error to raise."""
         if number == self.number and self._service is not None:
             self._service, self._cookie = None, None
         return SessionEnded(f"vCenter {self._settings.name} ended the session for classic tasks.")
 
-    def build_unreadable_error(self, what: str) -> UnreadableXml:
-        """It answers, but not as this API does."""
-        return UnreadableXml(f"vCenter {self._settings.name} {what}.")
+    def build_unreadable_error(self, problem: str) -> UnreadableXml:
+        """Return the error for an answer that doesn't fit this API."""
+        return UnreadableXml(f"vCenter {self._settings.name} {problem}.")
 
     async def check(self) -> None:
-        """Whether vCenter answers for the session. Raises VCenterUnavailable."""
+        """Check that vCenter answers in this session. Raises VCenterUnavailable."""
         await self.call("session", "CurrentTime", None)
 
     async def close(self) -> None:
-        """Logs out; a session that is just being given too, when it is for good. Never raises."""
+        """Log out, even if a login is still in flight. Never raises. A later call logs in again."""
         await self._login.wait()
         service, self._service = self._service, None
         if service is not None:
             await self._log_out(service)
 
     async def close_for_good(self) -> None:
-        """Closes for good."""
+        """Log out and refuse later calls. Never raises."""
         self._closed = True
         await self.close()
 
     # Logging in
 
     async def _log_in(self) -> ServiceContent:
-        async with self._gate.lock:
-            username, password = self._gate.read_credentials()
+        async with self._login_throttle.lock:
+            username, password = self._login_throttle.read_credentials()
             try:
-                service = await self._begun(username, password)
+                service = await self._open_session(username, password)
             except SoapFault as fault:
                 if fault.kind in _REFUSED:
-                    raise self._gate.record_refusal(username, password, fault.reason or str(fault)) from fault
-                self._gate.record_failure()
+                    reason = fault.reason or str(fault)
+                    raise self._login_throttle.record_refusal(username, password, reason) from fault
+                self._login_throttle.record_failure()
                 raise
             except VCenterUnavailable:
-                self._gate.record_failure()
+                self._login_throttle.record_failure()
                 raise
-            self._gate.record_login()
+            self._login_throttle.record_login()
             self.number += 1
             self._service = service
             return service
 
-    async def _begun(self, username: str, password: str) -> ServiceContent:
-        """What a session that was just given serves with. Raises VCenterUnavailable, and leaves none behind."""
+    async def _open_session(self, username: str, password: str) -> ServiceContent:
+        """Log in and return the service's content. Raises VCenterUnavailable, and leaves no session behind then."""
         self._cookie = None
-        service = await self._found()
-        named = (
+        service = await self._fetch_service_content()
+        arguments = (
             soap.xml_text("userName", username) + soap.xml_text("password", password) + soap.xml_text("locale", "en")
         )
         try:
-            await self._asked("login", "Login", service.sessions, named, service.version, ANSWER_LIMITS)
+            await self._post("login", "Login", service.sessions, arguments, service.version, ANSWER_LIMITS)
         except UnreadableXml:
             await self._log_out(service)
             raise
         if self._cookie is None:
-            raise self.build_unreadable_error("gives no session at /sdk")
+            raise self.build_unreadable_error("creates no session at /sdk")
         return service
 
     async def _log_out(self, service: ServiceContent) -> None:
-        """Never raises."""
+        """Log out. Never raises."""
         headers, self._cookie = self._headers(service.version), None
         content = soap.build_envelope("Logout", service.sessions, "")
         with contextlib.suppress(VCenterUnavailable):
             await self._http.request("logout", "POST", "/sdk", headers, content, urgent=True, limits=ANSWER_LIMITS)
 
-    async def _found(self) -> ServiceContent:
-        """The service's own objects, which it tells everybody."""
-        answer = await self._asked("login", "RetrieveServiceContent", SERVICE_INSTANCE, "", _ANY_VERSION, ANSWER_LIMITS)
+    async def _fetch_service_content(self) -> ServiceContent:
+        """Fetch the service's content, which needs no session."""
+        answer = await self._post("login", "RetrieveServiceContent", SERVICE_INSTANCE, "", _ANY_VERSION, ANSWER_LIMITS)
         content = soap.child(answer, "returnval")
         names = ("propertyCollector", "viewManager", "taskManager", "sessionManager")
-        found = [None if content is None else soap.ref_of(soap.child(content, name)) for name in names]
-        collector, views, tasks, sessions = found
+        refs = [None if content is None else soap.ref_of(soap.child(content, name)) for name in names]
+        collector, views, tasks, sessions = refs
         if not (collector and views and tasks and sessions) or content is None:
-            raise UnreadableXml(f"{self._settings.url}/sdk isn't a vCenter's: {names} aren't all there.")
-        # Its own version: which others it still speaks depends on its age.
+            raise UnreadableXml(f"{self._settings.url}/sdk isn't a vCenter's: it lacks some of {', '.join(names)}.")
+        # Use vCenter's own version: which older ones it still accepts depends on its age.
         version = soap.text_of(soap.child(content, "about", "apiVersion"))
-        return ServiceContent(
-            collector, views, tasks, sessions, f"{_ANY_VERSION}/{version}" if version else _ANY_VERSION
-        )
+        version = f"{_ANY_VERSION}/{version}" if version else _ANY_VERSION
+        return ServiceContent(collector, views, tasks, sessions, version)
 
-    # Asking
+    # Requests
 
-    async def _asked(
+    async def _post(
         self, operation: str, method: str, this: Ref, inner: str, version: str, limits: AnswerLimits
     ) -> Element:
         content = soap.build_envelope(method, this, inner)
         answer = await self._http.request(operation, "POST", "/sdk", self._headers(version), content, limits=limits)
         if cookie := _COOKIE.search(answer.set_cookie):
             self._cookie = cookie[1]
-        return self._read(answer, method)
-
-    def _headers(self, version: str) -> dict[str, str]:
-        headers = {"content-type": "text/xml; charset=utf-8", "accept": "text/xml", "soapaction": f'"{version}"'}
-        return headers | ({"cookie": f"vmware_soap_session={self._cookie}"} if self._cookie else {})
-
-    def _read(self, answer: Answer, method: str) -> Element:
         name = self._settings.name
         if answer.status not in (200, 500):
-            told = f"vCenter {name} answers {method} at /sdk with HTTP {answer.status}"
-            raise VCenterUnavailable(f"{told}. It may be starting.", retry_after_s=answer.retry_after_s)
+            raise VCenterUnavailable(
+                f"vCenter {name} answers {method} at /sdk with HTTP {answer.status}. It may be starting.",
+                retry_after_s=answer.retry_after_s,
+            )
         try:
             return soap.parse_answer(answer.body, method)
         except UnreadableXml as error:
             raise UnreadableXml(f"vCenter {name} answers {method} with {error}.") from error
         except SoapFault as fault:
-            told = f"vCenter {name} refuses {method}: {fault}"
-            raise SoapFault(told, fault.kind, fault.reason) from fault
+            raise SoapFault(f"vCenter {name} refuses {method}: {fault}", fault.kind, fault.reason) from fault
+
+    def _headers(self, version: str) -> dict[str, str]:
+        headers = {"content-type": "text/xml; charset=utf-8", "accept": "text/xml", "soapaction": f'"{version}"'}
+        return headers | ({"cookie": f"vmware_soap_session={self._cookie}"} if self._cookie else {})

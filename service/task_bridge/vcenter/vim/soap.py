@@ -1,7 +1,7 @@
-"""SOAP envelopes of the vSphere Web Services API: methods out, answers and faults in. Pure.
+"""SOAP envelopes of the vSphere Web Services API: build method calls, parse answers and faults. Pure.
 
-What comes back is parsed without entities, network and huge nodes, and refused when it brings a DTD, which SOAP
-doesn't allow and bombs are made of.
+Answers are parsed without entities, network access and huge nodes. One with a DTD is refused: SOAP doesn't allow it,
+and XML bombs need it.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ _START = (
     'xmlns:xsi="http://www.w3.org/2001/XMLSchema-instance" xmlns:xsd="http://www.w3.org/2001/XMLSchema"><e:Body>'
 )
 _END = "</e:Body></e:Envelope>"
-_LONGEST_SAID = 300
+_REASON_MAX = 300
 
 Element = etree._Element
 
@@ -32,26 +32,26 @@ class Ref(NamedTuple):
 
 
 class UnreadableXml(VCenterUnavailable):
-    """The answer isn't one of this API: cut off, no XML, or not what was asked for."""
+    """The answer isn't one of this API: cut off, not XML, or to another method."""
 
 
 class SoapFault(VCenterUnavailable):
-    """vCenter refused a method: `kind` is the fault's type, None where there is no detail."""
+    """vCenter refused a method. `kind` is the type of the fault, None if it has no detail; `reason` is its text."""
 
-    def __init__(self, message: str, kind: str | None, said: str) -> None:
+    def __init__(self, message: str, kind: str | None, reason: str) -> None:
         super().__init__(message)
         self.kind = kind
-        self.reason = said
+        self.reason = reason
 
 
 def build_envelope(method: str, this: Ref, inner: str) -> bytes:
-    """A call of `method` on `this`; `inner` are its arguments as XML."""
+    """Return a call of `method` on `this`. `inner` contains the arguments as XML."""
     body = f'<{method} xmlns="urn:vim25">{xml_ref("_this", this)}{inner}</{method}>'
     return f"{_START}{body}{_END}".encode()
 
 
-def xml_ref(tag: str, to: Ref) -> str:
-    return f"<{tag} type={quoteattr(to.type)}>{escape(to.id)}</{tag}>"
+def xml_ref(tag: str, ref: Ref) -> str:
+    return f"<{tag} type={quoteattr(ref.type)}>{escape(ref.id)}</{tag}>"
 
 
 def xml_text(tag: str, value: object) -> str:
@@ -59,72 +59,74 @@ def xml_text(tag: str, value: object) -> str:
 
 
 def parse_answer(body: bytes, method: str) -> Element:
-    """The answer to `method`. Raises SoapFault or Unreadable."""
+    """Return the answer to `method`. Raises SoapFault or UnreadableXml."""
     try:
-        # A parser for each: one that met an error doesn't hand its state on.
+        # Create a parser for each answer, so that an error in one doesn't affect the next.
         parser = etree.XMLParser(
             resolve_entities=False, no_network=True, huge_tree=False, remove_comments=True, remove_pis=True
         )
         envelope = etree.fromstring(body, parser)
     except (etree.XMLSyntaxError, ValueError) as error:
-        raise UnreadableXml(f"what isn't XML of this API: {str(error)[:_LONGEST_SAID]}") from error
+        raise UnreadableXml(f"text that isn't XML of this API: {str(error)[:_REASON_MAX]}") from error
     if envelope.getroottree().docinfo.internalDTD is not None:
         raise UnreadableXml("XML with a document type, which SOAP doesn't allow")
-    holder = child(envelope, "Body")
-    answer = None if holder is None else next(iter(holder), None)
+    soap_body = child(envelope, "Body")
+    answer = None if soap_body is None else next(iter(soap_body), None)
     if answer is None:
         raise UnreadableXml("XML that isn't a SOAP answer")
     if local_name(answer) == "Fault":
-        raise _fault(answer)
+        raise _parse_fault(answer)
     if local_name(answer) != f"{method}Response":
-        raise UnreadableXml(f"something else than the answer to {method}")
+        raise UnreadableXml(f"something other than the answer to {method}")
     return answer
 
 
 def local_name(element: Element) -> str:
-    """The local name; entities, of which an answer has none, are nameless."""
+    """Return the tag without its namespace; empty for entities, which no good answer has."""
     tag = element.tag
     return tag.rpartition("}")[2] if isinstance(tag, str) else ""
 
 
 def child(element: Element, *path: str) -> Element | None:
-    found: Element | None = element
+    """Return the first descendant along the path of local names, None if there is none."""
+    current: Element | None = element
     for step in path:
-        if found is None:
+        if current is None:
             return None
-        found = next(found.iterchildren(f"{{*}}{step}"), None)
-    return found
+        current = next(current.iterchildren(f"{{*}}{step}"), None)
+    return current
 
 
-def children(element: Element, wanted: str) -> list[Element]:
-    return list(element.iterchildren(f"{{*}}{wanted}"))
+def children(element: Element, tag: str) -> list[Element]:
+    return list(element.iterchildren(f"{{*}}{tag}"))
 
 
 def text_of(element: Element | None) -> str | None:
-    """The text, None where there is none or it is nil."""
+    """Return the text, None if it is missing, empty or nil."""
     if element is None or element.get(f"{XSI}nil") in ("true", "1"):
         return None
     return (element.text or "").strip() or None
 
 
 def type_of(element: Element) -> str | None:
-    """The type that an element names, without its prefix."""
-    named = element.get(f"{XSI}type")
-    return named.rpartition(":")[2] if named else None
+    """Return the `xsi:type` of an element, without its prefix."""
+    xsi_type = element.get(f"{XSI}type")
+    return xsi_type.rpartition(":")[2] if xsi_type else None
 
 
 def ref_of(element: Element | None) -> Ref | None:
+    """Return the managed object that an element refers to, None if it refers to none."""
     kind = None if element is None else element.get("type")
-    to = text_of(element)
-    return Ref(kind, to) if kind and to else None
+    object_id = text_of(element)
+    return Ref(kind, object_id) if kind and object_id else None
 
 
-def _fault(element: Element) -> SoapFault:
-    said = (text_of(child(element, "faultstring")) or "")[:_LONGEST_SAID]
+def _parse_fault(element: Element) -> SoapFault:
+    reason = (text_of(child(element, "faultstring")) or "")[:_REASON_MAX]
     detail = child(element, "detail")
-    inner = None if detail is None else next(iter(detail), None)
+    fault = None if detail is None else next(iter(detail), None)
     kind = None
-    if inner is not None:
-        kind = type_of(inner) or local_name(inner).removesuffix("Fault") or None
-    told = ": ".join(part for part in (kind, said) if part) or "a fault that says nothing"
-    return SoapFault(told, kind, said)
+    if fault is not None:
+        kind = type_of(fault) or local_name(fault).removesuffix("Fault") or None
+    message = ": ".join(part for part in (kind, reason) if part) or "a fault without a type or a reason"
+    return SoapFault(message, kind, reason)

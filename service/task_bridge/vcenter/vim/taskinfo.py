@@ -1,7 +1,6 @@
-"""From the properties of a vim task to how it stands. Pure: what can't be read is None, and only the state must be.
+"""Build a `Task` from the properties of a vim task. Pure. Unreadable values become None; only the state is required.
 
-Sources: `TaskInfo` of the vSphere Web Services API, and what vcsim makes of it (values left out, times with
-nanoseconds).
+Sources: `TaskInfo` of the vSphere Web Services API, and vcsim's variant of it (omits values, has nanoseconds in times).
 """
 
 from __future__ import annotations
@@ -42,40 +41,39 @@ QUESTION = "runtime.question"
 
 _STATUS = {"queued": "PENDING", "running": "RUNNING", "success": "SUCCEEDED", "error": "FAILED"}
 _INTEGER = re.compile(r"[+-]?[0-9]{1,18}", re.ASCII)
-"""What JSON can carry."""
-_LONGEST = 8_192
-"""Characters of what goes into `extra`, of which an event holds a limited amount."""
+"""At most 18 digits, which fit into 64 bits."""
+_TEXT_MAX = 8_192
+"""Characters of a text in `extra`, whose size in an event is limited."""
 _FRACTION = re.compile(r"[+-]?[0-9]{1,30}(\.[0-9]{1,30})?([eE][+-]?[0-9]{1,2})?", re.ASCII)
 _FRACTIONS = {"double", "float", "decimal"}
 _INTEGERS = {"int", "long", "short", "byte", "unsignedInt", "unsignedShort", "unsignedLong", "integer"}
+_NO_REASON = TaskError(None, "vCenter reports that the task failed and gives no reason.")
 
 Info = dict[str, Any]
-"""Fields of TaskInfo by name, read; those that vCenter doesn't say are missing or None."""
+"""Parsed fields of TaskInfo by name. Those that vCenter doesn't send are missing or None."""
 
 
 class Question(NamedTuple):
-    """What a VM waits for an answer to."""
+    """A question that a VM waits for an answer to."""
 
     id: str | None
     text: str | None
 
 
 def parse_field(field: str, element: Element | None) -> Any:
-    """One field of TaskInfo."""
-    if element is None:
-        return None
-    return _READERS.get(field, text_of)(element)
+    """Return one field of TaskInfo."""
+    return None if element is None else _PARSERS.get(field, text_of)(element)
 
 
 def parse_info(element: Element) -> Info:
-    """A whole TaskInfo, as the history has it."""
+    """Return a whole TaskInfo, as vCenter's history has it."""
     return {local_name(one): parse_field(local_name(one), one) for one in element if local_name(one) in _KNOWN}
 
 
 def parse_question(element: Element | None) -> Question | None:
     if element is None or not len(element):
         return None
-    return Question(_short(child(element, "id")), _short(child(element, "text")))
+    return Question(_parse_text(child(element, "id")), _parse_text(child(element, "text")))
 
 
 def parse_identity(info: Info) -> TaskIdentity:
@@ -83,133 +81,122 @@ def parse_identity(info: Info) -> TaskIdentity:
 
 
 def build_task(info: Info, question: Question | None, labels: Mapping[str, str]) -> Task | None:
-    """How the task stands, None where there is no state. `labels`: what each description id means."""
+    """Return the task, None if it has no state. `labels`: the descriptions of operations by description id."""
     state = info.get("state")
     if not state:
         return None
     status = _STATUS.get(state, state.upper())
-    asked = question if status == "RUNNING" else None
-    described = info.get("descriptionId")
-    service, _, operation = (described or "").rpartition(".")
+    blocking = question if status == "RUNNING" else None
+    description_id = info.get("descriptionId") or ""
+    service, _, operation = description_id.rpartition(".")
+    entity: Ref | None = info.get("entity")
     started, ended = parse_time(info.get("startTime")), parse_time(info.get("completeTime"))
     return Task(
-        status="BLOCKED" if asked else status,
+        status="BLOCKED" if blocking else status,
         service=service or None,
         operation=operation or None,
-        description=labels.get(described or ""),
-        target=_target(info),
+        description=labels.get(description_id),
+        target=entity and Target(entity.type, entity.id, info.get("entityName") or msgspec.UNSET),
         parent=info.get("parentTaskKey"),
         user=info.get("reason"),
         cancelable=info.get("cancelable"),
-        progress=_progress(info, status, asked),
-        error=_error(info) if status == "FAILED" else None,
+        progress=_build_progress(info, status, blocking),
+        error=(info.get("error") or _NO_REASON) if status == "FAILED" else None,
         result=(info.get("result") or NO_RESULT) if status == "SUCCEEDED" else NO_RESULT,
-        extra=_extra(info, asked),
+        extra=_build_extra(info, blocking),
         started_at=None if started is None else rfc3339(started),
         ended_at=None if ended is None else rfc3339(ended),
         duration_s=None if started is None or ended is None else round(ended - started, 3),
     )
 
 
-def _target(info: Info) -> Target | None:
-    entity: Ref | None = info.get("entity")
-    if entity is None:
-        return None
-    named = info.get("entityName")
-    return Target(entity.type, entity.id, named or msgspec.UNSET)
-
-
-def _progress(info: Info, status: str, question: Question | None) -> Progress | None:
-    """vCenter counts to 100 while the task is running; what it waits for goes before its phase."""
-    said = question.text if question else info.get("description")
+def _build_progress(info: Info, status: str, question: Question | None) -> Progress | None:
+    """Return the percentage while the task is running. The text of a question replaces the phase."""
+    message = question.text if question else info.get("description")
     done = info.get("progress") if status == "RUNNING" else None
     if done is None:
-        return Progress(message=said) if said and status in ("PENDING", "RUNNING") else None
-    return Progress(done, 100, float(min(100, max(0, done))), said)
+        return Progress(message=message) if message and status in ("PENDING", "RUNNING") else None
+    return Progress(done, 100, float(min(100, max(0, done))), message)
 
 
-def _error(info: Info) -> TaskError:
-    return info.get("error") or TaskError(None, "vCenter reports that the task failed and gives no reason.")
-
-
-def _extra(info: Info, question: Question | None) -> dict[str, Any] | None:
+def _build_extra(info: Info, question: Question | None) -> dict[str, Any] | None:
     extra = {field: info[field] for field in ("queueTime", "eventChainId", "activationId") if info.get(field)}
     if question:
         extra["question"] = {"id": question.id, "text": question.text}
     return extra or None
 
 
-# One field
+# Fields
 
 
-def _boolean(element: Element) -> bool | None:
+def _parse_boolean(element: Element) -> bool | None:
     return {"true": True, "1": True, "false": False, "0": False}.get(text_of(element) or "")
 
 
-def _short(element: Element | None) -> str | None:
-    said = text_of(element)
-    return said and said[:_LONGEST]
+def _parse_text(element: Element | None) -> str | None:
+    text = text_of(element)
+    return text and text[:_TEXT_MAX]
 
 
-def _integer(element: Element) -> int | None:
-    said = text_of(element)
-    return int(said) if said is not None and _INTEGER.fullmatch(said) else None
+def _parse_integer(element: Element) -> int | None:
+    text = text_of(element)
+    return int(text) if text is not None and _INTEGER.fullmatch(text) else None
 
 
-def _phase(element: Element) -> str | None:
-    """A LocalizableMessage, in the language that was asked for at the login."""
+def _parse_message(element: Element) -> str | None:
+    """Return the text of a LocalizableMessage, in the language that the login requested."""
     return text_of(child(element, "message"))
 
 
-def _user(element: Element) -> str | None:
-    """Who caused the task: a user, or the schedule or alarm by its name; vCenter itself is nobody."""
-    named = ("userName", "name", "alarmName")
-    return next((said for said in (text_of(child(element, field)) for field in named) if said), None)
+def _parse_user(element: Element) -> str | None:
+    """Return the user who started the task, or the name of the schedule or alarm; None for vCenter itself."""
+    fields = ("userName", "name", "alarmName")
+    return next((name for name in (text_of(child(element, field)) for field in fields) if name), None)
 
 
-def _fault(element: Element) -> TaskError:
-    """A LocalizedMethodFault; the fault's type is the error's."""
+def _parse_fault(element: Element) -> TaskError:
+    """Return a LocalizedMethodFault as an error of the fault's type."""
     fault = child(element, "fault")
     kind = None if fault is None else type_of(fault)
-    said = text_of(child(element, "localizedMessage"))
-    told = [] if fault is None else children(fault, "faultMessage")
-    messages = [Message(text_of(child(one, "key")), text) for one in told if (text := _phase(one))]
-    if said:
-        messages.insert(0, Message(None, said))
+    details = [] if fault is None else children(fault, "faultMessage")
+    messages = [Message(text_of(child(one, "key")), text) for one in details if (text := _parse_message(one))]
+    if localized := text_of(child(element, "localizedMessage")):
+        messages.insert(0, Message(None, localized))
     message = messages[0].text if messages else f"vCenter reports {kind or 'a failure'} and nothing more."
     return TaskError(kind, message, tuple(messages))
 
 
-def _result(element: Element) -> Result:
-    """A reference or a scalar; of anything larger only its type."""
-    return NO_RESULT if (made := _plain(element)) is None else Result(encode_compact(made))
+def _parse_result(element: Element) -> Result:
+    """Return a reference or a scalar; of anything larger only its type."""
+    value = _parse_value(element)
+    return NO_RESULT if value is None else Result(encode_compact(value))
 
 
-def _plain(element: Element) -> Any:
+def _parse_value(element: Element) -> Any:
     kind = type_of(element) or ""
-    if to := ref_of(element):
-        return {"type": to.type, "id": to.id}
+    if ref := ref_of(element):
+        return {"type": ref.type, "id": ref.id}
     if len(element):
         return {"type": kind or None}
-    said = text_of(element)
-    if said is None or kind.startswith("ArrayOf"):
+    text = text_of(element)
+    if text is None or kind.startswith("ArrayOf"):
         return {"type": kind} if kind.startswith("ArrayOf") else None
     if kind == "boolean":
-        return _boolean(element)
+        return _parse_boolean(element)
     if kind in _INTEGERS:
-        return _integer(element)
-    return float(said) if kind in _FRACTIONS and _FRACTION.fullmatch(said) else said
+        return _parse_integer(element)
+    return float(text) if kind in _FRACTIONS and _FRACTION.fullmatch(text) else text
 
 
-_READERS: dict[str, Callable[[Element], Any]] = {
-    "activationId": _short,
-    "cancelable": _boolean,
-    "description": _phase,
+_PARSERS: dict[str, Callable[[Element], Any]] = {
+    "activationId": _parse_text,
+    "cancelable": _parse_boolean,
+    "description": _parse_message,
     "entity": ref_of,
-    "error": _fault,
-    "eventChainId": _integer,
-    "progress": _integer,
-    "reason": _user,
-    "result": _result,
+    "error": _parse_fault,
+    "eventChainId": _parse_integer,
+    "progress": _parse_integer,
+    "reason": _parse_user,
+    "result": _parse_result,
 }
 _KNOWN = frozenset({"key", *DYNAMIC, *STATIC})
