@@ -23,7 +23,7 @@ from ..policy import Timeouts
 from ..tracked_task import FORGOTTEN, POLLING, WAITING, TaskTracker
 from .api import BadAnswer, CisTasksApi, Listing, MissingTask, TaskAnswerTooLarge, TaskLister
 from .renderings import UnreadableBody, parse_raw_task
-from .schedule import Group, TrackedCisTask
+from .schedule import PollGroup, TrackedCisTask
 from .session import CisSession
 from .transport import CisTransport
 
@@ -72,11 +72,11 @@ class CisPoller:
         self._good_polls_then = 0
         self._polled_others_at = float("-inf")
 
-    def max_tasks(self, group: Group) -> int:
+    def max_tasks(self, group: PollGroup) -> int:
         """Return how many tasks of the group one `poll` may ask for."""
         return 1 if group.method == "get" else self._lister.max_tasks(group)
 
-    async def poll(self, group: Group, batch: list[TrackedCisTask]) -> None:
+    async def poll(self, group: PollGroup, batch: list[TrackedCisTask]) -> None:
         """Poll tasks of one group. Raise VCenterUnavailable if vCenter as a whole doesn't answer."""
         try:
             if group.method == "get":
@@ -111,7 +111,7 @@ class CisPoller:
 
     # By list
 
-    async def _list(self, group: Group, batch: list[TrackedCisTask]) -> None:
+    async def _list(self, group: PollGroup, batch: list[TrackedCisTask]) -> None:
         was_listed, error = False, None
         refused: list[TrackedCisTask] = []
         async for part in self._lister.list_in_parts(group, batch):
@@ -131,7 +131,7 @@ class CisPoller:
         elif error is not None:
             self._handle_failed_list(group, batch, error)
 
-    def _apply_listing(self, group: Group, batch: list[TrackedCisTask], listing: Listing) -> None:
+    def _apply_listing(self, group: PollGroup, batch: list[TrackedCisTask], listing: Listing) -> None:
         now = self._clock()
         self._had_no_list = False
         self._record_good_poll(now, group.provider)
@@ -160,7 +160,7 @@ class CisPoller:
         if not group.results:
             self._polled.inc(len(batch))
 
-    def _handle_failed_list(self, group: Group, batch: list[TrackedCisTask], error: BadAnswer) -> None:
+    def _handle_failed_list(self, group: PollGroup, batch: list[TrackedCisTask], error: BadAnswer) -> None:
         """Let all wait but one, whose get shows whether tasks can be had at all: no list works."""
         self._record_answer()
         self._tracker.last_refusal = error.answer
@@ -169,7 +169,7 @@ class CisPoller:
         self._get_instead(batch[:1])
         self._retry_together(batch, self._tracker.backoff_s(group.failures))
 
-    def _handle_ambiguous_failure(self, group: Group, batch: list[TrackedCisTask], error: AmbiguousFailure) -> None:
+    def _handle_ambiguous_failure(self, group: PollGroup, batch: list[TrackedCisTask], error: AmbiguousFailure) -> None:
         """Let these tasks wait: the failure may concern them or their provider alone. Log it when it persists."""
         if group.method == "get":
             self._record_failed_poll(batch[0], str(error))

@@ -64,7 +64,7 @@ def stretch(polls_per_s: float, tasks_a_request: int, requests_per_s: float) -> 
 # Tasks and groups
 
 
-class Group(msgspec.Struct, eq=False):
+class PollGroup(msgspec.Struct, eq=False):
     """Tasks that one request can ask for: those of a provider by list, or one of them by get.
 
     `results`: the requests fetch results of tasks that ended. `in_flight`: requests under way. `failures`: lists in a
@@ -110,7 +110,7 @@ class TrackedCisTask(TrackedTask, kw_only=True, gc=False):
     by_get: bool = False
     awaits_result: bool = False
     listable_from: float = 0.0
-    home: Group | None = None
+    home: PollGroup | None = None
 
     @classmethod
     def with_age(cls, task: str, age_s: float, now: float, *, seen: bool, with_result: bool) -> Self:
@@ -164,8 +164,8 @@ class PollAgenda:
         self._in_flight_max = max(1, in_flight_max - 1)
         self._fast, self._slow = _Slots(per_s=40), _Slots(per_s=4)
         self._fast_ahead_s = min(SLOW_AHEAD_S, poll_min_s * FAST_AHEAD)
-        self._groups: dict[_Key, Group] = {}
-        self._waiting: list[Group] = []
+        self._groups: dict[_Key, PollGroup] = {}
+        self._waiting: list[PollGroup] = []
         self.lists_from = 0.0
 
     def schedule(self, tracked: TrackedCisTask, now: float, due: float) -> None:
@@ -190,7 +190,7 @@ class PollAgenda:
         """Return True if there is a queued task whose group may have one more request."""
         return any(group.first_due() < math.inf and self._has_request_left(group) for group in self._waiting)
 
-    def _has_request_left(self, group: Group) -> bool:
+    def _has_request_left(self, group: PollGroup) -> bool:
         return group.in_flight < (1 if group.failures else self._in_flight_max)
 
     def queue_due(self, now: float) -> None:
@@ -217,11 +217,11 @@ class PollAgenda:
         else:
             group.queue.append(tracked)
 
-    def _add_waiting(self, group: Group) -> None:
+    def _add_waiting(self, group: PollGroup) -> None:
         if group not in self._waiting:
             self._waiting.append(group)
 
-    def _group_of(self, tracked: TrackedCisTask, now: float) -> Group:
+    def _group_of(self, tracked: TrackedCisTask, now: float) -> PollGroup:
         home_from = tracked.home.listable_from if tracked.home else 0.0
         by_get = tracked.by_get or max(tracked.listable_from, home_from, self.lists_from) > now
         with_result = tracked.awaits_result or tracked.with_result
@@ -230,21 +230,21 @@ class PollAgenda:
         if group is None:
             if len(self._groups) >= _GROUPS_KEPT:
                 self._groups.clear()  # those in use live on by their tasks; providers come from users' requests
-            group = self._groups[key] = Group(*key)
+            group = self._groups[key] = PollGroup(*key)
         if not by_get and not tracked.awaits_result:
             tracked.home = group
         return group
 
-    def next_group(self, *, results_first: bool) -> Group | None:
+    def next_group(self, *, results_first: bool) -> PollGroup | None:
         """Return the group that may have a request and whose first task has waited longest."""
         self._waiting = [group for group in self._waiting if group.first_due() < math.inf]
         waiting = [group for group in self._waiting if self._has_request_left(group)]
         if results_first and (results := [group for group in waiting if group.results]):
             waiting = results
-        return min(waiting, key=Group.first_due, default=None)
+        return min(waiting, key=PollGroup.first_due, default=None)
 
     @staticmethod
-    def take(group: Group, at_most: int) -> list[TrackedCisTask]:
+    def take(group: PollGroup, at_most: int) -> list[TrackedCisTask]:
         """Take the first tasks of a queue for one request, which counts as in flight from now on."""
         taken: list[TrackedCisTask] = []
         while group.queue and len(taken) < at_most:
