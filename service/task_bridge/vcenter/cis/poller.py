@@ -18,7 +18,7 @@ from ...domain.task import UNAVAILABLE, Rendering, Task
 from ...metrics import Metrics
 from ..backoff import Outage
 from ..health import VCenterHealthTracker
-from ..http import AmbiguousFailure
+from ..http import AmbiguousFailure, RequestBudget
 from ..policy import Timeouts
 from ..tracked_task import FORGOTTEN, POLLING, WAITING, TaskTracker
 from .api import BadAnswer, CisTasksApi, Listing, MissingTask, TaskAnswerTooLarge, TaskLister
@@ -50,7 +50,7 @@ class CisPoller:
         outage: Outage,
         metrics: Metrics,
         timeouts: Timeouts,
-        results_wait_s: Callable[[], float],
+        budget: RequestBudget,
         wall_clock: Callable[[], float],
     ) -> None:
         self._tracker = tracker
@@ -65,7 +65,7 @@ class CisPoller:
         self._outage = outage
         self._polled = metrics.looks.labels(tracker.vcenter)
         self._timeouts = timeouts
-        self._results_wait_s = results_wait_s
+        self._budget = budget
         self._wall_clock = wall_clock
         self._had_no_list = False
         self._failing: set[str] = set()
@@ -77,7 +77,7 @@ class CisPoller:
         return 1 if group.method == "get" else self._lister.max_tasks(group)
 
     async def poll(self, group: PollGroup, batch: list[TrackedCisTask]) -> None:
-        """Poll tasks of one group. Raise VCenterUnavailable if vCenter as a whole doesn't answer."""
+        """Poll tasks of one group. Raises VCenterUnavailable if vCenter as a whole doesn't answer."""
         try:
             if group.method == "get":
                 await self._get(batch[0])
@@ -308,7 +308,9 @@ class CisPoller:
         self._transport.note_change(tracked, task)
         self._tracker.report_task(tracked, task)
         if task.ended and task.result is None:
-            self._transport.schedule_result(tracked, self._results_wait_s())
+            # Results are gathered, unless there are requests enough.
+            wait_s = 0.0 if self._budget.is_plentiful else self._timeouts.gather_results_s
+            self._transport.schedule_result(tracked, wait_s)
             asyncio.get_running_loop().call_later(self._timeouts.result_s, self._give_up_result, tracked)
 
     def _apply_result(self, tracked: TrackedCisTask, body: msgspec.Raw, rendering: Rendering) -> None:

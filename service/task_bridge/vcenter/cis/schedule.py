@@ -199,7 +199,8 @@ class PollAgenda:
         for slots, ahead_s in ((self._fast, self._fast_ahead_s), (self._slow, SLOW_AHEAD_S)):
             for tracked in slots.pop_due(now + ahead_s):
                 home = tracked.home
-                if home is None or no_list or home.listable_from > now or _is_polled_alone(tracked, now):
+                is_polled_alone = tracked.by_get or tracked.awaits_result or tracked.listable_from > now
+                if home is None or no_list or home.listable_from > now or is_polled_alone:
                     self.queue(tracked, now)
                 else:
                     tracked.phase = QUEUED
@@ -254,7 +255,3 @@ class PollAgenda:
                 taken.append(tracked)
         group.in_flight += bool(taken)
         return taken
-
-
-def _is_polled_alone(tracked: TrackedCisTask, now: float) -> bool:
-    return tracked.by_get or tracked.awaits_result or tracked.listable_from > now

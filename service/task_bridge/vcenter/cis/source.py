@@ -87,7 +87,7 @@ class CisSource:
             self._outage,
             metrics,
             timeouts,
-            self._results_wait_s,
+            self._http.budget,
             clock,
         )
         self._wake_up = asyncio.Event()
@@ -236,10 +236,6 @@ class CisSource:
             gathered_at = -math.inf if goes_early else self._requested_at + self._timeouts.gather_s
             at = min(max(self._agenda.first_due(), gathered_at), self._ping_at())
         return max(at, self._outage.retry_at)
-
-    def _results_wait_s(self) -> float:
-        """Return how long to gather results: not at all while there are requests enough."""
-        return 0.0 if self._http.budget.is_plentiful else self._timeouts.gather_results_s
 
     def _start(self, request: Callable[[], Coroutine[Any, Any, None]]) -> None:
         self._requested_at = self._monotonic()

@@ -20,7 +20,7 @@ from . import api
 from .api import ObjectState, VmTimeout
 from .session import VimSession
 from .soap import Ref, SoapFault, UnreadableXml
-from .taskinfo import Info, build_task, parse_identity
+from .taskinfo import build_task, parse_identity
 from .transport import TrackedVimTask, VimTransport
 
 log = structlog.get_logger(__name__)
@@ -103,7 +103,7 @@ class VimPoller:
         return turn
 
     async def poll(self, those: list[TrackedVimTask]) -> None:
-        """Poll these tasks, and the VMs whose questions may block them. Raise VCenterUnavailable."""
+        """Poll these tasks, and the VMs whose questions may block them. Raises VCenterUnavailable."""
         started_at = self._clock()
         for tracked in those:
             # Unless the answer shows it, the task is polled again, whatever happens.
@@ -175,7 +175,7 @@ class VimPoller:
     async def fetch_identity(self, task: str) -> TaskIdentity | None:
         """Return the identity of the task that has this id now, None if vCenter shows none.
 
-        Raise VCenterUnavailable.
+        Raises VCenterUnavailable.
         """
         objects = await api.fetch_objects(self._session, [task])
         return next((parse_identity(one.info) for one in objects if one.ref.id == task and one.info.get("state")), None)
@@ -268,7 +268,7 @@ class VimPoller:
             await self._report_absence(one, is_proven=is_proven)
 
     async def _report_absence(self, missing: _Missing, *, is_proven: bool) -> None:
-        """Report a task that the history doesn't show either. Raise VCenterUnavailable if nothing proves an answer."""
+        """Report a task that the history doesn't show either. Raises VCenterUnavailable if nothing proves an answer."""
         tracked = missing.tracked
         if not self._tracker.is_missing(tracked):
             return
@@ -279,7 +279,7 @@ class VimPoller:
             self._tracker.report_absence(tracked, missing.answer, is_denied=missing.is_denied)
 
     async def _read_history(self, those: list[TrackedVimTask]) -> bool:
-        """Apply what vCenter's history shows of these tasks. Return False if it couldn't be read."""
+        """Report the ends of tasks that only vCenter's history still shows. Return False if it can't be read."""
         for tracked in those:
             tracked.history_read = True
         queued = [one.identity.queued_at if one.identity else None for one in those]
@@ -292,18 +292,16 @@ class VimPoller:
             return False
         self._history_log.recovered(vcenter=self._tracker.vcenter)
         for tracked in those:
-            if (info := infos.get(tracked.id)) is not None and tracked.phase != FORGOTTEN:
-                self._apply_history(tracked, info)
+            info = infos.get(tracked.id, {})
+            task = build_task(info, None, self.labels)
+            if task is None or not task.ended or tracked.phase == FORGOTTEN:
+                continue
+            if tracked.apply_info(info, is_complete=True):
+                self._tracker.mark_seen(tracked)
+                self._transport.cancel_poll(tracked)
+                if tracked.phase != PARKED:
+                    self.report_change(tracked)
         return True
-
-    def _apply_history(self, tracked: TrackedVimTask, info: Info) -> None:
-        """Report the end of a task that only the history still shows."""
-        task = build_task(info, None, self.labels)
-        if task is not None and task.ended and tracked.apply_info(info, is_complete=True):
-            self._tracker.mark_seen(tracked)
-            self._transport.cancel_poll(tracked)
-            if tracked.phase != PARKED:
-                self.report_change(tracked)
 
     # vCenter's state
 

@@ -80,7 +80,7 @@ class Push:
 
     @classmethod
     async def open(cls, session: VimSession, pace: RequestBudget, vm_timeout_s: float) -> Push:
-        """Create the collector, the view and the filter. Raise VCenterUnavailable."""
+        """Create the collector, the view and the filter. Raises VCenterUnavailable."""
         collector, view = await api.create_collector(session), await api.create_view(session)
         await api.create_filter(session, collector, view)
         return cls(session, collector, view, pace, vm_timeout_s)
@@ -92,7 +92,7 @@ class Push:
     async def modify(self, add: list[Ref], remove: list[Ref]) -> list[Ref]:
         """Change the view. Return those of `add` that vCenter doesn't have.
 
-        Raise VCenterUnavailable; it is VmTimeout if VMs may be the reason.
+        Raises VCenterUnavailable; it is VmTimeout if VMs may be the reason.
         """
         timeout_s, started_at = self._vm_timeout_s if self.has_listed_vms else None, time.monotonic()
         vms = _vms_in(add)
@@ -117,7 +117,7 @@ class Push:
         return missing
 
     async def updates(self) -> AsyncIterator[list[ObjectState]]:
-        """Yield what changed after each wait, an empty list if nothing did, without end. Raise VCenterUnavailable."""
+        """Yield what changed after each wait, an empty list if nothing did, without end. Raises VCenterUnavailable."""
         version = ""
         while True:
             if not self.is_current:

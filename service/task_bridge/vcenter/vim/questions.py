@@ -70,7 +70,7 @@ class QuestionPoller:
     """Polls of questions alone: a VM that is kept locked then holds up other questions, but no task.
 
     `may_poll` returns True while vCenter answers at all. `apply` takes what vCenter shows. `rejoin` is called when
-    questions can be polled together with tasks again, and `on_failure` when a poll failed.
+    questions can be polled together with tasks again. `wake_up` wakes the source's loop.
     """
 
     def __init__(
@@ -84,7 +84,7 @@ class QuestionPoller:
         may_poll: Callable[[], bool],
         apply: Callable[[list[ObjectState]], None],
         rejoin: Callable[[], None],
-        on_failure: Callable[[], None],
+        wake_up: Callable[[], None],
     ) -> None:
         self._vcenter = vcenter
         self._session = session
@@ -93,7 +93,7 @@ class QuestionPoller:
         self._may_poll = may_poll
         self._apply = apply
         self._rejoin = rejoin
-        self._on_failure = on_failure
+        self._wake_up = wake_up
         # Without a slot of its own a long poll would hold up the tasks again.
         is_tight = slots <= _SLOTS_TAKEN
         interval_s, timeout_s = timeouts.pull_interval_s, timeouts.vm_timeout_s
@@ -126,6 +126,7 @@ class QuestionPoller:
                 break
         self._loop = None
         self._rejoin()
+        self._wake_up()
 
     async def _poll(self, vms: list[str]) -> bool:
         """Poll the questions once. Return True if the answer came as soon as it must when tasks wait for it."""
@@ -136,6 +137,6 @@ class QuestionPoller:
             self._apply(await api.fetch_objects(self._session, (), vms, self._read_timeout_s))
         except VCenterUnavailable as error:
             log.debug("questions_not_answered", vcenter=self._vcenter, reason=str(error))
-            self._on_failure()  # the session may have ended
+            self._wake_up()  # the session may have ended
             return False
         return time.monotonic() - started_at <= self._timeouts.vm_timeout_s

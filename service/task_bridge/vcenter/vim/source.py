@@ -80,7 +80,6 @@ class VimSource:
         self._outage = Outage(policy, rng)
         self._pace = RequestBudget(vim_timeouts.updates_per_s, monotonic, burst=vim_timeouts.updates_burst)
         self._push: Push | None = None
-        self._listener: asyncio.Task[None] | None = None
         self._push_lost_at: deque[float] = deque(maxlen=vim_timeouts.push_losses_max)
         self._pull_until = -math.inf
         self._pulled_at = self._used_at = self._view_changed_at = -math.inf
@@ -95,10 +94,11 @@ class VimSource:
             settings.max_concurrent_requests,
             may_poll=lambda: self._session.is_open and not self._outage.is_down,
             apply=self._poller.apply_questions,
-            rejoin=self._poll_questions_with_tasks,
-            on_failure=self._wake_up.set,
+            rejoin=self._transport.poll_questions_with_tasks,
+            wake_up=self._wake_up.set,
         )
         self._loop: asyncio.Task[None] | None = None
+        self._listener: asyncio.Task[None] | None = None
 
     async def __aenter__(self) -> Self:
         self._loop = asyncio.create_task(self._run())
@@ -160,7 +160,7 @@ class VimSource:
             await api.cancel_task(self._session, task)
 
     async def fetch_identity(self, task: str) -> TaskIdentity | None:
-        """Return the identity of the task that has this id now, None if there is none. Raise VCenterUnavailable."""
+        """Return the identity of the task that has this id now, None if there is none. Raises VCenterUnavailable."""
         self._note_use()
         try:
             return await self._poller.fetch_identity(task)
@@ -250,7 +250,7 @@ class VimSource:
         self._is_failing = False
 
     async def _do_due(self, now: float) -> None:
-        """Do everything that is due. Raise VCenterUnavailable, and whatever ended the listener."""
+        """Do everything that is due. Raises VCenterUnavailable, and whatever ended the listener."""
         if self._listener is not None and self._listener.done():
             self._listener.result()
         self._used_at = now
@@ -296,10 +296,6 @@ class VimSource:
             self._health.record_failure(str(error), "vim")
             self._is_failing = True
             self._tracker.report_unreachable()
-
-    def _poll_questions_with_tasks(self) -> None:
-        self._transport.poll_questions_with_tasks()
-        self._wake_up.set()
 
     # Push
 
