@@ -67,7 +67,7 @@ async def looking(
         policy,
         metrics,
         timeouts=timeouts,
-        transport=httpx.MockTransport(vcenter),
+        http_transport=httpx.MockTransport(vcenter),
     )
     async with source:
         it = Lab(SimulatedVCenter(), source, metrics, "")
@@ -294,7 +294,7 @@ async def test_no_more_requests_are_in_flight_than_allowed_and_one_is_kept_for_o
         return httpx.Response(200, json=RUNNING)
 
     given = Given("https://vcenter.test", max_concurrent_requests=3)
-    source = CisSource(given, POLICY, Metrics(), timeouts=SHORT_TIMEOUTS, transport=httpx.MockTransport(handle))
+    source = CisSource(given, POLICY, Metrics(), timeouts=SHORT_TIMEOUTS, http_transport=httpx.MockTransport(handle))
     async with source:
         it = Lab(SimulatedVCenter(), source, Metrics(), "")
         taking = asyncio.create_task(it.take())
@@ -310,7 +310,7 @@ class TestCancel:
         def handle(request: httpx.Request) -> httpx.Response:
             return httpx.Response(201, json="token") if request.url.path.endswith("/session") else answer
 
-        return CisSource(Given("https://vcenter.test"), POLICY, Metrics(), transport=httpx.MockTransport(handle))
+        return CisSource(Given("https://vcenter.test"), POLICY, Metrics(), http_transport=httpx.MockTransport(handle))
 
     @pytest.mark.parametrize(
         ("status", "body", "code"),

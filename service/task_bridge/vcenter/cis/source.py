@@ -59,7 +59,7 @@ class CisSource:
         monotonic: Callable[[], float] = time.monotonic,
         rng: random.Random | None = None,
         timeouts: Timeouts = TIMEOUTS,
-        transport: httpx.AsyncBaseTransport | None = None,
+        http_transport: httpx.AsyncBaseTransport | None = None,
     ) -> None:
         rng = rng or random.Random()  # noqa: S311 - spreads polls in time
         self.health = VCenterHealthTracker(settings.name)
@@ -68,7 +68,7 @@ class CisSource:
         self._clock = clock
         self._monotonic = monotonic
         self._http = VCenterHttp(
-            settings, metrics, read_timeout_s=timeouts.read_timeout_s, clock=monotonic, transport=transport
+            settings, metrics, read_timeout_s=timeouts.read_timeout_s, clock=monotonic, transport=http_transport
         )
         self._session = CisSession(self._http, settings, metrics, clock=monotonic, rng=rng)
         self._api = CisTasksApi(self._session, settings)
