@@ -47,7 +47,7 @@ class Timeouts(NamedTuple):
     Absent tasks:
     `confirm_s`: between the two answers that a task isn't there.
     `proof_s`: how long a poll that shows another task proves that the service answers.
-    `vanished_min`, `vanished_hold_s`: if so many vanish together, no watch ends for so long.
+    `vanished_min`, `vanished_hold_s`: if at least this many vanish together, no watch ends for this long.
 
     CIS tasks:
     `gather_s`: how long due polls wait for others under load.
@@ -85,7 +85,7 @@ class VimTimeouts(NamedTuple):
     Push:
     `gather_s`: how long changes of the view wait for others.
     `updates_per_s`, `updates_burst`: how many update sets to fetch, so that a storm of progress arrives in few.
-    `push_losses_max`, `push_losses_window_s`: if push fails so often in this time, polling replaces it
+    `push_losses_max`, `push_losses_window_s`: if push fails this often in this time, polling replaces it
     for `push_retry_s`.
 
     Polling:

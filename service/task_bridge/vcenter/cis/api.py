@@ -114,7 +114,7 @@ class CisTasksApi:
         if answer.status in (403, 404):
             denied = answer.status == 403
             fits = message.type == ("UNAUTHORIZED" if denied else "NOT_FOUND")
-            return MissingTask(denied, message.to_task_error(), fits and not message.is_by_router)
+            return MissingTask(denied, message.to_task_error(), fits and not message.is_from_router)
         raise self._to_error(answer)
 
     async def cancel_task(self, task: str) -> None:
@@ -123,7 +123,7 @@ class CisTasksApi:
         if answer.ok:
             return
         message = renderings.parse_message(answer)
-        if answer.status == 404 and message.is_by_router:
+        if answer.status == 404 and message.is_from_router:
             raise VCenterUnavailable(f"vCenter {self._name} has no tasks service now: {message}")
         refusal = _CANCEL_REFUSED.get((answer.status, message.type)) or _CANCEL_REFUSED.get((answer.status, None))
         if refusal is None:

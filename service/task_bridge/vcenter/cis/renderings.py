@@ -113,7 +113,7 @@ class VCenterMessage(NamedTuple):
         return any(pattern.search(f"{message.id} {message.text}") for message in self.messages)
 
     @property
-    def is_by_router(self) -> bool:
+    def is_from_router(self) -> bool:
         """True if the router or a proxy answered, not the tasks service."""
         ids = [self.type or "", *(message.id or "" for message in self.messages)]
         return self.error is None or any(name.startswith("com.vmware.vapi.rest.") for name in ids)
@@ -141,7 +141,7 @@ def is_no_route(answer: Answer) -> bool:
     """True if vCenter has nothing at this path: 404 by the router or in plain text, 405, 501 or a redirect."""
     if answer.status in (301, 302, 307, 308, 405, 501):
         return True
-    return answer.status == 404 and parse_message(answer).is_by_router
+    return answer.status == 404 and parse_message(answer).is_from_router
 
 
 class SessionFault(enum.Enum):
