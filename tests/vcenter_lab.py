@@ -21,7 +21,7 @@ from task_bridge.vcenter.cis import CisSource, PollPolicy
 from task_bridge.vcenter.policy import Timeouts
 
 POLICY = PollPolicy(poll_min_s=0.05, poll_max_s=0.3, not_found_grace_s=0.4)
-PATIENCE = Timeouts(
+SHORT_TIMEOUTS = Timeouts(
     confirm_s=0.15, vanished_hold_s=0.8, gather_s=0.01, gather_results_s=0.02, result_s=8.0, ping_s=0.2, relist_s=0.5
 )
 DEADLINE_S = 15.0
@@ -151,11 +151,16 @@ async def lab(
 
 @asynccontextmanager
 async def looking_at(
-    vcenter: SimulatedVCenter, url: str, *, policy: PollPolicy = POLICY, patience: Timeouts = PATIENCE, **given: Any
+    vcenter: SimulatedVCenter,
+    url: str,
+    *,
+    policy: PollPolicy = POLICY,
+    timeouts: Timeouts = SHORT_TIMEOUTS,
+    **given: Any,
 ) -> AsyncIterator[Lab]:
     """A source that looks at a vCenter which is served at `url`, or isn't."""
     metrics = Metrics()
-    source = CisSource(Given(**{"url": url, **given}), policy, metrics, patience=patience)
+    source = CisSource(Given(**{"url": url, **given}), policy, metrics, timeouts=timeouts)
     async with source:
         it = Lab(vcenter, source, metrics, url)
         taking = asyncio.create_task(it.take())

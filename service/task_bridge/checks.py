@@ -27,8 +27,7 @@ from .vcenter.cis.renderings import LOGIN_CALLS
 from .vcenter.cis.session import CisSession
 from .vcenter.health import VCenterHealthTracker
 from .vcenter.http import VCenterHttp
-from .vcenter.result_queue import ResultQueue
-from .vcenter.shared import SharedVCenter
+from .vcenter.shared import ResultQueue, SharedVCenter
 from .vcenter.vim.api import fetch_labels
 from .vcenter.vim.session import VimSession as VimSession
 

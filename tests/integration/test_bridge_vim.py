@@ -472,7 +472,7 @@ async def test_questions_are_asked_apart_until_no_vm_is_locked(
     lab: Lab, way: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     quick = VimTimeouts(vm_timeout_s=1.0, pull_interval_s=0.3, separate_questions_s=1.5)
-    monkeypatch.setattr(task_bridge.vcenter.source, "VimSource", partial(VimSource, vim_patience=quick))
+    monkeypatch.setattr(task_bridge.vcenter.source, "VimSource", partial(VimSource, vim_timeouts=quick))
     with capture_logs() as logs:
 
         def told(event: str) -> int:

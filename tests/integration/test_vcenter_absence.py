@@ -10,7 +10,7 @@ from structlog.testing import capture_logs
 from task_bridge.simulator import faults, scenarios
 from task_bridge.simulator.app import SimulatedVCenter
 from task_bridge.simulator.options import Options
-from vcenter_lab import PATIENCE, POLICY, Lab, lab
+from vcenter_lab import POLICY, SHORT_TIMEOUTS, Lab, lab
 
 
 def running(it: Lab, count: int) -> list[str]:
@@ -45,7 +45,7 @@ async def test_a_task_that_vanishes_is_lost_after_a_second_answer_some_time_late
         it.vcenter.forget(gone)
         assert (await it.gone(gone)).outcome == "lost"
         first, second = it.vcenter.journal.of("get", gone)
-        assert second.at - first.at >= PATIENCE.confirm_s
+        assert second.at - first.at >= SHORT_TIMEOUTS.confirm_s
         assert not it.vcenter.journal.of("session")  # the other task was proof enough
 
 
@@ -78,7 +78,7 @@ async def test_a_refused_task_is_denied_after_two_answers() -> None:
 
 
 async def test_a_task_that_comes_back_is_followed_on() -> None:
-    async with lab(patience=PATIENCE._replace(confirm_s=5.0)) as it:
+    async with lab(timeouts=SHORT_TIMEOUTS._replace(confirm_s=5.0)) as it:
         flapping, other = running(it, 2)
         it.follow(flapping, other)
         await it.shown(flapping, other)
@@ -146,7 +146,7 @@ async def test_three_that_vanish_together_are_held_and_told_about_and_end_after_
             assert not any(it.is_gone(task) for task in tasks)
             for task in tasks:
                 assert (await it.gone(task)).outcome == {"forget": "lost", "deny": "denied"}[how]
-            assert time.monotonic() - vanished >= PATIENCE.vanished_hold_s
+            assert time.monotonic() - vanished >= SHORT_TIMEOUTS.vanished_hold_s
             await it.until(lambda: it.source.health.vanished_reason is None)
         assert [line["event"] for line in logs if "vanished" in line["event"]] == [
             "tasks_vanished_together",
@@ -155,7 +155,7 @@ async def test_three_that_vanish_together_are_held_and_told_about_and_end_after_
 
 
 async def test_a_restart_that_forgets_all_tasks_for_a_while_ends_none() -> None:
-    async with lab(patience=PATIENCE._replace(vanished_hold_s=30.0)) as it:
+    async with lab(timeouts=SHORT_TIMEOUTS._replace(vanished_hold_s=30.0)) as it:
         tasks = running(it, 50)
         it.follow(*tasks)
         await it.shown(*tasks)
@@ -176,7 +176,7 @@ async def test_a_restart_that_forgets_all_tasks_for_a_while_ends_none() -> None:
 
 async def test_the_first_that_vanishes_makes_the_others_be_looked_at_before_it_is_given_up() -> None:
     policy = POLICY._replace(poll_max_s=60.0)
-    async with lab(policy=policy, patience=PATIENCE._replace(confirm_s=0.5, vanished_hold_s=60.0)) as it:
+    async with lab(policy=policy, timeouts=SHORT_TIMEOUTS._replace(confirm_s=0.5, vanished_hold_s=60.0)) as it:
         tasks = running(it, 6)
         it.follow(*tasks, age_s=10_000.0)
         await it.shown(*tasks)

@@ -11,9 +11,9 @@ from task_bridge.domain.task import UNAVAILABLE, Rendering, Task
 from task_bridge.simulator import faults, scenarios
 from task_bridge.simulator.app import SimulatedVCenter
 from task_bridge.simulator.serve import serving
-from task_bridge.vcenter.cis import poller as looks
+from task_bridge.vcenter.cis import poller
 from task_bridge.vcenter.cis.renderings import parse_raw_task
-from vcenter_lab import PATIENCE, Lab, lab, looking_at
+from vcenter_lab import SHORT_TIMEOUTS, Lab, lab, looking_at
 
 
 def running(it: Lab, count: int) -> list[str]:
@@ -26,7 +26,7 @@ async def states_while_failing(it: Lab, poisoned: list[str], others: list[str]) 
 
     def seen() -> bool:
         states.add(it.source.health.state)
-        return all(it.source._register.tasks[task].failures >= 4 for task in poisoned)
+        return all(it.source._tracker.tasks[task].failures >= 4 for task in poisoned)
 
     await it.until(seen)
     await it.more_looks(others[0], 5)
@@ -34,7 +34,7 @@ async def states_while_failing(it: Lab, poisoned: list[str], others: list[str]) 
 
 
 def has_failed(it: Lab, task: str) -> bool:
-    return it.source._register.tasks[task].failures > 0
+    return it.source._tracker.tasks[task].failures > 0
 
 
 async def test_bad_tasks_among_good_ones_are_told_once_each_and_make_no_health_flap() -> None:
@@ -66,10 +66,10 @@ async def test_many_that_fail_in_a_row_are_vcenters_trouble_however_many_there_a
         it.follow(*(tasks := running(it, 100)))
         await it.shown(*tasks)
         states = []
-        for task in tasks[: looks._MANY + 1]:
-            it.source._looks._failed_look(it.source._register.tasks[task], "It failed.")
+        for task in tasks[: poller._FAILING_MAX + 1]:
+            it.source._poller._record_failed_poll(it.source._tracker.tasks[task], "It failed.")
             states.append(it.source.health.state)
-        assert states == ["ok"] * looks._MANY + ["degraded"]
+        assert states == ["ok"] * poller._FAILING_MAX + ["degraded"]
 
 
 async def test_a_fault_of_the_bridge_s_own_over_one_task_delays_no_other(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -78,7 +78,7 @@ async def test_a_fault_of_the_bridge_s_own_over_one_task_delays_no_other(monkeyp
             raise ZeroDivisionError
         return parse_raw_task(body, rendering, with_result=with_result)
 
-    monkeypatch.setattr(looks, "parse_raw_task", read)
+    monkeypatch.setattr(poller, "parse_raw_task", read)
     with capture_logs() as logs:
         async with lab() as it:
             (poisoned,) = running(it, 1)
@@ -107,7 +107,7 @@ async def test_a_result_that_can_not_be_had_is_unavailable_and_the_task_ended_al
     fault: faults.Effect, result_s: float
 ) -> None:
     with capture_logs() as logs:
-        async with lab(patience=PATIENCE._replace(result_s=result_s)) as it:
+        async with lab(timeouts=SHORT_TIMEOUTS._replace(result_s=result_s)) as it:
             task = it.vcenter.create(scenarios.succeeds_at_once())
             it.vcenter.faults.add(faults.delayed(0.0), operation="list", times=1)  # the look
             it.vcenter.faults.add(faults.internal_server_error(), operation="list")
@@ -120,7 +120,7 @@ async def test_a_result_that_can_not_be_had_is_unavailable_and_the_task_ended_al
 
 @pytest.mark.parametrize("fault", [faults.delayed(3_600), faults.stalled_body(20)], ids=["headers", "body"])
 async def test_an_answer_that_stalls_is_waited_for_so_long_and_invents_nothing(fault: faults.Effect) -> None:
-    async with lab(patience=PATIENCE._replace(read_timeout_s=0.2)) as it:
+    async with lab(timeouts=SHORT_TIMEOUTS._replace(read_timeout_s=0.2)) as it:
         tasks = running(it, 3)
         it.follow(*tasks)
         await it.shown(*tasks)
@@ -164,7 +164,7 @@ async def test_a_restart_of_vcenter_from_refusing_to_forgetting_to_knowing_ends_
     vcenter = SimulatedVCenter()
     async with serving(vcenter) as url:
         port = int(url.rsplit(":", 1)[1])
-    async with looking_at(vcenter, url, patience=PATIENCE._replace(vanished_hold_s=30.0)) as it:
+    async with looking_at(vcenter, url, timeouts=SHORT_TIMEOUTS._replace(vanished_hold_s=30.0)) as it:
         await it.until(lambda: "refuses the connection" in str(it.source.health.reason))
         tasks = running(it, 5)
         it.follow(*tasks)

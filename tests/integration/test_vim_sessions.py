@@ -16,7 +16,7 @@ async def test_a_session_that_nobody_needs_is_logged_out_of_and_another_begun_wh
     idle = VimTimeouts(idle_logout_s=0.3)
     async with vcenter_lab.lab() as here:
         settings = vcenter_lab.Given(here.url)
-        vim = VimSource(here.source.shared, settings, vcenter_lab.POLICY, here.metrics, vim_patience=idle)
+        vim = VimSource(here.source.shared, settings, vcenter_lab.POLICY, here.metrics, vim_timeouts=idle)
 
         async def asked(method: str, times: int) -> None:
             await here.until(lambda: len(here.vcenter.journal.of(method)) == times)
@@ -36,7 +36,7 @@ async def test_a_session_is_logged_out_of_however_long_nothing_else_was_due() ->
     async with vcenter_lab.lab() as here:
         settings = vcenter_lab.Given(here.url)
         vim = VimSource(
-            here.source.shared, settings, vcenter_lab.POLICY, here.metrics, vim_patience=VimTimeouts(idle_logout_s=0.1)
+            here.source.shared, settings, vcenter_lab.POLICY, here.metrics, vim_timeouts=VimTimeouts(idle_logout_s=0.1)
         )
         async with vim:
             task = here.vcenter.create(scenarios.runs_forever(), flavour="vim")

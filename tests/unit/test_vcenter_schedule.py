@@ -11,11 +11,12 @@ from task_bridge.domain.errors import VCenterUnavailable
 from task_bridge.domain.task import Progress, Task
 from task_bridge.vcenter.backoff import Outage, backoff_s
 from task_bridge.vcenter.cis import PollPolicy
-from task_bridge.vcenter.cis.followed import ASKED, GONE, PARKED, PollAgenda, TrackedCisTask
-from task_bridge.vcenter.cis.schedule import interval_s, remaining_s, stretch
-from task_bridge.vcenter.cis.tracker import CisTaskTracker
+from task_bridge.vcenter.cis.schedule import PollAgenda, TrackedCisTask, interval_s, remaining_s, stretch
+from task_bridge.vcenter.cis.transport import CisTransport
 from task_bridge.vcenter.http import RequestBudget
 from task_bridge.vcenter.policy import TIMEOUTS
+from task_bridge.vcenter.shared import ResultQueue
+from task_bridge.vcenter.tracked_task import FORGOTTEN, PARKED, POLLING, TaskTracker
 
 POLICY = PollPolicy(poll_min_s=1.0, poll_max_s=15.0)
 
@@ -192,28 +193,35 @@ class TestBudget:
 
 
 class Looked:
-    """A followed task that is looked at when it is due, by a clock that is set."""
+    """A tracked task that is polled when it is due, by a clock that is set."""
 
     def __init__(self, age_s: float = 0.0, policy: PollPolicy = POLICY) -> None:
         self.now = 0.0
-        agenda = PollAgenda(policy.poll_min_s)
-        self.register = CisTaskTracker("lab", policy, TIMEOUTS, agenda, lambda: self.now, random.Random(3), lambda: 0.0)
-        self.register.follow("a:p", age_s, seen=False, with_result=False)
-        self.followed = self.register.tasks["a:p"]
+        rng = random.Random(3)
+        self.transport = CisTransport(PollAgenda(policy.poll_min_s), policy, lambda: self.now, rng)
+        self.tracker: TaskTracker[TrackedCisTask] = TaskTracker(
+            "lab", policy, TIMEOUTS, self.transport, ResultQueue(), lambda: self.now, rng
+        )
+        self.tracked = TrackedCisTask.with_age("a:p", age_s, 0.0, seen=False, with_result=False)
+        self.tracker.track(self.tracked)
 
     def look(self, percent: float | None = None, *, at: float | None = None) -> float:
-        """One look, by default when it is due; how long until the next."""
-        self.now = self.followed.due if at is None else at
+        """One poll, by default when it is due; how long until the next."""
+        self.now = self.tracked.due if at is None else at
         if percent is None:
-            self.register.unchanged([self.followed], self.now)
+            self.tracker.report_unchanged([self.tracked])
+            self.transport.schedule_next([self.tracked], self.now)
         else:
-            progress = Progress(percent, 100, percent, None)
-            self.register.changed(self.followed, Task("RUNNING", progress=progress), self.now)
-            self.register.again("a:p")
-        return self.followed.due - self.now
+            self.change(Task("RUNNING", progress=Progress(percent, 100, percent, None)))
+            self.tracker.resume("a:p")
+        return self.tracked.due - self.now
+
+    def change(self, task: Task) -> None:
+        self.transport.note_change(self.tracked, task)
+        self.tracker.report_task(self.tracked, task)
 
 
-class TestRegister:
+class TestTransport:
     def test_the_age_counts_from_when_the_watch_began(self) -> None:
         assert Looked(age_s=0.0).look(at=0.0) < 1.2
         assert 9.0 <= Looked(age_s=130.0).look(at=0.0) <= 10.0
@@ -244,36 +252,37 @@ class TestRegister:
         looked = Looked(age_s=1_000.0)
         looked.look(0, at=0.0)
         looked.look()
-        assert looked.followed.settled
+        assert looked.tracked.is_slow
         looked.look(98, at=98.0)
         assert looked.look() < 5.0
 
     def test_what_took_long_to_be_dealt_with_is_looked_at_at_once(self) -> None:
         looked = Looked(age_s=1_000.0)
         looked.look(0, at=0.0)
-        looked.register.changed(looked.followed, Task("BLOCKED"), 20.0)
+        looked.now = 20.0
+        looked.change(Task("BLOCKED"))
         looked.now = 500.0
-        looked.register.again("a:p")
-        assert looked.followed.due == 500.0
+        looked.tracker.resume("a:p")
+        assert looked.tracked.due == 500.0
 
     def test_when_requests_do_not_suffice_every_interval_is_longer(self) -> None:
         looked = Looked(age_s=1_000.0)
-        looked.register.stretch = 10.0
+        looked.transport.stretch = 10.0
         assert 135.0 <= looked.look(at=0.0) <= 150.0
 
-    def test_the_demand_is_that_of_those_followed(self) -> None:
+    def test_the_demand_is_that_of_those_tracked(self) -> None:
         looked = Looked(age_s=1_000.0)
         looked.look(0, at=0.0)
-        assert looked.register.demand == pytest.approx(1 / 15, rel=0.15)
-        looked.register.forget("a:p")
-        assert looked.register.demand == pytest.approx(0.0)
+        assert looked.transport.polls_per_s == pytest.approx(1 / 15, rel=0.15)
+        looked.tracker.forget("a:p")
+        assert looked.transport.polls_per_s == pytest.approx(0.0)
 
 
 class TestAgenda:
-    def followed(self, name: str, *, due: float, agenda: PollAgenda, now: float = 0.0) -> TrackedCisTask:
-        followed = TrackedCisTask(f"{name}:p", "p", 0.0, False, False)
-        agenda.wait(followed, now, due)
-        return followed
+    def tracked(self, name: str, *, due: float, agenda: PollAgenda, now: float = 0.0) -> TrackedCisTask:
+        tracked = TrackedCisTask(f"{name}:p", False, provider="p", started_at=0.0)
+        agenda.schedule(tracked, now, due)
+        return tracked
 
     def taken(self, agenda: PollAgenda, now: float, at_most: int = 500) -> list[str]:
         agenda.queue_due(now)
@@ -282,45 +291,45 @@ class TestAgenda:
             return []
         taken = agenda.take(group, at_most)
         group.in_flight -= 1
-        return [followed.id[0] for followed in taken]
+        return [tracked.id[0] for tracked in taken]
 
     def test_what_is_due_within_the_next_second_goes_along(self) -> None:
         agenda = PollAgenda(poll_min_s=1.0)
-        self.followed("a", due=10.0, agenda=agenda)
-        self.followed("b", due=10.9, agenda=agenda)
-        self.followed("c", due=11.5, agenda=agenda)
-        assert agenda.first() <= 10.0
+        self.tracked("a", due=10.0, agenda=agenda)
+        self.tracked("b", due=10.9, agenda=agenda)
+        self.tracked("c", due=11.5, agenda=agenda)
+        assert agenda.first_due() <= 10.0
         assert self.taken(agenda, 10.0) == ["a", "b"]
 
     def test_short_intervals_are_not_cut_by_more_than_a_quarter(self) -> None:
         agenda = PollAgenda(poll_min_s=1.0)
-        self.followed("a", due=1.0, agenda=agenda)
-        self.followed("b", due=1.2, agenda=agenda)
-        self.followed("c", due=1.5, agenda=agenda)
+        self.tracked("a", due=1.0, agenda=agenda)
+        self.tracked("b", due=1.2, agenda=agenda)
+        self.tracked("c", due=1.5, agenda=agenda)
         assert self.taken(agenda, 1.0) == ["a", "b"]
 
     def test_a_task_that_was_moved_is_taken_once_at_its_new_time(self) -> None:
         agenda = PollAgenda(poll_min_s=1.0)
-        moved = self.followed("a", due=10.0, agenda=agenda)
-        agenda.wait(moved, 5.0, 5.0)
+        moved = self.tracked("a", due=10.0, agenda=agenda)
+        agenda.schedule(moved, 5.0, 5.0)
         assert self.taken(agenda, 5.0) == ["a"]
-        agenda.wait(moved, 5.0, 30.0)
+        agenda.schedule(moved, 5.0, 30.0)
         assert self.taken(agenda, 10.0) == []
         assert self.taken(agenda, 30.0) == ["a"]
-        assert moved.place == ASKED
+        assert moved.phase == POLLING
 
-    @pytest.mark.parametrize("place", [PARKED, GONE])
-    def test_a_task_that_does_not_wait_any_more_is_not_taken(self, place: int) -> None:
+    @pytest.mark.parametrize("phase", [PARKED, FORGOTTEN])
+    def test_a_task_that_does_not_wait_any_more_is_not_taken(self, phase: int) -> None:
         agenda = PollAgenda(poll_min_s=1.0)
-        self.followed("a", due=10.0, agenda=agenda).place = place
+        self.tracked("a", due=10.0, agenda=agenda).phase = phase
         assert self.taken(agenda, 10.0) == []
 
     def test_the_queue_whose_task_waited_longest_comes_first_and_a_hurried_task_before_all(self) -> None:
         agenda = PollAgenda(poll_min_s=1.0)
-        late = TrackedCisTask("late:p", "p", 0.0, False, False)
-        later = TrackedCisTask("x:q", "q", 0.0, False, False)
-        agenda.wait(late, 0.0, 2.0)
-        agenda.wait(later, 0.0, 1.0)
+        late = TrackedCisTask("late:p", False, provider="p", started_at=0.0)
+        later = TrackedCisTask("x:q", False, provider="q", started_at=0.0)
+        agenda.schedule(late, 0.0, 2.0)
+        agenda.schedule(later, 0.0, 1.0)
         agenda.queue_due(3.0)
         group = agenda.next_group(results_first=False)
         assert group is not None
@@ -333,42 +342,42 @@ class TestAgenda:
     def test_only_so_many_are_taken_and_the_rest_stays_queued(self) -> None:
         agenda = PollAgenda(poll_min_s=1.0)
         for name in "abcde":
-            self.followed(name, due=1.0, agenda=agenda)
+            self.tracked(name, due=1.0, agenda=agenda)
         assert self.taken(agenda, 1.0, at_most=3) == ["a", "b", "c"]
-        assert agenda.is_queued
+        assert agenda.has_queued()
         assert self.taken(agenda, 1.0) == ["d", "e"]
-        assert not agenda.is_queued
+        assert not agenda.has_queued()
 
     def test_one_that_no_list_works_with_is_asked_for_alone(self) -> None:
         agenda = PollAgenda(poll_min_s=1.0)
-        odd = self.followed("a", due=1.0, agenda=agenda)
-        odd.listed_from = 100.0
-        self.followed("b", due=1.0, agenda=agenda)
+        odd = self.tracked("a", due=1.0, agenda=agenda)
+        odd.listable_from = 100.0
+        self.tracked("b", due=1.0, agenda=agenda)
         agenda.queue_due(1.0)
         groups = {}
         while group := agenda.next_group(results_first=False):
-            groups[group.way] = [followed.id[0] for followed in agenda.take(group, 500)]
+            groups[group.method] = [tracked.id[0] for tracked in agenda.take(group, 500)]
             group.in_flight -= 1
         assert groups == {"get": ["a"], "list": ["b"]}
-        agenda.wait(odd, 100.0, 101.0)
+        agenda.schedule(odd, 100.0, 101.0)
         agenda.queue_due(101.0)
         group = agenda.next_group(results_first=False)
         assert group is not None
-        assert group.way == "list"
+        assert group.method == "list"
 
     def test_without_any_list_every_task_is_asked_for_alone(self) -> None:
         agenda = PollAgenda(poll_min_s=1.0)
         agenda.lists_from = 50.0
-        self.followed("a", due=1.0, agenda=agenda)
+        self.tracked("a", due=1.0, agenda=agenda)
         agenda.queue_due(1.0)
         group = agenda.next_group(results_first=False)
         assert group is not None
-        assert group.way == "get"
+        assert group.method == "get"
 
     def test_a_provider_that_fails_is_asked_by_one_request_at_a_time_and_none_by_all_there_are(self) -> None:
         agenda = PollAgenda(poll_min_s=1.0, in_flight_max=3)
         for name in "abcd":
-            self.followed(name, due=1.0, agenda=agenda)
+            self.tracked(name, due=1.0, agenda=agenda)
         agenda.queue_due(1.0)
         group = agenda.next_group(results_first=False)
         assert group is not None
@@ -376,19 +385,19 @@ class TestAgenda:
         assert agenda.next_group(results_first=False) is group
         group.failures = 1
         assert agenda.next_group(results_first=False) is None
-        assert not agenda.is_queued
+        assert not agenda.has_queued()
         group.failures = 0
         agenda.take(group, 1)
         assert agenda.next_group(results_first=False) is None
         group.in_flight = 0
-        assert agenda.is_queued
+        assert agenda.has_queued()
 
     def test_many_providers_that_come_and_go_leave_nothing_behind(self) -> None:
         agenda = PollAgenda(poll_min_s=1.0)
         for number in range(2_000):
-            followed = TrackedCisTask(f"x:{number}", str(number), 0.0, False, False)
-            agenda.wait(followed, 0.0, 0.0)
+            tracked = TrackedCisTask(f"x:{number}", False, provider=str(number), started_at=0.0)
+            agenda.schedule(tracked, 0.0, 0.0)
             assert self.taken(agenda, 0.0) == ["x"]
-            followed.place = GONE
+            tracked.phase = FORGOTTEN
         assert len(agenda._groups) <= 500
         assert agenda.next_group(results_first=False) is None

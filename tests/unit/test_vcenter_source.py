@@ -19,7 +19,7 @@ from task_bridge.metrics import Metrics
 from task_bridge.simulator.app import SimulatedVCenter
 from task_bridge.vcenter.cis import CisSource, PollPolicy
 from task_bridge.vcenter.policy import Timeouts
-from vcenter_lab import PATIENCE, POLICY, Given, Lab
+from vcenter_lab import POLICY, SHORT_TIMEOUTS, Given, Lab
 
 RUNNING = {"status": "RUNNING"}
 SUCCEEDED = {"status": "SUCCEEDED"}
@@ -56,7 +56,7 @@ class Vcenter:
 async def looking(
     answer: Callable[[str, bool, list[str]], httpx.Response],
     *,
-    patience: Timeouts = PATIENCE,
+    timeouts: Timeouts = SHORT_TIMEOUTS,
     policy: PollPolicy = POLICY,
     **given: Any,
 ) -> AsyncIterator[tuple[Lab, Vcenter]]:
@@ -66,8 +66,8 @@ async def looking(
         Given("https://vcenter.test", **given),
         policy,
         metrics,
-        patience=patience,
-        transport=httpx.MockTransport(vcenter),
+        timeouts=timeouts,
+        http_transport=httpx.MockTransport(vcenter),
     )
     async with source:
         it = Lab(SimulatedVCenter(), source, metrics, "")
@@ -84,7 +84,7 @@ async def test_a_result_that_can_not_be_had_in_time_is_unavailable() -> None:
     def answer(how: str, with_result: bool, tasks: list[str]) -> httpx.Response:
         return httpx.Response(503, text="no results now") if with_result else tasks_answer(how, tasks, SUCCEEDED)
 
-    async with looking(answer, patience=PATIENCE._replace(result_s=0.5)) as (it, vcenter):
+    async with looking(answer, timeouts=SHORT_TIMEOUTS._replace(result_s=0.5)) as (it, vcenter):
         it.follow("a:p")
         assert (await it.ended("a:p")).result == UNAVAILABLE
         assert len([asked for asked in vcenter.asked if asked[1]]) >= 2
@@ -96,7 +96,7 @@ async def test_a_result_purged_between_the_end_and_the_fetch_is_unavailable_at_o
             return NOT_FOUND
         return httpx.Response(200, json={}) if with_result else tasks_answer(how, tasks, SUCCEEDED)
 
-    async with looking(answer, patience=PATIENCE._replace(result_s=60.0)) as (it, _):
+    async with looking(answer, timeouts=SHORT_TIMEOUTS._replace(result_s=60.0)) as (it, _):
         it.follow("a:p")
         assert (await it.ended("a:p")).result == UNAVAILABLE
         assert not it.is_gone("a:p")
@@ -147,7 +147,7 @@ async def test_a_list_that_is_not_there_is_done_without(empty: httpx.Response) -
     def answer(how: str, with_result: bool, tasks: list[str]) -> httpx.Response:
         return empty if how == "list" else tasks_answer(how, tasks, RUNNING)
 
-    async with looking(answer, patience=PATIENCE._replace(relist_s=60.0)) as (it, vcenter):
+    async with looking(answer, timeouts=SHORT_TIMEOUTS._replace(relist_s=60.0)) as (it, vcenter):
         tasks = [f"{number}:p" for number in range(5)]
         it.follow(*tasks)
         await it.shown(*tasks)
@@ -191,7 +191,7 @@ async def test_a_provider_whose_lists_all_fail_is_asked_by_gets() -> None:
             return httpx.Response(500, json={"error_type": "RESOURCE_INACCESSIBLE", "messages": []})
         return tasks_answer(how, tasks, RUNNING)
 
-    async with looking(answer, patience=PATIENCE._replace(relist_s=60.0)) as (it, vcenter):
+    async with looking(answer, timeouts=SHORT_TIMEOUTS._replace(relist_s=60.0)) as (it, vcenter):
         tasks = [f"{number}:p" for number in range(20)]
         it.follow(*tasks)
         await it.shown(*tasks)
@@ -217,7 +217,7 @@ async def test_a_task_that_lists_leave_out_and_a_get_shows_is_asked_for_alone() 
     def answer(how: str, with_result: bool, tasks: list[str]) -> httpx.Response:
         return httpx.Response(200, json={}) if how == "list" else tasks_answer(how, tasks, RUNNING)
 
-    async with looking(answer, patience=PATIENCE._replace(relist_s=60.0)) as (it, vcenter):
+    async with looking(answer, timeouts=SHORT_TIMEOUTS._replace(relist_s=60.0)) as (it, vcenter):
         it.follow("a:p")
         await it.more_looks("a:p", 5)
         assert [asked[0] for asked in vcenter.asked].count("list") == 1
@@ -294,7 +294,7 @@ async def test_no_more_requests_are_in_flight_than_allowed_and_one_is_kept_for_o
         return httpx.Response(200, json=RUNNING)
 
     given = Given("https://vcenter.test", max_concurrent_requests=3)
-    source = CisSource(given, POLICY, Metrics(), patience=PATIENCE, transport=httpx.MockTransport(handle))
+    source = CisSource(given, POLICY, Metrics(), timeouts=SHORT_TIMEOUTS, http_transport=httpx.MockTransport(handle))
     async with source:
         it = Lab(SimulatedVCenter(), source, Metrics(), "")
         taking = asyncio.create_task(it.take())
@@ -310,7 +310,7 @@ class TestCancel:
         def handle(request: httpx.Request) -> httpx.Response:
             return httpx.Response(201, json="token") if request.url.path.endswith("/session") else answer
 
-        return CisSource(Given("https://vcenter.test"), POLICY, Metrics(), transport=httpx.MockTransport(handle))
+        return CisSource(Given("https://vcenter.test"), POLICY, Metrics(), http_transport=httpx.MockTransport(handle))
 
     @pytest.mark.parametrize(
         ("status", "body", "code"),

@@ -1,8 +1,9 @@
-"""What all kinds of tasks of one vCenter share: the way there, and what keeps it from harm.
+"""Tasks of vCenter: one source for each vCenter, over the API that knows the task.
 
-http      the only place that knows httpx        budget   how many requests a second
-gate      when a login may be tried              trouble  what goes wrong on the way, in sentences
-absence   when a task counts as lost             outage   whether vCenter answers, and when to ask again
-finds     what was found, until it is taken      health   how it does, for readiness and the log
-config    what is told about a vCenter           link     all of it, of one vCenter
+source        the port `TaskSource`                   cis, vim    the two APIs
+tracked_task  the lifecycle of a tracked task         absence     when a task counts as lost or denied
+shared        what both APIs share                    policy      how often to poll, and how long to wait
+http          the only place that knows httpx         http_errors what a failed request means, in sentences
+login         when a login may be tried               backoff     when to try again after a failure
+health        the state of vCenter, for readiness and the log
 """

@@ -1,19 +1,55 @@
-"""One vCenter as its kinds of tasks share it."""
+"""The parts that the sources of one vCenter share: connection, logins, health and the queue of poll results."""
 
 from __future__ import annotations
 
+import asyncio
+from collections.abc import AsyncIterator, Iterable
 from typing import NamedTuple
 
+from ..domain.ports import PollResult
 from .health import VCenterHealthTracker
 from .http import VCenterHttp
 from .login import LoginThrottle
-from .result_queue import ResultQueue
+
+
+class ResultQueue:
+    """Poll results that the watcher hasn't taken yet. It takes all of them at once."""
+
+    def __init__(self) -> None:
+        self._waiting: list[tuple[str, PollResult]] = []
+        self._changed = asyncio.Event()
+        self._closed = False
+
+    def __len__(self) -> int:
+        return len(self._waiting)
+
+    def put(self, task: str, result: PollResult) -> None:
+        self._waiting.append((task, result))
+        self._changed.set()
+
+    def put_all(self, results: Iterable[tuple[str, PollResult]]) -> None:
+        self._waiting += results
+        self._changed.set()
+
+    def close(self) -> None:
+        """End `batches`."""
+        self._closed = True
+        self._changed.set()
+
+    async def batches(self) -> AsyncIterator[list[tuple[str, PollResult]]]:
+        """Yield everything that has been put since the last batch, until the queue is closed."""
+        while not self._closed:
+            await self._changed.wait()
+            self._changed.clear()
+            if self._waiting:
+                batch, self._waiting = self._waiting, []
+                yield batch
 
 
 class SharedVCenter(NamedTuple):
-    """HTTP within one budget, one rule for logins, one health, one place for what was found."""
+    """One budget of requests, one rule for logins, one health and one queue of results for all APIs of a vCenter."""
 
     http: VCenterHttp
     login_throttle: LoginThrottle
     health: VCenterHealthTracker
-    finds: ResultQueue
+    results: ResultQueue

@@ -1,4 +1,4 @@
-"""The tasks of one vCenter, of both kinds: an id tells which API knows it, and nobody beyond this needs to ask."""
+"""The tasks of one vCenter, whichever API knows them: a task's id says which one does."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from types import TracebackType
 from typing import Self
 
 from ..domain.errors import VCenterUnavailable
-from ..domain.ports import PollResult
+from ..domain.ports import PollResult, TaskSource
 from ..domain.task import TaskIdentity, is_vim_task
 from ..metrics import Metrics
 from ..settings import VCenterSettings
@@ -19,20 +19,20 @@ from .policy import PollPolicy
 from .vim import VimSource
 
 CANCEL_S = 15.0
-"""For vCenter's answer to a cancel: whoever asks the bridge for it has an answer within 20 s."""
+"""Time for vCenter's answer to a cancel. The bridge itself answers every request within 20 s."""
 
 
 class VCenterTaskSource:
-    """The port `TaskSource`, over HTTP. Classic tasks are followed unless `vim` is off.
+    """The port `TaskSource` over HTTP. Unless `vim` is off, it covers classic tasks. Leaving it logs out.
 
-    `async with VCenterTasks(settings, policy, metrics) as source:` looks; leaving it logs out.
+    `async with VCenterTaskSource(settings, policy, metrics) as source:`
     """
 
     def __init__(self, settings: VCenterSettings, policy: PollPolicy, metrics: Metrics) -> None:
         self._name = settings.name
         self._cis = CisSource(settings, policy, metrics)
-        way = settings.vim
-        self._vim = None if way == "off" else VimSource(self._cis.shared, settings, policy, metrics, way=way)
+        mode = settings.vim
+        self._vim = None if mode == "off" else VimSource(self._cis.shared, settings, policy, metrics, mode=mode)
         self._stack = AsyncExitStack()
 
     async def __aenter__(self) -> Self:
@@ -54,8 +54,8 @@ class VCenterTaskSource:
     def budget_used(self) -> float:
         return self._cis.budget_used
 
-    def _of(self, task: str) -> CisSource | VimSource | None:
-        """None for the classic tasks of earlier, where they aren't followed any more: their watches wait."""
+    def _source_of(self, task: str) -> CisSource | VimSource | None:
+        """Return None for a classic task if `vim` is off by now: its watch waits until it is on again."""
         return self._vim if is_vim_task(task) else self._cis
 
     def track(self, task: str, since: float, *, seen: bool, with_result: bool, birth: TaskIdentity | None) -> None:
@@ -65,15 +65,15 @@ class VCenterTaskSource:
             self._vim.track(task, since, seen=seen, birth=birth)
 
     def resume(self, task: str) -> None:
-        if source := self._of(task):
+        if source := self._source_of(task):
             source.resume(task)
 
     def poll_now(self, task: str) -> None:
-        if source := self._of(task):
+        if source := self._source_of(task):
             source.poll_now(task)
 
     def forget(self, task: str) -> None:
-        if source := self._of(task):
+        if source := self._source_of(task):
             source.forget(task)
 
     @property
@@ -92,11 +92,14 @@ class VCenterTaskSource:
         return await self._vim.fetch_identity(task) if self._vim and is_vim_task(task) else None
 
     async def cancel(self, task: str) -> None:
-        if (source := self._of(task)) is None:
+        if (source := self._source_of(task)) is None:
             return
         try:
             async with asyncio.timeout(CANCEL_S):
                 await source.cancel(task)
         except TimeoutError as error:
-            told = f"vCenter {self._name} doesn't answer in time whether it cancels the task."
-            raise VCenterUnavailable(told) from error
+            message = f"vCenter {self._name} didn't answer in time whether it cancels the task."
+            raise VCenterUnavailable(message) from error
+
+
+_PROVES_PORT: type[TaskSource] = VCenterTaskSource

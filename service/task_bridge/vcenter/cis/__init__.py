@@ -1,13 +1,13 @@
-"""HTTP to vCenter: `CisSource` is the port `TaskSource` over the CIS tasks service.
+"""CIS tasks of a vCenter, over HTTP and JSON: `CisSource` polls them.
 
-source     the loop: what is due is asked for, as many requests at once as allowed
-looks      what follows from an answer: shown, missing, gone, or nothing that helps
-register   who is followed and what was found        followed   where each task is between two looks
-lists      many tasks by few lists                   tasks      list, get and cancel
-session    one session, begun anew when it ended     schedule   when to look at a task again
-wire       the two renderings of vCenter's API       reading    from vCenter's JSON to a task
+source      the loop: start requests for what is due, within the budget
+transport   when each task is polled: the port `PollTransport`
+schedule    intervals, groups of tasks, and the agenda of polls (pure)
+poller      polls by list and get, and what follows from each answer
+api         list, get and cancel, and many tasks by few lists
+renderings  vCenter's JSON, in both renderings         session   one session, renewed when it ends
 
-What it stands on (HTTP, budget, health, proof of absence) is in `link/`.
+HTTP, budget, health, absences and the lifecycle of a tracked task are in `vcenter/`, shared with classic tasks.
 """
 
 from ..health import VCenterHealthTracker

@@ -13,7 +13,7 @@ from ...domain.task import Rendering, TaskError
 from ..http import AmbiguousFailure, Answer, AnswerTooLarge
 from ..policy import VCenterConfig
 from . import renderings
-from .followed import Group, TrackedCisTask
+from .schedule import PollGroup, TrackedCisTask
 from .session import CisSession
 
 RESULTS_MAX = 70
@@ -198,11 +198,11 @@ class TaskLister:
         self._api = api
         self._results_max = RESULTS_MAX
 
-    def max_tasks(self, group: Group) -> int:
+    def max_tasks(self, group: PollGroup) -> int:
         """Return how many tasks of the group one list may request."""
         return min(self._results_max, self._api.list_max) if group.with_result else self._api.list_max
 
-    async def list_in_parts(self, group: Group, batch: list[TrackedCisTask]) -> AsyncIterator[ListPart]:
+    async def list_in_parts(self, group: PollGroup, batch: list[TrackedCisTask]) -> AsyncIterator[ListPart]:
         """Yield the batch in parts: listings, and alone each task that no list works with.
 
         After too many failures the remaining tasks come as one part with the last error. Raises VCenterUnavailable.
@@ -228,7 +228,7 @@ class TaskLister:
                     middle = len(part) // 2
                     parts += part[middle:], part[:middle]
 
-    async def _list(self, group: Group, part: list[TrackedCisTask]) -> Listing:
+    async def _list(self, group: PollGroup, part: list[TrackedCisTask]) -> Listing:
         """List the tasks. Adapt how many results one list requests: halve after a failure, then grow by an eighth."""
         try:
             listing = await self._api.list_tasks([followed.id for followed in part], with_result=group.with_result)

@@ -1,11 +1,12 @@
-"""Asking vCenter for tasks, and what follows from its answers: shown, missing, gone, or nothing that helps.
+"""Polls of CIS tasks by list and by get, and what follows from each answer.
 
-Each `ask` is about tasks that are ASKED, and afterwards none of them is: whatever happens, every task is somewhere
-that it comes back from.
+Each `poll` is about tasks that are POLLING. Afterwards none of them is: whatever happens, each is scheduled again or
+parked.
 """
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable
 from itertools import islice
 
@@ -13,364 +14,369 @@ import msgspec
 import structlog
 
 from ...domain.errors import VCenterUnavailable
-from ...domain.ports import Unanswered
-from ...domain.task import Rendering, Task
-from ...domain.watch import Absence
+from ...domain.task import UNAVAILABLE, Rendering, Task
 from ...metrics import Metrics
 from ..backoff import Outage
 from ..health import VCenterHealthTracker
-from ..http import AmbiguousFailure
+from ..http import AmbiguousFailure, RequestBudget
+from ..policy import Timeouts
+from ..tracked_task import FORGOTTEN, POLLING, WAITING, TaskTracker
 from .api import BadAnswer, CisTasksApi, Listing, MissingTask, TaskAnswerTooLarge, TaskLister
-from .followed import ASKED, Group, TrackedCisTask
 from .renderings import UnreadableBody, parse_raw_task
+from .schedule import PollGroup, TrackedCisTask
 from .session import CisSession
-from .tracker import CisTaskTracker
+from .transport import CisTransport
 
 log = structlog.get_logger(__name__)
 
-_DOUBTS_TOLD = 3
+_AMBIGUOUS_LOGGED = 3
+"""An ambiguous failure is logged when it comes so many times in a row."""
 _PARTIAL_RESULTS_TRIED = 3
-_MANY = 20
-_LOOK_AROUND = {"list": 200, "get": 5}
+_FAILING_MAX = 20
+_OTHERS_AFTER_LIST, _OTHERS_AFTER_GET = 200, 5
+"""How many other tasks are polled at once when one has vanished."""
 
 
 class CisPoller:
-    """Looks at the tasks of one vCenter."""
+    """Polls of one vCenter's tasks, whose answers it hands to their tracker."""
 
     def __init__(
         self,
-        register: CisTaskTracker,
-        tasks: CisTasksApi,
+        tracker: TaskTracker[TrackedCisTask],
+        transport: CisTransport,
+        api: CisTasksApi,
         session: CisSession,
         health: VCenterHealthTracker,
         outage: Outage,
         metrics: Metrics,
+        timeouts: Timeouts,
+        budget: RequestBudget,
         wall_clock: Callable[[], float],
     ) -> None:
-        self._register = register
-        self._absences = register.absences
-        self._tasks = tasks
-        self._lists = TaskLister(tasks)
+        self._tracker = tracker
+        self._absences = tracker.absences
+        self._transport = transport
+        self._agenda = transport.agenda
+        self._clock = transport.clock
+        self._api = api
+        self._lister = TaskLister(api)
         self._session = session
         self._health = health
         self._outage = outage
-        self._counted = metrics.looks.labels(register.vcenter)
+        self._polled = metrics.looks.labels(tracker.vcenter)
+        self._timeouts = timeouts
+        self._budget = budget
         self._wall_clock = wall_clock
-        self._list_missed = False
+        self._had_no_list = False
         self._failing: set[str] = set()
-        self._good_looks_then = 0
+        self._good_polls_then = 0
+        self._polled_others_at = float("-inf")
 
-    def at_most(self, group: Group) -> int:
-        """How many tasks of the group are asked for together."""
-        return 1 if group.way == "get" else self._lists.max_tasks(group)
+    def max_tasks(self, group: PollGroup) -> int:
+        """Return how many tasks of the group one `poll` may ask for."""
+        return 1 if group.method == "get" else self._lister.max_tasks(group)
 
-    async def ask(self, group: Group, batch: list[TrackedCisTask]) -> None:
-        """Asks for tasks of one group. Raises VCenterUnavailable: vCenter as a whole doesn't answer."""
+    async def poll(self, group: PollGroup, batch: list[TrackedCisTask]) -> None:
+        """Poll tasks of one group. Raises VCenterUnavailable if vCenter as a whole doesn't answer."""
         try:
-            if group.way == "get":
-                await self._get_safely(batch[0])
+            if group.method == "get":
+                await self._get(batch[0])
             else:
                 await self._list(group, batch)
         except VCenterUnavailable as error:
-            self._register.said = error.answer or self._register.said
-            if not isinstance(error, AmbiguousFailure) or self._outage.count_ambiguous_failure(self._register.clock()):
+            self._tracker.last_refusal = error.answer or self._tracker.last_refusal
+            if not isinstance(error, AmbiguousFailure) or self._outage.count_ambiguous_failure(self._clock()):
                 raise
-            self._doubtful(group, batch, error)
+            self._handle_ambiguous_failure(group, batch, error)
+        except Exception as error:
+            if group.method == "list":
+                raise
+            self._handle_bug(batch[0], error)
         finally:
             group.in_flight -= 1
-            now = self._register.clock()
-            for followed in batch:
-                if followed.place == ASKED:
-                    self._register.failed(followed, now, now + self._register.policy.poll_min_s)
+            self._retry_together(batch, self._transport.policy.poll_min_s)
             self._health.set_vanished_reason(self._absences.vanished_reason)
+
+    def poll_others_now(self, provider: str = "", *, at_most: int = _OTHERS_AFTER_LIST) -> None:
+        """Poll others soon, those of this provider first: a task that vanished may not have vanished alone."""
+        now = self._clock()
+        if now - self._polled_others_at < self._timeouts.confirm_s / 2:
+            return
+        self._polled_others_at = now
+        waiting = [one for one in self._tracker.tasks.values() if one.phase == WAITING and not one.awaits_result]
+        same = [one for one in waiting if one.provider == provider and one.id not in self._absences]
+        chosen = same if len(same) >= at_most else waiting
+        for tracked in self._transport.rng.sample(chosen, min(at_most, len(chosen))):
+            self._agenda.schedule(tracked, now, now)
 
     # By list
 
-    async def _list(self, group: Group, batch: list[TrackedCisTask]) -> None:
-        showed, error = False, None
+    async def _list(self, group: PollGroup, batch: list[TrackedCisTask]) -> None:
+        was_listed, error = False, None
         refused: list[TrackedCisTask] = []
-        async for part in self._lists.list_in_parts(group, batch):
+        async for part in self._lister.list_in_parts(group, batch):
             if part.listing is not None:
-                showed, group.failures = True, 0
-                self._take_listing(group, part.tasks, part.listing)
+                was_listed, group.failures = True, 0
+                self._apply_listing(group, part.tasks, part.listing)
             elif part.error is None:
-                self._list_missed = True
+                self._had_no_list = True
                 self._get_instead(part.tasks)
             else:
                 error = part.error
                 refused += part.tasks[:1] if len(part.tasks) == 1 else []
-        if showed or len(batch) == 1:
-            self._unlistable(refused)
+        if was_listed or len(batch) == 1:
+            for tracked in refused:  # other lists work
+                tracked.listable_from = self._clock() + self._timeouts.relist_s
+            self._get_instead(refused)
         elif error is not None:
-            self._list_failed(group, batch, error)
+            self._handle_failed_list(group, batch, error)
 
-    def _take_listing(self, group: Group, asked: list[TrackedCisTask], listing: Listing) -> None:
-        now = self._register.clock()
-        self._list_missed = False
-        self._answered(now, group.provider)
-        found, rendering = listing
-        for task in islice(found, 2):
+    def _apply_listing(self, group: PollGroup, batch: list[TrackedCisTask], listing: Listing) -> None:
+        now = self._clock()
+        self._had_no_list = False
+        self._record_good_poll(now, group.provider)
+        bodies, rendering = listing
+        for task in islice(bodies, 2):
             self._absences.record_shown(task, now)
-        same: list[TrackedCisTask] = []
+        unchanged: list[TrackedCisTask] = []
         none_absent = not self._absences
-        for followed in asked:
-            body = found.get(followed.id)
+        for tracked in batch:
+            body = bodies.get(tracked.id)
             if body is None:
-                self._missing(followed, now)
-            elif followed.mark == hash(bytes(body)) and none_absent and _is_plain(followed):
-                same.append(followed)
+                self._handle_unlisted(tracked, now)
+            elif (
+                tracked.fingerprint == hash(bytes(body))
+                and none_absent
+                and tracked.phase == POLLING
+                and not (tracked.awaits_result or tracked.failures)
+            ):
+                unchanged.append(tracked)
             else:
-                self._shown_safely(followed, body, rendering, now)
-        self._register.unchanged(same, now)
+                try:
+                    self._apply_body(tracked, body, rendering)
+                except Exception as error:
+                    self._handle_bug(tracked, error)
+        self._report_unchanged(unchanged, now)
         if not group.results:
-            self._counted.inc(len(asked))
+            self._polled.inc(len(batch))
 
-    def _unlistable(self, those: list[TrackedCisTask]) -> None:
-        """Lists work, but not with these."""
-        for followed in those:
-            followed.listed_from = self._register.clock() + self._register.patience.relist_s
-        self._get_instead(those)
-
-    def _list_failed(self, group: Group, batch: list[TrackedCisTask], error: BadAnswer) -> None:
-        """No list works, so it isn't about single tasks: all wait, but one that shows whether a get works."""
-        self._reached()
-        self._register.said = error.answer
+    def _handle_failed_list(self, group: PollGroup, batch: list[TrackedCisTask], error: BadAnswer) -> None:
+        """Let all wait but one, whose get shows whether tasks can be had at all: no list works."""
+        self._record_answer()
+        self._tracker.last_refusal = error.answer
         group.failures += 1
         self._health.record_failure(str(error), group.provider)
         self._get_instead(batch[:1])
-        self._try_together_later(batch, group.failures)
+        self._retry_together(batch, self._tracker.backoff_s(group.failures))
 
-    def _doubtful(self, group: Group, batch: list[TrackedCisTask], error: AmbiguousFailure) -> None:
-        """It may be about these tasks or their provider alone: they wait. The log tells when it persists."""
-        if group.way == "get":
-            self._failed_look(batch[0], str(error))
-            self._failed_alone(batch[0], error, _DOUBTS_TOLD)
+    def _handle_ambiguous_failure(self, group: PollGroup, batch: list[TrackedCisTask], error: AmbiguousFailure) -> None:
+        """Let these tasks wait: the failure may concern them or their provider alone. Log it when it persists."""
+        if group.method == "get":
+            self._record_failed_poll(batch[0], str(error))
+            self._handle_unreadable(batch[0], error, _AMBIGUOUS_LOGGED)
             return
         self._health.record_failed_poll(str(error))
         group.failures += 1
-        if group.failures >= _DOUBTS_TOLD:
+        if group.failures >= _AMBIGUOUS_LOGGED:
             self._health.record_failure(str(error), group.provider)
-        self._try_together_later(batch, group.failures)
+        self._retry_together(batch, self._tracker.backoff_s(group.failures))
+
+    def _retry_together(self, batch: list[TrackedCisTask], wait_s: float) -> None:
+        due = self._clock() + wait_s
+        for tracked in batch:
+            if tracked.phase == POLLING:
+                self._tracker.retry_at(tracked, due)
 
     def _get_instead(self, those: list[TrackedCisTask]) -> None:
-        now = self._register.clock()
-        for followed in those:
-            if followed.place == ASKED:
-                followed.alone = True
-                self._register.agenda.queue(followed, now, before_others=followed.hurried)
+        now = self._clock()
+        for tracked in those:
+            if tracked.phase == POLLING:
+                tracked.by_get = True
+                self._agenda.queue(tracked, now, before_others=tracked.is_urgent)
 
-    def _missing(self, followed: TrackedCisTask, now: float) -> None:
-        """A list doesn't show the task, which is weaker than an answer about it alone."""
-        if followed.place != ASKED:
+    def _handle_unlisted(self, tracked: TrackedCisTask, now: float) -> None:
+        """Handle a task that a list doesn't show, which proves less than an answer about it alone."""
+        if tracked.phase != POLLING:
             return
-        if followed.ended:
-            self._get_instead([followed])
+        if tracked.awaits_result:
+            self._get_instead([tracked])
             return
-        if self._absences.record_absent(followed.id, followed.seen, now):
-            self._register.look_around(followed.provider, _LOOK_AROUND["list"])
-        if followed.hurried or self._absences.confirm_at(followed.id, now) <= now:
-            self._get_instead([followed])
+        if self._tracker.mark_missing(tracked):
+            self.poll_others_now(tracked.provider, at_most=_OTHERS_AFTER_LIST)
+        if tracked.is_urgent or self._absences.confirm_at(tracked.id, now) <= now:
+            self._get_instead([tracked])
         else:
-            self._register.failed(followed, now, self._next_question(followed, now))
+            self._tracker.retry_missing(tracked)
 
     # By get
 
-    async def _get_safely(self, followed: TrackedCisTask) -> None:
+    async def _get(self, tracked: TrackedCisTask) -> None:
+        tracked.by_get = False
+        with_result = tracked.with_result or tracked.awaits_result
         try:
-            await self._get(followed)
-        except VCenterUnavailable:
-            raise
-        except Exception as error:
-            self._unexpected(followed, error)
-
-    async def _get(self, followed: TrackedCisTask) -> None:
-        followed.alone = False
-        with_result = followed.with_result or followed.ended
-        try:
-            got = await self._tasks.get_task(followed.id, with_result=with_result)
+            answer = await self._api.get_task(tracked.id, with_result=with_result)
         except BadAnswer as error:
-            self._bad_answer(followed, error)
+            self._handle_bad_answer(tracked, error)
             return
-        now = self._register.clock()
-        if not followed.ended:
-            self._counted.inc()
-        if isinstance(got, MissingTask):
-            await self._gone(followed, got)
+        now = self._clock()
+        if not tracked.awaits_result:
+            self._polled.inc()
+        if isinstance(answer, MissingTask):
+            await self._handle_missing(tracked, answer)
             return
-        if self._list_missed:
-            self._list_missed = False
-            self._register.agenda.lists_from = now + self._register.patience.relist_s
-        self._answered(now, followed.provider)
-        self._absences.record_shown(followed.id, now)
-        if self._absences.is_only_unlisted(followed.id):
-            followed.listed_from = now + self._register.patience.relist_s
-        if followed.home is not None and followed.home.failures:
-            followed.home.failures = 0
-            followed.home.listed_from = now + self._register.patience.relist_s
-        self._shown(followed, got.body, got.rendering, now)
+        self._relist_later(tracked, now)
+        self._record_good_poll(now, tracked.provider)
+        self._absences.record_shown(tracked.id, now)
+        self._apply_body(tracked, answer.body, answer.rendering)
 
-    async def _gone(self, followed: TrackedCisTask, gone: MissingTask) -> None:
-        now = self._register.clock()
-        if gone.well_formed:
-            self._answered(now, followed.provider)
+    def _relist_later(self, tracked: TrackedCisTask, now: float) -> None:
+        """Stop listing for a while what lists don't show though a get does."""
+        relist_at = now + self._timeouts.relist_s
+        if self._had_no_list:
+            self._had_no_list = False
+            self._agenda.lists_from = relist_at
+        if self._absences.is_only_unlisted(tracked.id):
+            tracked.listable_from = relist_at
+        if tracked.home is not None and tracked.home.failures:
+            tracked.home.failures = 0
+            tracked.home.listable_from = relist_at
+
+    async def _handle_missing(self, tracked: TrackedCisTask, missing: MissingTask) -> None:
+        now = self._clock()
+        if missing.well_formed:
+            self._record_good_poll(now, tracked.provider)
         else:
-            self._reached()
-            self._failed_look(followed, f"vCenter doesn't offer its tasks: {gone.answer.message}")
-        if followed.place != ASKED:
+            self._record_answer()
+            self._record_failed_poll(tracked, f"vCenter doesn't offer its tasks: {missing.answer.message}")
+        if tracked.phase != POLLING:
             return
-        if followed.ended:
-            self._result_gone(followed, gone, now)
+        if tracked.awaits_result:
+            if missing.well_formed:
+                self._give_up_result(tracked)
+            else:
+                self._tracker.retry_at(tracked, now + self._tracker.backoff_s(1))
             return
-        if self._absences.record_absent(followed.id, followed.seen, now):
-            self._register.look_around(followed.provider, _LOOK_AROUND["get"])
-        enough = self._absences.confirm_absent(followed.id, gone.denied, now)
-        if enough and await self._is_proven(followed, gone, now):
-            if followed.place == ASKED:
-                absence = Absence("denied" if gone.denied else "lost", gone.answer)
-                self._register.give(followed, absence, now)
-        elif followed.place == ASKED:
-            due = self._next_question(followed, now)
-            self._register.failed(followed, now, due, Unanswered(gone.answer))
-
-    async def _is_proven(self, followed: TrackedCisTask, gone: MissingTask, now: float) -> bool:
-        """Whether something else proves that the tasks service answers. A router's 404 may come from a restart of
-        the service, so it takes another task that was shown since."""
-        since = float("-inf") if gone.well_formed else self._absences.absent_since(followed.id)
-        if self._absences.is_another_shown(followed.id, now, since):
-            return True
-        return gone.well_formed and await self._session.check()
-
-    def _next_question(self, followed: TrackedCisTask, now: float) -> float:
-        """When to look again at an absent task: by get once that counts, by list before."""
-        look_at = now + max(self._register.interval_s(followed, now), self._register.policy.poll_min_s)
-        ask_at = max(self._absences.confirm_at(followed.id, now), now + self._register.policy.poll_min_s)
-        ask_at += self._register.agenda.ahead_s(now, ask_at)
-        followed.alone = ask_at <= look_at
-        return min(ask_at, look_at)
-
-    # What an answer tells
-
-    def _answered(self, now: float, provider: str) -> None:
-        self._absences.record_answer(now)
-        self._reached()
-        self._health.record_good_poll(self._wall_clock(), provider)
-
-    def _reached(self) -> None:
-        """Whatever it is that vCenter answered, it did."""
-        self._register.said = None
-        self._outage.record_answer(self._register.clock())
-        self._health.record_answer()
-
-    def _shown(self, followed: TrackedCisTask, body: msgspec.Raw, rendering: Rendering, now: float) -> None:
-        if followed.place != ASKED:
-            return
-        if followed.ended:
-            self._result_shown(followed, body, rendering, now)
-            return
-        followed.seen = True
-        self._absences.forget(followed.id)
-        task, mark = followed.task, hash(bytes(body))
-        if task is None or mark != followed.mark:
-            try:
-                task = parse_raw_task(body, rendering, with_result=followed.with_result)
-            except UnreadableBody as error:
-                self._bad_answer(followed, BadAnswer(f"vCenter shows what can't be read: {error}."))
-                return
-        if task == followed.task:
-            self._register.unchanged([followed], now)
+        if self._tracker.mark_missing(tracked):
+            self.poll_others_now(tracked.provider, at_most=_OTHERS_AFTER_GET)
+        is_confirmed = self._tracker.confirm_missing(tracked, is_denied=missing.denied)
+        if is_confirmed and await self._is_service_proven(tracked, missing, now):
+            self._tracker.report_absence(tracked, missing.answer, is_denied=missing.denied)
         else:
-            self._register.changed(followed, task, now)
-        followed.mark = mark
-        self._readable(followed)
+            self._tracker.retry_missing(tracked, missing.answer)
 
-    def _shown_safely(self, followed: TrackedCisTask, body: msgspec.Raw, rendering: Rendering, now: float) -> None:
-        try:
-            self._shown(followed, body, rendering, now)
-        except Exception as error:
-            self._unexpected(followed, error)
+    async def _is_service_proven(self, tracked: TrackedCisTask, missing: MissingTask, now: float) -> bool:
+        """Return True if something else proves that the tasks service answers.
 
-    def _readable(self, followed: TrackedCisTask) -> None:
-        followed.failures = 0
-        if followed.told:
-            followed.told = False
-            log.info("task_readable_again", vcenter=self._register.vcenter, task=followed.id)
-
-    def _bad_answer(self, followed: TrackedCisTask, error: BadAnswer) -> None:
-        """It concerns this task alone: told once, tried less and less often."""
-        self._reached()
-        self._register.said = error.answer
-        self._failed_look(followed, str(error))
-        if followed.ended and isinstance(error, TaskAnswerTooLarge):
-            self._register.give_up_result(followed)
-            return
-        self._failed_alone(followed, error, told_after=1)
-        if followed.with_result and (
-            isinstance(error, TaskAnswerTooLarge) or followed.failures >= _PARTIAL_RESULTS_TRIED
-        ):
-            # Better to see how the task does without its partial result than not at all.
-            followed.with_result, followed.home = False, None
-
-    def _failed_look(self, followed: TrackedCisTask, reason: str) -> None:
-        """It is about vCenter only when most tasks, or many, failed one after another without a good look: one bad
-        task among others must not make a vCenter's health flap.
+        A router's 404 may come from a restart of the service. It takes another task that was shown since.
         """
-        if self._good_looks_then != self._health.good_polls:
-            self._good_looks_then = self._health.good_polls
+        since = float("-inf") if missing.well_formed else self._absences.absent_since(tracked.id)
+        if self._absences.is_another_shown(tracked.id, now, since):
+            return True
+        return missing.well_formed and await self._session.check()
+
+    # Tasks that vCenter shows
+
+    def _apply_body(self, tracked: TrackedCisTask, body: msgspec.Raw, rendering: Rendering) -> None:
+        """Report the task if it changed. `body` is its JSON."""
+        if tracked.phase != POLLING:
+            return
+        if tracked.awaits_result:
+            self._apply_result(tracked, body, rendering)
+            return
+        self._tracker.mark_seen(tracked)
+        task, fingerprint = tracked.task, hash(bytes(body))
+        if task is None or fingerprint != tracked.fingerprint:
+            try:
+                task = parse_raw_task(body, rendering, with_result=tracked.with_result)
+            except UnreadableBody as error:
+                self._handle_bad_answer(tracked, BadAnswer(f"vCenter shows what can't be read: {error}."))
+                return
+        if task == tracked.task:
+            self._report_unchanged([tracked], self._clock())
+        else:
+            self._report_change(tracked, task)
+        tracked.fingerprint = fingerprint
+        if self._tracker.mark_readable(tracked):
+            log.info("task_readable_again", vcenter=self._tracker.vcenter, task=tracked.id)
+
+    def _report_unchanged(self, those: list[TrackedCisTask], now: float) -> None:
+        self._tracker.report_unchanged(those)
+        self._transport.schedule_next(those, now)
+
+    def _report_change(self, tracked: TrackedCisTask, task: Task) -> None:
+        """Report a new state. Then fetch the result if the task has ended and its result isn't known yet."""
+        self._transport.note_change(tracked, task)
+        self._tracker.report_task(tracked, task)
+        if task.ended and task.result is None:
+            # Results are gathered, unless there are requests enough.
+            wait_s = 0.0 if self._budget.is_plentiful else self._timeouts.gather_results_s
+            self._transport.schedule_result(tracked, wait_s)
+            asyncio.get_running_loop().call_later(self._timeouts.result_s, self._give_up_result, tracked)
+
+    def _apply_result(self, tracked: TrackedCisTask, body: msgspec.Raw, rendering: Rendering) -> None:
+        try:
+            task = parse_raw_task(body, rendering, with_result=True)
+        except UnreadableBody:
+            task = None
+        if task is not None and task.ended:
+            self._tracker.report(tracked, task)
+        else:
+            self._handle_bad_answer(tracked, BadAnswer("vCenter shows the task that ended as if it hadn't."))
+
+    def _give_up_result(self, tracked: TrackedCisTask) -> None:
+        """Report that the result is unavailable, unless it has been reported by now."""
+        if tracked.awaits_result and tracked.phase != FORGOTTEN and tracked.task is not None:
+            log.warning("result_unavailable", vcenter=self._tracker.vcenter, task=tracked.id)
+            self._tracker.report(tracked, msgspec.structs.replace(tracked.task, result=UNAVAILABLE))
+
+    # Failures
+
+    def _handle_bad_answer(self, tracked: TrackedCisTask, error: BadAnswer) -> None:
+        """Log it once and poll less and less often: the answer concerns this task alone."""
+        self._record_answer()
+        self._tracker.last_refusal = error.answer
+        self._record_failed_poll(tracked, str(error))
+        is_too_large = isinstance(error, TaskAnswerTooLarge)
+        if tracked.awaits_result and is_too_large:
+            self._give_up_result(tracked)
+            return
+        self._handle_unreadable(tracked, error, log_after=1)
+        if tracked.with_result and (is_too_large or tracked.failures >= _PARTIAL_RESULTS_TRIED):
+            # The task's state without its partial result is better than nothing.
+            tracked.with_result, tracked.home = False, None
+
+    def _handle_unreadable(self, tracked: TrackedCisTask, error: Exception, log_after: int) -> None:
+        is_whole_group = tracked.home is not None and tracked.home.failures > 0  # its own log line says so
+        self._tracker.mark_unreadable(tracked, str(error), log_after=log_after, logs=not is_whole_group)
+        if tracked.phase == POLLING:
+            self._tracker.retry_later(tracked)
+
+    def _handle_bug(self, tracked: TrackedCisTask, error: Exception) -> None:
+        """Log a fault of the bridge over one task, which mustn't keep the others from being polled."""
+        if not tracked.failures:
+            log.error("look_failed", vcenter=self._tracker.vcenter, task=tracked.id, exc_info=error)
+        tracked.failures += 1
+        if tracked.phase == POLLING:
+            self._tracker.retry_later(tracked)
+
+    def _record_failed_poll(self, tracked: TrackedCisTask, reason: str) -> None:
+        """Count a failure of one task. It degrades vCenter's health only when most tasks, or many, fail in a row
+        without a good poll between: one bad task among others must not make it flap.
+        """
+        if self._good_polls_then != self._health.good_polls:
+            self._good_polls_then = self._health.good_polls
             self._failing.clear()
-        self._failing.add(followed.id)
-        if len(self._failing) > min(len(self._register.tasks) / 2, _MANY):
+        self._failing.add(tracked.id)
+        if len(self._failing) > min(len(self._tracker.tasks) / 2, _FAILING_MAX):
             self._health.record_failed_poll(reason)
 
-    def _failed_alone(self, followed: TrackedCisTask, error: Exception, told_after: int) -> None:
-        followed.failures += 1
-        told_of_all = followed.home is not None and followed.home.failures > 0
-        if followed.failures >= told_after and not followed.told and not told_of_all:
-            followed.told = True
-            log.warning("task_not_readable", vcenter=self._register.vcenter, task=followed.id, reason=str(error))
-        self._try_later(followed, self._register.clock(), followed.failures)
+    def _record_good_poll(self, now: float, provider: str) -> None:
+        self._absences.record_answer(now)
+        self._record_answer()
+        self._health.record_good_poll(self._wall_clock(), provider)
 
-    def _unexpected(self, followed: TrackedCisTask, error: Exception) -> None:
-        """A fault of the bridge's own over one task: it mustn't keep the others from being looked at."""
-        if not followed.failures:
-            log.error("look_failed", vcenter=self._register.vcenter, task=followed.id, exc_info=error)
-        followed.failures += 1
-        self._try_later(followed, self._register.clock(), followed.failures)
-
-    def _try_later(self, followed: TrackedCisTask, now: float, failures: int) -> None:
-        if followed.place == ASKED:
-            self._register.failed(followed, now, now + self._register.backoff_s(failures))
-
-    def _try_together_later(self, batch: list[TrackedCisTask], failures: int) -> None:
-        now = self._register.clock()
-        due = now + self._register.backoff_s(failures)
-        for followed in batch:
-            if followed.place == ASKED:
-                self._register.failed(followed, now, due)
-
-    # Results of tasks that ended
-
-    def _result_shown(self, followed: TrackedCisTask, body: msgspec.Raw, rendering: Rendering, now: float) -> None:
-        task = _ended_with_result(body, rendering)
-        if task is not None:
-            self._register.give(followed, task, now)
-        else:
-            self._bad_answer(followed, BadAnswer("vCenter shows the task that ended as if it hadn't."))
-
-    def _result_gone(self, followed: TrackedCisTask, gone: MissingTask, now: float) -> None:
-        if gone.well_formed:
-            self._register.give_up_result(followed)
-        else:
-            self._try_later(followed, now, 1)
-
-
-def _is_plain(followed: TrackedCisTask) -> bool:
-    """Still asked for, for a look, and seen without trouble before: if its mark is the same, all is."""
-    return followed.place == ASKED and not followed.ended and not followed.failures
-
-
-def _ended_with_result(body: msgspec.Raw, rendering: Rendering) -> Task | None:
-    try:
-        task = parse_raw_task(body, rendering, with_result=True)
-    except UnreadableBody:
-        return None
-    return task if task.ended else None
+    def _record_answer(self) -> None:
+        """Record that vCenter answered, whatever it said."""
+        self._tracker.last_refusal = None
+        self._outage.record_answer(self._clock())
+        self._health.record_answer()

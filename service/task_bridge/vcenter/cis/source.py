@@ -1,7 +1,7 @@
-"""The tasks of one vCenter's CIS tasks service: `TaskSource` over HTTP.
+"""The CIS tasks of one vCenter over HTTP.
 
-One loop takes what is due and starts requests, as many as may be in flight at once and no more than the budget has:
-so what is asked for is chosen when it can go, oldest first, and nothing queues in front of vCenter.
+One loop takes what is due and starts requests, as many as may be in flight at once and no more than the budget allows.
+It chooses what to ask for when a request can go, oldest first, so nothing queues in front of vCenter.
 """
 
 from __future__ import annotations
@@ -26,29 +26,28 @@ from ..backoff import Outage
 from ..health import VCenterHealthTracker
 from ..http import RequestBudget, VCenterHttp
 from ..policy import TIMEOUTS, PollPolicy, Timeouts, VCenterConfig
-from ..shared import SharedVCenter
+from ..shared import ResultQueue, SharedVCenter
+from ..tracked_task import TaskTracker
 from . import schedule
 from .api import CisTasksApi
-from .followed import PollAgenda
 from .poller import CisPoller
+from .schedule import PollAgenda, TrackedCisTask
 from .session import CisSession
-from .tracker import CisTaskTracker
+from .transport import CisTransport
 
 log = structlog.get_logger(__name__)
 
-_LOOK_AROUND = 200
-"""So many are looked at when another replica tells that tasks vanished."""
-_FINDS_MAX = 100_000
-"""So many finds that nobody took: no more looks until somebody does."""
+_RESULTS_MAX = 100_000
+"""With so many results that nobody has taken, polling pauses."""
 _EARLY_PER_S, _EARLY_BURST = 2.0, 5.0
-"""How often a first look or a result may go without gathering: promptness while idle, few requests under load."""
-
-
-_Asking = Callable[[], Coroutine[Any, Any, None]]
+"""How often a first poll or a result may go without gathering: promptness while idle, few requests under load."""
 
 
 class CisSource:
-    """`async with CisSource(settings, policy, metrics) as source:` looks; leaving it logs out."""
+    """The CIS tasks of one vCenter, polled until it is left, which logs out.
+
+    `async with CisSource(settings, policy, metrics) as source:`
+    """
 
     def __init__(
         self,
@@ -59,28 +58,42 @@ class CisSource:
         clock: Callable[[], float] = time.time,
         monotonic: Callable[[], float] = time.monotonic,
         rng: random.Random | None = None,
-        patience: Timeouts = TIMEOUTS,
-        transport: httpx.AsyncBaseTransport | None = None,
+        timeouts: Timeouts = TIMEOUTS,
+        http_transport: httpx.AsyncBaseTransport | None = None,
     ) -> None:
-        rng = rng or random.Random()  # noqa: S311 - spreads looks in time
+        rng = rng or random.Random()  # noqa: S311 - spreads polls in time
         self.health = VCenterHealthTracker(settings.name)
         self._settings = settings
-        self._patience = patience
+        self._timeouts = timeouts
         self._clock = clock
         self._monotonic = monotonic
         self._http = VCenterHttp(
-            settings, metrics, read_timeout_s=patience.read_timeout_s, clock=monotonic, transport=transport
+            settings, metrics, read_timeout_s=timeouts.read_timeout_s, clock=monotonic, transport=http_transport
         )
         self._session = CisSession(self._http, settings, metrics, clock=monotonic, rng=rng)
-        self._tasks = CisTasksApi(self._session, settings)
-        agenda = PollAgenda(policy.poll_min_s, settings.max_concurrent_requests)
-        self._register = CisTaskTracker(settings.name, policy, patience, agenda, monotonic, rng, self._results_wait_s)
+        self._api = CisTasksApi(self._session, settings)
+        self._agenda = PollAgenda(policy.poll_min_s, settings.max_concurrent_requests)
+        self._transport = CisTransport(self._agenda, policy, monotonic, rng)
+        self._tracker: TaskTracker[TrackedCisTask] = TaskTracker(
+            settings.name, policy, timeouts, self._transport, ResultQueue(), monotonic, rng
+        )
         self._outage = Outage(policy, rng)
-        self._looks = CisPoller(self._register, self._tasks, self._session, self.health, self._outage, metrics, clock)
-        self._news = asyncio.Event()
+        self._poller = CisPoller(
+            self._tracker,
+            self._transport,
+            self._api,
+            self._session,
+            self.health,
+            self._outage,
+            metrics,
+            timeouts,
+            self._http.budget,
+            clock,
+        )
+        self._wake_up = asyncio.Event()
         self._wakes_at = math.inf
-        self._running: set[asyncio.Task[None]] = set()
-        self._started_at = -math.inf
+        self._requests: set[asyncio.Task[None]] = set()
+        self._requested_at = -math.inf
         self._early = RequestBudget(_EARLY_PER_S, monotonic, burst=_EARLY_BURST)
         self._pinged_at = -math.inf
         self._answered_at = 0.0
@@ -94,69 +107,71 @@ class CisSource:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Ends what is under way, and the session, within two seconds."""
+        """End the requests that are under way, and the session, within two seconds."""
         if self._loop is not None:
             self._loop.cancel()
-        if self._running:
-            # A connection that is being made would be left open by canceling it.
-            await asyncio.wait(self._running, timeout=self._patience.finish_s)
-        under_way = [*self._running, *([self._loop] if self._loop else [])]
+        if self._requests:
+            # Canceling a connection that is being made would leave it open.
+            await asyncio.wait(self._requests, timeout=self._timeouts.finish_s)
+        under_way = [*self._requests, *([self._loop] if self._loop else [])]
         for task in under_way:
             task.cancel()
         await asyncio.gather(*under_way, return_exceptions=True)
-        self._register.forget_all()
+        self._tracker.close()
         with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(self._patience.logout_s):
+            async with asyncio.timeout(self._timeouts.logout_s):
                 await self._session.close()
         await self._http.close()
 
     @property
     def shared(self) -> SharedVCenter:
-        """What another kind of tasks of this vCenter shares with this one; it must be left first."""
-        return SharedVCenter(self._http, self._session.login_throttle, self.health, self._register.finds)
+        """The parts that another source of the same vCenter uses too. That source must be left first."""
+        return SharedVCenter(self._http, self._session.login_throttle, self.health, self._tracker.results)
 
     @property
     def budget_used(self) -> float:
-        """How much of the budget of requests is spent; above 1 looks get rarer, or requests wait.
+        """The share of the requests that is spent. Above 1, tasks are polled less often or requests wait.
 
-        While looks are stretched so that they fit into the budget, it is never spent for long.
+        While intervals are stretched to fit the budget, it is never spent for long.
         """
-        stretch = self._register.stretch
+        stretch = self._transport.stretch
         return max(self._http.budget.used, stretch if stretch > 1 else 0.0)
 
     # The port
 
     def track(self, task: str, since: float, *, seen: bool, with_result: bool) -> None:
-        self._register.follow(task, self._clock() - since, seen=seen, with_result=with_result)
-        self._news.set()
+        age_s, now = self._clock() - since, self._monotonic()
+        self._tracker.track(TrackedCisTask.with_age(task, age_s, now, seen=seen, with_result=with_result))
+        self._wake_up.set()
 
     def resume(self, task: str) -> None:
-        if self._register.again(task) < self._wakes_at:
-            self._news.set()
+        tracked = self._tracker.resume(task)
+        if tracked is not None and tracked.due < self._wakes_at:
+            self._wake_up.set()
 
     def poll_now(self, task: str) -> None:
-        self._register.hurry(task)
+        self._tracker.poll_now(task)
         if self._outage.is_down:
-            self._register.answer_hurried()
-        self._news.set()
+            self._tracker.report_unreachable()
+        self._wake_up.set()
 
     def forget(self, task: str) -> None:
-        self._register.forget(task)
+        self._tracker.forget(task)
 
     @property
     def absent_count(self) -> int:
-        return self._register.absences.vanished_count
+        return self._tracker.absences.vanished_count
 
     def set_absent_elsewhere(self, count: int) -> None:
-        if self._register.absences.set_vanished_elsewhere(count):
-            self._register.look_around("", _LOOK_AROUND)
-            self._news.set()
+        if self._tracker.absences.set_vanished_elsewhere(count):
+            self._poller.poll_others_now()
+            self._wake_up.set()
 
     def poll_results(self) -> AsyncIterator[list[tuple[str, PollResult]]]:
-        return self._register.finds.batches()
+        return self._tracker.results.batches()
 
     async def cancel(self, task: str) -> None:
-        await self._tasks.cancel_task(task)
+        await self._api.cancel_task(task)
 
     # The loop
 
@@ -165,109 +180,99 @@ class CisSource:
             try:
                 await self._step()
             except Exception:
-                # Whatever it is, the tasks of this vCenter are still to be looked at.
+                # Whatever it is, the tasks of this vCenter must still be polled.
                 log.exception("look_loop_failed", vcenter=self._settings.name)
                 await asyncio.sleep(1.0)
 
     async def _step(self) -> None:
-        """Waits until something is due and may be asked for, and starts the request."""
-        await self._until(self._next_at)
-        register = self._register
-        now = self._monotonic()
-        register.stretch = schedule.stretch(
-            register.demand, self._tasks_a_request(now), self._settings.max_requests_per_second
+        """Wait until something is due and may be asked for, and start the request."""
+        await self._wait_until_due()
+        agenda, now = self._agenda, self._monotonic()
+        tasks_a_request = 1 if agenda.lists_from > now else self._api.list_max
+        self._transport.stretch = schedule.stretch(
+            self._transport.polls_per_s, tasks_a_request, self._settings.max_requests_per_second
         )
-        if now < self._started_at + self._patience.gather_s and not register.agenda.is_queued:
+        if now < self._requested_at + self._timeouts.gather_s and not agenda.has_queued():
             self._early.spend()
-        register.urgent = False
-        register.agenda.queue_due(now)
-        if register.agenda.is_queued and self._http.budget.wait_s() > 0:
+        self._transport.is_prompt = False
+        agenda.queue_due(now)
+        if agenda.has_queued() and self._http.budget.wait_s() > 0:
             return
-        group = register.agenda.next_group(results_first=not self._results_last)
+        group = agenda.next_group(results_first=not self._results_last)
         if group is None:
             if self._ping_at() <= now:
-                self._pinged_at = now  # here: the task begins later, and until then more would be started
+                self._pinged_at = now  # here: the request starts later, and until then more would be started
                 self._start(self._ping)
             return
         self._results_last = group.results
-        batch = register.agenda.take(group, self._looks.at_most(group))
+        batch = agenda.take(group, self._poller.max_tasks(group))
         if batch:
-            self._start(functools.partial(self._looks.ask, group, batch))
+            self._start(functools.partial(self._poller.poll, group, batch))
 
-    async def _until(self, at: Callable[[], float]) -> None:
-        """Waits until the time that `at` tells, asked again whenever there is news."""
+    async def _wait_until_due(self) -> None:
+        """Wait until the next request may go. Ask again when is whenever something wakes the loop."""
         while True:
-            self._news.clear()
-            self._wakes_at = at()
+            self._wake_up.clear()
+            self._wakes_at = self._next_at()
             wait_s = self._wakes_at - self._monotonic()
             if wait_s <= 0:
                 return
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(wait_s if wait_s < math.inf else None):
-                    await self._news.wait()
+                    await self._wake_up.wait()
 
     def _next_at(self) -> float:
-        """When the next request may go; infinity while only news can tell."""
-        agenda = self._register.agenda
-        # While vCenter is down one request at a time asks whether it still is.
+        """Return when the next request may go; infinity if only a wake-up can tell."""
+        # While vCenter is down, one request at a time asks whether it still is.
         in_flight_max = 1 if self._outage.is_down else self._settings.max_concurrent_requests
-        if len(self._running) >= in_flight_max:
+        if len(self._requests) >= in_flight_max:
             return math.inf
-        if len(self._register.finds.waiting) > _FINDS_MAX:
+        if len(self._tracker.results) > _RESULTS_MAX:
             return self._monotonic() + 1.0
-        if agenda.is_queued:
+        if self._agenda.has_queued():
             at = self._monotonic() + self._http.budget.wait_s()
         else:
-            at = min(max(agenda.first(), self._gathered_at()), self._ping_at())
+            goes_early = self._transport.is_prompt and self._early.wait_s() == 0
+            gathered_at = -math.inf if goes_early else self._requested_at + self._timeouts.gather_s
+            at = min(max(self._agenda.first_due(), gathered_at), self._ping_at())
         return max(at, self._outage.retry_at)
 
-    def _gathered_at(self) -> float:
-        """Until when due looks wait for others, so that they go together."""
-        if self._register.urgent and self._early.wait_s() == 0:
-            return -math.inf
-        return self._started_at + self._patience.gather_s
+    def _start(self, request: Callable[[], Coroutine[Any, Any, None]]) -> None:
+        self._requested_at = self._monotonic()
+        task = asyncio.create_task(self._run_request(request, self._requested_at))
+        self._requests.add(task)
+        task.add_done_callback(self._end_request)
 
-    def _tasks_a_request(self, now: float) -> int:
-        return 1 if self._register.agenda.lists_from > now else self._tasks.list_max
+    def _end_request(self, task: asyncio.Task[None]) -> None:
+        self._requests.discard(task)
+        self._wake_up.set()
 
-    def _results_wait_s(self) -> float:
-        """How long results are gathered for: not at all while there are requests enough."""
-        return 0.0 if self._http.budget.is_plentiful else self._patience.gather_results_s
-
-    def _start(self, asking: _Asking) -> None:
-        self._started_at = self._monotonic()
-        task = asyncio.create_task(self._asked(asking, self._started_at))
-        self._running.add(task)
-        task.add_done_callback(self._ended)
-
-    def _ended(self, task: asyncio.Task[None]) -> None:
-        self._running.discard(task)
-        self._news.set()
-
-    async def _asked(self, asking: _Asking, asked_at: float) -> None:
+    async def _run_request(self, request: Callable[[], Coroutine[Any, Any, None]], requested_at: float) -> None:
         try:
-            await asking()
+            await request()
         except VCenterUnavailable as error:
-            self._register.absences.record_outage()
-            self._outage.record_failure(error, asked_at, self._monotonic())
+            self._tracker.absences.record_outage()
+            self._outage.record_failure(error, requested_at, self._monotonic())
             self.health.record_failure(str(error))
-            self._register.answer_hurried()
+            self._tracker.report_unreachable()
         except Exception:
             log.exception("look_failed", vcenter=self._settings.name)
 
-    # While nothing is followed
+    # While no task is tracked
 
     def _ping_at(self) -> float:
-        if self._register.tasks:
+        if self._tracker.tasks:
             return math.inf
-        return self._pinged_at + (0.0 if self._outage.is_down else self._patience.ping_s)
+        return self._pinged_at + (0.0 if self._outage.is_down else self._timeouts.ping_s)
 
     async def _ping(self) -> None:
-        """Asks whether vCenter is there: nothing else may tell while no task of this kind is followed."""
+        """Check that vCenter is there: no poll shows it while no CIS task is tracked."""
         if (self.health.last_good_poll_at or 0.0) > self._answered_at:
-            self.health.record_answer()  # another kind's look was good meanwhile
+            self.health.record_answer()  # a poll of another API was good meanwhile
         elif not await self._session.check():
-            raise VCenterUnavailable(f"vCenter {self._settings.name} doesn't answer for the session that it gave.")
+            raise VCenterUnavailable(
+                f"vCenter {self._settings.name} doesn't answer for the session that it gave to the bridge."
+            )
         else:
             self.health.record_good_poll(self._clock())
         self._answered_at = self.health.last_good_poll_at or 0.0

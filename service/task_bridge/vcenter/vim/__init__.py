@@ -1,11 +1,13 @@
-"""Classic vim tasks (`task-123`) of a vCenter, over SOAP at `/sdk`: `VimSource` is the port `TaskSource` for them.
+"""Classic tasks (`task-123`) of a vCenter, over SOAP at `/sdk`: `VimSource` follows them.
 
-source     the port, and when what is asked     looks     what follows from an answer
-push       one collector, one view, one wait     methods   the API's methods that are used
-session    one session of its own                soap      envelopes, faults
-reading    from TaskInfo to a task               followed  where each task is between two looks
+source      the loop, and the listener that waits for updates
+transport   what the view lists, and when a task is polled by itself: the port `PollTransport`
+poller      what follows from updates and answers     push        one collector, one view, one wait
+questions   the questions of VMs, polled separately while a VM is locked
+api         the API's methods that are used           taskinfo    from TaskInfo to a task
+session     one session of its own                    soap        envelopes and faults
 
-HTTP, budget, health and proof of absence are those of `link/`, shared with the CIS tasks of the same vCenter.
+HTTP, budget, health, absences and the lifecycle of a tracked task are in `vcenter/`, shared with CIS tasks.
 """
 
 from .source import VimSource

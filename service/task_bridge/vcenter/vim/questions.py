@@ -1,4 +1,4 @@
-"""The questions of VMs, asked by themselves: a VM that is kept locked then holds up other questions alone."""
+"""The questions of VMs, which block tasks, and how they are polled separately while a VM is locked."""
 
 from __future__ import annotations
 
@@ -11,83 +11,132 @@ import structlog
 from ...domain.errors import VCenterUnavailable
 from ..policy import VimTimeouts
 from . import api
+from .api import ObjectState
 from .session import VimSession
-from .tracker import VimTaskTracker
+from .taskinfo import Question
 
 log = structlog.get_logger(__name__)
 
-_FEW_SLOTS = 2
-"""So many are taken by the wait for updates and by the asking about tasks."""
+_SLOTS_TAKEN = 2
+"""The wait for updates and the polls of tasks take a request each."""
+
+
+class VmQuestions:
+    """The VMs that running tasks work on, and the question that each VM waits for an answer to."""
+
+    def __init__(self) -> None:
+        self._tasks: dict[str, set[str]] = {}
+        self._questions: dict[str, Question] = {}
+
+    @property
+    def vms(self) -> list[str]:
+        return list(self._tasks)
+
+    def get(self, vm: str | None) -> Question | None:
+        return self._questions.get(vm or "")
+
+    def put(self, vm: str, question: Question | None) -> None:
+        if question is None:
+            self._questions.pop(vm, None)
+        elif vm in self._tasks:
+            self._questions[vm] = question
+
+    def has_tasks(self, vm: str) -> bool:
+        return vm in self._tasks
+
+    def tasks_on(self, vm: str) -> list[str]:
+        """Return the tasks that a question of this VM blocks."""
+        return list(self._tasks.get(vm, ()))
+
+    def add_task(self, vm: str, task: str) -> bool:
+        """Record that the task works on this VM. Return True if it is the only one."""
+        tasks = self._tasks.setdefault(vm, set())
+        tasks.add(task)
+        return len(tasks) == 1
+
+    def remove_task(self, vm: str, task: str) -> bool:
+        """Record that the task no longer works on this VM. Return True if no other task does."""
+        if vm not in self._tasks:
+            return False
+        self._tasks[vm].discard(task)
+        if self._tasks[vm]:
+            return False
+        del self._tasks[vm]
+        self._questions.pop(vm, None)
+        return True
 
 
 class QuestionPoller:
-    """Asks while `VimTaskTracker.apart`. `may_ask` says whether vCenter answers at all; `news` wakes up who tends."""
+    """Polls of questions alone: a VM that is kept locked then holds up other questions, but no task.
+
+    `may_poll` returns True while vCenter answers at all. `apply` takes what vCenter shows. `rejoin` is called when
+    questions can be polled together with tasks again. `wake_up` wakes the source's loop.
+    """
 
     def __init__(
         self,
         vcenter: str,
         session: VimSession,
-        looks: VimTaskTracker,
-        patience: VimTimeouts,
+        questions: VmQuestions,
+        timeouts: VimTimeouts,
         slots: int,
-        may_ask: Callable[[], bool],
-        news: Callable[[], object],
+        *,
+        may_poll: Callable[[], bool],
+        apply: Callable[[list[ObjectState]], None],
+        rejoin: Callable[[], None],
+        wake_up: Callable[[], None],
     ) -> None:
         self._vcenter = vcenter
         self._session = session
-        self._looks = looks
-        self._held_s = patience.vm_timeout_s
-        self._apart_s = patience.separate_questions_s
-        self._may_ask = may_ask
-        self._news = news
-        # Without a slot of its own a long question would hold the tasks up again.
-        is_tight = slots <= _FEW_SLOTS
-        self._read_s = patience.vm_timeout_s if is_tight else None
-        self._pause_s = (
-            max(patience.pull_interval_s, 5 * patience.vm_timeout_s) if is_tight else patience.pull_interval_s
-        )
-        self._asking: asyncio.Task[None] | None = None
+        self._questions = questions
+        self._timeouts = timeouts
+        self._may_poll = may_poll
+        self._apply = apply
+        self._rejoin = rejoin
+        self._wake_up = wake_up
+        # Without a slot of its own a long poll would hold up the tasks again.
+        is_tight = slots <= _SLOTS_TAKEN
+        interval_s, timeout_s = timeouts.pull_interval_s, timeouts.vm_timeout_s
+        self._read_timeout_s = timeout_s if is_tight else None
+        self._pause_s = max(interval_s, 5 * timeout_s) if is_tight else interval_s
+        self._loop: asyncio.Task[None] | None = None
 
-    def begin(self) -> None:
-        """Unless it goes on. Raises what ended it, which is a bug."""
-        if self._asking is None:
-            self._asking = asyncio.create_task(self._ask())
-        elif self._asking.done():
-            asking, self._asking = self._asking, None
-            asking.result()
+    def ensure_running(self) -> None:
+        """Start polling unless it goes on. Raise what ended it, which is a bug."""
+        if self._loop is None:
+            self._loop = asyncio.create_task(self._run())
+        elif self._loop.done():
+            loop, self._loop = self._loop, None
+            loop.result()
 
-    async def end(self) -> None:
-        """Nobody needs the answers any more."""
-        asking, self._asking = self._asking, None
-        if asking is not None:
-            asking.cancel()
-            await asyncio.gather(asking, return_exceptions=True)
+    async def stop(self) -> None:
+        loop, self._loop = self._loop, None
+        if loop is not None:
+            loop.cancel()
+            await asyncio.gather(loop, return_exceptions=True)
 
-    async def _ask(self) -> None:
-        until = time.monotonic() + self._apart_s
+    async def _run(self) -> None:
+        until = time.monotonic() + self._timeouts.separate_questions_s
         while True:
             await asyncio.sleep(self._pause_s)
-            if await self._is_well() and time.monotonic() >= until:
+            vms, all_prompt = self._questions.vms, True
+            for first in range(0, len(vms), api.OBJECTS_MAX):
+                all_prompt = await self._poll(vms[first : first + api.OBJECTS_MAX]) and all_prompt
+            if all_prompt and time.monotonic() >= until:
                 break
-        self._asking = None
-        self._looks.poll_questions_with_tasks()
-        self._news()
+        self._loop = None
+        self._rejoin()
+        self._wake_up()
 
-    async def _is_well(self) -> bool:
-        """Asks once; whether all answers came as soon as they must when tasks wait for them."""
-        vms, well = self._looks.questions.vms, True
-        for first in range(0, len(vms), api.OBJECTS_MAX):
-            well = await self._is_answered(vms[first : first + api.OBJECTS_MAX]) and well
-        return well
-
-    async def _is_answered(self, vms: list[str]) -> bool:
-        if not self._may_ask():
+    async def _poll(self, vms: list[str]) -> bool:
+        """Poll the questions once. Return True if the answer came as soon as it must when tasks wait for it."""
+        if not self._may_poll():
             return False
-        began = time.monotonic()
+        started_at = time.monotonic()
         try:
-            self._looks.answers(await api.fetch_objects(self._session, (), vms, self._read_s))
+            self._apply(await api.fetch_objects(self._session, (), vms, self._read_timeout_s))
         except VCenterUnavailable as error:
             log.debug("questions_not_answered", vcenter=self._vcenter, reason=str(error))
-            self._news()  # the session may have ended
+            self._wake_up()  # the session may have ended
             return False
-        return time.monotonic() - began <= self._held_s
+        return time.monotonic() - started_at <= self._timeouts.vm_timeout_s

@@ -1,7 +1,7 @@
-"""The classic tasks of one vCenter: `TaskSource` over SOAP, by push where it works and by pull where it doesn't.
+"""The classic tasks of one vCenter over SOAP: pushed where that works, pulled where it doesn't.
 
-Two tasks share the work while anything is followed. One tends: it logs in, lists what is followed in the view, asks
-about single tasks. The other only waits for updates. Whatever ends the waiting, tending begins it anew.
+While anything is tracked, two asyncio tasks share the work. The loop logs in, lists what is tracked in the view and
+polls single tasks. The listener only waits for updates; whatever ends it, the loop starts it again.
 """
 
 from __future__ import annotations
@@ -22,85 +22,83 @@ from ...domain.errors import VCenterUnavailable
 from ...domain.ports import PollResult
 from ...domain.task import TaskIdentity
 from ...metrics import Metrics
-from ..absence import Absences
 from ..backoff import Outage
 from ..http import RequestBudget
 from ..policy import TIMEOUTS, VIM_TIMEOUTS, PollPolicy, Timeouts, VCenterConfig, VimTimeouts
 from ..shared import SharedVCenter
+from ..tracked_task import TaskTracker
 from . import api
 from .api import VmTimeout
+from .poller import VimPoller
 from .push import Push
 from .questions import QuestionPoller
 from .session import SessionEnded, VimSession
 from .soap import SoapFault
-from .tracker import VimTaskTracker
+from .transport import TrackedVimTask, VimTransport
 
 log = structlog.get_logger(__name__)
 
-Way = Literal["auto", "push", "pull"]
+VimMode = Literal["auto", "push", "pull"]
 
 
 class VimSource:
-    """`async with VimSource(link, settings, …) as source:` follows; leaving it logs out. The link is left later."""
+    """The classic tasks of one vCenter, followed until it is left, which must be before `shared` closes.
+
+    `async with VimSource(shared, settings, …) as source:`
+    """
 
     def __init__(
         self,
-        link: SharedVCenter,
+        shared: SharedVCenter,
         settings: VCenterConfig,
         policy: PollPolicy,
         metrics: Metrics,
         *,
-        way: Way = "auto",
+        mode: VimMode = "auto",
         clock: Callable[[], float] = time.time,
         monotonic: Callable[[], float] = time.monotonic,
         rng: random.Random | None = None,
-        patience: Timeouts = TIMEOUTS,
-        vim_patience: VimTimeouts = VIM_TIMEOUTS,
+        timeouts: Timeouts = TIMEOUTS,
+        vim_timeouts: VimTimeouts = VIM_TIMEOUTS,
     ) -> None:
-        rng = rng or random.Random()  # noqa: S311 - spreads looks in time
+        rng = rng or random.Random()  # noqa: S311 - spreads polls in time
         self._name = settings.name
         # The wait keeps a request under way: the others need one beside it.
-        self._way: Way = "pull" if settings.max_concurrent_requests == 1 else way
-        self._link = link
-        self._patience = vim_patience
-        self._logout_s = patience.logout_s
+        self._mode: VimMode = "pull" if settings.max_concurrent_requests == 1 else mode
+        self._health = shared.health
+        self._timeouts = vim_timeouts
+        self._logout_s = timeouts.logout_s
         self._monotonic = monotonic
-        self._session = VimSession(link, settings)
-        absences = Absences(policy.not_found_grace_s, patience)
-        self._absences = absences
-        self._looks = VimTaskTracker(
-            settings.name,
-            self._session,
-            link.finds,
-            link.health,
-            absences,
-            policy,
-            vim_patience,
-            metrics,
-            monotonic,
-            clock,
-            rng,
+        self._session = VimSession(shared, settings)
+        self._transport = VimTransport(settings.name, policy, monotonic)
+        self._tracker: TaskTracker[TrackedVimTask] = TaskTracker(
+            settings.name, policy, timeouts, self._transport, shared.results, monotonic, rng
+        )
+        self._poller = VimPoller(
+            self._tracker, self._transport, self._session, shared.health, vim_timeouts, metrics, clock
         )
         self._outage = Outage(policy, rng)
-        self._pace = RequestBudget(vim_patience.updates_per_s, monotonic, burst=vim_patience.updates_burst)
+        self._pace = RequestBudget(vim_timeouts.updates_per_s, monotonic, burst=vim_timeouts.updates_burst)
         self._push: Push | None = None
-        self._listening: asyncio.Task[None] | None = None
-        self._lost: deque[float] = deque(maxlen=vim_patience.push_losses_max)
+        self._push_lost_at: deque[float] = deque(maxlen=vim_timeouts.push_losses_max)
         self._pull_until = -math.inf
-        self._pulled_at = self._used_at = self._modified_at = -math.inf
-        self._labels_of = self._endings = 0
-        self._is_in_trouble = False
-        self._news = asyncio.Event()
-        self._apart = QuestionPoller(
+        self._pulled_at = self._used_at = self._view_changed_at = -math.inf
+        self._labels_session = self._sessions_ended = 0
+        self._is_failing = False
+        self._wake_up = asyncio.Event()
+        self._question_poller = QuestionPoller(
             settings.name,
             self._session,
-            self._looks,
-            vim_patience,
+            self._transport.questions,
+            vim_timeouts,
             settings.max_concurrent_requests,
-            lambda: self._session.is_open and not self._outage.is_down,
-            self._news.set,
+            may_poll=lambda: self._session.is_open and not self._outage.is_down,
+            apply=self._poller.apply_questions,
+            rejoin=self._transport.poll_questions_with_tasks,
+            wake_up=self._wake_up.set,
         )
         self._loop: asyncio.Task[None] | None = None
+        self._listener: asyncio.Task[None] | None = None
 
     async def __aenter__(self) -> Self:
         self._loop = asyncio.create_task(self._run())
@@ -109,9 +107,9 @@ class VimSource:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        await _ended(self._loop)
-        await _ended(self._listening)
-        await self._apart.end()
+        await _cancel(self._loop)
+        await _cancel(self._listener)
+        await self._question_poller.stop()
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(self._logout_s):
                 await self._session.close_for_good()
@@ -119,240 +117,239 @@ class VimSource:
     # The port
 
     def track(self, task: str, since: float, *, seen: bool, birth: TaskIdentity | None) -> None:
-        self._looks.follow(task, since, birth, seen=seen)
-        self._news.set()
+        self.forget(task)
+        self._tracker.track(TrackedVimTask(task, seen, since=since, identity=birth, awaits_question=seen))
+        self._wake_up.set()
 
     def resume(self, task: str) -> None:
-        self._looks.again(task)
-        if self._looks.next_at < math.inf:
-            self._news.set()
+        tracked = self._tracker.resume(task)
+        if tracked is not None and tracked.task is not None:
+            self._poller.report_change(tracked)  # updates may have come while it was parked
+        if self._transport.next_at < math.inf:
+            self._wake_up.set()
 
     def poll_now(self, task: str) -> None:
-        self._looks.hurry(task)
+        self._tracker.poll_now(task)
         if self._outage.is_down:
-            self._looks.answer_hurried()
-        self._news.set()
+            self._tracker.report_unreachable()
+        self._wake_up.set()
 
     def forget(self, task: str) -> None:
-        self._looks.forget(task)
-        if not self._looks.tasks:
-            self._news.set()
+        if self._tracker.forget(task):
+            self._poller.update_health()
+        if not self._tracker.tasks:
+            self._wake_up.set()
 
     @property
     def absent_count(self) -> int:
-        return self._absences.vanished_count
+        return self._tracker.absences.vanished_count
 
     def set_absent_elsewhere(self, count: int) -> None:
-        if self._absences.set_vanished_elsewhere(count):
+        if self._tracker.absences.set_vanished_elsewhere(count):
             self._pulled_at = -math.inf
-            self._news.set()
+            self._wake_up.set()
 
     def poll_results(self) -> AsyncIterator[list[tuple[str, PollResult]]]:
-        return self._link.finds.batches()
+        return self._tracker.results.batches()
 
     async def cancel(self, task: str) -> None:
-        self._used_at = self._monotonic()
-        self._news.set()
+        self._note_use()
         try:
             await api.cancel_task(self._session, task)
         except SessionEnded:
             await api.cancel_task(self._session, task)
 
     async def fetch_identity(self, task: str) -> TaskIdentity | None:
-        """What the task that has this id now is by its birth, None where there is none.
-
-        Raises VCenterUnavailable.
-        """
-        self._used_at = self._monotonic()
-        self._news.set()
+        """Return the identity of the task that has this id now, None if there is none. Raises VCenterUnavailable."""
+        self._note_use()
         try:
-            return await self._looks.birth(task)
+            return await self._poller.fetch_identity(task)
         except SessionEnded:
-            return await self._looks.birth(task)
+            return await self._poller.fetch_identity(task)
 
-    # Tending
+    def _note_use(self) -> None:
+        """Keep the session open for a while, though no task may be tracked."""
+        self._used_at = self._monotonic()
+        self._wake_up.set()
+
+    # The loop
 
     async def _run(self) -> None:
         while True:
             try:
                 await self._step()
             except Exception:
-                # Whatever it is, the tasks of this vCenter are still to be looked at.
+                # Whatever it is, the tasks of this vCenter must still be polled.
                 log.exception("look_loop_failed", vcenter=self._name, api="vim")
                 await asyncio.sleep(1.0)
 
     async def _step(self) -> None:
-        await self._until_due()
-        now = self._monotonic()
-        if not self._looks.tasks:
-            await self._rest(now)
-            return
-        try:
-            await self._tend(now)
-        except Exception as error:
-            if (self._is_deaf and not isinstance(error, SessionEnded)) or isinstance(error, SoapFault):
-                await self._push_lost(error)
-            if not isinstance(error, VCenterUnavailable):
-                raise
-            if isinstance(error, SessionEnded):
-                await self._stop_listening()  # what belonged to the session is gone too
-                self._endings += 1
-            if not isinstance(error, SessionEnded) or self._endings > 1:
-                self._failed(error, now)
-
-    async def _until_due(self) -> None:
         while (wait_s := self._next_at() - self._monotonic()) > 0:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(wait_s if wait_s < math.inf else None):
-                    await self._news.wait()
-            self._news.clear()
+                    await self._wake_up.wait()
+            self._wake_up.clear()
+        now = self._monotonic()
+        if not self._tracker.tasks:
+            await self._rest(now)
+            return
+        try:
+            await self._do_due(now)
+        except Exception as error:
+            await self._handle_failure(error, now)
 
     def _next_at(self) -> float:
-        """When there is something to do, unless news come before."""
-        looks = self._looks
-        if not looks.tasks:
-            if self._is_in_trouble:
-                return -math.inf  # of which nobody will hear the end
-            return self._used_at + self._patience.idle_logout_s if self._session.is_open else math.inf
-        at = min(looks.next_at, self._pulled_at + self._pull_every_s)
+        """Return when there is something to do, unless a wake-up comes before."""
+        if not self._tracker.tasks:
+            if self._is_failing:
+                return -math.inf  # nothing would show the end of the failure
+            return self._used_at + self._timeouts.idle_logout_s if self._session.is_open else math.inf
+        at = min(self._transport.next_at, self._pulled_at + self._pull_interval_s)
         if self._is_pushing:
+            view = self._transport.view
             if self._awaits_vms and self._push is not None:
-                at = min(at, self._push.untold_until)
-            elif looks.to_add or len(looks.to_remove) > api.OBJECTS_MAX:
-                at = min(at, self._modified_at + self._patience.gather_s)
-            if self._is_deaf or self._push is None or not self._push.is_current or self._is_held_up:
+                at = min(at, self._push.vms_due_at)
+            elif view.to_add or len(view.to_remove) > api.OBJECTS_MAX:
+                at = min(at, self._view_changed_at + self._timeouts.gather_s)
+            if self._has_listener_ended or self._needs_new_view:
                 at = -math.inf
         return max(at, self._outage.retry_at)
 
     @property
     def _is_pushing(self) -> bool:
-        return self._way == "push" or (self._way == "auto" and self._monotonic() >= self._pull_until)
+        return self._mode == "push" or (self._mode == "auto" and self._monotonic() >= self._pull_until)
 
     @property
-    def _is_deaf(self) -> bool:
-        """Whether the wait for updates has ended."""
-        return self._listening is not None and self._listening.done()
+    def _has_listener_ended(self) -> bool:
+        return self._listener is not None and self._listener.done()
 
     @property
     def _awaits_vms(self) -> bool:
-        """Whether the view lists VMs that weren't told of yet: a change of it might have to wait for them."""
-        return self._push is not None and any(map(self._looks.questions.is_of_interest, self._push.untold))
+        """True while listed VMs haven't been shown yet: a change of the view might have to wait for them."""
+        return self._push is not None and any(map(self._transport.questions.has_tasks, self._push.unreported_vms))
 
     @property
-    def _is_held_up(self) -> bool:
-        """Whether VMs are listed that hold up, or may hold up, the tasks."""
-        return self._looks.apart and self._push is not None and self._push.lists_vms
+    def _needs_new_view(self) -> bool:
+        """True without a view of this session, or if it lists VMs that may hold up the tasks."""
+        push = self._push
+        return push is None or not push.is_current or (self._transport.separate_questions and push.has_listed_vms)
 
     @property
-    def _pull_every_s(self) -> float:
-        return self._patience.safety_pull_interval_s if self._is_pushing else self._patience.pull_interval_s
+    def _pull_interval_s(self) -> float:
+        return self._timeouts.safety_pull_interval_s if self._is_pushing else self._timeouts.pull_interval_s
 
     async def _rest(self, now: float) -> None:
-        """Nobody needs the session any more, after a while in which somebody may."""
-        if now >= self._used_at + self._patience.idle_logout_s:
+        """Log out if nobody has used the session for a while."""
+        if now >= self._used_at + self._timeouts.idle_logout_s:
             await self._stop_listening()
-            await self._apart.end()
-            self._looks.poll_questions_with_tasks()
+            await self._question_poller.stop()
+            self._transport.poll_questions_with_tasks()
             await self._session.close()
-        self._link.health.forget_provider("vim")
+        self._health.forget_provider("vim")
         self._outage.record_answer(now)
-        self._is_in_trouble = False
+        self._is_failing = False
 
-    async def _tend(self, now: float) -> None:
-        """Everything that is due now. Raises VCenterUnavailable, and whatever ended the wait for updates."""
-        if self._listening is not None and self._is_deaf:
-            self._listening.result()
+    async def _do_due(self, now: float) -> None:
+        """Do everything that is due. Raises VCenterUnavailable, and whatever ended the listener."""
+        if self._listener is not None and self._listener.done():
+            self._listener.result()
         self._used_at = now
         await self._session.ensure_logged_in()
-        if self._labels_of != self._session.number:
-            self._looks.labels = await api.fetch_labels(self._session)
-            self._labels_of = self._session.number
-        if self._awaits_vms and self._push is not None and now >= self._push.untold_until:
-            self._looks.poll_questions_separately()
-        if self._looks.apart:
-            self._apart.begin()
+        if self._labels_session != self._session.number:
+            self._poller.labels = await api.fetch_labels(self._session)
+            self._labels_session = self._session.number
+        if self._awaits_vms and self._push is not None and now >= self._push.vms_due_at:
+            self._transport.poll_questions_separately()
+        if self._transport.separate_questions:
+            self._question_poller.ensure_running()
         if self._is_pushing:
-            await self._list()
+            await self._update_view()
         else:
             await self._stop_listening()
-        await self._ask(now)
-        self._endings = 0
+        await self._poll_due(now)
+        self._sessions_ended = 0
         self._outage.record_answer(self._monotonic())
 
-    async def _list(self) -> None:
-        """Begins to listen where nobody does, and brings the view up to date."""
-        looks = self._looks
-        if self._push is None or not self._push.is_current or self._is_held_up:
+    async def _poll_due(self, now: float) -> None:
+        """Poll the tasks that are due by themselves and, from time to time, others: beside push some, in turn."""
+        due = self._transport.find_due(now)
+        if now >= self._pulled_at + self._pull_interval_s:
+            at_most = api.OBJECTS_MAX if self._is_pushing and self._pulled_at > -math.inf else None
+            due = list(dict.fromkeys([*due, *self._poller.next_in_turn(at_most)]))
+            self._pulled_at = now
+        for first in range(0, len(due), api.OBJECTS_MAX):
+            await self._poller.poll(due[first : first + api.OBJECTS_MAX])
+
+    async def _handle_failure(self, error: Exception, now: float) -> None:
+        """Give up what the failure ended. Raise an error that is a bug."""
+        has_session_ended = isinstance(error, SessionEnded)
+        if (self._has_listener_ended and not has_session_ended) or isinstance(error, SoapFault):
+            await self._lose_push(error)
+        if not isinstance(error, VCenterUnavailable):
+            raise error
+        if has_session_ended:
+            await self._stop_listening()  # what belonged to the session is gone too
+            self._sessions_ended += 1
+        if not has_session_ended or self._sessions_ended > 1:
+            self._tracker.absences.record_outage()
+            self._outage.record_failure(error, now, self._monotonic())
+            self._health.record_failure(str(error), "vim")
+            self._is_failing = True
+            self._tracker.report_unreachable()
+
+    # Push
+
+    async def _update_view(self) -> None:
+        """Create the view if there is none, bring it up to date, and start the listener."""
+        transport = self._transport
+        if self._push is None or self._needs_new_view:
             before = self._push
             await self._stop_listening()
             if before is not None and before.is_current:
                 await before.close()
-            push = await Push.open(self._session, self._pace, self._patience.vm_timeout_s)
-            looks.list_all()
+            push = await Push.open(self._session, self._pace, self._timeouts.vm_timeout_s)
+            transport.list_all([tracked.ref for tracked in self._tracker.tasks.values()])
             self._push, self._pulled_at = push, self._monotonic()
-        if (looks.to_add or looks.to_remove) and not self._awaits_vms:
-            add, looks.to_add = list(looks.to_add), {}
-            remove, looks.to_remove = list(looks.to_remove), {}
-            self._modified_at = self._monotonic()
+        if transport.view and not self._awaits_vms:
+            add, remove = transport.view.take()
+            self._view_changed_at = self._monotonic()
             try:
-                looks.unresolved(await self._push.modify(add, remove))
+                self._poller.poll_refs(await self._push.modify(add, remove))
             except VmTimeout:
-                looks.poll_questions_separately()  # and all is listed anew
+                transport.poll_questions_separately()  # and a new view lists everything
             except BaseException:
-                looks.relist(add, remove)
+                transport.view.put_back(add, remove)
                 raise
-        if self._listening is None:
-            self._listening = asyncio.create_task(self._listen(self._push))
+        if self._listener is None:
+            self._listener = asyncio.create_task(self._listen(self._push))
 
     async def _listen(self, push: Push) -> None:
         try:
-            async for shown in push.updates():
-                self._looks.updates(shown)
-                if self._looks.next_at < math.inf or self._looks.to_add:
-                    self._news.set()
+            async for objects in push.updates():
+                self._poller.apply_updates(objects)
+                if self._transport.next_at < math.inf or self._transport.view.to_add:
+                    self._wake_up.set()
         finally:
-            self._news.set()
+            self._wake_up.set()
 
     async def _stop_listening(self) -> None:
-        listening, self._listening, self._push = self._listening, None, None
-        await _ended(listening)
+        listener, self._listener, self._push = self._listener, None, None
+        await _cancel(listener)
 
-    async def _push_lost(self, error: Exception) -> None:
-        """Listening has ended or can't begin. Too often in a while, and it is given up for a longer one."""
+    async def _lose_push(self, error: Exception) -> None:
+        """Stop listening. After several losses in a while, pull instead for some time."""
         await self._stop_listening()
-        now = self._monotonic()
-        self._lost.append(now)
+        now, timeouts, lost_at = self._monotonic(), self._timeouts, self._push_lost_at
+        lost_at.append(now)
         log.info("push_lost", vcenter=self._name, reason=str(error))
-        often = (
-            len(self._lost) == self._patience.push_losses_max
-            and now - self._lost[0] <= self._patience.push_losses_window_s
-        )
-        if often and self._way == "auto" and self._is_pushing:
-            self._pull_until = now + self._patience.push_retry_s
-            self._lost.clear()
-            log.warning("push_given_up", vcenter=self._name, for_s=self._patience.push_retry_s, reason=str(error))
-
-    async def _ask(self, now: float) -> None:
-        """Asks about those that are due, and where it is time for that about the others: beside push about some of
-        them, in turn.
-        """
-        those = self._looks.due(now)
-        if now >= self._pulled_at + self._pull_every_s:
-            few = self._is_pushing and self._pulled_at > -math.inf
-            those = list(dict.fromkeys([*those, *self._looks.in_turn(api.OBJECTS_MAX if few else None)]))
-            self._pulled_at = now
-        for first in range(0, len(those), api.OBJECTS_MAX):
-            await self._looks.ask(those[first : first + api.OBJECTS_MAX])
-
-    def _failed(self, error: VCenterUnavailable, now: float) -> None:
-        self._absences.record_outage()
-        self._outage.record_failure(error, now, self._monotonic())
-        self._link.health.record_failure(str(error), "vim")
-        self._is_in_trouble = True
-        self._looks.answer_hurried()
+        is_frequent = len(lost_at) == timeouts.push_losses_max and now - lost_at[0] <= timeouts.push_losses_window_s
+        if is_frequent and self._mode == "auto" and self._is_pushing:
+            self._pull_until = now + timeouts.push_retry_s
+            lost_at.clear()
+            log.warning("push_given_up", vcenter=self._name, for_s=timeouts.push_retry_s, reason=str(error))
 
 
-async def _ended(task: asyncio.Task[None] | None) -> None:
+async def _cancel(task: asyncio.Task[None] | None) -> None:
     if task is not None:
         task.cancel()
         await asyncio.gather(task, return_exceptions=True)

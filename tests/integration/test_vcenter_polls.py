@@ -15,7 +15,7 @@ from task_bridge.simulator import faults, scenarios
 from task_bridge.simulator.app import SimulatedVCenter
 from task_bridge.simulator.options import Options
 from task_bridge.vcenter.cis import PollPolicy
-from vcenter_lab import PATIENCE, lab
+from vcenter_lab import SHORT_TIMEOUTS, lab
 
 
 @pytest.mark.parametrize("renderings", ["both", "api", "rest", "vcsim"])
@@ -221,7 +221,7 @@ async def test_a_list_is_tried_again_later_for_an_id_that_no_list_took() -> None
 
 async def test_without_a_list_every_task_is_asked_for_by_get_and_the_list_tried_again_later() -> None:
     vcenter = SimulatedVCenter(Options(list_enabled=False))
-    async with lab(vcenter, patience=PATIENCE._replace(relist_s=1.0)) as it:
+    async with lab(vcenter, timeouts=SHORT_TIMEOUTS._replace(relist_s=1.0)) as it:
         tasks = [vcenter.create(scenarios.succeeds(after_s=0.3)) for _ in range(5)]
         running = vcenter.create(scenarios.runs_forever())
         it.follow(*tasks, running)

@@ -1,0 +1,314 @@
+"""Pulls and pushed updates of classic tasks, and what follows from them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from itertools import islice
+from typing import NamedTuple
+
+import structlog
+
+from ...domain.ports import UNCHANGED
+from ...domain.task import TaskError, TaskIdentity
+from ...logs import FailureLog
+from ...metrics import Metrics
+from ..health import VCenterHealthTracker
+from ..http import AnswerTooLarge
+from ..policy import VimTimeouts
+from ..tracked_task import FORGOTTEN, PARKED, TaskTracker
+from . import api
+from .api import ObjectState, VmTimeout
+from .session import VimSession
+from .soap import Ref, SoapFault, UnreadableXml
+from .taskinfo import build_task, parse_identity
+from .transport import TrackedVimTask, VimTransport
+
+log = structlog.get_logger(__name__)
+
+_NOT_FOUND = TaskError("ManagedObjectNotFound", "The task object has been deleted, or never was.")
+_OTHER = TaskError("ManagedObjectNotFound", "vCenter was restarted and gave the id to another task.")
+_SKEW_S = 3_600.0
+"""How far vCenter's clock may be from ours when its history is searched by time."""
+
+
+class _Missing(NamedTuple):
+    """A tracked task that vCenter didn't show, and why."""
+
+    tracked: TrackedVimTask
+    answer: TaskError
+    is_denied: bool = False
+
+
+class VimPoller:
+    """Updates and polls of one vCenter's tasks, which it hands to their tracker. `labels`: of description ids."""
+
+    def __init__(
+        self,
+        tracker: TaskTracker[TrackedVimTask],
+        transport: VimTransport,
+        session: VimSession,
+        health: VCenterHealthTracker,
+        timeouts: VimTimeouts,
+        metrics: Metrics,
+        wall_clock: Callable[[], float],
+    ) -> None:
+        self.labels: dict[str, str] = {}
+        self._tracker = tracker
+        self._absences = tracker.absences
+        self._transport = transport
+        self._session = session
+        self._health = health
+        self._timeouts = timeouts
+        self._polled = metrics.looks.labels(tracker.vcenter)
+        self._poll_min_s, self._poll_max_s = transport.policy.poll_min_s, transport.policy.poll_max_s
+        self._clock = transport.clock
+        self._wall_clock = wall_clock
+        self._unchanged_reported_at = self._clock()
+        self._history_log = FailureLog(log, "history_unavailable", "history_available_again")
+        self._to_report: dict[str, TrackedVimTask] = {}
+
+    # Push
+
+    def apply_updates(self, objects: list[ObjectState]) -> None:
+        """Apply an update set. What it doesn't show is unchanged."""
+        now = self._clock()
+        self._record_good_poll(now)
+        self._polled.inc(len(objects))
+        for one in objects:
+            if (tracked := self._tracker.tasks.get(one.ref.id)) is not None:
+                tracked.updated_at = now
+            if (missing := self._apply(one)) is not None:
+                self._transport.poll_at(missing.tracked, now)  # an answer about it alone decides
+        self._report_changes()
+        if now - self._unchanged_reported_at >= self._poll_max_s:
+            self._unchanged_reported_at = now
+            pushed = [one for one in self._tracker.tasks.values() if one.due is None and one.task is not None]
+            self._tracker.results.put_all([(one.id, UNCHANGED) for one in pushed if one.phase != PARKED])
+
+    def poll_refs(self, refs: Iterable[Ref]) -> None:
+        """Poll the tasks among objects that the view couldn't list, because vCenter doesn't have them."""
+        for ref in refs:
+            if ref.type == "Task" and (tracked := self._tracker.tasks.get(ref.id)):
+                self._transport.poll_at(tracked, self._clock())
+
+    # Polls
+
+    def next_in_turn(self, at_most: int | None) -> list[TrackedVimTask]:
+        """Return all tasks, or so many whose turn was the longest ago."""
+        tasks = self._tracker.tasks
+        turn = list(islice(tasks.values(), at_most))
+        if len(turn) < len(tasks):
+            for tracked in turn:
+                tasks[tracked.id] = tasks.pop(tracked.id)
+        return turn
+
+    async def poll(self, those: list[TrackedVimTask]) -> None:
+        """Poll these tasks, and the VMs whose questions may block them. Raises VCenterUnavailable."""
+        started_at = self._clock()
+        for tracked in those:
+            # Unless the answer shows it, the task is polled again, whatever happens.
+            self._transport.poll_at(tracked, started_at + self._poll_min_s)
+        missing = {one.id: _Missing(one, _NOT_FOUND) for one in those}
+        with_vm = [one for one in those if one.vm]
+        objects = await self._fetch([one.id for one in those], missing, failures=[])
+        shown = self._apply_answer(objects, missing, started_at)
+        for tracked in with_vm:
+            tracked.awaits_question = False
+        self._report_changes()
+        for tracked in shown:
+            if not (tracked.failures or tracked.awaits_question):
+                if tracked.phase != PARKED:
+                    self._tracker.report_unchanged([tracked])
+                self._transport.cancel_poll(tracked)
+        await self._handle_missing([one for one in missing.values() if one.tracked.phase != FORGOTTEN])
+
+    async def _fetch(
+        self, tasks: list[str], missing: dict[str, _Missing], failures: list[Exception]
+    ) -> list[ObjectState]:
+        """Fetch the tasks and their VMs, by halves if the answer is refused or can't be read.
+
+        The task that is to blame is alone at last. It is unreadable and not `missing`.
+        """
+        found = [one for task in tasks if (one := self._tracker.tasks.get(task))]
+        vms = set() if self._transport.separate_questions else {one.vm for one in found if one.vm}
+        try:
+            objects = await api.fetch_objects(self._session, tasks, vms, self._timeouts.vm_timeout_s)
+        except VmTimeout:
+            self._transport.poll_questions_separately()
+            return await self._fetch(tasks, missing, failures)
+        except (UnreadableXml, AnswerTooLarge, SoapFault) as error:
+            failures.append(error)
+            if len(failures) > 4 + 2 * len(missing).bit_length():
+                raise
+            if len(tasks) == 1:
+                missing.pop(tasks[0], None)
+                if (tracked := self._tracker.tasks.get(tasks[0])) is not None:
+                    self._handle_unreadable(tracked, str(error))
+                return []
+        else:
+            self._polled.inc(len(tasks))
+            self._record_good_poll(self._clock())
+            return objects
+        middle = len(tasks) // 2
+        halves = tasks[:middle], tasks[middle:]
+        return [one for half in halves for one in await self._fetch(half, missing, failures)]
+
+    def _apply_answer(
+        self, objects: list[ObjectState], missing: dict[str, _Missing], started_at: float
+    ) -> list[TrackedVimTask]:
+        """Apply the answer to a poll. Return the tasks that it shows, and keep in `missing` those that it doesn't."""
+        shown = []
+        for one in objects:
+            tracked = self._tracker.tasks.get(one.ref.id)
+            if tracked is not None and tracked.updated_at > started_at:
+                missing.pop(tracked.id, None)  # an update that came meanwhile is newer
+                continue
+            reason = self._apply(one)
+            if one.ref.type == "Task" and one.ref.id in missing:
+                del missing[one.ref.id]
+                if reason is not None:
+                    missing[one.ref.id] = reason
+                elif tracked is not None:
+                    shown.append(tracked)
+        return shown
+
+    async def fetch_identity(self, task: str) -> TaskIdentity | None:
+        """Return the identity of the task that has this id now, None if vCenter shows none.
+
+        Raises VCenterUnavailable.
+        """
+        objects = await api.fetch_objects(self._session, [task])
+        return next((parse_identity(one.info) for one in objects if one.ref.id == task and one.info.get("state")), None)
+
+    # Objects that vCenter shows
+
+    def apply_questions(self, objects: list[ObjectState]) -> None:
+        """Apply the answer to a separate poll of VMs."""
+        for one in objects:
+            self._apply_question(one)
+        self._report_changes()
+
+    def _apply(self, shown: ObjectState) -> _Missing | None:
+        """Apply an object. Return the reason if it is a tracked task that isn't shown."""
+        if shown.ref.type == "VirtualMachine":
+            self._apply_question(shown)
+            return None
+        tracked = self._tracker.tasks.get(shown.ref.id)
+        if tracked is None:
+            return None
+        if shown.is_gone or not (shown.info or shown.denied):
+            return _Missing(tracked, _NOT_FOUND)
+        if shown.denied:
+            return _Missing(tracked, TaskError(shown.denied, "vCenter refuses to show this task."), is_denied=True)
+        if not tracked.apply_info(shown.info, is_complete=shown.is_complete):
+            return _Missing(tracked, _OTHER)
+        if self._tracker.mark_seen(tracked):
+            self.update_health()
+            self._transport.list_in_view(tracked.ref, tracked)
+        self._absences.record_shown(tracked.id, self._clock())
+        self._to_report[tracked.id] = tracked
+        return None
+
+    def _apply_question(self, shown: ObjectState) -> None:
+        if shown.has_question_field:
+            self._transport.questions.put(shown.ref.id, shown.question)
+            blocked = self._transport.questions.tasks_on(shown.ref.id)
+            self._to_report |= {task: self._tracker.tasks[task] for task in blocked}
+
+    def _report_changes(self) -> None:
+        """Report what changed, once all is applied: a VM's question and its task change in one moment."""
+        those, self._to_report = self._to_report, {}
+        for tracked in those.values():
+            if tracked.phase != PARKED:
+                self.report_change(tracked)
+
+    def report_change(self, tracked: TrackedVimTask) -> None:
+        """Report the task if what vCenter has shown so far differs from the last report."""
+        task = build_task(tracked.info, self._transport.questions.get(tracked.vm), self.labels)
+        if task is None:
+            self._handle_unreadable(tracked, "it has no state")
+            return
+        self._tracker.mark_readable(tracked)
+        if task.ended:
+            self._transport.end_question(tracked)
+        else:
+            self._transport.start_question(tracked)
+        if tracked.vm is None or self._transport.separate_questions:
+            tracked.awaits_question = False
+        if tracked.awaits_question:
+            self._transport.poll_at(tracked, self._clock())  # with its VM, or BLOCKED would be reported as RUNNING
+        elif task != tracked.task:
+            self._tracker.report_task(tracked, task)
+
+    def _handle_unreadable(self, tracked: TrackedVimTask, reason: str) -> None:
+        """Poll the task less and less often: this concerns it alone."""
+        vcenter = self._tracker.vcenter
+        self._health.record_failed_poll(f"vCenter {vcenter} shows {tracked.id} as what can't be read: {reason}")
+        self._tracker.mark_unreadable(tracked, reason)
+        self._tracker.retry_later(tracked)
+
+    # Tasks that vCenter doesn't show
+
+    async def _handle_missing(self, missing: list[_Missing]) -> None:
+        """Search vCenter's history for missing tasks before they are reported as lost or denied."""
+        confirmed, unconfirmed = [], []
+        for one in missing:
+            self._tracker.mark_missing(one.tracked)
+            if self._tracker.confirm_missing(one.tracked, is_denied=one.is_denied):
+                confirmed.append(one)
+            else:
+                unconfirmed.append(one)
+        self.update_health()
+        undenied = [one for one in missing if not one.is_denied]
+        searched = [one.tracked for one in undenied if one in confirmed or not one.tracked.history_read]
+        is_proven = await self._read_history(searched) if searched else False
+        for one in unconfirmed:
+            self._tracker.retry_missing(one.tracked, one.answer)
+        for one in confirmed:
+            await self._report_absence(one, is_proven=is_proven)
+
+    async def _report_absence(self, missing: _Missing, *, is_proven: bool) -> None:
+        """Report a task that the history doesn't show either. Raises VCenterUnavailable if nothing proves an answer."""
+        tracked = missing.tracked
+        if not self._tracker.is_missing(tracked):
+            return
+        if not (is_proven or self._absences.is_another_shown(tracked.id, self._clock())):
+            await self._session.check()
+        if self._tracker.is_missing(tracked):
+            tracked.task = None
+            self._tracker.report_absence(tracked, missing.answer, is_denied=missing.is_denied)
+
+    async def _read_history(self, those: list[TrackedVimTask]) -> bool:
+        """Report the ends of tasks that only vCenter's history still shows. Return False if it can't be read."""
+        for tracked in those:
+            tracked.history_read = True
+        queued = [one.identity.queued_at if one.identity else None for one in those]
+        begins = [at or one.since - self._timeouts.history_lookback_s for at, one in zip(queued, those, strict=True)]
+        end = self._wall_clock() + _SKEW_S if None in queued else max(at for at in queued if at) + 60.0
+        try:
+            infos = await api.fetch_history(self._session, [one.id for one in those], min(begins) - 60.0, end)
+        except SoapFault as fault:
+            self._history_log.failed(vcenter=self._tracker.vcenter, reason=str(fault))
+            return False
+        self._history_log.recovered(vcenter=self._tracker.vcenter)
+        for tracked in those:
+            info = infos.get(tracked.id, {})
+            task = build_task(info, None, self.labels)
+            if task is None or not task.ended or tracked.phase == FORGOTTEN:
+                continue
+            if tracked.apply_info(info, is_complete=True):
+                self._tracker.mark_seen(tracked)
+                self._transport.cancel_poll(tracked)
+                if tracked.phase != PARKED:
+                    self.report_change(tracked)
+        return True
+
+    # vCenter's state
+
+    def update_health(self) -> None:
+        """Tell the health why tasks that vanished together aren't given up yet, or that there are none."""
+        self._health.set_vanished_reason(self._absences.vanished_reason)
+
+    def _record_good_poll(self, now: float) -> None:
+        self._absences.record_answer(now)
+        self._health.record_good_poll_of_provider(self._wall_clock(), "vim")
