@@ -155,7 +155,9 @@ def test_an_event_tells_all_that_the_look_showed_and_whose_watch_it_is() -> None
 
 
 def test_the_end_tells_when_it_was_and_what_goes_beyond_info() -> None:
-    end = succeeded(result_of({"a": 1}), ended_at="2025-11-24T22:40:09.000Z", duration_seconds=9.0, extra={"subtasks": {}})
+    end = succeeded(
+        result_of({"a": 1}), ended_at="2025-11-24T22:40:09.000Z", duration_seconds=9.0, extra={"subtasks": {}}
+    )
 
     data = last_of(played([(0, running()), (10, end)])).data
 

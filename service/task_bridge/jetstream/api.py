@@ -191,7 +191,7 @@ class Api:
 
     async def _listed(self, stored: StoredWatch) -> ListedWatch:
         watch = stored.watch
-        last = event_of_watch(await self._ports.journal.last(watch.vcenter, watch.task), watch)
+        last = event_of_watch(await self._ports.journal.read_last(watch.vcenter, watch.task), watch)
         data = last.event.data if last else None
         return ListedWatch(
             watch.vcenter,

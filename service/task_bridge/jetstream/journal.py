@@ -81,13 +81,13 @@ class JetStreamJournal:
         self._clock = clock
         self.instance = instance or secrets.token_hex(8)
 
-    async def last(self, vcenter: str, task: str, *, leader: bool = False) -> JournalEntry | None:
+    async def read_last(self, vcenter: str, task: str, *, leader: bool = False) -> JournalEntry | None:
         """The task's newest event of any watch, None when the stream holds none."""
         subject = self._names.event_filter(vcenter, task)
         if leader:
-            stored = await self._streams.last(self._names.events_stream, subject, leader=True)
+            stored = await self._streams.read_last(self._names.events_stream, subject, leader=True)
         else:
-            stored = await self._newest.of(subject)
+            stored = await self._newest.read(subject)
         return stored and _entry(stored, vcenter, task)
 
     async def append(self, draft: Draft, after: int) -> JournalEntry:
@@ -126,7 +126,7 @@ class JetStreamJournal:
         pauses = _Pauses(event)
         while True:
             try:
-                return await self.last(event.data.vcenter, event.data.task, leader=True)
+                return await self.read_last(event.data.vcenter, event.data.task, leader=True)
             except NatsUnavailable as error:
                 pauses.reason = str(error)
             await pauses.pause()

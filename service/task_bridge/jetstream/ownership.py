@@ -172,7 +172,7 @@ class Ownership:
         await send_ack(self._streams.connection, handle.reply, ACK)
 
     async def is_current(self, handle: HeldMessage) -> bool:
-        stored = await self._streams.last(
+        stored = await self._streams.read_last(
             self._names.watches_stream, self._names.watch_subject(*handle.key), leader=True
         )
         return stored is not None and stored.sequence == _told(handle.reply).sequence

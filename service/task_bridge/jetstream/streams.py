@@ -52,7 +52,7 @@ class Streams:
         self._asking = RequestMux(connection)
         self._refusals: dict[str, tuple[str, float]] = {}
 
-    async def last(self, stream: str, subject: str, *, leader: bool = False) -> StoredMessage | None:
+    async def read_last(self, stream: str, subject: str, *, leader: bool = False) -> StoredMessage | None:
         """The newest message of `subject` (wildcards allowed), None when there is none.
 
         A direct get may be answered by a replica that lags; `leader` asks the one that decides about publishes.
@@ -114,11 +114,11 @@ class Streams:
         except _NotFound:
             return
 
-    async def page(self, stream: str, subjects: str, after: int, limit: int) -> tuple[list[StoredMessage], int]:
+    async def read_page(self, stream: str, subjects: str, after: int, limit: int) -> tuple[list[StoredMessage], int]:
         """Up to `limit` messages of `subjects` behind sequence `after`, oldest first, and how many follow them."""
         return await self._batch(stream, {"seq": after + 1, "next_by_subj": subjects, "batch": limit})
 
-    async def newest(self, stream: str, subjects: list[str]) -> list[StoredMessage]:
+    async def read_newest(self, stream: str, subjects: list[str]) -> list[StoredMessage]:
         """The newest message of each subject that one of `subjects` (wildcards allowed) matches."""
         found, _ = await self._batch(stream, {"multi_last": subjects, "batch": 1024})
         return found
@@ -166,7 +166,7 @@ class NewestMessageReader:
         self._asked: dict[str, asyncio.Future[StoredMessage | None]] = {}
         self._readers: set[asyncio.Task[None]] = set()
 
-    async def of(self, subject: str) -> StoredMessage | None:
+    async def read(self, subject: str) -> StoredMessage | None:
         """The newest message of `subject`, which ends in `.>`. Raises NatsUnavailable."""
         answer = self._asked.get(subject)
         if answer is None:
@@ -193,11 +193,11 @@ class NewestMessageReader:
 
     async def _newest(self, subjects: list[str]) -> dict[str, StoredMessage]:
         if len(subjects) == 1:
-            only = await self._streams.last(self._stream, subjects[0])
+            only = await self._streams.read_last(self._stream, subjects[0])
             return {subjects[0]: only} if only else {}
         depth = subjects[0].count(".")
         newest: dict[str, StoredMessage] = {}
-        for stored in await self._streams.newest(self._stream, subjects):
+        for stored in await self._streams.read_newest(self._stream, subjects):
             subject = ".".join(stored.subject.split(".")[:depth]) + ".>"
             if subject not in newest or newest[subject].sequence < stored.sequence:
                 newest[subject] = stored

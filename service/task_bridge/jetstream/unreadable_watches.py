@@ -40,7 +40,7 @@ class UnreadableWatches:
         if where is None:
             return
         vcenter, task = where
-        last = await self._ports.journal.last(vcenter, task, leader=True)
+        last = await self._ports.journal.read_last(vcenter, task, leader=True)
         watch = _as_told(last, vcenter, task) or Watch(
             id=message.headers.get("Nats-Msg-Id") or f"{stored_ms}-{message.sequence}",
             vcenter=vcenter,

@@ -121,7 +121,7 @@ class WatchStore:
             if taken is not None and watch.stored_request:
                 return Admission("accepted", watch.ref, None)
             if taken is not None:
-                last = await self._journal.last(watch.vcenter, watch.task, leader=True)
+                last = await self._journal.read_last(watch.vcenter, watch.task, leader=True)
                 return await self._admitted(watch, taken, last)
             present, last = await self.read_watch_and_last_event(watch.vcenter, watch.task)
             if present is None:
@@ -166,7 +166,7 @@ class WatchStore:
     async def read_watch(self, vcenter: str, task: str) -> StoredWatch | None:
         """The task's watch, None when nobody watches it."""
         subject = self._names.watch_subject(vcenter, task)
-        stored = await self._streams.last(self._names.watches_stream, subject, leader=True)
+        stored = await self._streams.read_last(self._names.watches_stream, subject, leader=True)
         return stored and decode_watch(stored)
 
     async def read_watch_and_last_event(
@@ -180,7 +180,7 @@ class WatchStore:
         """
         while True:
             present = await self.read_watch(vcenter, task)
-            last = await self._journal.last(vcenter, task, leader=True)
+            last = await self._journal.read_last(vcenter, task, leader=True)
             if present is None or event_of_watch(last, present.watch):
                 return present, last
             again = await self.read_watch(vcenter, task)
@@ -190,12 +190,12 @@ class WatchStore:
     async def read_page(self, vcenter: str | None, after: int, limit: int) -> tuple[list[StoredWatch], int]:
         """Up to `limit` watches behind sequence `after`, oldest first, and how many more follow."""
         subjects = f"{self._names.watches}.{vcenter or '*'}.*"
-        found, pending = await self._streams.page(self._names.watches_stream, subjects, after, limit)
+        found, pending = await self._streams.read_page(self._names.watches_stream, subjects, after, limit)
         return [watch for watch in map(decode_watch, found) if watch], pending
 
     async def count(self, vcenter: str | None) -> int:
         """How many watches there are, over all replicas."""
-        found, pending = await self._streams.page(
+        found, pending = await self._streams.read_page(
             self._names.watches_stream, f"{self._names.watches}.{vcenter or '*'}.*", 0, 1
         )
         return len(found) + pending
@@ -223,7 +223,7 @@ class WatchStore:
     async def abandon(self, watch: Watch, *, timed_out: bool = False) -> None:
         """Ends a watch whose message can't be read, or whose time is up, unless it has ended."""
         while True:
-            last = await self._journal.last(watch.vcenter, watch.task, leader=True)
+            last = await self._journal.read_last(watch.vcenter, watch.task, leader=True)
             if last and answers_request(last.event, last.stored_at, watch):
                 return
             if await self._abandoned(watch, last, timed_out=timed_out):
