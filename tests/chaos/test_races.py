@@ -228,13 +228,15 @@ async def test_a_handed_over_watch_knows_whether_it_still_lies_in_the_stream(sid
     one, _ = sides
     handed: asyncio.Queue[tuple[Watch, HeldMessage]] = asyncio.Queue()
 
-    async def take(watch: Watch, handle: HeldMessage) -> None:
+    async def take_over(watch: Watch, handle: HeldMessage) -> None:
         handed.put_nowait((watch, handle))
 
-    async def put_aside(_: object) -> None:
+    async def quarantine(_: object) -> None:
         raise AssertionError
 
-    ownership = Ownership(one.streams, one.names, Metrics(), capacity=10, ack_wait_s=10, take=take, put_aside=put_aside)
+    ownership = Ownership(
+        one.streams, one.names, Metrics(), capacity=10, ack_wait_s=10, take_over=take_over, quarantine=quarantine
+    )
     owning = asyncio.create_task(ownership.run())
     await one.watches.admit(a_watch(1))
     watch, handle = await handed.get()
