@@ -1,8 +1,8 @@
 """Stored watch requests: admit each one, or reject it for good if it can never be served.
 
 Temporary trouble leaves a request queued. FastStream consumes the requests from the inbox of a long-lived pull:
-FastStream's own pull subscribers hold a single message back for up to their timeout, or cost a round trip and 360 µs
-per message; this way costs 110 µs and is prompt.
+FastStream's own pull subscribers (0.7.8) hold a single message back until their batch is full or their timeout is
+over (2.3 s of 5 at the median), or cost a round trip and 360 µs per message; this way costs 110 µs and takes 2 ms.
 """
 
 from __future__ import annotations
