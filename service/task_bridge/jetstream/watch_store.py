@@ -158,9 +158,7 @@ class WatchStore:
                 return Admission("already_completed", last.event.data.watch, last)
             # The old watch was abandoned and its message is about to go: delete it now.
             await self._streams.delete(self._names.watches_stream, present.sequence)
-        raise NatsUnavailable(
-            f"Can't start a watch for {watch.task!r}: its previous watch is still being removed. Try again."
-        )
+        raise NatsUnavailable(f"can't start a watch for {watch.task!r}: its previous watch is still being removed")
 
     async def _publish_watch(self, watch: Watch) -> int | None:
         """Return the sequence under which the watch is stored, None if the task's subject has another watch."""
