@@ -9,6 +9,7 @@ import signal
 import time
 from collections.abc import AsyncIterator, Coroutine
 from contextlib import AsyncExitStack, asynccontextmanager
+from functools import partial
 from typing import Any
 
 import structlog
@@ -25,16 +26,13 @@ from .jetstream.board_reader import BoardReader
 from .jetstream.connection import Connection, cancel_and_wait, server_version
 from .jetstream.journal import JetStreamJournal
 from .jetstream.monitor import Monitor
-from .jetstream.overdue import OverdueWatches
 from .jetstream.ownership import Ownership
 from .jetstream.provision import check_version, expected_config
 from .jetstream.rejections import Rejections
 from .jetstream.replicas import Replicas, ReplicaStatus
-from .jetstream.request_consumer import RequestConsumer
-from .jetstream.request_context import RequestContext
+from .jetstream.request_consumer import RequestConsumer, RequestContext, quarantine_unreadable_watch
 from .jetstream.streams import Streams
-from .jetstream.unreadable_watches import UnreadableWatches
-from .jetstream.watch_store import WatchStore
+from .jetstream.watch_store import WatchStore, end_timed_out_watches
 from .metrics import Metrics
 from .settings import Settings
 from .status import Status
@@ -148,8 +146,8 @@ class Bridge:
             metrics,
             capacity=settings.capacity,
             ack_wait_s=monitor.ack_wait_s,
-            take=watcher.take_over,
-            put_aside=UnreadableWatches(ports).quarantine,
+            take_over=watcher.take_over,
+            quarantine=partial(quarantine_unreadable_watch, ports),
         )
         neighbours = Replicas(
             streams.connection,
@@ -179,7 +177,7 @@ class Bridge:
             "the monitor of JetStream": monitor.run(),
             "the talk with other replicas": neighbours.run(),
             "the sweep of the watches": watcher.sweep_ownership(),
-            "the end of overdue watches": OverdueWatches(watches, monitor, time.time).run(),
+            "the end of overdue watches": end_timed_out_watches(watches, lambda: bool(monitor.waiting), time.time),
         }
         loops = [_begun(loop, name, failed) for name, loop in endless.items()]
         stack.push_async_callback(_hand_over, loops, api, intake, watcher, ownership, neighbours)

@@ -262,7 +262,7 @@ class Watcher:
         """
         if self._rebind_if_held(watch, handle):
             return "accepted"
-        last = await self._journal.last(watch.vcenter, watch.task)
+        last = await self._journal.read_last(watch.vcenter, watch.task)
         source = self._sources.get(watch.vcenter)
         answered = last is not None and await is_request_answered(source, watch, last.event, last.stored_at)
         own = last is not None and last.event.data.watch.id == watch.id
@@ -317,7 +317,7 @@ class Watcher:
         held = self._held.get((vcenter, task))
         if held is None or held.is_publishing:
             return
-        last = await self._journal.last(vcenter, task, leader=leader)
+        last = await self._journal.read_last(vcenter, task, leader=leader)
         if self._held.get(held.key) is not held or held.is_publishing or last is None or last.sequence <= held.fence:
             return
         if self._adopt(held, last) and last.event.data.final:

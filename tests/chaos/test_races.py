@@ -94,7 +94,7 @@ async def in_batches(race: Callable[[int], Awaitable[None]]) -> None:
 async def stored_of(side: Side, watch: Watch) -> list[str]:
     """The kinds of all events of the watch's task."""
     subject = side.names.event_filter(watch.vcenter, watch.task)
-    page, _ = await side.streams.page(side.names.events_stream, subject, 0, 100)
+    page, _ = await side.streams.read_page(side.names.events_stream, subject, 0, 100)
     return [stored.headers["Bridge-Kind"] for stored in page]
 
 
@@ -176,9 +176,9 @@ async def test_a_watch_that_ends_before_its_asker_is_answered_was_accepted(sides
     class Overtaken(JetStreamJournal):
         """Whose answer to an admission comes when somebody else has already unwatched what was admitted."""
 
-        async def last(self, vcenter: str, task: str, *, leader: bool = False) -> JournalEntry | None:
+        async def read_last(self, vcenter: str, task: str, *, leader: bool = False) -> JournalEntry | None:
             await other.watches.unwatch(vcenter, task)
-            return await super().last(vcenter, task, leader=leader)
+            return await super().read_last(vcenter, task, leader=leader)
 
     journal = Overtaken(one.streams, one.names, Metrics(), time.time)
     watches = WatchStore(one.streams, one.names, journal, lambda _: POLICY, {}, time.time)
@@ -206,8 +206,8 @@ class SlowJournal(JetStreamJournal):
 
     meanwhile: Callable[[], Awaitable[object]] | None = None
 
-    async def last(self, vcenter: str, task: str, *, leader: bool = False) -> JournalEntry | None:
-        last = await super().last(vcenter, task, leader=leader)
+    async def read_last(self, vcenter: str, task: str, *, leader: bool = False) -> JournalEntry | None:
+        last = await super().read_last(vcenter, task, leader=leader)
         if (meanwhile := self.meanwhile) is not None:
             self.meanwhile = None
             await meanwhile()
@@ -228,13 +228,15 @@ async def test_a_handed_over_watch_knows_whether_it_still_lies_in_the_stream(sid
     one, _ = sides
     handed: asyncio.Queue[tuple[Watch, HeldMessage]] = asyncio.Queue()
 
-    async def take(watch: Watch, handle: HeldMessage) -> None:
+    async def take_over(watch: Watch, handle: HeldMessage) -> None:
         handed.put_nowait((watch, handle))
 
-    async def put_aside(_: object) -> None:
+    async def quarantine(_: object) -> None:
         raise AssertionError
 
-    ownership = Ownership(one.streams, one.names, Metrics(), capacity=10, ack_wait_s=10, take=take, put_aside=put_aside)
+    ownership = Ownership(
+        one.streams, one.names, Metrics(), capacity=10, ack_wait_s=10, take_over=take_over, quarantine=quarantine
+    )
     owning = asyncio.create_task(ownership.run())
     await one.watches.admit(a_watch(1))
     watch, handle = await handed.get()
@@ -267,7 +269,7 @@ async def test_what_was_seen_of_a_watch_that_has_gone_counts_no_more(sides: tupl
 
     async def served_and_begun_anew() -> None:
         await other.streams.delete(other.names.watches_stream, late.sequence)
-        last = await other.journal.last("lab", watch.task, leader=True)
+        last = await other.journal.read_last("lab", watch.task, leader=True)
         anew, _ = await raced(other, 1, after=last.sequence if last else 0)
         begun.append(anew.id)
 
@@ -323,7 +325,7 @@ async def test_a_task_that_completed_is_watched_and_unwatched_no_more(sides: tup
             assert (answer.outcome, answer.watch.id) == ("already_completed", watch.id)
         assert isinstance(told[2], Refused)
         assert told[2].code == "already_ended"
-        last = await other.journal.last("lab", watch.task, leader=True)
+        last = await other.journal.read_last("lab", watch.task, leader=True)
         assert last is not None
         assert last.sequence == done.sequence
 
@@ -360,7 +362,7 @@ async def test_a_core_subscriber_hears_nothing_that_the_stream_refused_whoever_i
 
     await asyncio.gather(kill(), *map(race, range(100)))
     await servers.ready(listener)
-    stored, following = await one.streams.page(one.names.events_stream, ">", 0, 1_000)
+    stored, following = await one.streams.read_page(one.names.events_stream, ">", 0, 1_000)
     await listener.close()
     assert (len(stored), following) == (500, 0)
     by_sequence = {message.sequence: (message.subject, message.body) for message in stored}

@@ -228,7 +228,7 @@ class World:
             found: list[Stored] = []
             following = 1
             while following:
-                page, following = await streams.page(stream, ">", found[-1].sequence if found else 0, 500)
+                page, following = await streams.read_page(stream, ">", found[-1].sequence if found else 0, 500)
                 found += (Stored(*message) for message in page)
             if len(found) == state.messages:
                 return found

@@ -126,7 +126,7 @@ class RecordingJournal:
     def of(self, vcenter: str, task: str) -> list[Entry]:
         return [e for e in self.entries if (e.event.data.vcenter, e.event.data.task) == (vcenter, task)]
 
-    async def last(self, vcenter: str, task: str, *, leader: bool = False) -> Entry | None:
+    async def read_last(self, vcenter: str, task: str, *, leader: bool = False) -> Entry | None:
         await self._answer()
         if not self.reachable:
             raise NatsUnavailable("nobody answers")

@@ -92,7 +92,7 @@ class EventJournal(Protocol):
     @property
     def instance(self) -> str: ...
 
-    async def last(self, vcenter: str, task: str, *, leader: bool = False) -> EventEntry | None:
+    async def read_last(self, vcenter: str, task: str, *, leader: bool = False) -> EventEntry | None:
         """Return the task's newest event of any watch. Raises NatsUnavailable."""
 
     async def append(self, draft: Draft, after: int) -> EventEntry:

@@ -1,9 +1,9 @@
-"""`<prefix>.api.<verb>`: a NATS service that answers every request, the slow ones without holding up the others."""
+"""The NATS service behind `<prefix>.api.<verb>`. It answers every request; a slow one doesn't delay the others."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 
 import msgspec
@@ -37,8 +37,7 @@ from ..domain.requests import (
 from ..domain.subjects import SERVICE, VERBS, is_vcenter_name
 from ..tracing import span
 from .journal import JournalEntry
-from .request_context import RequestContext
-from .requester import describe_requester, is_answerable, reply_subject
+from .request_consumer import RequestContext
 from .watch_store import AlreadyEnded, StoredWatch, build_watch, event_of_watch
 
 log = structlog.get_logger(__name__)
@@ -47,14 +46,15 @@ MAX_AT_ONCE = 256
 DEADLINE_S = 20.0
 _HEADERS_MAX_BYTES = 1024
 _LIST_AROUND_BYTES = 128
-"""What a list's reply has beside its watches."""
+"""Size of a list's reply without its watches."""
+_REQUESTER_HEADER = "Nats-Request-Info"
 
 
 class Api:
-    """The verbs. Each takes a request's body and headers and returns the reply, or raises Refused."""
+    """The verbs. Each takes a request and returns the reply, or raises Refused."""
 
-    def __init__(self, ports: RequestContext, *, stalled_after_s: float, allow_cancel: bool) -> None:
-        self._ports = ports
+    def __init__(self, context: RequestContext, *, stalled_after_s: float, allow_cancel: bool) -> None:
+        self._context = context
         self._stalled_after_s = stalled_after_s
         self._allow_cancel = allow_cancel
         self._at_once = asyncio.Semaphore(MAX_AT_ONCE)
@@ -62,16 +62,16 @@ class Api:
         self._service: Service | None = None
 
     async def start(self) -> None:
-        """Registers the service on the connection."""
+        """Register the service on the connection."""
         config = ServiceConfig(name=SERVICE, version=__version__, description="Watches vCenter tasks")
-        self._service = await add_service(self._ports.streams.connection, config)
-        group = self._service.add_group(GroupConfig(name=self._ports.names.api))
+        self._service = await add_service(self._context.streams.connection, config)
+        group = self._service.add_group(GroupConfig(name=self._context.names.api))
         for verb in VERBS:
-            await group.add_endpoint(EndpointConfig(name=verb, handler=self._handler(getattr(self, verb))))
+            await group.add_endpoint(EndpointConfig(name=verb, handler=self._create_handler(getattr(self, verb))))
 
     async def stop(self) -> None:
-        """Takes no more requests and answers those in hand."""
-        if self._service is not None and self._ports.streams.connection.is_connected:
+        """Take no more requests, and answer those that have arrived."""
+        if self._service is not None and self._context.streams.connection.is_connected:
             for endpoint in self._service._endpoints:
                 # Service.stop() would drop the requests that have arrived and aren't handled yet (nats-py 2.16).
                 if endpoint._subscription is not None:
@@ -79,15 +79,15 @@ class Api:
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
     @property
-    def _max_bytes(self) -> int:
-        return self._ports.streams.connection.max_payload - _HEADERS_MAX_BYTES
+    def _max_reply_bytes(self) -> int:
+        return self._context.streams.connection.max_payload - _HEADERS_MAX_BYTES
 
-    def _handler(self, verb: Callable[[Request], Awaitable[Any]]) -> Callable[[Request], Awaitable[None]]:
+    def _create_handler(self, verb: Callable[[Request], Awaitable[Any]]) -> Callable[[Request], Awaitable[None]]:
         async def handle(request: Request) -> None:
-            if not is_answerable(reply := reply_subject(request), self._ports.names.prefix):
+            if not is_answerable(reply := reply_subject(request), self._context.names.prefix):
                 log.warning("request_dropped", subject=request.subject, reply=reply)
                 return
-            # nats.micro calls an endpoint's handler for one request after the other.
+            # A task of its own: nats.micro calls an endpoint's handler for one request after the other.
             task = asyncio.create_task(self._answer(verb, request))
             self._tasks.add(task)
             task.add_done_callback(self._tasks.discard)
@@ -100,65 +100,66 @@ class Api:
             async with self._at_once, asyncio.timeout(DEADLINE_S):
                 body = msgspec.json.encode(await verb(request))
         except Refused as refused:
-            headers, body = _error(refused)
+            headers, body = _encode_error(refused)
         except VCenterUnavailable as error:
-            headers, body = _error(Refused(503, "vcenter_unavailable", str(error)))
+            headers, body = _encode_error(Refused(503, "vcenter_unavailable", str(error)))
         except (NatsUnavailable, TimeoutError) as error:
-            told = f"JetStream doesn't answer: {error}. Try again." if str(error) else "No answer in time; try again."
-            headers, body = _error(Refused(503, "unavailable", told))
+            reason = f"JetStream failed: {error}" if str(error) else f"No answer within {DEADLINE_S:.0f} s"
+            headers, body = _encode_error(Refused(503, "unavailable", f"{reason}. Try again."))
         except Exception:
             log.exception("request_failed", subject=request.subject)
-            headers, body = _error(Refused(503, "unavailable", "The bridge failed on this request; see its log."))
-        if len(body) > self._max_bytes:
-            told = f"The answer of {len(body):,} bytes is larger than nats-server takes (max_payload)."
-            headers, body = _error(Refused(503, "unavailable", told))
+            reason = "The bridge failed on this request; see its log."
+            headers, body = _encode_error(Refused(503, "unavailable", reason))
+        if len(body) > self._max_reply_bytes:
+            reason = f"The reply has {len(body):,} bytes, more than nats-server accepts (max_payload)."
+            headers, body = _encode_error(Refused(503, "unavailable", reason))
         try:
             await request.respond(body, headers=headers or None)
         except (ValueError, nats.errors.Error) as error:
             log.debug("answer_lost", subject=request.subject, reason=str(error))
 
     async def watch(self, request: Request) -> WatchReply:
-        """Watches a task until it ends."""
-        ports = self._ports
+        """Watch a task until it ends."""
+        context = self._context
         try:
-            asked = parse_request(WatchRequest, request.data)
-            vcenter = ports.routes.resolve_watchable(asked.vcenter, asked.task)
+            watch_request = parse_request(WatchRequest, request.data)
+            vcenter = context.routes.resolve_watchable(watch_request.vcenter, watch_request.task)
         except Refused as refused:
-            ports.metrics.requests.labels("rejected").inc()
-            ports.metrics.rejected.labels(refused.code).inc()
+            context.metrics.requests.labels("rejected").inc()
+            context.metrics.rejected.labels(refused.code).inc()
             raise
         watch = build_watch(
-            asked,
+            watch_request,
             vcenter,
-            ports.clock(),
+            context.clock(),
             stored_sequence=None,
             stalled_after_s=self._stalled_after_s,
             trace=parse_trace_context(request.headers),
         )
         with span("accept watch", "SERVER", parent=watch.traceparent, **watch.log_keys):
-            admitted = await ports.watches.admit(watch)
-        ports.metrics.requests.labels(admitted.outcome).inc()
-        log.info("request", outcome=admitted.outcome, **{**watch.log_keys, "watch": admitted.watch.id})
+            admission = await context.watches.admit(watch)
+        context.metrics.requests.labels(admission.outcome).inc()
+        log.info("request", outcome=admission.outcome, **{**watch.log_keys, "watch": admission.watch.id})
         return WatchReply(
-            admitted.outcome,
+            admission.outcome,
             vcenter,
-            asked.task,
-            admitted.watch,
-            ports.names.events_stream,
-            ports.names.event_filter(vcenter, asked.task),
-            _raw(admitted.last),
+            watch.task,
+            admission.watch,
+            context.names.events_stream,
+            context.names.event_filter(vcenter, watch.task),
+            _raw_event(admission.last),
         )
 
     async def get(self, request: Request) -> GetReply:
-        """How a task stands, watched or ended."""
-        ports = self._ports
-        asked = parse_request(TaskRequest, request.data)
-        vcenter = ports.routes.resolve(asked.vcenter)
-        present, last = await ports.watches.read_watch_and_last_event(vcenter, asked.task)
+        """Return a task's watch and last event, whether it is watched or has ended."""
+        context = self._context
+        task_request = parse_request(TaskRequest, request.data)
+        task, vcenter = task_request.task, context.routes.resolve(task_request.vcenter)
+        present, last = await context.watches.read_watch_and_last_event(vcenter, task)
         if present is None and last is None:
-            if vcenter not in ports.routes.urls:
-                raise unknown_vcenter(vcenter, ports.routes.urls)
-            raise Refused(404, "unknown_task", f"{asked.task!r} on {vcenter!r} is neither watched nor in the stream.")
+            if vcenter not in context.routes.urls:
+                raise unknown_vcenter(vcenter, context.routes.urls)
+            raise Refused(404, "unknown_task", f"{task!r} on {vcenter!r} is neither watched nor in the stream.")
         watching = present is not None and not (last and present.is_answered_by(last))
         if watching and present is not None:
             ref, last = present.watch.ref, event_of_watch(last, present.watch)
@@ -167,31 +168,32 @@ class Api:
         return GetReply(
             watching,
             vcenter,
-            asked.task,
+            task,
             ref,
-            ports.names.events_stream,
-            ports.names.event_filter(vcenter, asked.task),
-            _raw(last),
+            context.names.events_stream,
+            context.names.event_filter(vcenter, task),
+            _raw_event(last),
         )
 
     async def list(self, request: Request) -> ListReply:
-        """The active watches of all replicas, oldest request first."""
-        ports = self._ports
-        asked = parse_request(ListRequest, request.data)
-        if asked.vcenter is not None and not is_vcenter_name(asked.vcenter):
-            raise unknown_vcenter(asked.vcenter, ports.routes.urls)
-        page, following = await ports.watches.read_page(asked.vcenter, asked.after, asked.limit)
-        total = await ports.watches.count(asked.vcenter) if asked.after else len(page) + following
-        if asked.vcenter is not None and not total and asked.vcenter not in ports.routes.urls:
-            raise unknown_vcenter(asked.vcenter, ports.routes.urls)
-        listed = await asyncio.gather(*map(self._listed, page))
-        fits = count_fitting(listed, self._max_bytes - _LIST_AROUND_BYTES)
-        more = following or fits < len(listed)
-        return ListReply(listed[:fits], total, str(page[fits - 1].sequence) if page and more else None)
+        """List the active watches of all replicas, oldest request first."""
+        context = self._context
+        list_request = parse_request(ListRequest, request.data)
+        vcenter = list_request.vcenter
+        if vcenter is not None and not is_vcenter_name(vcenter):
+            raise unknown_vcenter(vcenter, context.routes.urls)
+        page, following = await context.watches.read_page(vcenter, list_request.after, list_request.limit)
+        total = await context.watches.count(vcenter) if list_request.after else len(page) + following
+        if vcenter is not None and not total and vcenter not in context.routes.urls:
+            raise unknown_vcenter(vcenter, context.routes.urls)
+        watches = await asyncio.gather(*map(self._describe_watch, page))
+        fitting = count_fitting(watches, self._max_reply_bytes - _LIST_AROUND_BYTES)
+        has_more = following or fitting < len(watches)
+        return ListReply(watches[:fitting], total, str(page[fitting - 1].sequence) if page and has_more else None)
 
-    async def _listed(self, stored: StoredWatch) -> ListedWatch:
+    async def _describe_watch(self, stored: StoredWatch) -> ListedWatch:
         watch = stored.watch
-        last = event_of_watch(await self._ports.journal.last(watch.vcenter, watch.task), watch)
+        last = event_of_watch(await self._context.journal.read_last(watch.vcenter, watch.task), watch)
         data = last.event.data if last else None
         return ListedWatch(
             watch.vcenter,
@@ -199,28 +201,28 @@ class Api:
             watch.ref,
             data.status if data else None,
             data.progress if data else None,
-            watch.vcenter not in self._ports.routes.urls,
+            watch.vcenter not in self._context.routes.urls,
         )
 
     async def unwatch(self, request: Request) -> UnwatchReply:
-        """Ends a watch with its final event; the task itself is not touched."""
-        ports = self._ports
-        asked = parse_request(TaskRequest, request.data)
-        vcenter = ports.routes.resolve(asked.vcenter)
+        """End a watch with its final event; the task itself is not touched."""
+        context = self._context
+        task_request = parse_request(TaskRequest, request.data)
+        vcenter = context.routes.resolve(task_request.vcenter)
         try:
-            watch, final = await ports.watches.unwatch(vcenter, asked.task)
+            watch, final = await context.watches.unwatch(vcenter, task_request.task)
         except Refused as refused:
-            if refused.code == "not_watched" and vcenter not in ports.routes.urls:
-                raise unknown_vcenter(vcenter, ports.routes.urls) from refused
+            if refused.code == "not_watched" and vcenter not in context.routes.urls:
+                raise unknown_vcenter(vcenter, context.routes.urls) from refused
             raise
         log.info("watch_over", outcome="unwatched", **watch.log_keys)
-        return UnwatchReply("unwatched", vcenter, asked.task, watch.ref, _raw(final))
+        return UnwatchReply("unwatched", vcenter, task_request.task, watch.ref, _raw_event(final))
 
     async def cancel(self, request: Request) -> CancelReply:
-        """Asks vCenter to cancel a task. Whatever the answer, one line of the log tells who asked for what."""
+        """Ask vCenter to cancel a task. Whatever the answer, one log line names the requester and the task."""
         answer = "unavailable"
         try:
-            reply = await self._cancel(request.data)
+            reply = await self._cancel_task(request.data)
         except Refused as refused:
             answer = refused.code
             raise
@@ -231,34 +233,69 @@ class Api:
             answer = reply.outcome
             return reply
         finally:
-            told = describe_rejected_request(request.data)
-            task, by = (told["task"] or "")[:256], describe_requester(request.headers, reply_subject(request))
-            vcenter = told["vcenter"] or self._ports.routes.default
+            described = describe_rejected_request(request.data)
+            task, by = (described["task"] or "")[:256], describe_requester(request.headers, reply_subject(request))
+            vcenter = described["vcenter"] or self._context.routes.default
             log.info("cancel", answer=answer, vcenter=vcenter, task=task, by=by)
 
-    async def _cancel(self, body: bytes) -> CancelReply:
-        asked = parse_request(TaskRequest, body)
-        vcenter = self._ports.routes.resolve_watchable(asked.vcenter, asked.task)
+    async def _cancel_task(self, body: bytes) -> CancelReply:
+        task_request = parse_request(TaskRequest, body)
+        vcenter = self._context.routes.resolve_watchable(task_request.vcenter, task_request.task)
         if not self._allow_cancel:
             raise Refused(403, "forbidden", "Canceling is switched off; BRIDGE_ALLOW_CANCEL=true switches it on.")
-        await self._ports.sources[vcenter].cancel(asked.task)
-        return CancelReply("cancel_requested", vcenter, asked.task)
+        await self._context.sources[vcenter].cancel(task_request.task)
+        return CancelReply("cancel_requested", vcenter, task_request.task)
 
 
-def _raw(entry: JournalEntry | None) -> msgspec.Raw:
+def _raw_event(entry: JournalEntry | None) -> msgspec.Raw:
     return msgspec.Raw(entry.body) if entry and entry.body else NULL
 
 
-class _ErrorReply(msgspec.Struct, omit_defaults=True):
+class _ApiErrorReply(msgspec.Struct, omit_defaults=True):
     error: ErrorBody
     last_event: msgspec.Raw = NULL
 
 
-def _error(refused: Refused) -> tuple[dict[str, str], bytes]:
-    """Headers and body of an error answer; the header is one ASCII line, whatever a stranger wrote."""
+def _encode_error(refused: Refused) -> tuple[dict[str, str], bytes]:
+    """Return headers and body of an error answer. The header is one ASCII line, whatever a stranger wrote."""
     line = " ".join(f"{refused.code}: {refused.message}".encode("ascii", "replace").decode().split())
     headers = {ERROR_HEADER: line[:512], ERROR_CODE_HEADER: str(refused.status)}
-    reply = _ErrorReply(error_body(refused))
+    reply = _ApiErrorReply(error_body(refused))
     if isinstance(refused, AlreadyEnded):
-        reply.last_event = _raw(refused.last)
+        reply.last_event = _raw_event(refused.last)
     return headers, msgspec.json.encode(reply)
+
+
+class _RequesterInfo(msgspec.Struct):
+    """The header that nats-server adds to requests from another account whose import says `share: true`."""
+
+    acc: str | None = None
+    user: str | None = None
+    host: str | None = None
+    name: str | None = None
+
+
+def describe_requester(headers: Mapping[str, str] | None, reply: str) -> dict[str, str]:
+    """Return the requester's account, user, host and client name where nats-server adds them, else the reply subject.
+
+    In the bridge's own account a requester could write the header himself; `deploy/nats` lets no requester in there.
+    """
+    try:
+        info = msgspec.json.decode((headers or {}).get(_REQUESTER_HEADER, "{}"), type=_RequesterInfo)
+    except (msgspec.DecodeError, msgspec.ValidationError):
+        info = _RequesterInfo()
+    known = {"account": info.acc, "user": info.user, "host": info.host, "client": info.name}
+    return {key: value for key, value in known.items() if value} or {"reply": reply}
+
+
+def reply_subject(request: Request) -> str:
+    """Return the subject to answer on; nats.micro has no public name for it (nats-py 2.16)."""
+    return request._msg.reply
+
+
+def is_answerable(reply: str, prefix: str) -> bool:
+    """Return whether the bridge may answer on `reply`: not on subjects of JetStream or of the bridge.
+
+    The bridge may publish there and the requester may not, so the answer would be a forged request or event.
+    """
+    return not reply.startswith(("$", f"{prefix}."))

@@ -148,7 +148,7 @@ class _Reader:
         found: list[Watch] = []
         after, more = 0, 1
         while more and len(found) < most:
-            page, more = await self._streams.page(
+            page, more = await self._streams.read_page(
                 self._names.watches_stream, f"{self._names.watches}.*.*", after, _PAGE
             )
             found += [read.watch for read in map(decode_watch, page) if read]
@@ -161,7 +161,7 @@ class _Reader:
         beyond: Counter[str] = Counter()
         for vcenter, shown in Counter(vcenter for vcenter, _, _ in rows).items():
             subjects = f"{self._names.watches}.{vcenter}.*"
-            one, more = await self._streams.page(self._names.watches_stream, subjects, 0, 1)
+            one, more = await self._streams.read_page(self._names.watches_stream, subjects, 0, 1)
             beyond[vcenter] = len(one) + more - shown
         return +beyond
 
@@ -173,7 +173,7 @@ class _Reader:
             part, began = rows[start : start + at_once], clock()
             subjects = [self._names.event_filter(row.vcenter, row.task) for row in part]
             # One by one: nats-server sends the last message of every kind of event to who asks for many tasks.
-            found = await asyncio.gather(*(self._streams.last(stream, subject) for subject in subjects))
+            found = await asyncio.gather(*(self._streams.read_last(stream, subject) for subject in subjects))
             for row, stored in zip(part, found, strict=True):
                 if stored is not None and stored.headers.get("Bridge-Watch") == row.watch:
                     self._tell(stored)
@@ -187,7 +187,7 @@ class _Reader:
         stream, finals = self._names.events_stream, f"{self._names.events}.*.*.*.*"
 
         async def following(after: int) -> int:
-            one, more = await self._streams.page(stream, finals, after, 1)
+            one, more = await self._streams.read_page(stream, finals, after, 1)
             return len(one) + more
 
         # Where to begin isn't known, so several places are asked about at once: first far apart, then between.
@@ -202,7 +202,7 @@ class _Reader:
         found: list[StoredMessage] = []
         more = 1
         while more:
-            page, more = await self._streams.page(stream, finals, start, MAX_ENDINGS)
+            page, more = await self._streams.read_page(stream, finals, start, MAX_ENDINGS)
             found = [*found, *page][-MAX_ENDINGS:]
             start, more = (page[-1].sequence, more) if page else (start, 0)
         return found

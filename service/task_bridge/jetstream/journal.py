@@ -1,7 +1,7 @@
-"""The fenced journal of events: the one publish path of the bridge.
+"""The fenced journal of events: the only place where the bridge publishes events.
 
-Every event is published with the sequence that its task's last event is expected to have, so of two replicas
-that both think they own a task only one gets its event stored: the stream is the fence, never the ack.
+Each event is published with the sequence that its task's last event is expected to have. If two replicas both believe
+that they own a task, the stream stores the event of only one. This sequence is the fence; an ack never is.
 """
 
 from __future__ import annotations
@@ -33,6 +33,7 @@ from ..domain.events import (
     shrink_to_fit,
     to_cloudevent,
 )
+from ..domain.ports import EventEntry, EventJournal
 from ..domain.subjects import SubjectNames
 from ..domain.task import UNAVAILABLE, Result
 from ..domain.watch import Draft
@@ -47,13 +48,12 @@ RETRY_MAX_S = 4.0
 STORE_RESULT_S = 30.0
 _UNANSWERED = (nats.errors.TimeoutError, nats.errors.NoRespondersError, nats.js.errors.NoStreamResponseError)
 _HEADERS_MAX_BYTES = 4096
-"""Of an event's headers, and of what a reply has besides."""
-_TASK = "vcenter.task"
+"""Room for an event's headers, and for the rest of a reply that carries the event."""
 _CHUNK_BYTES = 128 * 1024
 
 
 class JournalEntry(NamedTuple):
-    """An event in the stream: the event, its sequence, when nats-server stored it, and who wrote it."""
+    """An event in the stream, its sequence, when nats-server stored it, and the instance that wrote it."""
 
     event: Event
     sequence: int
@@ -63,7 +63,7 @@ class JournalEntry(NamedTuple):
 
 
 class JetStreamJournal:
-    """Appends events behind the fence and reads the last one of a task. One a process; it has an `instance`."""
+    """Appends events behind the fence and reads the last one of a task. One per process, named by its `instance`."""
 
     def __init__(
         self,
@@ -81,67 +81,68 @@ class JetStreamJournal:
         self._clock = clock
         self.instance = instance or secrets.token_hex(8)
 
-    async def last(self, vcenter: str, task: str, *, leader: bool = False) -> JournalEntry | None:
-        """The task's newest event of any watch, None when the stream holds none."""
+    async def read_last(self, vcenter: str, task: str, *, leader: bool = False) -> JournalEntry | None:
+        """Return the task's newest event of any watch, None if the stream holds none. Raises NatsUnavailable."""
         subject = self._names.event_filter(vcenter, task)
         if leader:
-            stored = await self._streams.last(self._names.events_stream, subject, leader=True)
+            stored = await self._streams.read_last(self._names.events_stream, subject, leader=True)
         else:
-            stored = await self._newest.of(subject)
-        return stored and _entry(stored, vcenter, task)
+            stored = await self._newest.read(subject)
+        if stored is None:
+            return None
+        event = from_cloudevent(stored.body, stalled_reported="Bridge-Stalled" in stored.headers)
+        if event is None:
+            event = _event_from_headers(stored, vcenter, task)
+        instance = stored.headers.get("Bridge-Instance", "")
+        return JournalEntry(event, stored.sequence, stored.stored_at, instance, stored.body)
 
     async def append(self, draft: Draft, after: int) -> JournalEntry:
-        """Stores the event as the one that follows sequence `after`, trying until it is known what is stored.
+        """Store the event as the one that follows sequence `after`; retry until it is known what is stored.
 
-        Returns the task's last event then: this one, or, where somebody else wrote, theirs (told by `instance`
-        and by the event). Its result is stored before it.
+        The event's result is stored before the event. Returns the task's last event: this one, or another writer's
+        (compare `instance` and the event).
         """
-        event = await self._with_result(draft)
-        body = self._body(event)
-        suffix, pauses = "", _Pauses(event)
+        event = await self._place_result(draft)
+        body, max_bytes = to_cloudevent(event), self._max_event_bytes(event)
+        if len(body) > max_bytes:
+            body = to_cloudevent(shrink_to_fit(event, max_bytes))
+        suffix, backoff = "", _Backoff(event)
         while True:
-            sequence = await self._publish(event, body, after, suffix, pauses)
+            sequence = await self._publish(event, body, after, suffix, backoff)
             if sequence is not None:
                 self._count(event)
                 return JournalEntry(event, sequence, self._clock(), self.instance, body)
-            found = await self._settled(event)
-            if found is not None and (found.sequence > after or found.event.id == event.id):
-                self._tell_whose(found, event)
-                return found
-            newest = found.sequence if found else 0
-            if newest < after:
-                # What it was to follow has expired or was purged, and the dedupe window may still hold the id.
-                after, suffix = newest, f".{secrets.token_hex(4)}"
+            last = await self._read_last_from_leader(event)
+            if last is not None and (last.sequence > after or last.event.id == event.id):
+                if last.instance == self.instance and last.event.id == event.id:
+                    self._count(event)
+                else:
+                    self._metrics.fenced.inc()
+                return last
+            last_sequence = last.sequence if last else 0
+            if last_sequence < after:
+                # The event before has expired or was purged, and the deduplication window may still hold this id.
+                after, suffix = last_sequence, f".{secrets.token_hex(4)}"
             self._metrics.publish_retries.inc()
-            await pauses.pause()
+            await backoff.pause()
 
-    def _tell_whose(self, found: JournalEntry, event: Event) -> None:
-        if found.instance == self.instance and found.event.id == event.id:
-            self._count(event)
-        else:
-            self._metrics.fenced.inc()
-
-    async def _settled(self, event: Event) -> JournalEntry | None:
-        """What the leader says is the task's last event, asked until it answers."""
-        pauses = _Pauses(event)
+    async def _read_last_from_leader(self, event: Event) -> JournalEntry | None:
+        """Read the last event of the same task; retry until the leader answers."""
+        backoff = _Backoff(event)
         while True:
             try:
-                return await self.last(event.data.vcenter, event.data.task, leader=True)
+                return await self.read_last(event.data.vcenter, event.data.task, leader=True)
             except NatsUnavailable as error:
-                pauses.reason = str(error)
-            await pauses.pause()
+                backoff.reason = str(error)
+            await backoff.pause()
 
-    def _body(self, event: Event) -> bytes:
-        body, room = to_cloudevent(event), self._room(event)
-        return body if len(body) <= room else to_cloudevent(shrink_to_fit(event, room))
-
-    def _room(self, event: Event) -> int:
-        """How large the event may be: replies carry it, with its watch once more beside it."""
+    def _max_event_bytes(self, event: Event) -> int:
+        """Return how large the event may be: a reply carries it, and its watch a second time."""
         around = _HEADERS_MAX_BYTES + len(msgspec.json.encode(event.data.watch))
         return self._streams.connection.max_payload - around
 
-    async def _publish(self, event: Event, body: bytes, after: int, suffix: str, pauses: _Pauses) -> int | None:
-        """The stored event's sequence, None when it isn't certain that this very publish stored it."""
+    async def _publish(self, event: Event, body: bytes, after: int, suffix: str, backoff: _Backoff) -> int | None:
+        """Publish once. Return the stored event's sequence, None if it isn't certain that this publish stored it."""
         data = event.data
         headers = {
             "Content-Type": CONTENT_TYPE,
@@ -158,10 +159,10 @@ class JetStreamJournal:
         subject = self._names.put_subject(data.vcenter, data.task, event.kind)
         began = time.perf_counter()
         try:
-            with span(f"publish {event.kind}", "PRODUCER", parent=event.traceparent, **{_TASK: data.task}):
+            with span(f"publish {event.kind}", "PRODUCER", parent=event.traceparent, **{"vcenter.task": data.task}):
                 ack = await self._streams.publish(self._names.events_stream, subject, body, headers)
         except NatsUnavailable as error:
-            pauses.reason = str(error)
+            backoff.reason = str(error)
             return None
         self._metrics.publish_seconds.observe(time.perf_counter() - began)
         return None if ack.duplicate else ack.seq
@@ -170,19 +171,19 @@ class JetStreamJournal:
         data = event.data
         self._metrics.events.labels(data.vcenter, data.kind, data.outcome or "").inc()
 
-    async def _with_result(self, draft: Draft) -> Event:
-        """The event with its result inline or stored; where it can't be stored the event goes out without."""
+    async def _place_result(self, draft: Draft) -> Event:
+        """Return the event with its result inline or stored; `unavailable` if it can't be stored."""
         event, result = draft
         if result is None:
             return event
         if not result.json:
             return attach_result(event, result)
-        room = self._room(event) - len(to_cloudevent(event))
-        if len(result.json) <= min(INLINE_MAX_BYTES, room):
+        free_bytes = self._max_event_bytes(event) - len(to_cloudevent(event))
+        if len(result.json) <= min(INLINE_MAX_BYTES, free_bytes):
             return attach_result(event, result)
         try:
             async with asyncio.timeout(STORE_RESULT_S):
-                return attach_result(event, result, await self._store(event, result))
+                return attach_result(event, result, await self._store_result(event, result))
         except (TimeoutError, nats.errors.Error, OSError) as error:
             log.warning(
                 "result_not_stored",
@@ -190,22 +191,21 @@ class JetStreamJournal:
                 task=event.data.task,
                 bytes=len(result.json),
                 reason=str(error) or type(error).__name__,
-                cure="see whether the bucket's stream is full or missing (task-bridge provision --check)",
+                cure="check whether the bucket's stream is full or missing (task-bridge provision --check)",
             )
             return attach_result(event, UNAVAILABLE)
 
-    async def _store(self, event: Event, result: Result) -> ResultRef:
-        """Uploads the result. Of two owners each has its own object where their results differ."""
+    async def _store_result(self, event: Event, result: Result) -> ResultRef:
+        """Upload the result. The object's name contains its digest: two owners with different results don't collide."""
         bucket = self._names.results_bucket
         digest = hashlib.sha256(result.json).hexdigest()
         name = f"{event.id}-{digest[:16]}"
-        chunk = min(_CHUNK_BYTES, self._streams.connection.max_payload)
+        chunk_bytes = min(_CHUNK_BYTES, self._streams.connection.max_payload)
+        options = ObjectMetaOptions(max_chunk_size=chunk_bytes)
         while True:
             try:
                 store = await self._streams.js.object_store(bucket)
-                await store.put(
-                    name, result.json, ObjectMeta(name=name, options=ObjectMetaOptions(max_chunk_size=chunk))
-                )
+                await store.put(name, result.json, ObjectMeta(name=name, options=options))
             except _UNANSWERED as error:
                 log.debug("result_not_stored_yet", object=name, reason=str(error))
                 await asyncio.sleep(RETRY_S)
@@ -213,8 +213,12 @@ class JetStreamJournal:
                 return ResultRef(bucket, name, len(result.json), digest)
 
 
-class _Pauses:
-    """The pauses between tries, growing. That tries go on and on is told of the stream, not of each event."""
+_ENTRY_IS_AN_EVENT_ENTRY: type[EventEntry] = JournalEntry
+_JOURNAL_IS_AN_EVENT_JOURNAL: type[EventJournal] = JetStreamJournal
+
+
+class _Backoff:
+    """Growing pauses between retries. A stream that refuses for long is logged per stream, not per event."""
 
     def __init__(self, event: Event) -> None:
         self.reason = ""
@@ -229,20 +233,8 @@ class _Pauses:
         self._next_s = min(self._next_s * 2, RETRY_MAX_S)
 
 
-def _entry(stored: StoredMessage, vcenter: str, task: str) -> JournalEntry:
-    headers = stored.headers
-    event = from_cloudevent(stored.body, stalled_reported="Bridge-Stalled" in headers)
-    return JournalEntry(
-        event or _by_headers(stored, vcenter, task),
-        stored.sequence,
-        stored.stored_at,
-        headers.get("Bridge-Instance", ""),
-        stored.body,
-    )
-
-
-def _by_headers(stored: StoredMessage, vcenter: str, task: str) -> Event:
-    """An event whose body can't be read keeps its place: which watch, which number, whether it was final."""
+def _event_from_headers(stored: StoredMessage, vcenter: str, task: str) -> Event:
+    """Return a stand-in for an event whose body can't be read: its watch, its number, and whether it was final."""
     kind, _, outcome = stored.headers.get("Bridge-Kind", "status").partition(".")
     number = stored.headers.get("Bridge-Sequence", "0")
     data = EventData(

@@ -1,9 +1,8 @@
-"""What can never be served, told and kept with the events: requests, and stored watches that nobody can read."""
+"""Rejections: requests that can never be served, and stored watches that can't be read. Kept with the events."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any
 
 import msgspec
 
@@ -16,7 +15,7 @@ from .streams import Streams
 
 
 class Rejections:
-    """Publishes rejections. One that is published again with the same id is stored once."""
+    """Publishes rejections. JetStream stores a rejection once, however often it is published with the same id."""
 
     def __init__(
         self, streams: Streams, names: SubjectNames, routes: VCenterRouting, clock: Callable[[], float]
@@ -31,35 +30,30 @@ class Rejections:
         rejection_id: str,
         refused: Refused,
         body: bytes,
-        sent: Mapping[str, str] | None,
+        request_headers: Mapping[str, str] | None,
         known: Mapping[str, str] | None = None,
     ) -> None:
-        """Stores the rejection of `body`, which came with the headers `sent`. Raises NatsUnavailable.
+        """Store the rejection of a request with this body and these headers. Raises NatsUnavailable.
 
-        `known`: what is known of it (`vcenter`, `task`) besides what its body tells.
+        `known`: its `vcenter` and `task`, where they are known from elsewhere than the body.
         """
-        told = describe_rejected_request(body) | dict(known or {})
-        if told["task"] is not None and told["vcenter"] is None:
-            told["vcenter"] = self._routes.default
-        event = self._event(rejection_id, told, {"error": error_body(refused), **told}, sent)
-        headers = {"Content-Type": CONTENT_TYPE, "Nats-Msg-Id": f"rejected-{rejection_id}"}
-        stream = self._names.events_stream
-        await self._streams.publish(stream, self._names.rejected, msgspec.json.encode(event), headers)
-
-    def _event(
-        self, rejection_id: str, told: Mapping[str, Any], data: Mapping[str, Any], sent: Mapping[str, str] | None
-    ) -> dict[str, Any]:
-        traceparent, tracestate = parse_trace_context(sent)
-        # An attribute of a CloudEvent holds no control characters; what the request said stands in its data.
-        subject = told["task"] if (told["task"] or "").isprintable() else None
+        request = describe_rejected_request(body) | dict(known or {})
+        if request["task"] is not None and request["vcenter"] is None:
+            request["vcenter"] = self._routes.default
+        traceparent, tracestate = parse_trace_context(request_headers)
+        # An attribute of a CloudEvent must not contain control characters. `data` keeps the task as it was sent.
+        subject = request["task"] if (request["task"] or "").isprintable() else None
         optional = {"subject": subject, "traceparent": traceparent, "tracestate": tracestate}
-        return {
+        event = {
             "specversion": "1.0",
             "id": rejection_id,
-            "source": self._routes.urls.get(told["vcenter"] or "", f"/{SERVICE}"),
+            "source": self._routes.urls.get(request["vcenter"] or "", f"/{SERVICE}"),
             "type": f"{TYPE_PREFIX}.request.rejected.v1",
             "time": rfc3339(self._clock()),
             "datacontenttype": "application/json",
             **{key: value for key, value in optional.items() if value},
-            "data": data,
+            "data": {"error": error_body(refused), **request},
         }
+        headers = {"Content-Type": CONTENT_TYPE, "Nats-Msg-Id": f"rejected-{rejection_id}"}
+        stream = self._names.events_stream
+        await self._streams.publish(stream, self._names.rejected, msgspec.json.encode(event), headers)

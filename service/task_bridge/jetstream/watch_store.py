@@ -1,36 +1,45 @@
-"""Who may begin a watch: one per task, decided by the stream of watches itself; and how one is ended on request.
+"""The stream of watches: admit a watch (one per task), read watches, and end them on request or at their timeout.
 
-A second watch on a task whose watch lies in the stream is refused by nats-server (error 10077), however long ago
-the first came; what to answer then is read from the leaders.
+nats-server refuses a second watch on a task whose watch is in the stream (error 10077), however long ago the first
+one was admitted. The answer to such a request is then read from the leaders.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import secrets
 from collections.abc import Callable, Mapping
 from typing import NamedTuple
 from weakref import WeakValueDictionary
 
 import msgspec
+import structlog
 
+from ..domain.durations import parse_time
 from ..domain.errors import NatsUnavailable, Refused, VCenterUnavailable
 from ..domain.events import WatchRef
 from ..domain.ports import TaskSource
 from ..domain.requests import WatchRequest
 from ..domain.subjects import SubjectNames
 from ..domain.task import is_vim_task
-from ..domain.watch import Policy, Watch, answers_request, next_event, view_from_event
+from ..domain.watch import LAST_POLL_S, Policy, Watch, answers_request, next_event, view_from_event
 from ..watcher import is_request_answered
 from .journal import JetStreamJournal, JournalEntry
 from .streams import StoredMessage, StoreRefused, Streams
 
-_TRIES = 500
+log = structlog.get_logger(__name__)
+
+_ADMIT_TRIES = 500
+_TIMEOUT_PAGE = 1_000
+"""Watches read per second in search of timed-out ones: 15 ms of CPU."""
+_TIMEOUT_LATE_S = LAST_POLL_S + 2.0
+"""A replica that holds a timed-out watch has ended it by then."""
 _decoder = msgspec.json.Decoder(Watch)
 
 
 class Admission(NamedTuple):
-    """What became of a request: the outcome, the watch in force, and the watch's last event."""
+    """The answer to a watch request: the outcome, the watch in force, and that watch's last event."""
 
     outcome: str
     watch: WatchRef
@@ -38,7 +47,7 @@ class Admission(NamedTuple):
 
 
 class StoredWatch(NamedTuple):
-    """A watch as it lies in its stream."""
+    """A watch and the sequence of its message in the stream."""
 
     watch: Watch
     sequence: int
@@ -60,10 +69,10 @@ def build_watch(
     stalled_after_s: float,
     trace: tuple[str | None, str | None],
 ) -> Watch:
-    """The watch that a request asks for.
+    """Return the watch that a request asks for.
 
-    Its id is made of the request's time and sequence in the stream, so that a redelivery makes the same one; never
-    of the sequence alone, since streams get recreated. A request over the API has no sequence.
+    The id of a stored request's watch is made of the request's time and sequence in the stream, so a redelivery makes
+    the same id. The sequence alone wouldn't do, since streams are recreated. A request over the API has no sequence.
     """
     tail = f"a{secrets.token_hex(6)}" if stored_sequence is None else str(stored_sequence)
     return Watch(
@@ -82,8 +91,23 @@ def build_watch(
     )
 
 
+def rebuild_watch(last: JournalEntry, vcenter: str, task: str) -> Watch:
+    """Return the watch as far as its last event describes it."""
+    ref = last.event.data.watch
+    return Watch(
+        id=ref.id,
+        vcenter=vcenter,
+        task=task,
+        since=parse_time(ref.since) or last.stored_at,
+        timeout_at=parse_time(ref.timeout_at),
+        labels=ref.labels,
+        traceparent=last.event.traceparent,
+        tracestate=last.event.tracestate,
+    )
+
+
 def decode_watch(stored: StoredMessage) -> StoredWatch | None:
-    """The watch in a message, None when this release can't read it."""
+    """Return the watch in a message, None if this release can't read it."""
     try:
         return StoredWatch(_decoder.decode(stored.body), stored.sequence)
     except (msgspec.DecodeError, msgspec.ValidationError):
@@ -91,7 +115,7 @@ def decode_watch(stored: StoredMessage) -> StoredWatch | None:
 
 
 class WatchStore:
-    """The stream of watches: admission (which may raise VCenterUnavailable), reading, unwatch: NatsUnavailable."""
+    """The stream of watches. Every method raises NatsUnavailable, and `admit` also VCenterUnavailable."""
 
     def __init__(
         self,
@@ -108,51 +132,36 @@ class WatchStore:
         self._journal = journal
         self._policy_of = policy_of
         self._clock = clock
-        self._unwatching: WeakValueDictionary[tuple[str, str], asyncio.Lock] = WeakValueDictionary()
+        self._unwatch_locks: WeakValueDictionary[tuple[str, str], asyncio.Lock] = WeakValueDictionary()
 
     async def admit(self, watch: Watch) -> Admission:
-        """Begins the watch unless the task is watched or has completed.
+        """Start the watch unless the task is being watched or has completed.
 
-        Whether a stored request was served before is left to who takes the watch up, and reads the last event
-        anyway: nobody waits for an answer.
+        Whether a stored request was answered before is left to the replica that takes the watch up. Nobody waits for
+        that answer, and that replica reads the last event anyway.
         """
-        for _ in range(_TRIES):
-            taken = await self._put(watch)
-            if taken is not None and watch.stored_request:
+        for _ in range(_ADMIT_TRIES):
+            sequence = await self._publish_watch(watch)
+            if sequence is not None and watch.stored_request:
                 return Admission("accepted", watch.ref, None)
-            if taken is not None:
-                last = await self._journal.last(watch.vcenter, watch.task, leader=True)
-                return await self._admitted(watch, taken, last)
+            if sequence is not None:
+                return await self._confirm_admission(watch, sequence)
             present, last = await self.read_watch_and_last_event(watch.vcenter, watch.task)
             if present is None:
-                # R3 frees a subject some milliseconds after the ack (measured), and one that can't be read is
-                # being put aside by whoever was handed it.
+                # A replicated stream frees the subject some milliseconds after the ack (measured). Or the message
+                # can't be read, and the replica that received it is about to quarantine it.
                 await asyncio.sleep(0.005)
                 continue
             if present.watch.id == watch.id or last is None or not present.is_answered_by(last):
                 return Admission("already_watching", present.watch.ref, event_of_watch(last, present.watch))
             if last.event.data.kind == "completed":
                 return Admission("already_completed", last.event.data.watch, last)
-            # The old watch was abandoned and its message is about to go: it makes room now.
+            # The old watch was abandoned and its message is about to go: delete it now.
             await self._streams.delete(self._names.watches_stream, present.sequence)
-        raise NatsUnavailable(f"The place of {watch.task!r} among the watches doesn't become free.")
+        raise NatsUnavailable(f"can't start a watch for {watch.task!r}: its previous watch is still being removed")
 
-    async def _admitted(self, watch: Watch, sequence: int, last: JournalEntry | None) -> Admission:
-        if last is None or last.event.data.watch.id == watch.id:
-            # It may even have ended already, by whoever took it up or unwatched it meanwhile.
-            return Admission("accepted", watch.ref, last and event_of_watch(last, watch))
-        try:
-            answered = await is_request_answered(self._sources.get(watch.vcenter), watch, last.event, last.stored_at)
-        except VCenterUnavailable:
-            await self._streams.delete(self._names.watches_stream, sequence)
-            raise
-        if not answered:
-            return Admission("accepted", watch.ref, None)
-        await self._streams.delete(self._names.watches_stream, sequence)
-        return Admission("already_completed", last.event.data.watch, last)
-
-    async def _put(self, watch: Watch) -> int | None:
-        """The sequence under which the watch lies in the stream now, None when another one lies there."""
+    async def _publish_watch(self, watch: Watch) -> int | None:
+        """Return the sequence under which the watch is stored, None if the task's subject has another watch."""
         subject = self._names.watch_subject(watch.vcenter, watch.task)
         headers = {"Nats-Msg-Id": watch.id}
         try:
@@ -163,81 +172,96 @@ class WatchStore:
                 return None
             raise
 
+    async def _confirm_admission(self, watch: Watch, sequence: int) -> Admission:
+        """Delete a watch that was just stored if the task's last event answers its request already."""
+        last = await self._journal.read_last(watch.vcenter, watch.task, leader=True)
+        if last is None or last.event.data.watch.id == watch.id:
+            # The watch may even have ended by now: a replica took it up, or somebody unwatched it.
+            return Admission("accepted", watch.ref, last and event_of_watch(last, watch))
+        source = self._sources.get(watch.vcenter)
+        try:
+            is_answered = await is_request_answered(source, watch, last.event, last.stored_at)
+        except VCenterUnavailable:
+            await self._streams.delete(self._names.watches_stream, sequence)
+            raise
+        if not is_answered:
+            return Admission("accepted", watch.ref, None)
+        await self._streams.delete(self._names.watches_stream, sequence)
+        return Admission("already_completed", last.event.data.watch, last)
+
     async def read_watch(self, vcenter: str, task: str) -> StoredWatch | None:
-        """The task's watch, None when nobody watches it."""
+        """Return the task's watch, None if there is none."""
         subject = self._names.watch_subject(vcenter, task)
-        stored = await self._streams.last(self._names.watches_stream, subject, leader=True)
+        stored = await self._streams.read_last(self._names.watches_stream, subject, leader=True)
         return stored and decode_watch(stored)
 
     async def read_watch_and_last_event(
         self, vcenter: str, task: str
     ) -> tuple[StoredWatch | None, JournalEntry | None]:
-        """The task's watch and its last event, as both were at one moment.
+        """Return the task's watch and its last event as of one moment.
 
-        Two answers of JetStream may be seconds apart over a connection that hangs. A watch that was there before
-        and after the last event was read is the one in force, or its end is that event; a request that is told to
-        be watched by one that had been served and is gone would be lost.
+        Over a connection that hangs, two answers of JetStream may be seconds apart. A watch that was there before and
+        after its task's last event was read is in force, or that event is its end. Without this check a request could
+        get `already_watching` because of a watch that is answered and gone, and would be lost.
         """
         while True:
             present = await self.read_watch(vcenter, task)
-            last = await self._journal.last(vcenter, task, leader=True)
+            last = await self._journal.read_last(vcenter, task, leader=True)
             if present is None or event_of_watch(last, present.watch):
                 return present, last
-            again = await self.read_watch(vcenter, task)
-            if again is not None and again.sequence == present.sequence:
+            still_present = await self.read_watch(vcenter, task)
+            if still_present is not None and still_present.sequence == present.sequence:
                 return present, last
 
     async def read_page(self, vcenter: str | None, after: int, limit: int) -> tuple[list[StoredWatch], int]:
-        """Up to `limit` watches behind sequence `after`, oldest first, and how many more follow."""
+        """Return up to `limit` watches after a sequence, oldest first, and how many more follow."""
         subjects = f"{self._names.watches}.{vcenter or '*'}.*"
-        found, pending = await self._streams.page(self._names.watches_stream, subjects, after, limit)
-        return [watch for watch in map(decode_watch, found) if watch], pending
+        page, pending = await self._streams.read_page(self._names.watches_stream, subjects, after, limit)
+        return [watch for watch in map(decode_watch, page) if watch], pending
 
     async def count(self, vcenter: str | None) -> int:
-        """How many watches there are, over all replicas."""
-        found, pending = await self._streams.page(
-            self._names.watches_stream, f"{self._names.watches}.{vcenter or '*'}.*", 0, 1
-        )
-        return len(found) + pending
+        """Return how many watches there are, over all replicas."""
+        subjects = f"{self._names.watches}.{vcenter or '*'}.*"
+        page, pending = await self._streams.read_page(self._names.watches_stream, subjects, 0, 1)
+        return len(page) + pending
 
     async def unwatch(self, vcenter: str, task: str) -> tuple[Watch, JournalEntry]:
-        """Ends the task's watch with its final event, whoever owns it, and even if that one is dead.
+        """End the task's watch with its final event, whichever replica owns it, even a dead one.
 
-        Raises Refused: 409 `already_ended` when it ended first, 404 `not_watched`; and NatsUnavailable.
+        Raises Refused: AlreadyEnded (409) if the watch ended first, 404 `not_watched`.
         """
-        # Of those who want it over at the same time one ends it, and the others are told so. Across replicas it
-        # is the writer's instance that tells, inside of one it is their order.
-        async with self._unwatching.setdefault((vcenter, task), asyncio.Lock()):
-            return await self._unwatch(vcenter, task)
-
-    async def _unwatch(self, vcenter: str, task: str) -> tuple[Watch, JournalEntry]:
-        while True:
-            present, last = await self.read_watch_and_last_event(vcenter, task)
-            if present is None or (last and present.is_answered_by(last)):
-                raise _not_watched(vcenter, task, last)
-            stored = await self._abandoned(present.watch, last)
-            if stored is not None:
-                await self._streams.delete(self._names.watches_stream, present.sequence)
-                return present.watch, stored
+        # Of several calls at the same time only one ends the watch; the others get AlreadyEnded. Between replicas the
+        # writer's instance decides which one it is, inside a replica the order of the calls.
+        async with self._unwatch_locks.setdefault((vcenter, task), asyncio.Lock()):
+            while True:
+                present, last = await self.read_watch_and_last_event(vcenter, task)
+                if present is None or (last and present.is_answered_by(last)):
+                    if last is not None and last.event.data.final:
+                        raise AlreadyEnded(last)
+                    raise Refused(404, "not_watched", f"Nobody watches {task!r} on {vcenter!r}.")
+                final = await self._publish_final_event(present.watch, last)
+                if final is not None:
+                    await self._streams.delete(self._names.watches_stream, present.sequence)
+                    return present.watch, final
 
     async def abandon(self, watch: Watch, *, timed_out: bool = False) -> None:
-        """Ends a watch whose message can't be read, or whose time is up, unless it has ended."""
+        """End a watch whose message can't be read or whose time is up, unless it has ended. Keeps the message."""
         while True:
-            last = await self._journal.last(watch.vcenter, watch.task, leader=True)
+            last = await self._journal.read_last(watch.vcenter, watch.task, leader=True)
             if last and answers_request(last.event, last.stored_at, watch):
                 return
-            if await self._abandoned(watch, last, timed_out=timed_out):
+            if await self._publish_final_event(watch, last, timed_out=timed_out):
                 return
 
     async def time_out(self, stored: StoredWatch) -> None:
-        """Ends a watch whose time is up, unless it has ended. Raises NatsUnavailable."""
+        """End a watch whose time is up, unless it has ended, and delete its message."""
         await self.abandon(stored.watch, timed_out=True)
         await self._streams.delete(self._names.watches_stream, stored.sequence)
 
-    async def _abandoned(
+    async def _publish_final_event(
         self, watch: Watch, last: JournalEntry | None, *, timed_out: bool = False
     ) -> JournalEntry | None:
-        """The final event, None when something else was stored behind `last`."""
+        """Publish the final event. Return it, None if another event was stored after `last`."""
         own = event_of_watch(last, watch)
         view = view_from_event(own.event if own else None)
         if timed_out:
@@ -248,25 +272,41 @@ class WatchStore:
         if draft is None:
             return None
         stored = await self._journal.append(draft, last.sequence if last else 0)
-        own_event_stored = (stored.event.id, stored.event.kind) == (draft.event.id, draft.event.kind)
-        return stored if own_event_stored and stored.instance == self._journal.instance else None
+        is_own_event = (stored.event.id, stored.event.kind) == (draft.event.id, draft.event.kind)
+        return stored if is_own_event and stored.instance == self._journal.instance else None
 
 
 class AlreadyEnded(Refused):
-    """409: what was to be ended had ended; `last` is the final event."""
+    """409: the watch to be ended had ended; `last` is its final event."""
 
-    def __init__(self, message: str, last: JournalEntry) -> None:
+    def __init__(self, last: JournalEntry) -> None:
+        data = last.event.data
+        message = f"The watch of {data.task!r} on {data.vcenter!r} had ended already: {last.event.kind}."
         super().__init__(409, "already_ended", message)
         self.last = last
 
 
-def _not_watched(vcenter: str, task: str, last: JournalEntry | None) -> Refused:
-    if last is not None and last.event.data.final:
-        told = f"The watch of {task!r} on {vcenter!r} had ended already: {last.event.kind}."
-        return AlreadyEnded(told, last)
-    return Refused(404, "not_watched", f"Nobody watches {task!r} on {vcenter!r}.")
-
-
 def event_of_watch(last: JournalEntry | None, watch: Watch) -> JournalEntry | None:
-    """The last event, if it is one of `watch`."""
+    """Return the last event if it is one of `watch`, else None."""
     return last if last and last.event.data.watch.id == watch.id else None
+
+
+async def end_timed_out_watches(
+    watches: WatchStore, are_watches_waiting: Callable[[], bool], clock: Callable[[], float]
+) -> None:
+    """End timed-out watches that no replica has capacity to hold. Runs without end.
+
+    A replica ends the watches that it holds itself, so watches are read (a page per second) only while some wait.
+    """
+    after = 0
+    while True:
+        await asyncio.sleep(1.0)
+        if not are_watches_waiting():
+            continue
+        with contextlib.suppress(NatsUnavailable):
+            page, following = await watches.read_page(None, after, _TIMEOUT_PAGE)
+            for stored in page:
+                if clock() > stored.watch.deadline + _TIMEOUT_LATE_S:
+                    await watches.time_out(stored)
+                    log.info("watch_over", outcome="abandoned.watch_timed_out", **stored.watch.log_keys)
+            after = page[-1].sequence if page and following else 0
