@@ -35,7 +35,7 @@ from .jetstream.streams import Streams
 from .jetstream.watch_store import WatchStore, end_timed_out_watches
 from .metrics import Metrics
 from .settings import Settings
-from .status import Status
+from .status import BridgeStatus
 from .vcenter.cis import PollPolicy
 from .vcenter.source import VCenterTaskSource
 from .watcher import Watcher
@@ -64,7 +64,9 @@ class Bridge:
         urls = {name: of.url for name, of in settings.vcenters.items()}
         self._routes = VCenterRouting(urls, _default(settings), without_vim)
         self._watchdog = Watchdog(self._metrics.event_loop_lag)
-        self.status = Status(settings.capacity, self._names, self._sources, self._metrics, lambda: self._watchdog.lag_s)
+        self.status = BridgeStatus(
+            settings.capacity, self._names, self._sources, self._metrics, lambda: self._watchdog.lag_s
+        )
         self._feed = BoardReader(settings.nats, self._names)
         self.web = WebServer(build_web(self.status, self._feed), settings.http_listen)
 

@@ -14,13 +14,13 @@ from .domain.subjects import SubjectNames
 from .jetstream.connection import Connection
 from .jetstream.monitor import Monitor, MonitoredPart
 from .metrics import Metrics
-from .schemas.asyncapi import document
+from .schemas.asyncapi import build_document
 from .vcenter.source import VCenterTaskSource
 from .watcher import Watcher
 from .web.health import BridgeHealth, JetStreamHealth, NatsHealth, ResourceHealth, VCenterHealth
 
 
-class Status:
+class BridgeStatus:
     """The web room's state. The rooms that are there only once NATS is are set when they are."""
 
     def __init__(
@@ -83,7 +83,7 @@ class Status:
 
     def asyncapi(self) -> bytes:
         """What can be said to this bridge and heard of it."""
-        return schemas.written(document(self._names)).encode()
+        return schemas.format_document(build_document(self._names)).encode()
 
     def _standing(self) -> Counter[tuple[str, str]]:
         return self.watcher.held_by_status() if self.watcher else Counter()

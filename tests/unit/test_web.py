@@ -51,7 +51,7 @@ HEALTHY = BridgeHealth(
     jetstream=JetStreamHealth(ok=True),
     streams=(ResourceHealth("VCENTER_TASKS_EVENTS", ok=True),),
     consumers=(ResourceHealth("bridge", ok=True),),
-    vcenters=(VCenterHealth("lab", "ok", last_good_look_age_s=1.26, watches=3),),
+    vcenters=(VCenterHealth("lab", "ok", last_good_poll_age_s=1.26, watches=3),),
     held=3,
     waiting=1,
     capacity=50_000,
@@ -101,7 +101,7 @@ class FakeFeed:
         self.left = asyncio.Event()
 
     @contextmanager
-    def viewed(self) -> Iterator[None]:
+    def keep_current(self) -> Iterator[None]:
         self.looks += 1
         self.looking += 1
         try:

@@ -30,20 +30,20 @@ class WatchRow(msgspec.Struct, frozen=True):
 
     vcenter: str
     task: str
-    watch: str
+    watch_id: str
     since: float
     labels: str = ""
     kind: str = ""
     status: str | None = None
     operation: str = ""
     percent: float | None = None
-    said: str = ""
+    message: str = ""
     owner: str = ""
-    at: float | None = None
-    lasted_s: float | None = None
-    number: int = 0
-    searched: str = ""
-    read: bool = True
+    last_event_at: float | None = None
+    duration_s: float | None = None
+    sequence: int = 0
+    search_text: str = ""
+    is_loaded: bool = True
 
     @property
     def key(self) -> tuple[str, str]:
@@ -63,10 +63,10 @@ class BoardPage(NamedTuple):
 
     rows: Sequence[WatchRow]
     endings: Sequence[WatchRow]
-    matching: int
-    first: int
+    match_count: int
+    first_number: int
     page: int
-    pages: int
+    page_count: int
 
 
 class WatchBoard:
@@ -82,15 +82,15 @@ class WatchBoard:
         self._told: set[tuple[str, str]] = set()
         self._ended: set[str] = set()
 
-    def counts(self) -> Counter[str]:
+    def count_by_vcenter(self) -> Counter[str]:
         """How many watches there are, by vCenter."""
         if self._counts is None:
             self._counts = Counter(vcenter for vcenter, _ in self._rows) + self.unlisted
         return self._counts
 
-    def without_events(self) -> list[WatchRow]:
+    def rows_without_events(self) -> list[WatchRow]:
         """The watches of which no event is known yet, oldest request first."""
-        return [row for row in self.in_order() if not row.number]
+        return [row for row in self.rows_in_order() if not row.sequence]
 
     def begin_refresh(self) -> None:
         """The watches begin to be read: what events tell from now on is newer."""
@@ -104,7 +104,7 @@ class WatchBoard:
             if ref.id in self._ended or (vcenter, task) in rows:
                 continue
             known = self._rows.get((vcenter, task))
-            rows[vcenter, task] = known if known and known.watch == ref.id else _unseen(vcenter, task, ref)
+            rows[vcenter, task] = known if known and known.watch_id == ref.id else _unseen(vcenter, task, ref)
         self._rows, self.unlisted = rows, beyond
         self._changed()
 
@@ -117,33 +117,33 @@ class WatchBoard:
             return
         if known is None and len(self._rows) >= MAX_ROWS:
             return
-        if known is not None and known.watch == row.watch and known.number >= row.number:
+        if known is not None and known.watch_id == row.watch_id and known.sequence >= row.sequence:
             return
-        if row.watch in self._ended:
+        if row.watch_id in self._ended:
             return
         self._rows[row.key] = row
         self._told.add(row.key)
-        if known is None or known.watch != row.watch:
+        if known is None or known.watch_id != row.watch_id:
             self._changed()
 
     def mark_without_events(self, row: WatchRow) -> None:
         """There is no event of this watch."""
-        if self._rows.get(row.key) is row and not row.read:
+        if self._rows.get(row.key) is row and not row.is_loaded:
             self._rows[row.key] = msgspec.structs.replace(row, read=True)
 
     def _end(self, row: WatchRow, known: WatchRow | None) -> None:
-        self._ended.add(row.watch)
-        if known is not None and known.watch == row.watch:
+        self._ended.add(row.watch_id)
+        if known is not None and known.watch_id == row.watch_id:
             del self._rows[row.key]
-        if all(ending.watch != row.watch for ending in self.endings):
+        if all(ending.watch_id != row.watch_id for ending in self.endings):
             # The older ones are read while new ones come.
-            self.endings = sorted([*self.endings, row], key=lambda ending: -(ending.at or 0.0))[:MAX_ENDINGS]
+            self.endings = sorted([*self.endings, row], key=lambda ending: -(ending.last_event_at or 0.0))[:MAX_ENDINGS]
         self._changed()
 
-    def select(self, asked: RowFilter) -> BoardPage:
+    def select_page(self, asked: RowFilter) -> BoardPage:
         """One page of the watches that match, oldest request first, and the endings that match, newest first."""
         words = asked.words.casefold().split()
-        matching = _matching(self.in_order(), asked.vcenter, words)
+        matching = _matching(self.rows_in_order(), asked.vcenter, words)
         pages = max(1, math.ceil(len(matching) / PAGE_ROWS))
         page = min(max(1, asked.page), pages)
         first = (page - 1) * PAGE_ROWS
@@ -151,10 +151,10 @@ class WatchBoard:
         rows = matching[first : first + PAGE_ROWS]
         return BoardPage(rows, endings, len(matching), first + 1, page, pages)
 
-    def in_order(self) -> Iterator[WatchRow]:
+    def rows_in_order(self) -> Iterator[WatchRow]:
         """All watches, oldest request first."""
         if self._order is None:
-            ordered = sorted(self._rows.values(), key=lambda row: (row.since, row.watch))
+            ordered = sorted(self._rows.values(), key=lambda row: (row.since, row.watch_id))
             self._order = [row.key for row in ordered]
         return (self._rows[key] for key in self._order)
 
@@ -166,14 +166,14 @@ class WatchBoard:
 def _matching(rows: Iterable[WatchRow], vcenter: str, words: Sequence[str]) -> list[WatchRow]:
     found = [row for row in rows if not vcenter or row.vcenter == vcenter]
     for word in words:
-        found = [row for row in found if word in row.searched]
+        found = [row for row in found if word in row.search_text]
     return found
 
 
 def _unseen(vcenter: str, task: str, ref: WatchRef) -> WatchRow:
     labels = _labels(ref)
     searched = " ".join((vcenter, task, labels, "unseen")).casefold()
-    return WatchRow(vcenter, task, ref.id, parse_time(ref.since) or 0.0, labels, searched=searched, read=False)
+    return WatchRow(vcenter, task, ref.id, parse_time(ref.since) or 0.0, labels, search_text=searched, is_loaded=False)
 
 
 def _row(event: Event, owner: str) -> WatchRow:

@@ -53,7 +53,7 @@ class BoardReader:
         self._rest: asyncio.TimerHandle | None = None
 
     @contextmanager
-    def viewed(self) -> Iterator[None]:
+    def keep_current(self) -> Iterator[None]:
         """While this is entered, `overview` is kept up to date."""
         self._looking += 1
         if self._rest is not None:
@@ -126,11 +126,11 @@ class _Reader:
         and go without an event."""
         for stored in await self._endings(state.first_seq, state.last_seq):
             self._tell(stored)
-        await self._read_states(self.overview.without_events()[:PAGE_ROWS])
+        await self._read_states(self.overview.rows_without_events()[:PAGE_ROWS])
         self.overview.complete = True
         while True:
             await self._read_watches(MAX_ROWS)
-            await self._read_states(self.overview.without_events(), at_leisure=True)
+            await self._read_states(self.overview.rows_without_events(), at_leisure=True)
             await asyncio.sleep(REREAD_S)
 
     async def follow(self, first: int) -> None:
@@ -175,7 +175,7 @@ class _Reader:
             # One by one: nats-server sends the last message of every kind of event to who asks for many tasks.
             found = await asyncio.gather(*(self._streams.read_last(stream, subject) for subject in subjects))
             for row, stored in zip(part, found, strict=True):
-                if stored is not None and stored.headers.get("Bridge-Watch") == row.watch:
+                if stored is not None and stored.headers.get("Bridge-Watch") == row.watch_id:
                     self._tell(stored)
                 else:
                     self.overview.mark_without_events(row)

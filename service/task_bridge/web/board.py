@@ -77,7 +77,7 @@ _LABELS = {
 def parts(view: BoardView) -> dict[str, str]:
     """The parts of the page by the id of their section."""
     overview = view.board
-    found = overview.select(view.asked) if overview else None
+    found = overview.select_page(view.asked) if overview else None
     return {
         "state": _state(view),
         "vcenters": _vcenters(view),
@@ -107,7 +107,7 @@ def _state(view: BoardView) -> str:
 
 
 def _form(view: BoardView) -> str:
-    asked, counts = view.asked, view.board.counts() if view.board else {}
+    asked, counts = view.asked, view.board.count_by_vcenter() if view.board else {}
     names = sorted({*counts, *(vcenter.name for vcenter in view.health.vcenters)} | {asked.vcenter} - {""})
     options = "".join(
         f'<option value="{_text(name)}"{" selected" if name == asked.vcenter else ""}>{_text(name)}</option>'
@@ -128,8 +128,8 @@ def _form(view: BoardView) -> str:
 def _watches(view: BoardView, found: BoardPage | None) -> str:
     if found is None or view.board is None:
         return f"<h2>Active watches</h2><p>{'Not read yet.' if view.trouble else 'Being read…'}</p>"
-    total = view.board.counts().total()
-    shown = f"{_number(found.matching)} of {_number(total)}" if view.asked.words or view.asked.vcenter else ""
+    total = view.board.count_by_vcenter().total()
+    shown = f"{_number(found.match_count)} of {_number(total)}" if view.asked.words or view.asked.vcenter else ""
     title = f"<h2>Active watches <small>{shown or _number(total)}</small></h2>"
     if not found.rows:
         return title + f"<p>{'Nothing is watched.' if not total else 'No watch matches.'}</p>"
@@ -142,16 +142,16 @@ def _watches(view: BoardView, found: BoardPage | None) -> str:
 
 @lru_cache(4096)  # of ten thousand watches few change within a second, and several people look
 def _row(row: WatchRow, here: str) -> str:
-    unknown = '<span class="dim">not seen yet</span>' if row.read else '<span class="dim">being read…</span>'
+    unknown = '<span class="dim">not seen yet</span>' if row.is_loaded else '<span class="dim">being read…</span>'
     stalled = ' <span class="warn">stalled</span>' if row.kind == "stalled" else ""
     return _cells(
-        f"{row.vcenter}/{row.watch}",
+        f"{row.vcenter}/{row.watch_id}",
         ("Task", _task(row)),
         ("vCenter", _text(row.vcenter)),
         ("Status", (_text(row.status) if row.status else unknown) + stalled),
-        ("Progress", f"{_bar(row.percent)}{_stranger(row.said)}"),
+        ("Progress", f"{_bar(row.percent)}{_stranger(row.message)}"),
         ("Watched for", _age(row.since)),
-        ("Changed", _age(row.at)),
+        ("Changed", _age(row.last_event_at)),
         ("Owner", _owner(row.owner) + (" (here)" if row.owner and row.owner == here else "")),
     )
 
@@ -170,17 +170,17 @@ def _task(row: WatchRow) -> str:
 
 
 def _pager(view: BoardView, found: BoardPage) -> str:
-    if found.pages == 1:
+    if found.page_count == 1:
         return ""
-    asked, last = view.asked, found.first + len(found.rows) - 1
+    asked, last = view.asked, found.first_number + len(found.rows) - 1
 
     def link(page: int, word: str, rel: str) -> str:
-        if not 1 <= page <= found.pages:
+        if not 1 <= page <= found.page_count:
             return f'<span class="dim">{word}</span>'
         query = urlencode({"q": asked.words, "vcenter": asked.vcenter, "page": page})
         return f'<a href="/?{escape(query)}" rel="{rel}">{word}</a>'
 
-    where = f"{_number(found.first)} to {_number(last)} of {_number(found.matching)}, oldest first"
+    where = f"{_number(found.first_number)} to {_number(last)} of {_number(found.match_count)}, oldest first"
     both = f"{link(found.page - 1, 'Earlier', 'prev')} {link(found.page + 1, 'Later', 'next')}"
     return f'<nav aria-label="Pages of {PAGE_ROWS} watches"><p>{where}. {both}</p></nav>'
 
@@ -206,13 +206,13 @@ def _ending(row: WatchRow) -> str:
     mark = {"good": "✓", "bad": "✗", "warn": "!"}[css]
     word = outcome.replace("_", " ") if kind == "completed" else f"{kind}: {outcome.replace('_', ' ')}"
     return _cells(
-        row.watch,
+        row.watch_id,
         ("Task", _task(row)),
         ("vCenter", _text(row.vcenter)),
         ("Outcome", f'<span class="{css}">{mark} {_text(word)}</span>'),
-        ("Why", _stranger(row.said)),
-        ("Took", "" if row.lasted_s is None else _span(row.lasted_s)),
-        ("Ended", _age(row.at)),
+        ("Why", _stranger(row.message)),
+        ("Took", "" if row.duration_s is None else _span(row.duration_s)),
+        ("Ended", _age(row.last_event_at)),
     )
 
 
@@ -220,7 +220,7 @@ def _ending(row: WatchRow) -> str:
 
 
 def _vcenters(view: BoardView) -> str:
-    health, counts = view.health, view.board.counts() if view.board else None
+    health, counts = view.health, view.board.count_by_vcenter() if view.board else None
     known = {vcenter.name: vcenter for vcenter in health.vcenters}
     for name in counts or ():
         known.setdefault(name, VCenterHealth(name, "unconfigured", "not in this replica's settings"))
@@ -230,7 +230,7 @@ def _vcenters(view: BoardView) -> str:
 
 
 def _vcenter(vcenter: VCenterHealth, watches: int | None, view: BoardView) -> str:
-    age_s = vcenter.last_good_look_age_s
+    age_s = vcenter.last_good_poll_age_s
     looked_at = None if age_s is None else view.now - age_s
     return _cells(
         vcenter.name,

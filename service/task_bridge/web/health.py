@@ -12,9 +12,9 @@ from prometheus_client import CollectorRegistry
 from .. import __version__
 from ..domain.board import WatchBoard
 
-Status = Literal["ok", "degraded", "unready"]
+Readiness = Literal["ok", "degraded", "unready"]
 
-MUCH_LAG_S = 0.5
+LAG_LIMIT_S = 0.5
 """Lag from which a reason is told; the alert on it goes by the same."""
 
 
@@ -51,7 +51,7 @@ class VCenterHealth:
     name: str
     state: Literal["ok", "degraded", "unknown", "unconfigured"]
     reason: str | None = None
-    last_good_look_age_s: float | None = None
+    last_good_poll_age_s: float | None = None
     watches: int = 0
 
 
@@ -76,7 +76,7 @@ class BridgeHealth:
     instance: str = ""
 
     @property
-    def status(self) -> Status:
+    def status(self) -> Readiness:
         """`unready` only for what stops the service; a vCenter that is away degrades it."""
         nats_ok = self.nats.connected and self.nats.reason is None
         if self.stopping or not nats_ok or not _all_ok(self.streams) or not _all_ok(self.consumers):
@@ -93,7 +93,7 @@ class BridgeHealth:
     @property
     def loop_lag_reason(self) -> str | None:
         """What a late event loop means, None while it is in time."""
-        if self.loop_lag_s <= MUCH_LAG_S:
+        if self.loop_lag_s <= LAG_LIMIT_S:
             return None
         return f"up to {self.loop_lag_s:.1f} s late within the last minute: CPU is short, or too many watches are held"
 
@@ -125,7 +125,7 @@ class BoardSource(Protocol):
         """Why it isn't up to date."""
         ...
 
-    def viewed(self) -> AbstractContextManager[None]: ...
+    def keep_current(self) -> AbstractContextManager[None]: ...
 
 
 def readiness(health: BridgeHealth) -> dict[str, Any]:
@@ -149,7 +149,7 @@ def readiness(health: BridgeHealth) -> dict[str, Any]:
 
 
 def _vcenter(vcenter: VCenterHealth) -> dict[str, Any]:
-    age_s = vcenter.last_good_look_age_s
+    age_s = vcenter.last_good_poll_age_s
     return {
         "name": vcenter.name,
         "state": vcenter.state,

@@ -35,7 +35,7 @@ class Viewers:
         return self.count >= MAX_VIEWERS
 
 
-class Live(Response):
+class LiveStream(Response):
     """One viewer's stream: `view` is asked for what there is to show, until it shows a bridge that stops."""
 
     media_type = "text/event-stream"
@@ -55,7 +55,7 @@ class Live(Response):
         self._viewers.count += 1
         try:
             await send(start)
-            with self._feed.viewed():
+            with self._feed.keep_current():
                 async with asyncio.timeout(None) as patience:
                     await self._tell(gone, send, patience)
         except (TimeoutError, OSError):  # it takes nothing in any more

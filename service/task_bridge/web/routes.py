@@ -18,7 +18,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from ..domain.board import RowFilter
 from .board import BoardView, page
 from .health import BoardSource, WebState, readiness
-from .live import Live, Viewers
+from .live import LiveStream, Viewers
 
 _HEADERS = {
     "Content-Security-Policy": "default-src 'none'; style-src 'self'; script-src 'self'; img-src 'self'; "
@@ -65,7 +65,7 @@ class _Pages:
         asked = _filter(request.query_params)
         if request.method == "HEAD":  # a probe isn't somebody who looks
             return HTMLResponse(page(self._view(asked)))
-        with self._feed.viewed():
+        with self._feed.keep_current():
             await self._first_read()
             return HTMLResponse(page(self._view(asked)))
 
@@ -85,7 +85,7 @@ class _Pages:
         if request.method == "HEAD":
             return Response(media_type="text/event-stream")
         asked = _filter(request.query_params)
-        return Live(self._viewers, self._feed, lambda: self._view(asked))
+        return LiveStream(self._viewers, self._feed, lambda: self._view(asked))
 
     def _view(self, asked: RowFilter) -> BoardView:
         feed = self._feed
