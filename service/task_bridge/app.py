@@ -23,9 +23,10 @@ from .domain.subjects import SubjectNames
 from .domain.watch import Policy
 from .jetstream.api import Api
 from .jetstream.board_reader import BoardReader
-from .jetstream.connection import Connection, cancel_and_wait, server_version
+from .jetstream.connection import Connection, server_version
 from .jetstream.journal import JetStreamJournal
 from .jetstream.monitor import Monitor
+from .jetstream.nats_py_workarounds import cancel_and_wait
 from .jetstream.ownership import Ownership
 from .jetstream.provision import check_version, expected_config
 from .jetstream.rejections import Rejections
@@ -171,7 +172,7 @@ class Bridge:
             await monitor.read()
         monitor.report_pull(intake.pull, ownership.pull, held=neighbours.held_count)
         for pull in (intake.pull, ownership.pull):
-            connection.on_return(pull.reset)
+            connection.on_reconnect(pull.reset)
         endless = {
             "the watcher": watcher.run(),
             "the ownership of watches": ownership.run(),

@@ -29,8 +29,7 @@ from .domain.errors import BridgeError, NatsUnavailable, Problem, Refused
 from .domain.events import FINAL_KINDS, Event, from_cloudevent
 from .domain.requests import CancelReply, ErrorBody, GetReply, ListReply, UnwatchReply, WatchReply, invalid_request
 from .domain.subjects import SubjectNames, is_vcenter_name, task_token
-from .jetstream.connect import connect
-from .jetstream.forbidden import denied_permission
+from .jetstream.connect import connect, denied_permission
 from .jetstream.ordered_consumer import OrderedConsumer
 from .settings import Settings, load
 

@@ -92,7 +92,7 @@ class BridgeStatus:
         connection = self.connection
         if connection is None:
             return NatsHealth(connected=False, reason="not connected yet")
-        return NatsHealth(connection.reason is None, connection.reason or connection.forbidden)
+        return NatsHealth(connection.reason is None, connection.reason or connection.missing_permission)
 
     def _jetstream(self) -> JetStreamHealth:
         if not self._nats().connected:

@@ -14,7 +14,7 @@ import nats.errors
 from nats.js.api import ObjectStoreConfig
 
 from ..domain.errors import NatsUnavailable
-from .forbidden import denied_permission
+from .connect import denied_permission
 from .provision import Difference, JetStreamConfig
 from .streams import Streams
 

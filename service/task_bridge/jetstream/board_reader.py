@@ -25,7 +25,8 @@ from ..domain.subjects import SubjectNames
 from ..domain.watch import Watch
 from ..settings import NatsSettings
 from .connect import connect
-from .connection import INBOX, cancel_and_wait
+from .connection import INBOX_PREFIX
+from .nats_py_workarounds import cancel_and_wait
 from .ordered_consumer import OrderedConsumer
 from .streams import StoredMessage, Streams, translate_errors
 from .watch_store import decode_watch
@@ -37,7 +38,7 @@ LINGER_S = 20.0
 """How long it goes on when nobody looks any more: a page without scripts comes back every ten seconds."""
 REREAD_S = 30.0
 _PAGE, _AT_ONCE = 1000, 50
-_CONNECTION = {"inbox_prefix": INBOX, "allow_reconnect": False, "ping_interval": 5, "max_outstanding_pings": 2}
+_CONNECTION = {"inbox_prefix": INBOX_PREFIX, "allow_reconnect": False, "ping_interval": 5, "max_outstanding_pings": 2}
 
 
 class BoardReader:

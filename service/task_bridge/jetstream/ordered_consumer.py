@@ -19,8 +19,8 @@ from nats.js import JetStreamContext
 from nats.js.api import AckPolicy, ConsumerConfig, DeliverPolicy
 
 from ..domain.errors import NatsUnavailable
-from .forbidden import denied_permission
-from .subscription_queue import SubscriptionQueue, queued_subscription
+from .connect import denied_permission
+from .nats_py_workarounds import SubscriptionQueue, api_prefix, queued_subscription
 
 _TRIES = 3
 HEARTBEAT_S = 1.0
@@ -118,7 +118,7 @@ class OrderedConsumer:
         return self._unanswered < _TRIES and self._forbidden() is None
 
     def _forbidden(self) -> str | None:
-        return denied_permission(self._client, f"{self._js._prefix}.CONSUMER.CREATE.{self._stream}")
+        return denied_permission(self._client, f"{api_prefix(self._js)}.CONSUMER.CREATE.{self._stream}")
 
     async def _delivered(self, status: Msg, number: int) -> int:
         """How many messages JetStream says it sent. Flow control is answered: all before it is read by now."""

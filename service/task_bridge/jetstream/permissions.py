@@ -14,7 +14,8 @@ from nats.aio.client import Client
 
 from ..domain.errors import NatsUnavailable
 from ..domain.subjects import CONSUMER, VERBS, SubjectNames
-from .forbidden import flush_and_wait, last_permission_violation
+from .connect import last_permission_violation
+from .nats_py_workarounds import flush_and_wait
 from .provision import Difference
 
 REFUSED_REPLY = "_R_.task-bridge-check"

@@ -27,7 +27,7 @@ from nats.js.api import (
 
 from ..domain.errors import CannotStart, NatsUnavailable
 from ..domain.subjects import CONSUMER, SubjectNames
-from .forbidden import denied_permission
+from .connect import denied_permission
 from .streams import Streams
 
 LEAST_SERVER = (2, 12, 8)
