@@ -111,7 +111,7 @@ class Bridge:
         streams = Streams(client, self._settings.nats.js_domain)
         await streams.open()
         monitor = self.status.monitor = self._monitor(streams)
-        await monitor.begin()
+        await monitor.start()
         await self._consume(connection, streams, monitor, stack, failed)
         log.info("ready", capacity=self._settings.capacity, vcenters=sorted(self._sources))
 
@@ -170,7 +170,7 @@ class Bridge:
             # A round trip behind the subscriptions, so that who is told "ready" is heard: nats-py's flush()
             # overtakes them (2.16, measured).
             await monitor.read()
-        monitor.report_pull(intake.pull, ownership.pull, held=neighbours.held_count)
+        monitor.set_pulls(intake.pull, ownership.pull, held=neighbours.held_count)
         for pull in (intake.pull, ownership.pull):
             connection.on_reconnect(pull.reset)
         endless = {
@@ -180,7 +180,7 @@ class Bridge:
             "the monitor of JetStream": monitor.run(),
             "the talk with other replicas": neighbours.run(),
             "the sweep of the watches": watcher.sweep_ownership(),
-            "the end of overdue watches": end_timed_out_watches(watches, lambda: bool(monitor.waiting), time.time),
+            "the end of overdue watches": end_timed_out_watches(watches, lambda: bool(monitor.unheld_count), time.time),
         }
         loops = [_begun(loop, name, failed) for name, loop in endless.items()]
         stack.push_async_callback(_hand_over, loops, api, intake, watcher, ownership, neighbours)
@@ -222,7 +222,7 @@ async def _hand_over(
     finishing = [asyncio.create_task(part) for part in (api.stop(), intake.drain(), watcher.stop())]
     await asyncio.wait(finishing, timeout=FINISH_S)
     await cancel_and_wait(*finishing)
-    await neighbours.announce_departure()
+    await neighbours.announce_leaving()
     await ownership.hand_all_back()
 
 

@@ -116,7 +116,7 @@ class TaskBridge:
     async def __aexit__(self, *_: object) -> None:
         await self._client.close()
 
-    async def ask(self, verb: str, request: Mapping[str, Any]) -> bytes:
+    async def request(self, verb: str, request: Mapping[str, Any]) -> bytes:
         """The answer of `<prefix>.api.<verb>`. None isn't sent. Raises Refused and NatsUnavailable."""
         subject = f"{self.names.api}.{verb}"
         try:
@@ -152,26 +152,26 @@ class TaskBridge:
             "partial_results": partial_results or None,
             "labels": dict(labels) if labels else None,
         }
-        return msgspec.json.decode(await self.ask("watch", request), type=WatchReply)
+        return msgspec.json.decode(await self.request("watch", request), type=WatchReply)
 
     async def get(self, task: str, *, vcenter: str | None = None) -> GetReply:
         """How a task stands, watched or ended."""
-        return msgspec.json.decode(await self.ask("get", {"task": task, "vcenter": vcenter}), type=GetReply)
+        return msgspec.json.decode(await self.request("get", {"task": task, "vcenter": vcenter}), type=GetReply)
 
     async def list(
         self, *, vcenter: str | None = None, limit: int | None = None, cursor: str | None = None
     ) -> ListReply:
         """A page of the active watches; the reply's `cursor` asks for the next one."""
         request = {"vcenter": vcenter, "limit": limit, "cursor": cursor}
-        return msgspec.json.decode(await self.ask("list", request), type=ListReply)
+        return msgspec.json.decode(await self.request("list", request), type=ListReply)
 
     async def unwatch(self, task: str, *, vcenter: str | None = None) -> UnwatchReply:
         """Ends a watch; the task goes on."""
-        return msgspec.json.decode(await self.ask("unwatch", {"task": task, "vcenter": vcenter}), type=UnwatchReply)
+        return msgspec.json.decode(await self.request("unwatch", {"task": task, "vcenter": vcenter}), type=UnwatchReply)
 
     async def cancel(self, task: str, *, vcenter: str | None = None) -> CancelReply:
         """Asks vCenter to cancel a task; the task's end tells whether it was."""
-        return msgspec.json.decode(await self.ask("cancel", {"task": task, "vcenter": vcenter}), type=CancelReply)
+        return msgspec.json.decode(await self.request("cancel", {"task": task, "vcenter": vcenter}), type=CancelReply)
 
     async def wait(
         self,

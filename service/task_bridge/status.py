@@ -58,7 +58,7 @@ class BridgeStatus:
             consumers=_checks(monitor.consumers()) if monitor and self.consuming else (),
             vcenters=tuple(self._vcenter(name, watches[name]) for name in sorted({*self._sources, *watches})),
             held=self.watcher.held_count if self.watcher else 0,
-            waiting=monitor.waiting if monitor else None,
+            waiting=monitor.unheld_count if monitor else None,
             capacity=self._capacity,
             loop_lag_s=self._lag_s(),
             stopping=self.stopping,
@@ -71,8 +71,8 @@ class BridgeStatus:
         metrics.watches.clear()
         for (vcenter, status), count in self._standing().items():
             metrics.watches.labels(vcenter, status).set(count)
-        if self.monitor and self.monitor.waiting is not None:
-            metrics.watches_waiting.set(self.monitor.waiting)
+        if self.monitor and self.monitor.unheld_count is not None:
+            metrics.watches_waiting.set(self.monitor.unheld_count)
         for name, source in self._sources.items():
             age_s = _age_s(source.health.last_good_poll_at)
             metrics.budget_used.labels(name).set(max(0.0, source.budget_used))

@@ -50,11 +50,11 @@ class Monitor:
         self._pulls: dict[str, PullConsumer] = {}
         self._held: Callable[[], float] = lambda: math.inf
         self._unheld = 0.0
-        self.waiting: int | None = None
+        self.unheld_count: int | None = None
         self.ack_wait_s: float = 10.0
         self.events_max_age_s: float = 0.0
 
-    async def begin(self) -> None:
+    async def start(self) -> None:
         """Provisions or verifies, waiting while JetStream is away. Raises CannotStart for what is unsafe."""
         while True:
             try:
@@ -115,7 +115,7 @@ class Monitor:
         asked = pull.trouble if pull else self._streams.refusal(name)
         return MonitoredPart(name, self.trouble or self._unsafe.get(where) or asked)
 
-    def report_pull(self, *pulls: PullConsumer, held: Callable[[], float]) -> None:
+    def set_pulls(self, *pulls: PullConsumer, held: Callable[[], float]) -> None:
         """From now on a consumer isn't well either when the pull on it isn't. `held`: by all replicas together."""
         self._pulls = {pull.name: pull for pull in pulls}
         self._held = held
@@ -129,7 +129,7 @@ class Monitor:
             raise NatsUnavailable(str(error) or "JetStream doesn't answer") from error
         # Who was handed a watch may have gone. What seems unheld only once is on its way, or yet to be told.
         unheld = (consumer.num_ack_pending or 0) - self._held()
-        self.waiting = (consumer.num_pending or 0) + int(max(0, min(unheld, self._unheld)))
+        self.unheld_count = (consumer.num_pending or 0) + int(max(0, min(unheld, self._unheld)))
         self._unheld = unheld
         self.ack_wait_s = consumer.config.ack_wait or self.ack_wait_s
         self.events_max_age_s = events.config.max_age or 0.0

@@ -113,7 +113,7 @@ def _subscribe(subject: str) -> Right:
     return Right(_SUBSCRIBE, subject, subject)
 
 
-async def find_missing(client: Client, wanted: Iterable[Right]) -> list[Right]:
+async def find_missing_rights(client: Client, wanted: Iterable[Right]) -> list[Right]:
     """Those of `wanted` that the user hasn't. Raises NatsUnavailable when nats-server doesn't tell."""
     try:
         await _may_publish(client, client.new_inbox())  # a server that let it pass would have harmed nobody yet

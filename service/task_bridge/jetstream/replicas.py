@@ -93,7 +93,7 @@ class Replicas:
         """How many watches all replicas hold, by what each told last."""
         return self._ownership.held_count + sum(heard.word.held for heard in self._heard.values())
 
-    async def announce_departure(self) -> None:
+    async def announce_leaving(self) -> None:
         """The others take over now; they needn't wait until this replica isn't heard any more."""
         self._own.leaving = True
         await self._tell()
