@@ -40,11 +40,14 @@ from .status import BridgeStatus
 from .vcenter.cis import PollPolicy
 from .vcenter.source import VCenterTaskSource
 from .watcher import Watcher
+from .web.health import BoardSource
 from .web.routes import build_web
 from .web.server import WebServer
 from .web.watchdog import Watchdog
 
 log = structlog.get_logger(__name__)
+
+_BOARD_READER_IS_A_BOARD_SOURCE: type[BoardSource] = BoardReader
 
 FINISH_S = 1.5
 
