@@ -26,13 +26,13 @@ from .domain.events import Event
 from .domain.ports import UNCHANGED, EventEntry, EventJournal, PollResult, TaskSource, Unchanged, WatchHandle
 from .domain.task import Task
 from .domain.watch import (
-    LAST_POLL_S,
     Absence,
     Policy,
     TaskView,
     Watch,
     answers_request,
     identity_from_event,
+    last_poll_until,
     needs_current_identity,
     next_event,
     record_poll,
@@ -375,7 +375,7 @@ class Watcher:
     def _on_timer(self, held: HeldWatch) -> None:
         view, source = held.view, self._sources.get(held.watch.vcenter)
         if self._clock() >= held.watch.deadline and not view.last_poll_requested:
-            view.last_poll_until = self._clock() + LAST_POLL_S
+            view.last_poll_until = last_poll_until(held.watch, self._clock())
             if source is not None:
                 source.poll_now(held.watch.task)
             else:

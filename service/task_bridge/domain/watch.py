@@ -18,6 +18,8 @@ from .task import CANCELED, NO_RESULT, UNAVAILABLE, Result, Task, TaskError, Tas
 
 LAST_POLL_S = 15.0
 """How long the last poll at a watch's deadline may take."""
+LATE_POLL_S = 5.0
+"""How long it may take at least, for a replica that takes the watch over after its deadline."""
 
 
 class Watch(msgspec.Struct, frozen=True, gc=False):
@@ -219,6 +221,11 @@ def _next_completed(build: _EventBuilder, task: Task) -> Draft | None:
         return build.event("completed", "succeeded")
     canceled = task.error is not None and task.error.type in CANCELED
     return build.event("completed", "canceled" if canceled else "failed")
+
+
+def last_poll_until(watch: Watch, now: float) -> float:
+    """Return when the last poll, requested now, must be over. A takeover doesn't restart the 15 s of the deadline."""
+    return max(watch.deadline + LAST_POLL_S, now + LATE_POLL_S)
 
 
 def is_past_last_poll(watch: Watch, view: TaskView, now: float) -> bool:

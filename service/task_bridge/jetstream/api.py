@@ -102,14 +102,14 @@ class Api:
         except VCenterUnavailable as error:
             headers, body = _encode_error(Refused(503, "vcenter_unavailable", str(error)))
         except (NatsUnavailable, TimeoutError) as error:
-            reason = f"JetStream doesn't answer: {error}. Try again." if str(error) else "No answer in time; try again."
-            headers, body = _encode_error(Refused(503, "unavailable", reason))
+            reason = f"JetStream failed: {error}" if str(error) else f"No answer within {DEADLINE_S:.0f} s"
+            headers, body = _encode_error(Refused(503, "unavailable", f"{reason}. Try again."))
         except Exception:
             log.exception("request_failed", subject=request.subject)
             reason = "The bridge failed on this request; see its log."
             headers, body = _encode_error(Refused(503, "unavailable", reason))
         if len(body) > self._max_reply_bytes:
-            reason = f"The answer of {len(body):,} bytes is larger than nats-server takes (max_payload)."
+            reason = f"The reply has {len(body):,} bytes, more than nats-server accepts (max_payload)."
             headers, body = _encode_error(Refused(503, "unavailable", reason))
         try:
             await request.respond(body, headers=headers or None)

@@ -1,4 +1,14 @@
-"""PLACEHOLDER"""
+"""A long-lived pull request on a durable consumer, whose messages are handled as they arrive.
+
+nats-py's `fetch` (2.16) delivers a lone message as promptly, but it hands a batch over only as a whole, after some
+three turns of the event loop for each message. Measured on two shared cores, fetch against this:
+
+* A bridge restarted with 20,000 watches holds all after 9.2 s against 6.0 to 8.0 s, with 5.1 to 5.4 against 2.7 to
+  3.4 s of CPU; 3,500 to 5,000 watches came twice, because they waited in a batch beyond `ack_wait`, without heartbeat.
+* 3,000 messages in an event loop whose turns take 4 ms: 40 s against 0.2 s.
+* After a restart of nats-server a fetch waits until its timeout (2.3 s of 5), since it doesn't learn of the reconnect.
+* While the consumer is missing, a loop of fetches sends some 500 requests a second and never learns why (409).
+"""
 
 from __future__ import annotations
 

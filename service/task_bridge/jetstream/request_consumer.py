@@ -1,8 +1,8 @@
 """Stored watch requests: admit each one, or reject it for good if it can never be served.
 
 Temporary trouble leaves a request queued. FastStream consumes the requests from the inbox of a long-lived pull:
-FastStream's own pull subscribers hold a single message back for up to their timeout, or cost a round trip and 360 µs
-per message; this way costs 110 µs and is prompt.
+FastStream's own pull subscribers (0.7.8) hold a single message back until their batch is full or their timeout is
+over (2.3 s of 5 at the median), or cost a round trip and 360 µs per message; this way costs 110 µs and takes 2 ms.
 """
 
 from __future__ import annotations
@@ -16,7 +16,6 @@ from faststream import AckPolicy
 from faststream.nats import NatsBroker, NatsMessage
 from nats.aio.msg import Msg
 
-from ..domain.durations import parse_time
 from ..domain.errors import NatsUnavailable, Refused
 from ..domain.ports import TaskSource
 from ..domain.requests import VCenterRouting, WatchRequest, parse_request, parse_trace_context
@@ -25,11 +24,11 @@ from ..domain.watch import Watch
 from ..logs import FailureLog
 from ..metrics import Metrics
 from ..tracing import span
-from .journal import JetStreamJournal, JournalEntry
+from .journal import JetStreamJournal
 from .pull_consumer import PullConsumer
 from .rejections import Rejections
 from .streams import ACK, TERM, StoredMessage, Streams, nak_later, send_ack
-from .watch_store import WatchStore, build_watch
+from .watch_store import WatchStore, build_watch, rebuild_watch
 
 log = structlog.get_logger(__name__)
 
@@ -67,7 +66,7 @@ class RequestConsumer:
         # The decoder never raises: a broken body gets to our own parsing, which answers with a rejection.
         # No reply: the reply subject of these messages is JetStream's, where an empty answer is an ack.
         subscriber = broker.subscriber(
-            self.pull.inbox, ack_policy=AckPolicy.MANUAL, decoder=keep_message_undecoded, no_reply=True
+            self.pull.inbox, ack_policy=AckPolicy.MANUAL, decoder=keep_raw_message, no_reply=True
         )
         subscriber(self._on_message)
 
@@ -132,7 +131,7 @@ class RequestConsumer:
         log.info("request", outcome="rejected", code=refused.code, reason=refused.message, request=request_id)
 
 
-async def keep_message_undecoded(message: NatsMessage) -> Msg:
+async def keep_raw_message(message: NatsMessage) -> Msg:
     # Never the NatsMessage itself: it keeps what it was decoded to, so only the garbage collector would free it.
     return message.raw_message
 
@@ -160,23 +159,8 @@ async def quarantine_unreadable_watch(context: RequestContext, message: StoredMe
     vcenter, task = vcenter_and_task
     last = await context.journal.read_last(vcenter, task, leader=True)
     if last is not None and not last.event.data.final:
-        watch = _rebuild_watch(last, vcenter, task)
+        watch = rebuild_watch(last, vcenter, task)
     else:
         watch_id = message.headers.get("Nats-Msg-Id") or f"{stored_ms}-{message.sequence}"
         watch = Watch(id=watch_id, vcenter=vcenter, task=task, since=message.stored_at)
     await context.watches.abandon(watch)
-
-
-def _rebuild_watch(last: JournalEntry, vcenter: str, task: str) -> Watch:
-    """Return the watch as far as its last event describes it."""
-    ref = last.event.data.watch
-    return Watch(
-        id=ref.id,
-        vcenter=vcenter,
-        task=task,
-        since=parse_time(ref.since) or last.stored_at,
-        timeout_at=parse_time(ref.timeout_at),
-        labels=ref.labels,
-        traceparent=last.event.traceparent,
-        tracestate=last.event.tracestate,
-    )

@@ -61,7 +61,7 @@ class RequestMux:
         answer: asyncio.Future[Msg] = loop.create_future()
         self._pending[token] = answer, loop.time() + REQUEST_TIMEOUT_S
         if self._sweep_timer is None:
-            self._sweep_timer = loop.call_later(_SWEEP_S, self._fail_expired)
+            self._sweep_timer = loop.call_later(_SWEEP_S, self._time_out_requests)
         try:
             await self._connection.publish(subject, body, self._inbox + token, headers=headers)
             message = await answer
@@ -76,7 +76,7 @@ class RequestMux:
         if pending is not None and not pending[0].done():
             pending[0].set_result(message)
 
-    def _fail_expired(self) -> None:
+    def _time_out_requests(self) -> None:
         """Fail the requests that waited too long, from the oldest one on."""
         loop = asyncio.get_running_loop()
         now = loop.time()
@@ -85,7 +85,7 @@ class RequestMux:
                 break
             if not answer.done():
                 answer.set_exception(TimeoutError("no answer in time"))
-        self._sweep_timer = loop.call_later(_SWEEP_S, self._fail_expired) if self._pending else None
+        self._sweep_timer = loop.call_later(_SWEEP_S, self._time_out_requests) if self._pending else None
 
 
 class StoredMessage(NamedTuple):
@@ -132,7 +132,10 @@ class Streams:
             if isinstance(error, StoreRefused) and (error.is_taken or error.is_fenced):
                 self._clear_refusal(stream)  # the stream itself takes messages
             elif self.connection.is_connected:
-                self._record_refusal(stream, str(error))
+                if self.refusal(stream) is None:
+                    cure = "run task-bridge check for details"
+                    log.warning("stream_refuses", stream=stream, reason=str(error), cure=cure)
+                self._refusals[stream] = str(error), time.monotonic()
             raise
         self._clear_refusal(stream)
         return ack
@@ -153,11 +156,6 @@ class Streams:
         """Return why the stream takes no messages, None if it does or no publish was tried for a while."""
         reason, at = self._refusals.get(stream, ("", -math.inf))
         return reason if time.monotonic() - at < _REFUSAL_VALID_S else None
-
-    def _record_refusal(self, stream: str, reason: str) -> None:
-        if self.refusal(stream) is None:
-            log.warning("stream_refuses", stream=stream, reason=reason, cure="run task-bridge check for details")
-        self._refusals[stream] = reason, time.monotonic()
 
     def _clear_refusal(self, stream: str) -> None:
         if self._refusals.pop(stream, None) is not None:

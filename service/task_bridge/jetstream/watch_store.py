@@ -16,6 +16,7 @@ from weakref import WeakValueDictionary
 import msgspec
 import structlog
 
+from ..domain.durations import parse_time
 from ..domain.errors import NatsUnavailable, Refused, VCenterUnavailable
 from ..domain.events import WatchRef
 from ..domain.ports import TaskSource
@@ -90,6 +91,21 @@ def build_watch(
     )
 
 
+def rebuild_watch(last: JournalEntry, vcenter: str, task: str) -> Watch:
+    """Return the watch as far as its last event describes it."""
+    ref = last.event.data.watch
+    return Watch(
+        id=ref.id,
+        vcenter=vcenter,
+        task=task,
+        since=parse_time(ref.since) or last.stored_at,
+        timeout_at=parse_time(ref.timeout_at),
+        labels=ref.labels,
+        traceparent=last.event.traceparent,
+        tracestate=last.event.tracestate,
+    )
+
+
 def decode_watch(stored: StoredMessage) -> StoredWatch | None:
     """Return the watch in a message, None if this release can't read it."""
     try:
@@ -129,7 +145,7 @@ class WatchStore:
             if sequence is not None and watch.stored_request:
                 return Admission("accepted", watch.ref, None)
             if sequence is not None:
-                return await self._check_admitted(watch, sequence)
+                return await self._confirm_admission(watch, sequence)
             present, last = await self.read_watch_and_last_event(watch.vcenter, watch.task)
             if present is None:
                 # A replicated stream frees the subject some milliseconds after the ack (measured). Or the message
@@ -142,9 +158,7 @@ class WatchStore:
                 return Admission("already_completed", last.event.data.watch, last)
             # The old watch was abandoned and its message is about to go: delete it now.
             await self._streams.delete(self._names.watches_stream, present.sequence)
-        raise NatsUnavailable(
-            f"Can't start a watch for {watch.task!r}: its previous watch is still being removed. Try again."
-        )
+        raise NatsUnavailable(f"can't start a watch for {watch.task!r}: its previous watch is still being removed")
 
     async def _publish_watch(self, watch: Watch) -> int | None:
         """Return the sequence under which the watch is stored, None if the task's subject has another watch."""
@@ -158,7 +172,7 @@ class WatchStore:
                 return None
             raise
 
-    async def _check_admitted(self, watch: Watch, sequence: int) -> Admission:
+    async def _confirm_admission(self, watch: Watch, sequence: int) -> Admission:
         """Delete a watch that was just stored if the task's last event answers its request already."""
         last = await self._journal.read_last(watch.vcenter, watch.task, leader=True)
         if last is None or last.event.data.watch.id == watch.id:
@@ -225,7 +239,7 @@ class WatchStore:
                     if last is not None and last.event.data.final:
                         raise AlreadyEnded(last)
                     raise Refused(404, "not_watched", f"Nobody watches {task!r} on {vcenter!r}.")
-                final = await self._publish_abandoned(present.watch, last)
+                final = await self._publish_final_event(present.watch, last)
                 if final is not None:
                     await self._streams.delete(self._names.watches_stream, present.sequence)
                     return present.watch, final
@@ -236,7 +250,7 @@ class WatchStore:
             last = await self._journal.read_last(watch.vcenter, watch.task, leader=True)
             if last and answers_request(last.event, last.stored_at, watch):
                 return
-            if await self._publish_abandoned(watch, last, timed_out=timed_out):
+            if await self._publish_final_event(watch, last, timed_out=timed_out):
                 return
 
     async def time_out(self, stored: StoredWatch) -> None:
@@ -244,7 +258,7 @@ class WatchStore:
         await self.abandon(stored.watch, timed_out=True)
         await self._streams.delete(self._names.watches_stream, stored.sequence)
 
-    async def _publish_abandoned(
+    async def _publish_final_event(
         self, watch: Watch, last: JournalEntry | None, *, timed_out: bool = False
     ) -> JournalEntry | None:
         """Publish the final event. Return it, None if another event was stored after `last`."""
