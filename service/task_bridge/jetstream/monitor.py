@@ -85,17 +85,14 @@ class Monitor:
             except (NatsUnavailable, CannotStart) as error:
                 self._set_trouble(str(error))
                 continue
-            self._raise_if_missing_for_long(missing)
+            self._missing_since = min(self._missing_since, time.monotonic()) if missing else math.inf
+            if time.monotonic() - self._missing_since >= MISSING_MAX_S:
+                raise CannotStart(*map(_explain, missing))
             if self.trouble is not None:
                 log.info("jetstream_back")
             self.trouble = None
             self._unsafe = {d.where: str(d) for d in differences if d.unsafe}
             self._log_new(differences)
-
-    def _raise_if_missing_for_long(self, missing: list[Difference]) -> None:
-        self._missing_since = min(self._missing_since, time.monotonic()) if missing else math.inf
-        if time.monotonic() - self._missing_since >= MISSING_MAX_S:
-            raise CannotStart(*map(_explain, missing))
 
     def streams(self) -> tuple[MonitoredPart, ...]:
         """Return the state of each stream and of the bucket."""

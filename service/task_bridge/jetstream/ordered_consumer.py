@@ -95,8 +95,12 @@ class OrderedConsumer:
         delivered = 0
         while not self._is_complete():
             message = await queue.next(SILENCE_S)
-            if "Status" in (message.headers or {}):
-                if await self._handle_status(message, delivered) != delivered:
+            headers = message.headers or {}
+            if "Status" in headers:
+                # Answer flow control: all messages sent before it have been read by now.
+                if reply := message.reply or headers.get("Nats-Consumer-Stalled"):
+                    await self._client.publish(reply)
+                if int(headers.get("Nats-Last-Consumer", delivered)) != delivered:
                     return
                 continue
             delivered += 1
@@ -117,7 +121,8 @@ class OrderedConsumer:
         except (nats.js.errors.APIError, nats.errors.NoRespondersError, TimeoutError) as error:
             if self._pending is not None:
                 raise
-            denied = self._denied_permission()
+            subject = f"{api_prefix(self._js)}.CONSUMER.CREATE.{self._stream}"
+            denied = denied_permission(self._client, subject)
             if isinstance(error, TimeoutError):
                 was_away = not self._client.is_connected or self._client.stats["reconnects"] != outages
                 self._unanswered += not was_away
@@ -127,19 +132,6 @@ class OrderedConsumer:
             reason = denied or getattr(error, "description", None) or "JetStream doesn't answer"
             raise NatsUnavailable(f"The stream {self._stream} can't be read: {reason}.") from error
         self._pending = (info.num_pending or 0) + (info.delivered.consumer_seq if info.delivered else 0)
-
-    def _denied_permission(self) -> str | None:
-        return denied_permission(self._client, f"{api_prefix(self._js)}.CONSUMER.CREATE.{self._stream}")
-
-    async def _handle_status(self, status: Msg, delivered: int) -> int:
-        """Return how many messages JetStream has sent by its own count; answer flow control.
-
-        All messages sent before the status have been read by now.
-        """
-        headers = status.headers or {}
-        if reply := status.reply or headers.get("Nats-Consumer-Stalled"):
-            await self._client.publish(reply)
-        return int(headers.get("Nats-Last-Consumer", delivered))
 
     def _consumer_config(self, inbox: str) -> ConsumerConfig:
         by_time = self._since is not None and self._next_sequence == 1

@@ -43,7 +43,6 @@ def required_rights(names: SubjectNames, api: str, inbox: str) -> list[Right]:
     return [
         *subscriptions,
         *_publish_rights(names),
-        *_info_rights(names, api),
         *_consumer_rights(names, api),
         *_read_rights(names, api),
     ]
@@ -51,13 +50,13 @@ def required_rights(names: SubjectNames, api: str, inbox: str) -> list[Right]:
 
 def creation_rights(names: SubjectNames, api: str, missing: Iterable[Difference]) -> list[Right]:
     """Return the additional rights that `serve` needs to create what is missing."""
-    return [_publish(f"{api}.{_creation_subject(names, *difference.where.split(' ', 1))}") for difference in missing]
-
-
-def _creation_subject(names: SubjectNames, kind: str, name: str) -> str:
-    if kind == "consumer":
-        return f"CONSUMER.DURABLE.CREATE.{name.replace('/', '.')}"
-    return f"STREAM.CREATE.{name if kind == 'stream' else _bucket_stream(names)}"
+    rights = []
+    for kind, name in (difference.where.split(" ", 1) for difference in missing):
+        if kind == "consumer":
+            rights.append(_publish(f"{api}.CONSUMER.DURABLE.CREATE.{name.replace('/', '.')}"))
+        else:
+            rights.append(_publish(f"{api}.STREAM.CREATE.{name if kind == 'stream' else _bucket_stream(names)}"))
+    return rights
 
 
 def reply_rights() -> list[Right]:
@@ -83,11 +82,6 @@ def _publish_rights(names: SubjectNames) -> list[Right]:
     ]
 
 
-def _info_rights(names: SubjectNames, api: str) -> list[Right]:
-    streams = (names.requests_stream, names.watches_stream, names.events_stream, _bucket_stream(names))
-    return [_publish(f"{api}.STREAM.INFO.{stream}") for stream in streams]
-
-
 def _consumer_rights(names: SubjectNames, api: str) -> list[Right]:
     rights = []
     for consumer in (f"{stream}.{CONSUMER}" for stream in (names.requests_stream, names.watches_stream)):
@@ -100,6 +94,7 @@ def _read_rights(names: SubjectNames, api: str) -> list[Right]:
     watches, events, objects = names.watches_stream, names.events_stream, _bucket_stream(names)
     direct = f"{api}.DIRECT.GET.{events}"
     return [
+        *(_publish(f"{api}.STREAM.INFO.{stream}") for stream in (names.requests_stream, watches, events, objects)),
         *(_publish(f"{api}.STREAM.MSG.GET.{stream}") for stream in (watches, events, objects)),
         *(_publish(f"{api}.DIRECT.GET.{stream}") for stream in (watches, events)),
         _publish(f"{direct}.>", f"{direct}.{names.event_filter('check', 'check')}"),
