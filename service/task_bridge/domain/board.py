@@ -129,7 +129,7 @@ class WatchBoard:
     def mark_without_events(self, row: WatchRow) -> None:
         """There is no event of this watch."""
         if self._rows.get(row.key) is row and not row.is_loaded:
-            self._rows[row.key] = msgspec.structs.replace(row, read=True)
+            self._rows[row.key] = msgspec.structs.replace(row, is_loaded=True)
 
     def _end(self, row: WatchRow, known: WatchRow | None) -> None:
         self._ended.add(row.watch_id)
