@@ -41,6 +41,7 @@ from .status import BridgeStatus
 from .vcenter.cis import PollPolicy
 from .vcenter.source import VCenterTaskSource
 from .watcher import Watcher
+from .web.health import BoardSource
 from .web.routes import build_web
 from .web.server import WebServer
 from .web.watchdog import Watchdog
@@ -48,6 +49,8 @@ from .web.watchdog import Watchdog
 log = structlog.get_logger(__name__)
 
 FINISH_S = 1.5
+
+_board_source: type[BoardSource] = BoardReader  # mypy checks that it is one
 
 
 class Bridge:

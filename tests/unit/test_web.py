@@ -474,7 +474,7 @@ async def test_off_listens_nowhere(state: FakeState) -> None:
 @pytest.mark.parametrize(
     ("host", "told"),
     [
-        ("127.0.0.1", "is taken; end what listens there or set another port"),
+        ("127.0.0.1", "is taken; stop what listens there or set another port"),
         ("192.0.2.1", "is no address of this machine"),
         ("no-such-host.invalid", "can't be listened on"),
     ],

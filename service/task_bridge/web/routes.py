@@ -17,7 +17,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from ..domain.board import RowFilter
 from .board import BoardRenderer, BoardView
-from .health import BoardSource, WebState, readiness
+from .health import BoardSource, WebState, build_readiness
 from .live import LiveStream, Viewers
 
 _HEADERS = {
@@ -105,7 +105,7 @@ class _Pages:
 
     async def readyz(self, _: Request) -> Response:
         health = self._state.health()
-        return JSONResponse(readiness(health), 503 if health.status == "unready" else 200)
+        return JSONResponse(build_readiness(health), 503 if health.status == "unready" else 200)
 
     async def metrics(self, request: Request) -> Response:
         encode, content_type = choose_encoder(request.headers.get("accept", ""))
