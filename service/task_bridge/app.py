@@ -51,6 +51,8 @@ _BOARD_READER_IS_A_BOARD_SOURCE: type[BoardSource] = BoardReader
 
 FINISH_S = 1.5
 
+_board_source: type[BoardSource] = BoardReader  # mypy checks that it is one
+
 
 class Bridge:
     """One replica: `async with bridge.running() as failed:` runs it, leaving hands its watches over.
