@@ -20,7 +20,7 @@ from nats.js.api import StreamState
 
 from ..domain.board import MAX_ENDINGS, MAX_ROWS, PAGE_ROWS, WatchBoard, WatchRow
 from ..domain.errors import BridgeError
-from ..domain.events import WatchRef, from_cloudevent
+from ..domain.events import from_cloudevent
 from ..domain.subjects import SubjectNames
 from ..domain.watch import Watch
 from ..settings import NatsSettings
@@ -159,16 +159,12 @@ class _BoardUpdater:
             watches += [stored.watch for stored in map(decode_watch, page) if stored]
             after = page[-1].sequence if page else 0
         rows = [(watch.vcenter, watch.task, watch.ref) for watch in watches]
-        self.board.finish_refresh(rows, await self._count_unlisted(rows) if remaining else Counter())
-
-    async def _count_unlisted(self, rows: list[tuple[str, str, WatchRef]]) -> Counter[str]:
-        """Return how many watches each vCenter of these rows has besides them."""
         unlisted: Counter[str] = Counter()
-        for vcenter, listed in Counter(vcenter for vcenter, _, _ in rows).items():
-            unlisted[vcenter] = (
-                await self._count(self._names.watches_stream, f"{self._names.watches}.{vcenter}.*") - listed
-            )
-        return +unlisted
+        if remaining:
+            for vcenter, listed in Counter(vcenter for vcenter, _, _ in rows).items():
+                subjects = f"{self._names.watches}.{vcenter}.*"
+                unlisted[vcenter] = await self._count(self._names.watches_stream, subjects) - listed
+        self.board.finish_refresh(rows, +unlisted)
 
     async def _count(self, stream: str, subjects: str, after: int = 0) -> int:
         """Return how many messages of `subjects` the stream has behind sequence `after`."""
