@@ -21,7 +21,7 @@ FROZEN = Path(__file__).parent / "contract" / "v1.0"
 @cache
 def validator(name: str, part: str | None = None) -> Draft202012Validator:
     """Of a schema, or of one of its parts: `validator("reply", "ListReply")`."""
-    return validator_of(schemas.load(name), part)
+    return validator_of(schemas.load_schema(name), part)
 
 
 def validator_of(schema: dict[str, Any], part: str | None = None) -> Draft202012Validator:
@@ -34,7 +34,7 @@ def validator_of(schema: dict[str, Any], part: str | None = None) -> Draft202012
 def validators_of_events() -> tuple[Draft202012Validator, ...]:
     """Today's, and that of 1.0 while it is another."""
     frozen = json.loads((FROZEN / "event.json").read_text())
-    today = schemas.load("event")
+    today = schemas.load_schema("event")
     return tuple(validator_of(one) for one in ([today] if today == frozen else [today, frozen]))
 
 

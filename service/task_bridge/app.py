@@ -23,9 +23,10 @@ from .domain.subjects import SubjectNames
 from .domain.watch import Policy
 from .jetstream.api import Api
 from .jetstream.board_reader import BoardReader
-from .jetstream.connection import Connection, cancel_and_wait, server_version
+from .jetstream.connection import Connection, server_version
 from .jetstream.journal import JetStreamJournal
 from .jetstream.monitor import Monitor
+from .jetstream.nats_py_workarounds import cancel_and_wait
 from .jetstream.ownership import Ownership
 from .jetstream.provision import check_version, expected_config
 from .jetstream.rejections import Rejections
@@ -35,17 +36,22 @@ from .jetstream.streams import Streams
 from .jetstream.watch_store import WatchStore, end_timed_out_watches
 from .metrics import Metrics
 from .settings import Settings
-from .status import Status
+from .status import BridgeStatus
 from .vcenter.cis import PollPolicy
 from .vcenter.source import VCenterTaskSource
 from .watcher import Watcher
+from .web.health import BoardSource
 from .web.routes import build_web
 from .web.server import WebServer
 from .web.watchdog import Watchdog
 
 log = structlog.get_logger(__name__)
 
+_BOARD_READER_IS_A_BOARD_SOURCE: type[BoardSource] = BoardReader
+
 FINISH_S = 1.5
+
+_board_source: type[BoardSource] = BoardReader  # mypy checks that it is one
 
 
 class Bridge:
@@ -64,7 +70,9 @@ class Bridge:
         urls = {name: of.url for name, of in settings.vcenters.items()}
         self._routes = VCenterRouting(urls, _default(settings), without_vim)
         self._watchdog = Watchdog(self._metrics.event_loop_lag)
-        self.status = Status(settings.capacity, self._names, self._sources, self._metrics, lambda: self._watchdog.lag_s)
+        self.status = BridgeStatus(
+            settings.capacity, self._names, self._sources, self._metrics, lambda: self._watchdog.lag_s
+        )
         self._feed = BoardReader(settings.nats, self._names)
         self.web = WebServer(build_web(self.status, self._feed), settings.http_listen)
 
@@ -108,7 +116,7 @@ class Bridge:
         streams = Streams(client, self._settings.nats.js_domain)
         await streams.open()
         monitor = self.status.monitor = self._monitor(streams)
-        await monitor.begin()
+        await monitor.start()
         await self._consume(connection, streams, monitor, stack, failed)
         log.info("ready", capacity=self._settings.capacity, vcenters=sorted(self._sources))
 
@@ -167,9 +175,9 @@ class Bridge:
             # A round trip behind the subscriptions, so that who is told "ready" is heard: nats-py's flush()
             # overtakes them (2.16, measured).
             await monitor.read()
-        monitor.report_pull(intake.pull, ownership.pull, held=neighbours.held_count)
+        monitor.set_pulls(intake.pull, ownership.pull, held=neighbours.held_count)
         for pull in (intake.pull, ownership.pull):
-            connection.on_return(pull.reset)
+            connection.on_reconnect(pull.reset)
         endless = {
             "the watcher": watcher.run(),
             "the ownership of watches": ownership.run(),
@@ -177,7 +185,7 @@ class Bridge:
             "the monitor of JetStream": monitor.run(),
             "the talk with other replicas": neighbours.run(),
             "the sweep of the watches": watcher.sweep_ownership(),
-            "the end of overdue watches": end_timed_out_watches(watches, lambda: bool(monitor.waiting), time.time),
+            "the end of overdue watches": end_timed_out_watches(watches, lambda: bool(monitor.unheld_count), time.time),
         }
         loops = [_begun(loop, name, failed) for name, loop in endless.items()]
         stack.push_async_callback(_hand_over, loops, api, intake, watcher, ownership, neighbours)
@@ -219,7 +227,7 @@ async def _hand_over(
     finishing = [asyncio.create_task(part) for part in (api.stop(), intake.drain(), watcher.stop())]
     await asyncio.wait(finishing, timeout=FINISH_S)
     await cancel_and_wait(*finishing)
-    await neighbours.announce_departure()
+    await neighbours.announce_leaving()
     await ownership.hand_all_back()
 
 

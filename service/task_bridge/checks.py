@@ -121,7 +121,7 @@ async def _streams_and_permissions(
     needed = permissions.required_rights(names, api, client.new_inbox()) + to_create
     dispensable = permissions.reply_rights() + permissions.board_rights(names, api)
     try:
-        lacking = await permissions.find_missing(client, needed + dispensable)
+        lacking = await permissions.find_missing_rights(client, needed + dispensable)
     except NatsUnavailable as error:
         return [CheckResult("permissions", str(error), ok=False)]
     may_create = settings.provision == "auto" and not set(to_create) & set(lacking)

@@ -1,9 +1,9 @@
-"""A client of the bridge for Python: ask for watches, wait for tasks, read events.
+"""A Python client of the bridge: request watches, wait for tasks, read events.
 
     async with TaskBridge("nats://127.0.0.1:4222") as bridge:
         event = await bridge.wait(task_id, timeout=3600)
 
-What goes wrong is raised as
+Errors are raised as
 
     Refused           the bridge answered with an error (`ErrorAnswer`, with the answer as it came)
     NatsUnavailable   no NATS, or no bridge answers
@@ -29,8 +29,7 @@ from .domain.errors import BridgeError, NatsUnavailable, Problem, Refused
 from .domain.events import FINAL_KINDS, Event, from_cloudevent
 from .domain.requests import CancelReply, ErrorBody, GetReply, ListReply, UnwatchReply, WatchReply, invalid_request
 from .domain.subjects import SubjectNames, is_vcenter_name, task_token
-from .jetstream.connect import connect
-from .jetstream.forbidden import denied_permission
+from .jetstream.connect import connect, denied_permission
 from .jetstream.ordered_consumer import OrderedConsumer
 from .settings import Settings, load
 
@@ -50,7 +49,7 @@ class ErrorAnswer(Refused):
         self.body = body
 
 
-class _Ended(BridgeError):  # noqa: N818 - reads as what happened to the watch
+class _UnsuccessfulEnd(BridgeError):  # noqa: N818 - the names of its subclasses say what happened
     def __init__(self, event: Event) -> None:
         error = event.data.error
         super().__init__(f"{event.kind}: {error.message}" if error else event.kind)
@@ -58,15 +57,15 @@ class _Ended(BridgeError):  # noqa: N818 - reads as what happened to the watch
         self.messages = tuple(message.text for message in error.messages) if error else ()
 
 
-class TaskFailed(_Ended):
-    """vCenter says that the task failed, or was `canceled`. `messages` are vCenter's, the cause last."""
+class TaskFailed(_UnsuccessfulEnd):
+    """The task failed or was `canceled`. `messages` are vCenter's, the cause last."""
 
     @property
     def canceled(self) -> bool:
         return self.event.data.outcome == "canceled"
 
 
-class WatchAbandoned(_Ended):
+class WatchAbandoned(_UnsuccessfulEnd):
     """The watch ended as lost, denied, timed out or unwatched (`event.data.outcome`); the task may go on."""
 
 
@@ -78,9 +77,9 @@ class StoredCloudEvent(NamedTuple):
 
 
 class TaskBridge:
-    """A connection to a bridge's NATS: a URL, or `settings`; without both those of the environment and `.env`.
+    """A connection to a bridge's NATS: at a URL or by `settings`; without both, by the environment and `.env`.
 
-    `on_connection` is told, in a sentence, when the connection is lost and when it is back.
+    It calls `on_connection` with a sentence when the connection is lost and when it is back.
     """
 
     def __init__(
@@ -96,10 +95,10 @@ class TaskBridge:
         self.names = SubjectNames(settings.subject_prefix)
         self._nats = settings.nats
         self._client = Client()
-        self._told = on_connection
+        self._report = on_connection
 
     async def __aenter__(self) -> Self:
-        """Connects. Raises NatsUnavailable within seconds."""
+        """Connect. Raises NatsUnavailable within seconds."""
         self._client = await connect(
             self._nats,
             CONNECT_S,
@@ -117,19 +116,22 @@ class TaskBridge:
     async def __aexit__(self, *_: object) -> None:
         await self._client.close()
 
-    async def ask(self, verb: str, request: Mapping[str, Any]) -> bytes:
-        """The answer of `<prefix>.api.<verb>`. None isn't sent. Raises Refused and NatsUnavailable."""
+    async def request(self, verb: str, request: Mapping[str, Any]) -> bytes:
+        """Return the answer of `<prefix>.api.<verb>`; values that are None aren't sent.
+
+        Raises Refused and NatsUnavailable.
+        """
         subject = f"{self.names.api}.{verb}"
         try:
             body = msgspec.json.encode({key: value for key, value in request.items() if value is not None})
             answer = await self._client.request(subject, body, timeout=ANSWER_S)
         except UnicodeEncodeError as error:
-            raise invalid_request("The request isn't text that UTF-8 can carry.") from error
+            raise invalid_request("The request isn't text that UTF-8 can encode.") from error
         except nats.errors.NoRespondersError as error:
             raise NatsUnavailable(f"No bridge answers on {subject}.") from error
         except (nats.errors.Error, OSError) as error:
-            told = denied_permission(self._client, subject) if isinstance(error, TimeoutError) else None
-            raise NatsUnavailable(f"No answer on {subject}: {told or error or 'NATS is away'}.") from error
+            denied = denied_permission(self._client, subject) if isinstance(error, TimeoutError) else None
+            raise NatsUnavailable(f"No answer on {subject}: {denied or error or 'NATS is away'}.") from error
         if "Nats-Service-Error-Code" in (answer.headers or {}):
             raise ErrorAnswer(msgspec.json.decode(answer.data, type=_ErrorReply).error, answer.data)
         return answer.data
@@ -144,7 +146,7 @@ class TaskBridge:
         partial_results: bool = False,
         labels: Mapping[str, str] | None = None,
     ) -> WatchReply:
-        """Asks for a watch. `timeout`, seconds or like "2h", is the watch's; the task itself is never touched."""
+        """Request a watch. `timeout`, in seconds or like "2h", ends the watch; the task itself is never touched."""
         request = {
             "task": task,
             "vcenter": vcenter,
@@ -153,26 +155,26 @@ class TaskBridge:
             "partial_results": partial_results or None,
             "labels": dict(labels) if labels else None,
         }
-        return msgspec.json.decode(await self.ask("watch", request), type=WatchReply)
+        return msgspec.json.decode(await self.request("watch", request), type=WatchReply)
 
     async def get(self, task: str, *, vcenter: str | None = None) -> GetReply:
-        """How a task stands, watched or ended."""
-        return msgspec.json.decode(await self.ask("get", {"task": task, "vcenter": vcenter}), type=GetReply)
+        """Return the state of a task that is watched or has ended."""
+        return msgspec.json.decode(await self.request("get", {"task": task, "vcenter": vcenter}), type=GetReply)
 
     async def list(
         self, *, vcenter: str | None = None, limit: int | None = None, cursor: str | None = None
     ) -> ListReply:
-        """A page of the active watches; the reply's `cursor` asks for the next one."""
+        """Return a page of the active watches; pass the reply's `cursor` to get the next one."""
         request = {"vcenter": vcenter, "limit": limit, "cursor": cursor}
-        return msgspec.json.decode(await self.ask("list", request), type=ListReply)
+        return msgspec.json.decode(await self.request("list", request), type=ListReply)
 
     async def unwatch(self, task: str, *, vcenter: str | None = None) -> UnwatchReply:
-        """Ends a watch; the task goes on."""
-        return msgspec.json.decode(await self.ask("unwatch", {"task": task, "vcenter": vcenter}), type=UnwatchReply)
+        """End a watch; the task goes on."""
+        return msgspec.json.decode(await self.request("unwatch", {"task": task, "vcenter": vcenter}), type=UnwatchReply)
 
     async def cancel(self, task: str, *, vcenter: str | None = None) -> CancelReply:
-        """Asks vCenter to cancel a task; the task's end tells whether it was."""
-        return msgspec.json.decode(await self.ask("cancel", {"task": task, "vcenter": vcenter}), type=CancelReply)
+        """Ask vCenter to cancel a task; the task's final event says whether it did."""
+        return msgspec.json.decode(await self.request("cancel", {"task": task, "vcenter": vcenter}), type=CancelReply)
 
     async def wait(
         self,
@@ -182,22 +184,22 @@ class TaskBridge:
         timeout: float | None = None,
         labels: Mapping[str, str] | None = None,
     ) -> Event:
-        """The event of the task's success. `timeout` (seconds) is of this call alone: the watch goes on.
+        """Watch a task and return the event of its success. `timeout` (seconds) ends this call; the watch goes on.
 
         Raises TaskFailed, WatchAbandoned, TimeoutError, Refused and NatsUnavailable.
         """
         async with asyncio.timeout(timeout):
             reply = await self.watch(task, vcenter=vcenter, labels=labels)
-            async with aclosing(self.follow(reply)) as followed:
-                event = [event async for event, _ in followed][-1]
-        if event.data.kind == "abandoned":
-            raise WatchAbandoned(event)
-        if event.data.outcome != "succeeded":
-            raise TaskFailed(event)
-        return event
+            async with aclosing(self.follow(reply)) as events:
+                final = [event async for event, _ in events][-1]
+        if final.data.kind == "abandoned":
+            raise WatchAbandoned(final)
+        if final.data.outcome != "succeeded":
+            raise TaskFailed(final)
+        return final
 
     async def follow(self, *replies: WatchReply) -> AsyncGenerator[StoredCloudEvent, None]:
-        """The events of these watches from their first on, in order, until each has ended."""
+        """Yield the events of these watches from their first on, in order, until each watch has ended."""
         unfinished = {reply.watch.id for reply in replies}
         filters = list({reply.events: None for reply in replies})
         if len(filters) > MAX_FILTERS:
@@ -208,7 +210,7 @@ class TaskBridge:
             async for message in messages:
                 if (message.headers or {}).get("Bridge-Watch") not in unfinished:
                     continue
-                stored = _stored(message)
+                stored = _parse_stored_event(message)
                 yield stored
                 if stored.event.data.kind in FINAL_KINDS:
                     unfinished.discard(stored.event.data.watch.id)
@@ -224,10 +226,10 @@ class TaskBridge:
         since: datetime | None = None,
         follow: bool = False,
     ) -> AsyncIterator[Event]:
-        """Stored events, all or those since a moment; with `follow` it goes on with live ones, without end."""
+        """Yield stored events, all or those since a moment; with `follow` go on with new ones, without end."""
         stored = self.stored_events(kind=kind, vcenter=vcenter, task=task, since=since, follow=follow)
-        async with aclosing(stored) as all_stored:
-            async for event, _ in all_stored:
+        async with aclosing(stored) as events:
+            async for event, _ in events:
                 yield event
 
     async def stored_events(
@@ -239,35 +241,37 @@ class TaskBridge:
         since: datetime | None = None,
         follow: bool = False,
     ) -> AsyncGenerator[StoredCloudEvent, None]:
-        """The same, each with its CloudEvent as it is stored. Raises Refused for what no event can have."""
-        subject = _filter(self.names, vcenter, task, kind)
+        """Yield the same, each with its CloudEvent as stored. Raises Refused for filters that can match no event."""
+        subject = _event_filter(self.names, vcenter, task, kind)
         stream = self.names.events_stream
-        reading = OrderedConsumer(self._js, self._client, stream, [subject], since=since, follow=follow)
-        async with aclosing(reading.messages()) as messages:
+        consumer = OrderedConsumer(self._js, self._client, stream, [subject], since=since, follow=follow)
+        async with aclosing(consumer.messages()) as messages:
             async for message in messages:
-                yield _stored(message)
+                yield _parse_stored_event(message)
 
     async def _on_disconnected(self) -> None:
-        if self._client.is_reconnecting:  # not: it was closed, or never opened
-            self._told("The connection to NATS is lost; waiting for it.")
+        if self._client.is_reconnecting:  # and wasn't closed, or never opened
+            self._report("The connection to NATS is lost; waiting for it.")
 
     async def _on_reconnected(self) -> None:
-        self._told("NATS is back.")
+        self._report("NATS is back.")
 
 
 class _ErrorReply(msgspec.Struct):
     error: ErrorBody
 
 
-def _stored(message: Msg) -> StoredCloudEvent:
+def _parse_stored_event(message: Msg) -> StoredCloudEvent:
     event = from_cloudevent(message.data, stalled_reported=False)
     if event is None:
-        raise BridgeError(f"The event {message.metadata.sequence.stream} of the stream can't be read; upgrade.")
+        raise BridgeError(
+            f"The event {message.metadata.sequence.stream} of the stream can't be read; upgrade task-bridge."
+        )
     return StoredCloudEvent(event, message.data)
 
 
-def _filter(names: SubjectNames, vcenter: str | None, task: str | None, kind: str | None) -> str:
-    """The subject of these events. Raises Refused for what no event can have."""
+def _event_filter(names: SubjectNames, vcenter: str | None, task: str | None, kind: str | None) -> str:
+    """Return the subject of these events. Raises Refused if no event can have it."""
     if vcenter is not None and not is_vcenter_name(vcenter):
         raise invalid_request(f"{vcenter!r} can't be a vCenter's name")
     if task == "":

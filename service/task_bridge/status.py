@@ -1,4 +1,4 @@
-"""How this replica is, out of what its rooms know: the state behind health, metrics and the board."""
+"""The state of this replica, collected from its parts for health, metrics and the board."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from .domain.subjects import SubjectNames
 from .jetstream.connection import Connection
 from .jetstream.monitor import Monitor, MonitoredPart
 from .metrics import Metrics
-from .schemas.asyncapi import document
+from .schemas.asyncapi import build_document
 from .vcenter.source import VCenterTaskSource
 from .watcher import Watcher
-from .web.health import BridgeHealth, JetStreamHealth, NatsHealth, ResourceHealth, VCenterHealth
+from .web.health import BridgeHealth, JetStreamHealth, NatsHealth, ResourceHealth, VCenterHealth, WebState
 
 
-class Status:
-    """The web room's state. The rooms that are there only once NATS is are set when they are."""
+class BridgeStatus:
+    """The state shown by the web pages. Parts that need NATS are set once it is connected."""
 
     def __init__(
         self,
@@ -46,19 +46,19 @@ class Status:
         self.stopping = False
 
     def health(self) -> BridgeHealth:
-        """Everything for readiness; nothing is asked of anybody for it."""
+        """Return the health of the replica from what is known, without any request."""
         watches: Counter[str] = Counter()
-        for (vcenter, _), count in self._standing().items():
+        for (vcenter, _), count in self._held_by_status().items():
             watches[vcenter] += count
         monitor = self.monitor
         return BridgeHealth(
-            nats=self._nats(),
-            jetstream=self._jetstream(),
-            streams=_checks(monitor.streams()) if monitor else (),
-            consumers=_checks(monitor.consumers()) if monitor and self.consuming else (),
-            vcenters=tuple(self._vcenter(name, watches[name]) for name in sorted({*self._sources, *watches})),
+            nats=self._nats_health(),
+            jetstream=self._jetstream_health(),
+            streams=_resource_healths(monitor.streams()) if monitor else (),
+            consumers=_resource_healths(monitor.consumers()) if monitor and self.consuming else (),
+            vcenters=tuple(self._vcenter_health(name, watches[name]) for name in sorted({*self._sources, *watches})),
             held=self.watcher.held_count if self.watcher else 0,
-            waiting=monitor.waiting if monitor else None,
+            waiting=monitor.unheld_count if monitor else None,
             capacity=self._capacity,
             loop_lag_s=self._lag_s(),
             stopping=self.stopping,
@@ -66,44 +66,45 @@ class Status:
         )
 
     def metrics(self) -> CollectorRegistry:
-        """The counters, with the gauges set that change by themselves."""
+        """Return all metrics, with gauges like ages set to their current values."""
         metrics = self._metrics
         metrics.watches.clear()
-        for (vcenter, status), count in self._standing().items():
+        for (vcenter, status), count in self._held_by_status().items():
             metrics.watches.labels(vcenter, status).set(count)
-        if self.monitor and self.monitor.waiting is not None:
-            metrics.watches_waiting.set(self.monitor.waiting)
+        if self.monitor and self.monitor.unheld_count is not None:
+            metrics.watches_waiting.set(self.monitor.unheld_count)
         for name, source in self._sources.items():
             age_s = _age_s(source.health.last_good_poll_at)
             metrics.budget_used.labels(name).set(max(0.0, source.budget_used))
             metrics.last_look_age.labels(name).set(math.nan if age_s is None else age_s)
-        metrics.nats_connected.set(self._nats().connected)
+        metrics.nats_connected.set(self._nats_health().connected)
         metrics.ready.set(self.health().status != "unready")
         return metrics.registry
 
     def asyncapi(self) -> bytes:
-        """What can be said to this bridge and heard of it."""
-        return schemas.written(document(self._names)).encode()
+        """Return the AsyncAPI document of this bridge's subjects as JSON."""
+        return schemas.format_document(build_document(self._names)).encode()
 
-    def _standing(self) -> Counter[tuple[str, str]]:
+    def _held_by_status(self) -> Counter[tuple[str, str]]:
         return self.watcher.held_by_status() if self.watcher else Counter()
 
-    def _nats(self) -> NatsHealth:
+    def _nats_health(self) -> NatsHealth:
         connection = self.connection
         if connection is None:
             return NatsHealth(connected=False, reason="not connected yet")
-        return NatsHealth(connection.reason is None, connection.reason or connection.forbidden)
+        return NatsHealth(connection.reason is None, connection.reason or connection.missing_permission)
 
-    def _jetstream(self) -> JetStreamHealth:
-        if not self._nats().connected:
+    def _jetstream_health(self) -> JetStreamHealth:
+        if not self._nats_health().connected:
             return JetStreamHealth(ok=False, reason="NATS is away")
-        reason = self.monitor.trouble if self.monitor else "not looked for yet"
+        reason = self.monitor.trouble if self.monitor else "not checked yet"
         return JetStreamHealth(reason is None, reason)
 
-    def _vcenter(self, name: str, watches: int) -> VCenterHealth:
+    def _vcenter_health(self, name: str, watches: int) -> VCenterHealth:
         source = self._sources.get(name)
         if source is None:
-            return VCenterHealth(name, "unconfigured", "its settings are gone; its watches are kept", None, watches)
+            reason = "no longer in the settings; its watches are kept but not polled"
+            return VCenterHealth(name, "unconfigured", reason, None, watches)
         health = source.health
         age_s = _age_s(health.last_good_poll_at)
         return VCenterHealth(name, health.state, health.reason or health.vanished_reason, age_s, watches)
@@ -113,5 +114,8 @@ def _age_s(at: float | None) -> float | None:
     return None if at is None else max(0.0, time.time() - at)
 
 
-def _checks(parts: tuple[MonitoredPart, ...]) -> tuple[ResourceHealth, ...]:
+def _resource_healths(parts: tuple[MonitoredPart, ...]) -> tuple[ResourceHealth, ...]:
     return tuple(ResourceHealth(part.name, part.reason is None, part.reason) for part in parts)
+
+
+_web_state: type[WebState] = BridgeStatus  # mypy checks that it is one

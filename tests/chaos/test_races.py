@@ -20,8 +20,8 @@ from task_bridge.domain.events import Event
 from task_bridge.domain.subjects import SubjectNames
 from task_bridge.domain.task import Task
 from task_bridge.domain.watch import Draft, Policy, Watch, next_event, record_poll, view_from_event
-from task_bridge.jetstream.connection import cancel_and_wait
 from task_bridge.jetstream.journal import JetStreamJournal, JournalEntry
+from task_bridge.jetstream.nats_py_workarounds import cancel_and_wait
 from task_bridge.jetstream.ownership import HeldMessage, Ownership
 from task_bridge.jetstream.provision import expected_config, provision
 from task_bridge.jetstream.streams import Streams

@@ -9,7 +9,7 @@ from typing import Any
 
 from task_bridge import schemas
 from task_bridge.domain.subjects import SubjectNames
-from task_bridge.schemas.asyncapi import ENDINGS, document
+from task_bridge.schemas.asyncapi import FINAL_KINDS, build_document
 from task_bridge.schemas.descriptions import KINDS
 from validity import FROZEN
 
@@ -35,7 +35,7 @@ _PARTS = {
 
 def reference() -> str:
     """The page."""
-    schema = schemas.load("event")["$defs"]
+    schema = schemas.load_schema("event")["$defs"]
     example = json.loads((FROZEN / "events" / "completed.failed.json").read_text())
     parts = [
         _INTRO,
@@ -49,11 +49,11 @@ def reference() -> str:
 
 
 def _kinds() -> Iterator[str]:
-    messages = document(SubjectNames("vcenter.tasks"))["channels"]
-    told = document(SubjectNames("vcenter.tasks"))["components"]["messages"]
+    messages = build_document(SubjectNames("vcenter.tasks"))["channels"]
+    told = build_document(SubjectNames("vcenter.tasks"))["components"]["messages"]
     yield "| end of the subject | when |"
     yield "|---|---|"
-    for kind in (*KINDS, *ENDINGS):
+    for kind in (*KINDS, *FINAL_KINDS):
         (name,) = messages[f"events.{kind}"]["messages"]
         yield f"| `{kind}` | {told[name]['summary']} |"
 

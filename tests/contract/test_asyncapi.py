@@ -11,13 +11,13 @@ import pytest
 
 from node import node_with_packages_of
 from task_bridge.domain.subjects import VERBS, SubjectNames
-from task_bridge.schemas import load
-from task_bridge.schemas.asyncapi import ENDINGS, document
+from task_bridge.schemas import load_schema
+from task_bridge.schemas.asyncapi import FINAL_KINDS, build_document
 from task_bridge.schemas.descriptions import KINDS
 
 PARSER = Path(__file__).with_name("asyncapi")
 NAMES = SubjectNames("acme.tasks")
-API = document(NAMES)
+API = build_document(NAMES)
 
 
 def test_every_subject_is_named_with_the_configured_prefix() -> None:
@@ -26,7 +26,7 @@ def test_every_subject_is_named_with_the_configured_prefix() -> None:
         NAMES.requests,
         NAMES.rejected,
         *(f"{NAMES.api}.{verb}" for verb in VERBS),
-        *(f"{NAMES.events}.{{vcenter}}.{{task}}.{kind}" for kind in (*KINDS, *ENDINGS)),
+        *(f"{NAMES.events}.{{vcenter}}.{{task}}.{kind}" for kind in (*KINDS, *FINAL_KINDS)),
     }
 
 
@@ -40,7 +40,7 @@ def test_every_verb_has_its_request_its_reply_and_the_error() -> None:
 
 
 def test_it_has_every_component_of_the_schemas() -> None:
-    names = {name for file in ("request", "reply", "event") for name in load(file)["$defs"]}
+    names = {name for file in ("request", "reply", "event") for name in load_schema(file)["$defs"]}
     assert API["components"]["schemas"].keys() == names
     assert "#/$defs/" not in json.dumps(API)
 

@@ -45,9 +45,9 @@ class TestFeed:
             await lab.publish(over)
             await lab.ended(over)
             await until(lambda: lab.heard(runs))
-            with feed.viewed():
+            with feed.keep_current():
                 overview = await until(lambda: complete(feed))
-                (row,) = overview.in_order()
+                (row,) = overview.rows_in_order()
                 assert (row.task, row.labels, row.status) == (runs, "workflow=patch-42", "RUNNING")
                 assert row.owner == bridge.status.instance
                 assert [(ending.task, ending.kind) for ending in overview.endings] == [(over, "completed.failed")]
@@ -55,7 +55,7 @@ class TestFeed:
                 await lab.publish(late)
                 await until(lambda: overview.endings[0].task == late)
                 await lab.ask("unwatch", runs)
-                await until(lambda: not list(overview.in_order()))
+                await until(lambda: not list(overview.rows_in_order()))
                 assert overview.endings[0].kind == "abandoned.unwatched"
         await feed.close()
 
@@ -66,25 +66,25 @@ class TestFeed:
             await lab.listen()
             await lab.publish(task)
             await until(lambda: lab.heard(task))
-            with feed.viewed():
+            with feed.keep_current():
                 before = await until(lambda: complete(feed))
                 lab.server.stop()
                 await until(lambda: feed.trouble)
                 assert feed.board is before  # what was known stays to be seen
                 lab.server.start()
                 after = await until(lambda: None if complete(feed) is before else complete(feed))
-                assert [row.task for row in after.in_order()] == [task]
+                assert [row.task for row in after.rows_in_order()] == [task]
         await feed.close()
 
     async def test_watches_of_which_no_event_is_there_yet_are_shown(self, lab: Lab) -> None:
         async with lab.bridge(not_found_grace_s=60.0):
             await lab.ask("watch", "nobody-has-seen-it")
             feed = BoardReader(NatsSettings(urls=lab.server.url), SubjectNames(PREFIX))
-            with feed.viewed():
+            with feed.keep_current():
                 overview = await until(lambda: complete(feed))
-                (row,) = overview.in_order()
+                (row,) = overview.rows_in_order()
             await feed.close()
-        assert (row.task, row.status, row.number, row.read) == ("nobody-has-seen-it", None, 0, True)
+        assert (row.task, row.status, row.sequence, row.is_loaded) == ("nobody-has-seen-it", None, 0, True)
 
     async def test_only_the_newest_endings_are_read_however_many_there_are(self, lab: Lab) -> None:
         tasks = [lab.vcenter.create(scenarios.succeeds_at_once()) for _ in range(250)]
@@ -96,7 +96,7 @@ class TestFeed:
                 await lab.ended(task)
             ended = [event["subject"] for event in await lab.events() if event["data"]["final"]]
             feed = BoardReader(NatsSettings(urls=lab.server.url), SubjectNames(PREFIX))
-            with feed.viewed():
+            with feed.keep_current():
                 overview = await until(lambda: complete(feed))
             await feed.close()
         assert {row.task for row in overview.endings} == set(ended[-100:])
@@ -105,7 +105,7 @@ class TestFeed:
         monkeypatch.setattr("task_bridge.jetstream.board_reader.LINGER_S", 0.05)
         feed = BoardReader(NatsSettings(urls=lab.server.url), SubjectNames(PREFIX))
         async with lab.bridge():
-            with feed.viewed(), feed.viewed():
+            with feed.keep_current(), feed.keep_current():
                 await until(lambda: complete(feed))
             await until(lambda: feed.board is None)
             await feed.close()

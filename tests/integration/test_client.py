@@ -126,7 +126,7 @@ async def test_a_missing_permission_is_named_where_no_answer_comes(
             for verb in ("list", "get"):
                 subject = f"vcenter.tasks.api.{verb}"
                 with pytest.raises(NatsUnavailable, match=f'permissions violation for publish to "{subject}"'):
-                    await client.ask(verb, {})
+                    await client.request(verb, {})
 
 
 async def test_a_reading_that_had_begun_outlives_a_permission_that_is_taken_away(

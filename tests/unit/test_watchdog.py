@@ -116,7 +116,7 @@ async def test_the_worst_lateness_of_the_loop_is_measured() -> None:
 
 async def test_a_watchdog_that_was_stopped_ends_nothing() -> None:
     ended: list[int] = []
-    dog = Watchdog(Metrics().event_loop_lag, limit_s=0.3, tick_s=0.001, wake_s=0.01, end=ended.append)
+    dog = Watchdog(Metrics().event_loop_lag, limit_s=0.3, tick_s=0.001, wake_s=0.01, end_process=ended.append)
     dog.start()
     await dog.stop()
     time.sleep(0.6)  # noqa: ASYNC251 - the loop stands still on purpose

@@ -26,7 +26,7 @@ from task_bridge.domain.events import Event, EventData, WatchRef
 from task_bridge.domain.task import Progress, TaskError
 from task_bridge.metrics import Metrics
 from task_bridge.settings import Listen
-from task_bridge.web.board import BoardView, page
+from task_bridge.web.board import BoardRenderer, BoardView
 from task_bridge.web.health import BridgeHealth, JetStreamHealth, NatsHealth, ResourceHealth, VCenterHealth
 from task_bridge.web.routes import build_web
 from task_bridge.web.server import WebServer
@@ -51,7 +51,7 @@ HEALTHY = BridgeHealth(
     jetstream=JetStreamHealth(ok=True),
     streams=(ResourceHealth("VCENTER_TASKS_EVENTS", ok=True),),
     consumers=(ResourceHealth("bridge", ok=True),),
-    vcenters=(VCenterHealth("lab", "ok", last_good_look_age_s=1.26, watches=3),),
+    vcenters=(VCenterHealth("lab", "ok", last_good_poll_age_s=1.26, watches=3),),
     held=3,
     waiting=1,
     capacity=50_000,
@@ -101,7 +101,7 @@ class FakeFeed:
         self.left = asyncio.Event()
 
     @contextmanager
-    def viewed(self) -> Iterator[None]:
+    def keep_current(self) -> Iterator[None]:
         self.looks += 1
         self.looking += 1
         try:
@@ -245,11 +245,12 @@ def test_everything_on_the_page_is_escaped_and_cannot_turn_around_what_stands_be
         streams=(ResourceHealth(evil, ok=False, reason=evil),),
         vcenters=(VCenterHealth(evil, "degraded", evil),),
     )
-    text = page(BoardView(health, overview, None, RowFilter(evil, evil), 0.0))
-    whole = page(BoardView(health, overview, None, RowFilter(), 0.0))
+    renderer = BoardRenderer()
+    text = renderer.render_page(BoardView(health, overview, None, RowFilter(evil, evil), 0.0))
+    whole = renderer.render_page(BoardView(health, overview, None, RowFilter(), 0.0))
     for html in (text, whole):
         assert html.count("<script") == 1  # its own
-        assert html.count("&lt;script&gt;alert(&#x27;1&#x27;)") >= 5
+        assert html.count("&lt;script&gt;alert(&#39;1&#39;)") >= 5
         assert "\x1b" not in html
         assert "\u202e" not in html
     assert whole.count("&lt;script&gt;") > 12
@@ -473,7 +474,7 @@ async def test_off_listens_nowhere(state: FakeState) -> None:
 @pytest.mark.parametrize(
     ("host", "told"),
     [
-        ("127.0.0.1", "is taken; end what listens there or set another port"),
+        ("127.0.0.1", "is taken; stop what listens there or set another port"),
         ("192.0.2.1", "is no address of this machine"),
         ("no-such-host.invalid", "can't be listened on"),
     ],

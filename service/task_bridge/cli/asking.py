@@ -185,7 +185,7 @@ async def _listed(vcenter: str | None, labels: dict[str, str], as_json: bool) ->
     async with _bridge() as bridge:
         page = json.loads(await _asked(bridge, "list", request, as_json))
         while page["cursor"]:
-            following = json.loads(await bridge.ask("list", {**request, "cursor": page["cursor"]}))
+            following = json.loads(await bridge.request("list", {**request, "cursor": page["cursor"]}))
             page = {**following, "watches": page["watches"] + following["watches"]}
     if labels:
         page["watches"] = [one for one in page["watches"] if labels.items() <= one["watch"]["labels"].items()]
@@ -243,7 +243,7 @@ async def _answered(verb: str, task: str, vcenter: str | None, as_json: bool, sh
 
 async def _asked(bridge: TaskBridge, verb: str, request: dict[str, Any], as_json: bool) -> bytes:
     try:
-        return await bridge.ask(verb, request)
+        return await bridge.request(verb, request)
     except ErrorAnswer as refused:
         if as_json:
             _echo_line(refused.body)

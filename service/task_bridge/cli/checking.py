@@ -83,15 +83,15 @@ async def _changed(
     streams: Streams, what: JetStreamConfig, told: list[Difference], *, to_stderr: bool
 ) -> tuple[list[Difference], bool]:
     """Makes and changes what can be: what still differs then, and whether nats-server refused something."""
-    from ..jetstream.amend import apply_differences, how_to_replace, is_fixed  # noqa: PLC0415
+    from ..jetstream.provision import apply_differences, explain_replacement, is_immutable  # noqa: PLC0415
     from ..jetstream.provision import provision as provisioned  # noqa: PLC0415
 
     problems = await apply_differences(streams, what, await provisioned(streams, what, create=True))
     for line in problems:
         typer.echo(line, err=True)
     left = await provisioned(streams, what, create=False)
-    for difference in filter(is_fixed, left):
-        typer.echo(f"{difference.where}: {difference.field}. {how_to_replace(difference)}", err=True)
+    for difference in filter(is_immutable, left):
+        typer.echo(f"{difference.where}: {difference.field}. {explain_replacement(difference)}", err=True)
     if done := len(told) - len(left):
         typer.echo(f"{done} of {len(told)} made or changed.", err=to_stderr)
     return left, bool(problems)

@@ -43,14 +43,14 @@ def schema(
     elif which is Document.asyncapi:
         typer.echo(_asyncapi(), nl=False)
     else:
-        typer.echo(schemas.text(which), nl=False)
+        typer.echo(schemas.read_text(which), nl=False)
 
 
 def _asyncapi() -> str:
-    from ..schemas.asyncapi import document  # noqa: PLC0415
+    from ..schemas.asyncapi import build_document  # noqa: PLC0415
 
     try:
         settings = load(need_vcenters=False)
     except CannotStart as error:
         give_up(error)
-    return schemas.written(document(SubjectNames(settings.subject_prefix)))
+    return schemas.format_document(build_document(SubjectNames(settings.subject_prefix)))

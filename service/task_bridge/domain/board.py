@@ -1,7 +1,8 @@
-"""All watches of all replicas as people look at them: how each stands, and how the latest ended. Pure.
+"""The board: every active watch of all replicas with its last event, and the latest final events. Pure.
 
-It is made of the watches' messages, read now and then as a whole, and of events, one by one as they are stored;
-what an event told meanwhile goes before what was read. Bounded: by rows, by endings, and every text is cut.
+It is built from the stored watches, which are read as a whole from time to time, and from the events, which are
+applied one by one as they are stored. An event that came during a read wins over what was read. The size is limited:
+by rows, by endings, and by the length of each text.
 """
 
 from __future__ import annotations
@@ -18,32 +19,34 @@ from .events import Event, EventData, WatchRef
 from .text import truncate
 
 MAX_ROWS, MAX_ENDINGS, PAGE_ROWS = 20_000, 100, 200
-_SAID, _LABELS, _WORDS = 300, 300, 200
+_MAX_MESSAGE, _MAX_LABELS, _MAX_WORDS, _MAX_OWNER = 300, 300, 200, 64
+"""Lengths in characters."""
 
 
 class WatchRow(msgspec.Struct, frozen=True):
-    """A watch on one line. Times in Unix seconds; `kind` and what follows are of its last event.
+    """A watch on one line. Times are in Unix seconds; `kind` and the fields after it come from its last event.
 
-    `said` is the progress message, or on an ending the error; `owner` wrote the event, whose place in its watch is
-    `number`; `searched` is what a filter sees; `read`: whether an event was looked for.
+    `message` is the progress message, or on a final event the error. `owner` is the replica that wrote the event;
+    `sequence` numbers the events of a watch. Filters search `search_text`, in lower case. `is_loaded` is False until
+    the last event has been read or found missing.
     """
 
     vcenter: str
     task: str
-    watch: str
+    watch_id: str
     since: float
     labels: str = ""
     kind: str = ""
     status: str | None = None
     operation: str = ""
     percent: float | None = None
-    said: str = ""
+    message: str = ""
     owner: str = ""
-    at: float | None = None
-    lasted_s: float | None = None
-    number: int = 0
-    searched: str = ""
-    read: bool = True
+    last_event_at: float | None = None
+    duration_s: float | None = None
+    sequence: int = 0
+    search_text: str = ""
+    is_loaded: bool = True
 
     @property
     def key(self) -> tuple[str, str]:
@@ -51,7 +54,7 @@ class WatchRow(msgspec.Struct, frozen=True):
 
 
 class RowFilter(NamedTuple):
-    """What is asked to be shown: `words` must all be found, case aside; `page` counts from 1."""
+    """The rows to show: those that contain all `words`, ignoring case. `page` counts from 1."""
 
     words: str = ""
     vcenter: str = ""
@@ -59,18 +62,21 @@ class RowFilter(NamedTuple):
 
 
 class BoardPage(NamedTuple):
-    """The rows of one page: `first` is the place of its first among the `matching` ones, from 1."""
+    """The rows of one page. `first_number` is the position of its first row among all matches, from 1."""
 
     rows: Sequence[WatchRow]
     endings: Sequence[WatchRow]
-    matching: int
-    first: int
+    match_count: int
+    first_number: int
     page: int
-    pages: int
+    page_count: int
 
 
 class WatchBoard:
-    """`beyond` is how many watches there are that don't fit, by vCenter; `complete`: whether a first page is."""
+    """The rows of all watches and the latest endings.
+
+    `unlisted` counts, by vCenter, the watches that don't fit. `complete` is set once the first page can be shown.
+    """
 
     def __init__(self) -> None:
         self.complete = False
@@ -79,134 +85,135 @@ class WatchBoard:
         self._rows: dict[tuple[str, str], WatchRow] = {}
         self._order: list[tuple[str, str]] | None = None
         self._counts: Counter[str] | None = None
-        self._told: set[tuple[str, str]] = set()
-        self._ended: set[str] = set()
+        self._updated_keys: set[tuple[str, str]] = set()
+        self._ended_watch_ids: set[str] = set()
 
-    def counts(self) -> Counter[str]:
-        """How many watches there are, by vCenter."""
+    def count_by_vcenter(self) -> Counter[str]:
+        """Return the number of watches by vCenter."""
         if self._counts is None:
             self._counts = Counter(vcenter for vcenter, _ in self._rows) + self.unlisted
         return self._counts
 
-    def without_events(self) -> list[WatchRow]:
-        """The watches of which no event is known yet, oldest request first."""
-        return [row for row in self.in_order() if not row.number]
+    def rows_without_events(self) -> list[WatchRow]:
+        """Return the watches without a known event, oldest request first."""
+        return [row for row in self.rows_in_order() if not row.sequence]
 
     def begin_refresh(self) -> None:
-        """The watches begin to be read: what events tell from now on is newer."""
-        self._told.clear()
-        self._ended.clear()
+        """Start a read of the stored watches. Events applied from now on are newer than what it returns."""
+        self._updated_keys.clear()
+        self._ended_watch_ids.clear()
 
-    def finish_refresh(self, watches: Iterable[tuple[str, str, WatchRef]], beyond: Counter[str]) -> None:
-        """The watches as they were read since `expect`: what isn't among them is over."""
-        rows = {key: row for key, row in self._rows.items() if key in self._told}
+    def finish_refresh(self, watches: Iterable[tuple[str, str, WatchRef]], unlisted: Counter[str]) -> None:
+        """Take over the watches read since `begin_refresh`. Drop rows of watches that weren't read: they ended."""
+        rows = {key: row for key, row in self._rows.items() if key in self._updated_keys}
         for vcenter, task, ref in watches:
-            if ref.id in self._ended or (vcenter, task) in rows:
+            if ref.id in self._ended_watch_ids or (vcenter, task) in rows:
                 continue
             known = self._rows.get((vcenter, task))
-            rows[vcenter, task] = known if known and known.watch == ref.id else _unseen(vcenter, task, ref)
-        self._rows, self.unlisted = rows, beyond
-        self._changed()
+            rows[vcenter, task] = known if known and known.watch_id == ref.id else _build_new_row(vcenter, task, ref)
+        self._rows, self.unlisted = rows, unlisted
+        self._clear_caches()
 
     def apply_event(self, event: Event, owner: str) -> None:
-        """An event that was stored; one that was told before, or is older, changes nothing."""
-        row = _row(event, owner)
+        """Update the board by a stored event. An older event, or one that was applied before, changes nothing."""
+        row = _build_row(event, owner)
         known = self._rows.get(row.key)
         if event.data.final:
-            self._end(row, known)
+            self._move_to_endings(row, known)
             return
         if known is None and len(self._rows) >= MAX_ROWS:
             return
-        if known is not None and known.watch == row.watch and known.number >= row.number:
+        if known is not None and known.watch_id == row.watch_id and known.sequence >= row.sequence:
             return
-        if row.watch in self._ended:
+        if row.watch_id in self._ended_watch_ids:
             return
         self._rows[row.key] = row
-        self._told.add(row.key)
-        if known is None or known.watch != row.watch:
-            self._changed()
+        self._updated_keys.add(row.key)
+        if known is None or known.watch_id != row.watch_id:
+            self._clear_caches()
 
     def mark_without_events(self, row: WatchRow) -> None:
-        """There is no event of this watch."""
-        if self._rows.get(row.key) is row and not row.read:
-            self._rows[row.key] = msgspec.structs.replace(row, read=True)
+        """Record that the watch of this row has no event."""
+        if self._rows.get(row.key) is row and not row.is_loaded:
+            self._rows[row.key] = msgspec.structs.replace(row, is_loaded=True)
 
-    def _end(self, row: WatchRow, known: WatchRow | None) -> None:
-        self._ended.add(row.watch)
-        if known is not None and known.watch == row.watch:
+    def _move_to_endings(self, row: WatchRow, known: WatchRow | None) -> None:
+        self._ended_watch_ids.add(row.watch_id)
+        if known is not None and known.watch_id == row.watch_id:
             del self._rows[row.key]
-        if all(ending.watch != row.watch for ending in self.endings):
-            # The older ones are read while new ones come.
-            self.endings = sorted([*self.endings, row], key=lambda ending: -(ending.at or 0.0))[:MAX_ENDINGS]
-        self._changed()
+        if all(ending.watch_id != row.watch_id for ending in self.endings):
+            # Sort, because older endings are read while new ones arrive.
+            self.endings = sorted([*self.endings, row], key=lambda ending: -(ending.last_event_at or 0.0))[:MAX_ENDINGS]
+        self._clear_caches()
 
-    def select(self, asked: RowFilter) -> BoardPage:
-        """One page of the watches that match, oldest request first, and the endings that match, newest first."""
-        words = asked.words.casefold().split()
-        matching = _matching(self.in_order(), asked.vcenter, words)
-        pages = max(1, math.ceil(len(matching) / PAGE_ROWS))
-        page = min(max(1, asked.page), pages)
-        first = (page - 1) * PAGE_ROWS
-        endings = _matching(self.endings, asked.vcenter, words)
-        rows = matching[first : first + PAGE_ROWS]
-        return BoardPage(rows, endings, len(matching), first + 1, page, pages)
+    def select_page(self, row_filter: RowFilter) -> BoardPage:
+        """Return one page of the matching watches, oldest request first, and the matching endings, newest first."""
+        matches = _filter_rows(self.rows_in_order(), row_filter)
+        page_count = max(1, math.ceil(len(matches) / PAGE_ROWS))
+        page = min(max(1, row_filter.page), page_count)
+        start = (page - 1) * PAGE_ROWS
+        rows = matches[start : start + PAGE_ROWS]
+        return BoardPage(rows, _filter_rows(self.endings, row_filter), len(matches), start + 1, page, page_count)
 
-    def in_order(self) -> Iterator[WatchRow]:
-        """All watches, oldest request first."""
+    def rows_in_order(self) -> Iterator[WatchRow]:
+        """Return all watches, oldest request first."""
         if self._order is None:
-            ordered = sorted(self._rows.values(), key=lambda row: (row.since, row.watch))
+            ordered = sorted(self._rows.values(), key=lambda row: (row.since, row.watch_id))
             self._order = [row.key for row in ordered]
         return (self._rows[key] for key in self._order)
 
-    def _changed(self) -> None:
-        """They aren't the same watches as before."""
+    def _clear_caches(self) -> None:
+        """Forget order and counts, because a watch came or ended."""
         self._order = self._counts = None
 
 
-def _matching(rows: Iterable[WatchRow], vcenter: str, words: Sequence[str]) -> list[WatchRow]:
-    found = [row for row in rows if not vcenter or row.vcenter == vcenter]
-    for word in words:
-        found = [row for row in found if word in row.searched]
-    return found
+def _filter_rows(rows: Iterable[WatchRow], row_filter: RowFilter) -> list[WatchRow]:
+    vcenter = row_filter.vcenter
+    matches = [row for row in rows if not vcenter or row.vcenter == vcenter]
+    for word in row_filter.words.casefold().split():
+        matches = [row for row in matches if word in row.search_text]
+    return matches
 
 
-def _unseen(vcenter: str, task: str, ref: WatchRef) -> WatchRow:
-    labels = _labels(ref)
-    searched = " ".join((vcenter, task, labels, "unseen")).casefold()
-    return WatchRow(vcenter, task, ref.id, parse_time(ref.since) or 0.0, labels, searched=searched, read=False)
-
-
-def _row(event: Event, owner: str) -> WatchRow:
-    data = event.data
-    labels, said = _labels(data.watch), truncate(_said(data), _SAID)
-    target = (data.target.type, data.target.id) if data.target else ()
-    operation = truncate(" ".join(filter(None, (data.operation, *target))), _WORDS)
-    status = None if data.status is None else truncate(data.status, _WORDS)
-    searched = (data.vcenter, data.task, labels, event.kind, status or "", operation, said, owner)
+def _build_new_row(vcenter: str, task: str, ref: WatchRef) -> WatchRow:
+    labels = _format_labels(ref)
+    search_text = " ".join((vcenter, task, labels, "unseen")).casefold()
     return WatchRow(
-        data.vcenter,
-        data.task,
-        data.watch.id,
-        parse_time(data.watch.since) or 0.0,
-        labels,
-        event.kind,
-        status,
-        operation,
-        data.progress.percent if data.progress else None,
-        said,
-        truncate(owner, 64),
-        event.time,
-        data.duration_seconds,
-        data.sequence,
-        " ".join(searched).casefold(),
+        vcenter, task, ref.id, parse_time(ref.since) or 0.0, labels, search_text=search_text, is_loaded=False
     )
 
 
-def _said(data: EventData) -> str:
+def _build_row(event: Event, owner: str) -> WatchRow:
+    data = event.data
+    target = (data.target.type, data.target.id) if data.target else ()
+    operation = truncate(" ".join(filter(None, (data.operation, *target))), _MAX_WORDS)
+    status = None if data.status is None else truncate(data.status, _MAX_WORDS)
+    labels, message = _format_labels(data.watch), truncate(_choose_message(data), _MAX_MESSAGE)
+    search_text = (data.vcenter, data.task, labels, event.kind, status or "", operation, message, owner)
+    return WatchRow(
+        vcenter=data.vcenter,
+        task=data.task,
+        watch_id=data.watch.id,
+        since=parse_time(data.watch.since) or 0.0,
+        labels=labels,
+        kind=event.kind,
+        status=status,
+        operation=operation,
+        percent=data.progress.percent if data.progress else None,
+        message=message,
+        owner=truncate(owner, _MAX_OWNER),
+        last_event_at=event.time,
+        duration_s=data.duration_seconds,
+        sequence=data.sequence,
+        search_text=" ".join(search_text).casefold(),
+    )
+
+
+def _choose_message(data: EventData) -> str:
     if data.error is not None:
         return data.error.message
     return "" if data.final or data.progress is None else data.progress.message or ""
 
 
-def _labels(ref: WatchRef) -> str:
-    return truncate(" ".join(f"{key}={value}" for key, value in ref.labels.items()), _LABELS)
+def _format_labels(ref: WatchRef) -> str:
+    return truncate(" ".join(f"{key}={value}" for key, value in ref.labels.items()), _MAX_LABELS)

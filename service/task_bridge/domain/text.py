@@ -1,10 +1,14 @@
-"""What strangers wrote, made fit to be shown on one line. Pure."""
+"""Text written by others, made safe to show on one line. Pure."""
 
 from __future__ import annotations
 
 
 def to_one_line(text: object) -> str:
-    """The text on one line: what isn't printable (control characters, reversed writing) is a space or is seen."""
+    """Return the text on one line, with single spaces and without unprintable characters.
+
+    Line feeds and tabs become spaces; other control characters and those that reverse the writing direction become
+    U+FFFD.
+    """
     spaced = " ".join(str(text).split())
     if spaced.isprintable():
         return spaced
@@ -12,6 +16,6 @@ def to_one_line(text: object) -> str:
 
 
 def truncate(text: object, width: int) -> str:
-    """The text's beginning on one line, as much as fits."""
-    shown = to_one_line(text)
-    return shown if len(shown) <= width else shown[: max(width - 1, 0)] + "…"
+    """Return the text on one line, cut to `width` characters."""
+    line = to_one_line(text)
+    return line if len(line) <= width else line[: max(width - 1, 0)] + "…"

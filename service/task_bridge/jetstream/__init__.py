@@ -1,1 +1,1 @@
-"""NATS: streams, requests in, the service API, held watches, and the fenced journal of events."""
+"""NATS: connection, streams, request consumer, service API, held watches, and the fenced journal of events."""

@@ -37,6 +37,7 @@ from ..domain.requests import (
 from ..domain.subjects import SERVICE, VERBS, is_vcenter_name
 from ..tracing import span
 from .journal import JournalEntry
+from .nats_py_workarounds import drain_endpoints, reply_subject
 from .request_consumer import RequestContext
 from .watch_store import AlreadyEnded, StoredWatch, build_watch, event_of_watch
 
@@ -72,10 +73,7 @@ class Api:
     async def stop(self) -> None:
         """Take no more requests, and answer those that have arrived."""
         if self._service is not None and self._context.streams.connection.is_connected:
-            for endpoint in self._service._endpoints:
-                # Service.stop() would drop the requests that have arrived and aren't handled yet (nats-py 2.16).
-                if endpoint._subscription is not None:
-                    await endpoint._subscription.drain()
+            await drain_endpoints(self._service)
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
     @property
@@ -286,11 +284,6 @@ def describe_requester(headers: Mapping[str, str] | None, reply: str) -> dict[st
         info = _RequesterInfo()
     known = {"account": info.acc, "user": info.user, "host": info.host, "client": info.name}
     return {key: value for key, value in known.items() if value} or {"reply": reply}
-
-
-def reply_subject(request: Request) -> str:
-    """Return the subject to answer on; nats.micro has no public name for it (nats-py 2.16)."""
-    return request._msg.reply
 
 
 def is_answerable(reply: str, prefix: str) -> bool:

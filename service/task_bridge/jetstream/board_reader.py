@@ -1,7 +1,7 @@
-"""What the board shows, read from the streams while somebody looks, over a connection of its own.
+"""A reader of the board's content from the streams, which reads only while somebody views the board.
 
-Nothing is read while nobody looks, and all who look share one reader. Its connection is its own so that what it
-reads (events carry results) never stands before the bridge's own messages.
+All viewers share one reader. It has its own connection, so that events with large results never delay the bridge's own
+messages.
 """
 
 from __future__ import annotations
@@ -20,12 +20,13 @@ from nats.js.api import StreamState
 
 from ..domain.board import MAX_ENDINGS, MAX_ROWS, PAGE_ROWS, WatchBoard, WatchRow
 from ..domain.errors import BridgeError
-from ..domain.events import WatchRef, from_cloudevent
+from ..domain.events import from_cloudevent
 from ..domain.subjects import SubjectNames
 from ..domain.watch import Watch
 from ..settings import NatsSettings
 from .connect import connect
-from .connection import INBOX, cancel_and_wait
+from .connection import INBOX_PREFIX
+from .nats_py_workarounds import cancel_and_wait
 from .ordered_consumer import OrderedConsumer
 from .streams import StoredMessage, Streams, translate_errors
 from .watch_store import decode_watch
@@ -34,59 +35,59 @@ log = structlog.get_logger(__name__)
 
 CONNECT_S, PAUSE_S = 4.0, 2.0
 LINGER_S = 20.0
-"""How long it goes on when nobody looks any more: a page without scripts comes back every ten seconds."""
+"""How long it goes on without viewers: a page without scripts reloads every ten seconds."""
 REREAD_S = 30.0
-_PAGE, _AT_ONCE = 1000, 50
-_CONNECTION = {"inbox_prefix": INBOX, "allow_reconnect": False, "ping_interval": 5, "max_outstanding_pings": 2}
+_PAGE_MESSAGES, _CONCURRENT_READS = 1000, 50
+_CONNECTION = {"inbox_prefix": INBOX_PREFIX, "allow_reconnect": False, "ping_interval": 5, "max_outstanding_pings": 2}
 
 
 class BoardReader:
-    """`overview` is what was read, None before; `trouble` says why it isn't up to date."""
+    """Keeps `board` up to date while it is viewed; None before. `trouble` says why it isn't up to date."""
 
     def __init__(self, settings: NatsSettings, names: SubjectNames) -> None:
         self.board: WatchBoard | None = None
         self.trouble: str | None = None
         self._settings = settings
         self._names = names
-        self._looking = 0
+        self._viewers = 0
         self._reading: asyncio.Task[None] | None = None
-        self._rest: asyncio.TimerHandle | None = None
+        self._stop_timer: asyncio.TimerHandle | None = None
 
     @contextmanager
-    def viewed(self) -> Iterator[None]:
-        """While this is entered, `overview` is kept up to date."""
-        self._looking += 1
-        if self._rest is not None:
-            self._rest.cancel()
-            self._rest = None
+    def keep_current(self) -> Iterator[None]:
+        """Keep `board` up to date until the context ends."""
+        self._viewers += 1
+        if self._stop_timer is not None:
+            self._stop_timer.cancel()
+            self._stop_timer = None
         if self._reading is None:
             self._reading = asyncio.create_task(self._read(), name="the board's reader")
         try:
             yield
         finally:
-            self._looking -= 1
-            if not self._looking:
-                self._rest = asyncio.get_running_loop().call_later(LINGER_S, self._stop)
+            self._viewers -= 1
+            if not self._viewers:
+                self._stop_timer = asyncio.get_running_loop().call_later(LINGER_S, self._stop)
 
     async def close(self) -> None:
-        """Reads no more."""
+        """Stop reading."""
         reading = self._reading
         self._stop()
         if reading is not None:
             await cancel_and_wait(reading)
 
     def _stop(self) -> None:
-        if self._rest is not None:
-            self._rest.cancel()
+        if self._stop_timer is not None:
+            self._stop_timer.cancel()
         if self._reading is not None:
             self._reading.cancel()
-        self._reading = self._rest = self.board = self.trouble = None
+        self._reading = self._stop_timer = self.board = self.trouble = None
 
     async def _read(self) -> None:
-        """For as long as somebody looks, over every outage."""
+        """Read through every outage, until canceled."""
         while True:
             try:
-                await self._read_once()
+                await self._read_until_failure()
             except (BridgeError, nats.errors.Error, OSError, TimeoutError) as error:
                 self.trouble = str(error) or type(error).__name__
                 log.debug("board_not_current", reason=self.trouble)
@@ -95,135 +96,138 @@ class BoardReader:
                 log.exception("board_failed")
             await asyncio.sleep(PAUSE_S)
 
-    async def _read_once(self) -> None:
+    async def _read_until_failure(self) -> None:
         client = await connect(self._settings, CONNECT_S, name="task-bridge board", **_CONNECTION)
         try:
-            reader = _Reader(client, Streams(client, self._settings.js_domain), self._names)
-            state = await reader.begin()
-            self.board, self.trouble = reader.overview, None
-            await _first_to_fail(reader.follow(state.last_seq + 1), reader.go_on(state))
+            reader = _BoardUpdater(client, Streams(client, self._settings.js_domain), self._names)
+            state = await reader.read_watches()
+            self.board, self.trouble = reader.board, None
+            await _run_until_one_fails(reader.follow_events(state.last_seq + 1), reader.read_history(state))
         finally:
             with contextlib.suppress(nats.errors.Error, OSError, TimeoutError):
                 await client.close()
 
 
-class _Reader:
+class _BoardUpdater:
+    """Applies what the streams hold to `board`, over one connection."""
+
     def __init__(self, client: Client, streams: Streams, names: SubjectNames) -> None:
-        self.overview = WatchBoard()
+        self.board = WatchBoard()
         self._client = client
         self._streams = streams
         self._names = names
 
-    async def begin(self) -> StreamState:
-        """Reads what is to be seen at once; the state of the stream of events before."""
+    async def read_watches(self) -> StreamState:
+        """Read a first page of watches, and return the state of the events' stream before that."""
         stream = self._names.events_stream
         info = await translate_errors(self._streams.js.stream_info(stream), stream)
-        await self._read_watches(_PAGE)
+        await self._refresh_rows(_PAGE_MESSAGES)
         return info.state
 
-    async def go_on(self, state: StreamState) -> None:
-        """The endings, how the watches of the first page stand, and then all of them, again now and then: some come
-        and go without an event."""
-        for stored in await self._endings(state.first_seq, state.last_seq):
-            self._tell(stored)
-        await self._read_states(self.overview.without_events()[:PAGE_ROWS])
-        self.overview.complete = True
+    async def read_history(self, state: StreamState) -> None:
+        """Read the endings and the states of the first page, then all watches again and again.
+
+        Some watches come and go without an event, so following the events isn't enough.
+        """
+        for stored in await self._read_endings(state.first_seq, state.last_seq):
+            self._apply(stored)
+        await self._read_states(self.board.rows_without_events()[:PAGE_ROWS])
+        self.board.complete = True
         while True:
-            await self._read_watches(MAX_ROWS)
-            await self._read_states(self.overview.without_events(), at_leisure=True)
+            await self._refresh_rows(MAX_ROWS)
+            await self._read_states(self.board.rows_without_events(), at_leisure=True)
             await asyncio.sleep(REREAD_S)
 
-    async def follow(self, first: int) -> None:
-        """Every event from sequence `first` on, without end."""
+    async def follow_events(self, first: int) -> None:
+        """Apply every event from sequence `first` on, without end."""
         stream, subjects = self._names.events_stream, [f"{self._names.events}.>"]
-        followed = OrderedConsumer(self._streams.js, self._client, stream, subjects, first=first)
-        async with aclosing(followed.messages()) as messages:
+        consumer = OrderedConsumer(self._streams.js, self._client, stream, subjects, first=first)
+        async with aclosing(consumer.messages()) as messages:
             async for message in messages:
                 event = from_cloudevent(message.data, stalled_reported=False)
                 if event is not None:
-                    self.overview.apply_event(event, (message.headers or {}).get("Bridge-Instance", ""))
+                    self.board.apply_event(event, (message.headers or {}).get("Bridge-Instance", ""))
 
-    async def _read_watches(self, most: int) -> None:
-        self.overview.begin_refresh()
-        found: list[Watch] = []
-        after, more = 0, 1
-        while more and len(found) < most:
-            page, more = await self._streams.read_page(
-                self._names.watches_stream, f"{self._names.watches}.*.*", after, _PAGE
+    async def _refresh_rows(self, limit: int) -> None:
+        self.board.begin_refresh()
+        watches: list[Watch] = []
+        after, remaining = 0, 1
+        while remaining and len(watches) < limit:
+            page, remaining = await self._streams.read_page(
+                self._names.watches_stream, f"{self._names.watches}.*.*", after, _PAGE_MESSAGES
             )
-            found += [read.watch for read in map(decode_watch, page) if read]
+            watches += [stored.watch for stored in map(decode_watch, page) if stored]
             after = page[-1].sequence if page else 0
-        rows = [(watch.vcenter, watch.task, watch.ref) for watch in found]
-        self.overview.finish_refresh(rows, await self._beyond(rows) if more else Counter())
+        rows = [(watch.vcenter, watch.task, watch.ref) for watch in watches]
+        unlisted: Counter[str] = Counter()
+        if remaining:
+            for vcenter, listed in Counter(vcenter for vcenter, _, _ in rows).items():
+                subjects = f"{self._names.watches}.{vcenter}.*"
+                unlisted[vcenter] = await self._count(self._names.watches_stream, subjects) - listed
+        self.board.finish_refresh(rows, +unlisted)
 
-    async def _beyond(self, rows: list[tuple[str, str, WatchRef]]) -> Counter[str]:
-        """How many watches there are besides these, of the vCenters that these are of."""
-        beyond: Counter[str] = Counter()
-        for vcenter, shown in Counter(vcenter for vcenter, _, _ in rows).items():
-            subjects = f"{self._names.watches}.{vcenter}.*"
-            one, more = await self._streams.read_page(self._names.watches_stream, subjects, 0, 1)
-            beyond[vcenter] = len(one) + more - shown
-        return +beyond
+    async def _count(self, stream: str, subjects: str, after: int = 0) -> int:
+        """Return how many messages of `subjects` the stream has behind sequence `after`."""
+        page, remaining = await self._streams.read_page(stream, subjects, after, 1)
+        return len(page) + remaining
 
     async def _read_states(self, rows: list[WatchRow], *, at_leisure: bool = False) -> None:
-        """The last event of each watch. At leisure a quarter of the time: nobody waits, and the bridge has work."""
+        """Apply the last event of each watch; at leisure in a quarter of the time, to leave the CPU to the bridge."""
         stream, clock = self._names.events_stream, asyncio.get_running_loop().time
-        at_once = _AT_ONCE if at_leisure else PAGE_ROWS
-        for start in range(0, len(rows), at_once):
-            part, began = rows[start : start + at_once], clock()
+        batch_rows = _CONCURRENT_READS if at_leisure else PAGE_ROWS
+        for start in range(0, len(rows), batch_rows):
+            part, started_at = rows[start : start + batch_rows], clock()
             subjects = [self._names.event_filter(row.vcenter, row.task) for row in part]
-            # One by one: nats-server sends the last message of every kind of event to who asks for many tasks.
-            found = await asyncio.gather(*(self._streams.read_last(stream, subject) for subject in subjects))
-            for row, stored in zip(part, found, strict=True):
-                if stored is not None and stored.headers.get("Bridge-Watch") == row.watch:
-                    self._tell(stored)
+            # One request per task: for several tasks nats-server sends the last message of every kind of event.
+            last_events = await asyncio.gather(*(self._streams.read_last(stream, subject) for subject in subjects))
+            for row, stored in zip(part, last_events, strict=True):
+                if stored is not None and stored.headers.get("Bridge-Watch") == row.watch_id:
+                    self._apply(stored)
                 else:
-                    self.overview.mark_without_events(row)
+                    self.board.mark_without_events(row)
             if at_leisure:
-                await asyncio.sleep(3 * (clock() - began))
+                await asyncio.sleep(3 * (clock() - started_at))
 
-    async def _endings(self, first: int, last: int) -> list[StoredMessage]:
-        """The newest final events, oldest first: their subjects alone have an outcome as a last token."""
+    async def _read_endings(self, first: int, last: int) -> list[StoredMessage]:
+        """Return the newest final events, oldest first: only their subjects have an outcome as a last token."""
         stream, finals = self._names.events_stream, f"{self._names.events}.*.*.*.*"
-
-        async def following(after: int) -> int:
-            one, more = await self._streams.read_page(stream, finals, after, 1)
-            return len(one) + more
-
-        # Where to begin isn't known, so several places are asked about at once: first far apart, then between.
+        # The position of the oldest wanted one isn't known, so several positions are tried at once: first far apart,
+        # then between the two that enclose it.
         start, end = first - 1, last
-        for places in (_further_and_further_back, _evenly):
-            asked = places(start, end)
-            for place, count in zip(asked, await asyncio.gather(*map(following, asked)), strict=True):
+        for choose_positions in (_positions_further_back, _positions_between):
+            positions = choose_positions(start, end)
+            counts = await asyncio.gather(*(self._count(stream, finals, position) for position in positions))
+            for position, count in zip(positions, counts, strict=True):
                 if count >= MAX_ENDINGS:
-                    start = max(start, place)
+                    start = max(start, position)
                 else:
-                    end = min(end, place)
-        found: list[StoredMessage] = []
-        more = 1
-        while more:
-            page, more = await self._streams.read_page(stream, finals, start, MAX_ENDINGS)
-            found = [*found, *page][-MAX_ENDINGS:]
-            start, more = (page[-1].sequence, more) if page else (start, 0)
-        return found
+                    end = min(end, position)
+        endings: list[StoredMessage] = []
+        remaining = 1
+        while remaining:
+            page, remaining = await self._streams.read_page(stream, finals, start, MAX_ENDINGS)
+            endings = [*endings, *page][-MAX_ENDINGS:]
+            start, remaining = (page[-1].sequence, remaining) if page else (start, 0)
+        return endings
 
-    def _tell(self, stored: StoredMessage) -> None:
+    def _apply(self, stored: StoredMessage) -> None:
         event = from_cloudevent(stored.body, stalled_reported=False)
         if event is not None:
-            self.overview.apply_event(event, stored.headers.get("Bridge-Instance", ""))
+            self.board.apply_event(event, stored.headers.get("Bridge-Instance", ""))
 
 
-def _further_and_further_back(start: int, end: int) -> list[int]:
+def _positions_further_back(start: int, end: int) -> list[int]:
+    """Return positions at growing distances before `end`."""
     distances = itertools.takewhile(lambda distance: end - distance > start, (64 * 4**n for n in itertools.count()))
     return [end - distance for distance in distances]
 
 
-def _evenly(start: int, end: int) -> list[int]:
+def _positions_between(start: int, end: int) -> list[int]:
     return [start + (end - start) * part // 8 for part in range(1, 8)]
 
 
-async def _first_to_fail(*endless: Coroutine[None, None, None]) -> None:
-    """Runs what never ends until one of it fails, and raises that."""
+async def _run_until_one_fails(*endless: Coroutine[None, None, None]) -> None:
+    """Run endless coroutines until one fails, and raise its error."""
     running = [asyncio.create_task(one) for one in endless]
     try:
         await asyncio.gather(*running)

@@ -1,4 +1,4 @@
-"""The one connection to NATS: by whatever credentials, never given up, its state told."""
+"""The bridge's connection to NATS: it logs in by the settings, reconnects without end, and reports its state."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import contextlib
 import math
 import ssl
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from typing import Any
 
 import structlog
@@ -24,49 +24,55 @@ from nats.aio.client import Client
 from ..domain.errors import CannotStart
 from ..logs import FailureLog
 from ..settings import NatsSettings
-from .connect import Credentials, connect_options, reconnect_after_any_error, tls_context, wait_until_connected
+from .connect import PERMISSION_VIOLATION, Credentials, connect_options, error_message, tls_context
+from .nats_py_workarounds import (
+    cancel_and_wait,
+    keep_unwritten_data,
+    reconnect_after_any_error,
+    replace_error_callback,
+    wait_until_connected,
+)
 
 log = structlog.get_logger(__name__)
 
 PING_S = 1
-_TRY_S = 15.0
-"""Longer than the four waits of 3 s that a try to connect may take."""
-INBOX = "_INBOX.bridge"
-"""A place of its own for answers, that permissions can keep others from listening at."""
-_FORBIDDEN = "permissions violation"
-_ASK_AGAIN_S = 6.0
-_FORBIDDEN_HOLDS_S = 12.0
-"""Longer than what is forbidden stays untried: 6 s for a subscription, up to 10 s for an unanswered publish."""
-_SERVICE_ASKED = "$SRV"
-_REFUSED = ("authorization violation", "authentication", "user authentication", "account authentication")
+_ATTEMPT_S = 15.0
+"""Longer than the four timeouts of 3 s that an attempt to connect may take."""
+INBOX_PREFIX = "_INBOX.bridge"
+"""Inboxes of the bridge's own: permissions can keep other users from subscribing to them."""
+_RESUBSCRIBE_AFTER_S = 6.0
+_VIOLATION_HOLDS_S = 12.0
+"""Longer than a denied action stays untried: 6 s for a subscription, up to 10 s for an unanswered publish."""
+_SERVICE_DISCOVERY = "$SRV"
+_REFUSALS = ("authorization violation", "authentication", "user authentication", "account authentication")
 
 
 class Connection:
-    """A FastStream broker and what is known of its connection. `reason` tells why it is away."""
+    """A FastStream broker and the state of its connection. `reason` says why it isn't connected, None if it is."""
 
     def __init__(self, settings: NatsSettings, name: str) -> None:
         self._settings = settings
-        self._refused: asyncio.Future[str] = asyncio.get_running_loop().create_future()
-        self._on_return: list[Callable[[], None]] = []
+        self._refused_at_start: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+        self._on_reconnect: list[Callable[[], None]] = []
         self._closing = False
-        self._forbidden = (-math.inf, "")
-        self._asking_again: asyncio.Task[None] | None = None
+        self._violation = (-math.inf, "")
+        self._resubscribing: asyncio.Task[None] | None = None
         self._client: Client | None = None
-        self._trouble = FailureLog(log, "nats_away", "nats_back")
-        self._refusal = FailureLog(log, "nats_refuses", "nats_accepts_again")
+        self._outage_log = FailureLog(log, "nats_away", "nats_back")
+        self._refusal_log = FailureLog(log, "nats_refuses", "nats_accepts_again")
         self.closed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self.reason: str | None = "not connected yet"
         self.broker = NatsBroker(
             list(settings.urls),
             name=name,
-            inbox_prefix=INBOX,
+            inbox_prefix=INBOX_PREFIX,
             security=_security(settings),
             allow_reconnect=True,
-            # nats-py would give up after 60 tries, and FastStream then spins deaf to SIGTERM (measured).
+            # nats-py would give up after 60 attempts, and FastStream then spins and ignores SIGTERM (measured).
             max_reconnect_attempts=-1,
             reconnect_time_wait=1,
             connect_timeout=3,
-            # A server that stopped without closing the connection shows within three seconds.
+            # A server that stopped without closing the connection is noticed within three seconds.
             ping_interval=PING_S,
             max_outstanding_pings=2,
             error_cb=self._on_error,
@@ -79,157 +85,133 @@ class Connection:
         )
 
     async def open(self) -> Client:
-        """Connects, waiting as long as it takes. Raises CannotStart when NATS refuses the credentials."""
-        while (client := await self._try()) is None:
+        """Connect, however long it takes. Raises CannotStart when NATS refuses the credentials."""
+        while (client := await self._attempt()) is None:
             pass
-        client._flush_pending = _kept_when_closed(client._flush_pending)  # type: ignore[method-assign, assignment]
+        keep_unwritten_data(client)
         self._client = client
         self.reason = None
-        self._trouble.recovered()
+        self._outage_log.recovered()
         server = client.connected_url.netloc if client.connected_url else None
         log.info("nats_connected", server=server, version=".".join(map(str, server_version(client))))
         return client
 
-    async def _try(self) -> Client | None:
-        """None when it was neither connected nor refused in time: nats-py waits for ever for the end of a
-        connection that was cut in the middle of its TLS handshake (2.16, seen at a restart of nats-server)."""
-        connecting = asyncio.ensure_future(self._connected())
-        either: tuple[asyncio.Future[Any], ...] = (connecting, self._refused)
+    async def _attempt(self) -> Client | None:
+        """Return None when NATS neither accepted nor refused in time.
+
+        nats-py waits for ever for the end of a connection that was cut during its TLS handshake (2.16, seen when
+        nats-server restarted).
+        """
+        connecting = asyncio.ensure_future(self._connect())
+        either: tuple[asyncio.Future[Any], ...] = (connecting, self._refused_at_start)
         try:
-            await asyncio.wait(either, timeout=_TRY_S, return_when=asyncio.FIRST_COMPLETED)
-            if self._refused.done():
+            await asyncio.wait(either, timeout=_ATTEMPT_S, return_when=asyncio.FIRST_COMPLETED)
+            if self._refused_at_start.done():
                 raise CannotStart(
-                    f"NATS at {', '.join(self._settings.urls)} refuses the bridge: {self._refused.result()}. "
+                    f"NATS at {', '.join(self._settings.urls)} refuses the bridge: {self._refused_at_start.result()}. "
                     "Check BRIDGE_NATS_CREDS_FILE, _NKEY_SEED_FILE, _USER and _PASSWORD, or _TOKEN."
                 )
             return connecting.result() if connecting.done() else None
         finally:
             await cancel_and_wait(connecting)
 
-    async def _connected(self) -> Client:
+    async def _connect(self) -> Client:
         client = await self.broker.connect()
-        # FastStream's own raises a refusal again, which ends nats-py's tries to reconnect for good (0.7.8).
-        client._error_cb = self._on_error
+        replace_error_callback(client, self._on_error)
         reconnect_after_any_error(client)
         await wait_until_connected(client)
         return client
 
-    def on_return(self, call: Callable[[], None]) -> None:
-        """Calls `call` whenever a lost connection came back."""
-        self._on_return.append(call)
+    def on_reconnect(self, callback: Callable[[], None]) -> None:
+        """Call `callback` each time a lost connection is back."""
+        self._on_reconnect.append(callback)
 
     async def close(self) -> None:
-        """Flushes and closes; never raises, never takes long."""
+        """Flush and close, within seconds; never raises."""
         self._closing = True
-        if self._asking_again is not None:
-            self._asking_again.cancel()
+        if self._resubscribing is not None:
+            self._resubscribing.cancel()
         stopping = asyncio.ensure_future(self.broker.stop())
         await asyncio.wait((stopping,), timeout=1)
         await cancel_and_wait(stopping)
 
     async def _on_error(self, error: Exception) -> None:
-        told = str(error) or type(error).__name__
-        if any(word in told.lower() for word in _REFUSED):
-            self._is_refused(told.removeprefix("nats: "))
-        elif _FORBIDDEN in told.lower():
-            self._is_forbidden(told.removeprefix("nats: "))
+        message = str(error) or type(error).__name__
+        if any(words in message.lower() for words in _REFUSALS):
+            self._on_refused(error_message(error))
+        elif PERMISSION_VIOLATION in message.lower():
+            self._on_permission_violation(error_message(error))
         elif self.reason is None:
-            log.warning("nats_error", reason=told)
+            log.warning("nats_error", reason=message)
         else:
-            self.reason = told
-            self._trouble.failed(reason=told, servers=list(self._settings.urls))
-            self._reread()
+            self.reason = message
+            self._outage_log.failed(reason=message, servers=list(self._settings.urls))
+            self._reload_secrets()
 
-    def _is_refused(self, told: str) -> None:
-        """At the start that ends the process. Later it may be a secret that is being changed: it is read again."""
+    def _on_refused(self, message: str) -> None:
+        """End the process if it is starting. Later a secret may be about to change, so read the secrets again."""
         if self._client is None:
-            if not self._refused.done():
-                self._refused.set_result(told)
+            if not self._refused_at_start.done():
+                self._refused_at_start.set_result(message)
             return
-        self.reason = f"NATS refuses the bridge: {told}"
-        self._refusal.failed(reason=told, cure="see that the credentials in the bridge's files are NATS's")
-        self._reread()
+        self.reason = f"NATS refuses the bridge: {message}"
+        self._refusal_log.failed(reason=message, cure="make the credentials in the bridge's files match those of NATS")
+        self._reload_secrets()
 
-    def _reread(self) -> None:
-        """Secrets and certificates in files, as of now: nats-py keeps what it was given at the start, but for
-        credentials files, which it reads each time (2.16). A seed's public key stays: that takes a restart."""
+    def _reload_secrets(self) -> None:
+        """Read the files with secrets and certificates again.
+
+        nats-py keeps the values it got at the start; only credentials files it reads for each connection (2.16). The
+        public key of a seed stays, so another seed takes a restart.
+        """
         if self._client is not None:
-            with contextlib.suppress(OSError, ssl.SSLError):  # half-written: the next try reads them again
-                now = connect_options(self._settings)
-                self._client.options |= {name: now[name] for name in ("password", "token", "tls") if now.get(name)}
+            with contextlib.suppress(OSError, ssl.SSLError):  # half-written: the next attempt reads them again
+                options = connect_options(self._settings)
+                current = {name: options[name] for name in ("password", "token", "tls") if options.get(name)}
+                self._client.options |= current
 
-    def _is_forbidden(self, told: str) -> None:
-        if _SERVICE_ASKED in told:
-            log.warning("nats_error", reason=told)  # answers to $SRV.PING and the like; nothing depends on them
+    def _on_permission_violation(self, message: str) -> None:
+        if _SERVICE_DISCOVERY in message:
+            log.warning("nats_error", reason=message)  # a reply to $SRV.PING and the like; nothing depends on it
             return
-        if self.forbidden is None:
-            log.warning("nats_forbids", reason=told, cure="give the bridge's user this permission (deploy/nats)")
-        self._forbidden = time.monotonic() + _FORBIDDEN_HOLDS_S, told
-        if "subscription" in told.lower() and self._asking_again is None:
-            self._asking_again = asyncio.create_task(self._ask_again())
+        if self.missing_permission is None:
+            log.warning("nats_forbids", reason=message, cure="give the bridge's user this permission (deploy/nats)")
+        self._violation = time.monotonic() + _VIOLATION_HOLDS_S, message
+        if "subscription" in message.lower() and self._resubscribing is None:
+            self._resubscribing = asyncio.create_task(self._resubscribe())
 
-    async def _ask_again(self) -> None:
-        """A subscription is refused once and not heard of again; a new connection asks for it anew."""
-        await asyncio.sleep(_ASK_AGAIN_S)
-        self._asking_again = None
+    async def _resubscribe(self) -> None:
+        """Reconnect a while later: nats-server refuses a subscription once and never tries it again."""
+        await asyncio.sleep(_RESUBSCRIBE_AFTER_S)
+        self._resubscribing = None
         if self._client is not None and not self._closing:
             await self._client.force_reconnect()
 
     @property
-    def forbidden(self) -> str | None:
-        """What nats-server doesn't permit the bridge's user, None when it's all that was tried of late."""
-        until, told = self._forbidden
-        return told if time.monotonic() < until else None
+    def missing_permission(self) -> str | None:
+        """The last permission violation; None when there was none in the last seconds."""
+        until, message = self._violation
+        return message if time.monotonic() < until else None
 
     async def _on_disconnected(self) -> None:
         if self.reason is None and not self._closing:
             self.reason = "connection lost"
-            self._trouble.failed(reason=self.reason, servers=list(self._settings.urls))
+            self._outage_log.failed(reason=self.reason, servers=list(self._settings.urls))
 
     async def _on_reconnected(self) -> None:
         self.reason = None
-        self._refusal.recovered()
-        self._trouble.recovered()
-        for call in self._on_return:
-            call()
+        self._refusal_log.recovered()
+        self._outage_log.recovered()
+        for callback in self._on_reconnect:
+            callback()
 
     async def _on_closed(self) -> None:
         if not self.closed.done() and not self._closing:
             self.closed.set_result(None)
 
 
-def _kept_when_closed(flush: Callable[..., Awaitable[Any]]) -> Callable[..., Awaitable[None]]:
-    """What can't be written is kept for the next connection, as nats-py does once it has noticed.
-
-    uvloop answers a write to a closed transport with a RuntimeError, where asyncio's own drops what is written; it
-    ends nats-py's flusher and then comes out of every publish (2.16, seen while nats-server was killed under load).
-    """
-
-    async def flushed(*args: Any, **kwargs: Any) -> None:
-        with contextlib.suppress(RuntimeError):
-            await flush(*args, **kwargs)
-
-    return flushed
-
-
-async def cancel_and_wait(*doomed: asyncio.Future[Any]) -> None:
-    """Ends them, whatever they make of it, asking again and again.
-
-    A cancellation gets lost: nats-py swallows one and goes on connecting (2.16, measured), and so does
-    `asyncio.wait_for`, under every request of nats-py, when it meets the answer (Python 3.11: a bridge told to stop
-    went on for ever).
-    """
-    while pending := [one for one in doomed if not one.done()]:
-        for one in pending:
-            one.cancel()
-        await asyncio.wait(pending, timeout=0.1)
-    for one in doomed:
-        if not one.cancelled():
-            one.exception()  # it has been told, or nobody waits for it any more
-
-
 def server_version(client: Client) -> tuple[int, int, int]:
-    """The connected nats-server's version."""
+    """Return the connected nats-server's version."""
     version = client.connected_server_version
     return version.major, version.minor, version.patch
 

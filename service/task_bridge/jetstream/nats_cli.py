@@ -1,4 +1,4 @@
-"""The commands of the `nats` CLI that make what the bridge needs, for whoever provisions by hand. Pure."""
+"""Commands of the `nats` CLI that create what the bridge needs, for operators who provision by hand. Pure."""
 
 from __future__ import annotations
 
@@ -14,24 +14,24 @@ from .provision import JetStreamConfig
 _RETENTION = {"workqueue": "work"}
 
 
-def nats_commands(what: JetStreamConfig, domain: str | None = None) -> Iterator[str]:
-    """One command each, in the order in which they are to be run; `domain` is JetStream's."""
+def nats_commands(expected: JetStreamConfig, domain: str | None = None) -> Iterator[str]:
+    """Yield the commands in the order to run them in. `domain` is JetStream's."""
     nats = ["nats", f"--js-domain={domain}"] if domain else ["nats"]
-    for config, durable in what.streams:
-        yield shlex.join([*nats, "stream", "add", str(config.name), *_stream(config), "--defaults"])
+    for config, durable in expected.streams:
+        yield shlex.join([*nats, "stream", "add", str(config.name), *_stream_options(config), "--defaults"])
         if durable is not None:
             names = [str(config.name), str(durable.durable_name)]
-            yield shlex.join([*nats, "consumer", "add", *names, *_consumer(durable), "--defaults"])
-    yield shlex.join([*nats, "object", "add", str(what.bucket.bucket), *_bucket(what.bucket)])
+            yield shlex.join([*nats, "consumer", "add", *names, *_consumer_options(durable), "--defaults"])
+    yield shlex.join([*nats, "object", "add", str(expected.bucket.bucket), *_bucket_options(expected.bucket)])
 
 
-def _stream(config: StreamConfig) -> Iterator[str]:
+def _stream_options(config: StreamConfig) -> Iterator[str]:
     yield f"--description={config.description}"
     for subject in config.subjects or ():
         yield f"--subjects={subject}"
-    yield f"--retention={_RETENTION.get(_word(config.retention), _word(config.retention))}"
-    yield f"--storage={_word(config.storage)}"
-    yield f"--discard={_word(config.discard)}"
+    yield f"--retention={_RETENTION.get(_value(config.retention), _value(config.retention))}"
+    yield f"--storage={_value(config.storage)}"
+    yield f"--discard={_value(config.discard)}"
     yield f"--replicas={config.num_replicas}"
     if config.max_msgs_per_subject > 0:
         yield f"--max-msgs-per-subject={config.max_msgs_per_subject}"
@@ -40,7 +40,7 @@ def _stream(config: StreamConfig) -> Iterator[str]:
     if config.max_age:
         yield f"--max-age={_seconds(config.max_age)}"
     if config.compression:
-        yield f"--compression={_word(config.compression)}"
+        yield f"--compression={_value(config.compression)}"
     yield "--allow-direct" if config.allow_direct else "--no-allow-direct"
     if config.subject_transform:
         yield f"--transform-source={config.subject_transform.src}"
@@ -50,9 +50,9 @@ def _stream(config: StreamConfig) -> Iterator[str]:
         yield f"--republish-destination={config.republish.dest}"
 
 
-def _consumer(config: ConsumerConfig) -> Iterator[str]:
+def _consumer_options(config: ConsumerConfig) -> Iterator[str]:
     yield "--pull"
-    yield f"--ack={_word(config.ack_policy)}"
+    yield f"--ack={_value(config.ack_policy)}"
     yield f"--wait={_seconds(config.ack_wait or 0)}"
     yield f"--max-deliver={config.max_deliver}"
     yield f"--max-pending={config.max_ack_pending}"
@@ -60,14 +60,14 @@ def _consumer(config: ConsumerConfig) -> Iterator[str]:
     yield "--replay=instant"
 
 
-def _bucket(config: ObjectStoreConfig) -> Iterator[str]:
+def _bucket_options(config: ObjectStoreConfig) -> Iterator[str]:
     yield f"--description={config.description}"
     yield f"--ttl={_seconds(config.ttl or 0)}"
-    yield f"--storage={_word(config.storage)}"
+    yield f"--storage={_value(config.storage)}"
     yield f"--replicas={config.replicas}"
 
 
-def _word(value: Any) -> str:
+def _value(value: Any) -> str:
     return str(value.value if isinstance(value, Enum) else value)
 
 

@@ -1,7 +1,8 @@
-"""What the bridge's NATS user must be allowed, and finding out, changing nothing, what it isn't.
+"""The permissions that the bridge's NATS user needs, and a way to find missing ones that changes nothing.
 
-nats-server looks whether a user may publish to a subject, and then whether the reply subject is one of its own. So
-a message with such a reply is refused either way, told apart by the words, and never reaches anybody (2.12, 2.15).
+nats-server first checks whether the user may publish to a subject, then whether the reply subject is one of its own.
+A message with such a reply is always refused and never reaches anybody; the error's text says which check refused it
+(2.12, 2.15).
 """
 
 from __future__ import annotations
@@ -14,7 +15,8 @@ from nats.aio.client import Client
 
 from ..domain.errors import NatsUnavailable
 from ..domain.subjects import CONSUMER, VERBS, SubjectNames
-from .forbidden import flush_and_wait, last_permission_violation
+from .connect import last_permission_violation
+from .nats_py_workarounds import flush_and_wait
 from .provision import Difference
 
 REFUSED_REPLY = "_R_.task-bridge-check"
@@ -22,7 +24,7 @@ _PUBLISH, _SUBSCRIBE = "publish", "subscribe"
 
 
 class Right(NamedTuple):
-    """To publish or subscribe to `subject`, as `deploy/nats` says it; `probe` is a subject that the bridge uses."""
+    """The permission to publish or subscribe to `subject`, as in `deploy/nats`; `probe` is a subject to try."""
 
     verb: str
     subject: str
@@ -33,37 +35,42 @@ class Right(NamedTuple):
 
 
 def required_rights(names: SubjectNames, api: str, inbox: str) -> list[Right]:
-    """What the bridge can't do without. `api` is JetStream's prefix, `inbox` one of the connection's own."""
-    heard = [Right(_SUBSCRIBE, f"{inbox.rpartition('.')[0]}.>", inbox)]
-    heard += [_subscribe(f"{names.api}.{verb}") for verb in VERBS]
-    heard += [_subscribe(f"{names.events}.*.*.abandoned.unwatched"), _subscribe(names.replicas)]
-    heard += [Right(_SUBSCRIBE, "$SRV.>", "$SRV.PING")]
-    return [*heard, *_messages(names), *_infos(names, api), *_consuming(names, api), *_reading(names, api)]
+    """Return the rights that the bridge needs. `api` is JetStream's prefix, `inbox` an inbox of the connection."""
+    subscriptions = [Right(_SUBSCRIBE, f"{inbox.rpartition('.')[0]}.>", inbox)]
+    subscriptions += [_subscribe(f"{names.api}.{verb}") for verb in VERBS]
+    subscriptions += [_subscribe(f"{names.events}.*.*.abandoned.unwatched"), _subscribe(names.replicas)]
+    subscriptions += [Right(_SUBSCRIBE, "$SRV.>", "$SRV.PING")]
+    return [
+        *subscriptions,
+        *_publish_rights(names),
+        *_consumer_rights(names, api),
+        *_read_rights(names, api),
+    ]
 
 
 def creation_rights(names: SubjectNames, api: str, missing: Iterable[Difference]) -> list[Right]:
-    """What `serve` needs besides to create what is missing."""
-    return [_publish(f"{api}.{_creation(names, *difference.where.split(' ', 1))}") for difference in missing]
-
-
-def _creation(names: SubjectNames, kind: str, name: str) -> str:
-    if kind == "consumer":
-        return f"CONSUMER.DURABLE.CREATE.{name.replace('/', '.')}"
-    return f"STREAM.CREATE.{name if kind == 'stream' else _bucket_stream(names)}"
+    """Return the additional rights that `serve` needs to create what is missing."""
+    rights = []
+    for kind, name in (difference.where.split(" ", 1) for difference in missing):
+        if kind == "consumer":
+            rights.append(_publish(f"{api}.CONSUMER.DURABLE.CREATE.{name.replace('/', '.')}"))
+        else:
+            rights.append(_publish(f"{api}.STREAM.CREATE.{name if kind == 'stream' else _bucket_stream(names)}"))
+    return rights
 
 
 def reply_rights() -> list[Right]:
-    """Answers to the bridge's own account and to others: `allow_responses` allows them in another way."""
+    """Return the rights to answer requests of any account; `allow_responses` is another way to allow answers."""
     return [_publish("_INBOX.>", "_INBOX.check"), _publish("_R_.>", "_R_.check")]
 
 
 def board_rights(names: SubjectNames, api: str) -> list[Right]:
-    """What the board follows the events with."""
+    """Return the rights that the board needs to follow events."""
     create = _publish(f"{api}.CONSUMER.CREATE.{names.events_stream}")
     return [create, _publish("$JS.FC.>", f"$JS.FC.{names.events_stream}.check")]
 
 
-def _messages(names: SubjectNames) -> list[Right]:
+def _publish_rights(names: SubjectNames) -> list[Right]:
     objects = f"$O.{names.results_bucket}"
     return [
         _publish(f"{names.watches}.>", names.watch_subject("check", "check")),
@@ -75,23 +82,19 @@ def _messages(names: SubjectNames) -> list[Right]:
     ]
 
 
-def _infos(names: SubjectNames, api: str) -> list[Right]:
-    streams = (names.requests_stream, names.watches_stream, names.events_stream, _bucket_stream(names))
-    return [_publish(f"{api}.STREAM.INFO.{stream}") for stream in streams]
-
-
-def _consuming(names: SubjectNames, api: str) -> list[Right]:
-    found = []
+def _consumer_rights(names: SubjectNames, api: str) -> list[Right]:
+    rights = []
     for consumer in (f"{stream}.{CONSUMER}" for stream in (names.requests_stream, names.watches_stream)):
-        found += [_publish(f"{api}.CONSUMER.{what}.{consumer}") for what in ("INFO", "MSG.NEXT")]
-        found.append(_publish(f"$JS.ACK.{consumer}.>", f"$JS.ACK.{consumer}.1.1.1.1.0"))
-    return found
+        rights += [_publish(f"{api}.CONSUMER.{request}.{consumer}") for request in ("INFO", "MSG.NEXT")]
+        rights.append(_publish(f"$JS.ACK.{consumer}.>", f"$JS.ACK.{consumer}.1.1.1.1.0"))
+    return rights
 
 
-def _reading(names: SubjectNames, api: str) -> list[Right]:
+def _read_rights(names: SubjectNames, api: str) -> list[Right]:
     watches, events, objects = names.watches_stream, names.events_stream, _bucket_stream(names)
     direct = f"{api}.DIRECT.GET.{events}"
     return [
+        *(_publish(f"{api}.STREAM.INFO.{stream}") for stream in (names.requests_stream, watches, events, objects)),
         *(_publish(f"{api}.STREAM.MSG.GET.{stream}") for stream in (watches, events, objects)),
         *(_publish(f"{api}.DIRECT.GET.{stream}") for stream in (watches, events)),
         _publish(f"{direct}.>", f"{direct}.{names.event_filter('check', 'check')}"),
@@ -112,36 +115,38 @@ def _subscribe(subject: str) -> Right:
     return Right(_SUBSCRIBE, subject, subject)
 
 
-async def find_missing(client: Client, wanted: Iterable[Right]) -> list[Right]:
-    """Those of `wanted` that the user hasn't. Raises NatsUnavailable when nats-server doesn't tell."""
+async def find_missing_rights(client: Client, rights: Iterable[Right]) -> list[Right]:
+    """Return those of `rights` that the user lacks. Raises NatsUnavailable when nats-server doesn't say."""
     try:
-        await _may_publish(client, client.new_inbox())  # a server that let it pass would have harmed nobody yet
-        return [right for right in wanted if not await _has(client, right)]
+        await _may_publish(client, client.new_inbox())  # try a harmless subject first: a server might let it pass
+        return [right for right in rights if not await _has_right(client, right)]
     except (TimeoutError, nats.errors.Error) as error:
-        raise NatsUnavailable(f"nats-server doesn't tell what is permitted: {error}") from error
+        raise NatsUnavailable(f"nats-server doesn't say which permissions are missing: {error}") from error
 
 
-async def _has(client: Client, right: Right) -> bool:
+async def _has_right(client: Client, right: Right) -> bool:
     if right.verb == _PUBLISH:
         return await _may_publish(client, right.probe)
-    before = client.last_error
+    error_before = client.last_error
     subscription = await client.subscribe(right.probe)
     try:
-        return await _told(client, before) is None
+        return await _read_violation(client, error_before) is None
     finally:
         await subscription.unsubscribe()
 
 
 async def _may_publish(client: Client, subject: str) -> bool:
-    before = client.last_error
+    error_before = client.last_error
     await client.publish(subject, b"", REFUSED_REPLY)
-    told = await _told(client, before)
-    if told is None:
-        raise NatsUnavailable("nats-server doesn't tell what is permitted: it took a reply subject of its own.")
-    return "with reply" in told
+    violation = await _read_violation(client, error_before)
+    if violation is None:
+        raise NatsUnavailable(
+            "nats-server doesn't say which permissions are missing: it accepted a reply subject of its own."
+        )
+    return "with reply" in violation
 
 
-async def _told(client: Client, before: Exception | None) -> str | None:
-    """What nats-server forbade since `before`, the last error until then."""
+async def _read_violation(client: Client, error_before: Exception | None) -> str | None:
+    """Return the permission violation that nats-server has reported since `error_before` was the last error."""
     await flush_and_wait(client)
-    return None if client.last_error is before else last_permission_violation(client)
+    return None if client.last_error is error_before else last_permission_violation(client)

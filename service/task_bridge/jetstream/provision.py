@@ -1,12 +1,16 @@
-"""What the bridge's streams, consumers and bucket must be, and making or verifying them.
+"""The expected configuration of the bridge's streams, consumers and bucket, and creating, verifying or changing them.
 
-FastStream and nats-py can't be left to it: declaring a stream resets what an operator tuned, and an existing
-durable's settings are ignored. Here what is missing is created, what differs is told, and nothing is reset.
+FastStream and nats-py can't do it: declaring a stream resets what an operator tuned, and they ignore the settings of an
+existing durable. Here missing parts are created, differences are reported, and nothing is reset. `apply_differences`
+changes single settings; it sends the configuration back to nats-server as it came, so settings that nats-py doesn't
+know survive.
 """
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Iterator
+import json
+from collections import defaultdict
+from collections.abc import Awaitable, Iterator, Sequence
 from enum import Enum
 from typing import Any, NamedTuple
 
@@ -27,10 +31,10 @@ from nats.js.api import (
 
 from ..domain.errors import CannotStart, NatsUnavailable
 from ..domain.subjects import CONSUMER, SubjectNames
-from .forbidden import denied_permission
+from .connect import denied_permission
 from .streams import Streams
 
-LEAST_SERVER = (2, 12, 8)
+MIN_SERVER_VERSION = (2, 12, 8)
 _STREAM_SAFETY = (
     "subjects",
     "retention",
@@ -44,10 +48,15 @@ _STREAM_OTHERS = ("storage", "num_replicas", "max_age", "compression", "allow_di
 _CONSUMER_SAFETY = ("ack_policy",)
 _CONSUMER_OTHERS = ("ack_wait", "max_deliver", "max_ack_pending")
 _DURATIONS = ("max_age", "ack_wait", "ttl")
+_IMMUTABLE = {"retention", "storage", "ack_policy"}
+"""Settings that no nats-server changes on an existing stream or consumer."""
+_STREAM_SETTING_OF_BUCKET = {"ttl": "max_age", "replicas": "num_replicas"}
+"""A bucket's settings and their names in its stream."""
+_Json = dict[str, Any]
 
 
 class Difference(NamedTuple):
-    """One thing that isn't as the bridge would make it. `unsafe`: the bridge can't keep its promises on it."""
+    """One setting, or a missing part, that isn't as expected. `unsafe`: the bridge can't keep its promises with it."""
 
     where: str
     field: str
@@ -58,7 +67,7 @@ class Difference(NamedTuple):
     def __str__(self) -> str:
         if self.field == "missing":
             return f"{self.where} is missing"
-        found, wanted = _shown(self.field, self.found), _shown(self.field, self.wanted)
+        found, wanted = _format_value(self.field, self.found), _format_value(self.field, self.wanted)
         return f"{self.where}: {self.field} is {found}, the bridge would make it {wanted}"
 
 
@@ -72,13 +81,13 @@ class JetStreamConfig(NamedTuple):
 def expected_config(
     names: SubjectNames, *, replicas: int, ack_wait_s: float, events_max_age_s: float
 ) -> JetStreamConfig:
-    """What the bridge's part of JetStream is to be. Pure."""
+    """Return the configuration of the bridge's part of JetStream. Pure."""
     durable = ConsumerConfig(
         durable_name=CONSUMER,
         ack_policy=AckPolicy.EXPLICIT,
         ack_wait=ack_wait_s,
         max_deliver=-1,
-        max_ack_pending=-1,  # the default of 1,000 would silently be the ceiling of watches
+        max_ack_pending=-1,  # the default of 1,000 would silently limit the watches
     )
     requests = StreamConfig(
         name=names.requests_stream,
@@ -97,7 +106,7 @@ def expected_config(
         storage=StorageType.FILE,
         discard=DiscardPolicy.NEW,
         max_msgs_per_subject=1,
-        discard_new_per_subject=True,  # a second watch on an active task is refused by the server itself
+        discard_new_per_subject=True,  # nats-server itself refuses a second watch of an active task
         allow_direct=True,
         num_replicas=replicas,
     )
@@ -109,11 +118,11 @@ def expected_config(
         replicas=replicas,
     )
     return JetStreamConfig(
-        ((requests, durable), (watches, durable), (_events(names, replicas, events_max_age_s), None)), bucket
+        ((requests, durable), (watches, durable), (_events_stream(names, replicas, events_max_age_s), None)), bucket
     )
 
 
-def _events(names: SubjectNames, replicas: int, max_age_s: float) -> StreamConfig:
+def _events_stream(names: SubjectNames, replicas: int, max_age_s: float) -> StreamConfig:
     return StreamConfig(
         name=names.events_stream,
         description="Events of watched tasks, and rejections",
@@ -124,101 +133,106 @@ def _events(names: SubjectNames, replicas: int, max_age_s: float) -> StreamConfi
         max_age=max_age_s,
         compression=StoreCompression.S2,
         allow_direct=True,
-        # A publish that the fence refuses reaches core subscribers of its subject all the same (measured), so
-        # events are put on an internal subject, and only what was stored is republished.
+        # Core subscribers of a subject also receive a publish that the fence refuses (measured). So events are
+        # published on an internal subject, and only stored ones are republished.
         subject_transform=SubjectTransform(src=f"{names.put}.>", dest=f"{names.events}.>"),
         republish=RePublish(src=f"{names.events}.>", dest=f"{names.events}.>"),
         num_replicas=replicas,
     )
 
 
-async def provision(streams: Streams, what: JetStreamConfig, *, create: bool) -> list[Difference]:
-    """Creates what is missing (if `create`) and returns what differs from `what`, what is still missing included.
+async def provision(streams: Streams, expected: JetStreamConfig, *, create: bool) -> list[Difference]:
+    """Create what is missing (if `create`) and return the differences from `expected`, missing parts included.
 
     Raises NatsUnavailable, and CannotStart where JetStream refuses to create.
     """
     differences: list[Difference] = []
-    for config, durable in what.streams:
-        differences += await _stream(streams, config, create=create)
+    for config, durable in expected.streams:
+        differences += await _provision_stream(streams, config, create=create)
         if durable is not None:
-            differences += await _consumer(streams, str(config.name), durable, create=create)
-    return differences + await _bucket(streams, what.bucket, create=create)
+            differences += await _provision_consumer(streams, str(config.name), durable, create=create)
+    return differences + await _provision_bucket(streams, expected.bucket, create=create)
 
 
-def check_version(found: tuple[int, int, int]) -> None:
-    """Raises CannotStart for a nats-server that is too old."""
-    if found < LEAST_SERVER:
-        least = ".".join(map(str, LEAST_SERVER))
+def check_version(version: tuple[int, int, int]) -> None:
+    """Raise CannotStart if nats-server is too old."""
+    if version < MIN_SERVER_VERSION:
+        minimum = ".".join(map(str, MIN_SERVER_VERSION))
         raise CannotStart(
-            f"nats-server {'.'.join(map(str, found))} is too old: before {least} replicated streams lose or block "
-            f"messages. Upgrade it to {least} or later."
+            f"nats-server {'.'.join(map(str, version))} is too old: before {minimum} replicated streams lose or block "
+            f"messages. Upgrade it to {minimum} or later."
         )
 
 
-async def _stream(streams: Streams, config: StreamConfig, *, create: bool) -> list[Difference]:
+async def _provision_stream(streams: Streams, config: StreamConfig, *, create: bool) -> list[Difference]:
     where = f"stream {config.name}"
-    info = await _found(streams.js.stream_info(str(config.name)), streams, where, f"STREAM.INFO.{config.name}")
-    if info is None:
-        if not create:
-            return [Difference(where, "missing", None, None, unsafe=True)]
-        await _created(streams.js.add_stream(config), streams, where, f"STREAM.CREATE.{config.name}")
-        return []
-    return list(_compared(where, config, info.config, _STREAM_SAFETY, _STREAM_OTHERS))
+    info = await _read_info(streams.js.stream_info(str(config.name)), streams, where, f"STREAM.INFO.{config.name}")
+    if info is not None:
+        return list(_compare(where, config, info.config, _STREAM_SAFETY, _STREAM_OTHERS))
+    if not create:
+        return [_missing(where)]
+    await _create(streams.js.add_stream(config), streams, where, f"STREAM.CREATE.{config.name}")
+    return []
 
 
-async def _consumer(streams: Streams, stream: str, config: ConsumerConfig, *, create: bool) -> list[Difference]:
+async def _provision_consumer(
+    streams: Streams, stream: str, config: ConsumerConfig, *, create: bool
+) -> list[Difference]:
     where = f"consumer {stream}/{config.durable_name}"
-    name = f"{stream}.{config.durable_name}"
+    path = f"{stream}.{config.durable_name}"
     call = streams.js.consumer_info(stream, str(config.durable_name))
-    info = await _found(call, streams, where, f"CONSUMER.INFO.{name}")
-    if info is None:
-        if not create:
-            return [Difference(where, "missing", None, None, unsafe=True)]
-        await _created(streams.js.add_consumer(stream, config), streams, where, f"CONSUMER.DURABLE.CREATE.{name}")
-        return []
-    return list(_compared(where, config, info.config, _CONSUMER_SAFETY, _CONSUMER_OTHERS))
+    info = await _read_info(call, streams, where, f"CONSUMER.INFO.{path}")
+    if info is not None:
+        return list(_compare(where, config, info.config, _CONSUMER_SAFETY, _CONSUMER_OTHERS))
+    if not create:
+        return [_missing(where)]
+    await _create(streams.js.add_consumer(stream, config), streams, where, f"CONSUMER.DURABLE.CREATE.{path}")
+    return []
 
 
-async def _bucket(streams: Streams, config: ObjectStoreConfig, *, create: bool) -> list[Difference]:
+async def _provision_bucket(streams: Streams, config: ObjectStoreConfig, *, create: bool) -> list[Difference]:
     where, stream = f"bucket {config.bucket}", f"OBJ_{config.bucket}"
-    info = await _found(streams.js.stream_info(stream), streams, where, f"STREAM.INFO.{stream}")
-    if info is None:
-        if not create:
-            return [Difference(where, "missing", None, None, unsafe=True)]
-        call = streams.js.create_object_store(str(config.bucket), config)
-        await _created(call, streams, where, f"STREAM.CREATE.{stream}")
-        return []
-    found = ObjectStoreConfig(ttl=info.config.max_age, replicas=info.config.num_replicas or 1)
-    return list(_compared(where, config, found, (), ("ttl", "replicas")))
+    info = await _read_info(streams.js.stream_info(stream), streams, where, f"STREAM.INFO.{stream}")
+    if info is not None:
+        found = ObjectStoreConfig(ttl=info.config.max_age, replicas=info.config.num_replicas or 1)
+        return list(_compare(where, config, found, (), tuple(_STREAM_SETTING_OF_BUCKET)))
+    if not create:
+        return [_missing(where)]
+    call = streams.js.create_object_store(str(config.bucket), config)
+    await _create(call, streams, where, f"STREAM.CREATE.{stream}")
+    return []
 
 
-async def _found(call: Awaitable[Any], streams: Streams, where: str, subject: str) -> Any:
+def _missing(where: str) -> Difference:
+    return Difference(where, "missing", None, None, unsafe=True)
+
+
+async def _read_info(call: Awaitable[Any], streams: Streams, where: str, subject: str) -> Any:
+    """Return the answer of `call`, None if nothing is there."""
     try:
         return await call
     except nats.js.errors.NotFoundError:
         return None
     except (TimeoutError, nats.errors.Error) as error:
-        raise NatsUnavailable(f"{where}: {_reason(error, streams, subject)}") from error
+        raise NatsUnavailable(f"{where}: {_failure_reason(error, streams, subject)}") from error
 
 
-async def _created(call: Awaitable[Any], streams: Streams, where: str, subject: str) -> None:
+async def _create(call: Awaitable[Any], streams: Streams, where: str, subject: str) -> None:
     try:
         await call
-    except nats.js.errors.ServiceUnavailableError as error:
-        raise NatsUnavailable(f"{where}: {_reason(error, streams, subject)}") from error
-    except nats.js.errors.APIError as error:
+    except (TimeoutError, nats.errors.Error) as error:
+        if not isinstance(error, nats.js.errors.APIError) or isinstance(error, nats.js.errors.ServiceUnavailableError):
+            raise NatsUnavailable(f"{where}: {_failure_reason(error, streams, subject)}") from error
         raise CannotStart(
             f"JetStream refuses to create the {where}: {error.description}. Make room for it, or create it as "
             "`task-bridge provision --print` says."
         ) from error
-    except (TimeoutError, nats.errors.Error) as error:
-        raise NatsUnavailable(f"{where}: {_reason(error, streams, subject)}") from error
 
 
-def _reason(error: BaseException, streams: Streams, subject: str) -> str:
-    told = denied_permission(streams.connection, f"{streams.prefix}.{subject}")
-    if told and isinstance(error, TimeoutError):
-        return f"{told}; let this user do it, as deploy/nats does"
+def _failure_reason(error: BaseException, streams: Streams, subject: str) -> str:
+    denied = denied_permission(streams.connection, f"{streams.prefix}.{subject}")
+    if denied and isinstance(error, TimeoutError):
+        return f"{denied}; give this user the permission, as deploy/nats does"
     if isinstance(error, nats.js.errors.APIError) and error.description:
         return error.description
     if isinstance(error, nats.js.errors.ServiceUnavailableError | nats.errors.NoRespondersError):
@@ -226,18 +240,18 @@ def _reason(error: BaseException, streams: Streams, subject: str) -> str:
     return str(error) or "no answer in time; may this user use the JetStream API?"
 
 
-def _compared(
-    where: str, want: Any, found: Any, safety: tuple[str, ...], others: tuple[str, ...]
+def _compare(
+    where: str, expected: Any, found: Any, safety: tuple[str, ...], others: tuple[str, ...]
 ) -> Iterator[Difference]:
     for field in safety + others:
-        wanted_value, found_value = _plain(getattr(want, field)), _plain(getattr(found, field))
-        if wanted_value is not None and wanted_value != found_value:
-            yield Difference(where, field, wanted_value, found_value, unsafe=field in safety)
-        elif wanted_value is None and field in ("subject_transform", "republish") and found_value is not None:
-            yield Difference(where, field, wanted_value, found_value, unsafe=True)
+        expected_value, found_value = _comparable(getattr(expected, field)), _comparable(getattr(found, field))
+        if expected_value is not None and expected_value != found_value:
+            yield Difference(where, field, expected_value, found_value, unsafe=field in safety)
+        elif expected_value is None and field in ("subject_transform", "republish") and found_value is not None:
+            yield Difference(where, field, expected_value, found_value, unsafe=True)
 
 
-def _plain(value: Any) -> Any:
+def _comparable(value: Any) -> Any:
     if isinstance(value, Enum):
         return value.value
     if isinstance(value, SubjectTransform | RePublish):
@@ -245,7 +259,95 @@ def _plain(value: Any) -> Any:
     return value
 
 
-def _shown(field: str, value: Any) -> str:
+def _format_value(field: str, value: Any) -> str:
     if field in _DURATIONS and value is not None:
         return f"{value:.10g} s"
     return "unset" if value is None else str(value)
+
+
+def is_immutable(difference: Difference) -> bool:
+    """Return whether the part must be deleted and created again to change this."""
+    return difference.field in _IMMUTABLE
+
+
+def explain_replacement(difference: Difference) -> str:
+    """Return what an operator can do about an immutable difference."""
+    kind, name = difference.where.split(" ", 1)
+    if kind == "consumer":
+        return f"It can't be changed: `nats consumer rm {name.replace('/', ' ')}`, then provision again."
+    stream = f"OBJ_{name}" if kind == "bucket" else name
+    return (
+        f"It can't be changed: stop the bridges, `nats stream rm {stream}`, and provision again. "
+        "Its messages are lost then; `nats stream backup` saves them."
+    )
+
+
+async def apply_differences(
+    streams: Streams, expected: JetStreamConfig, differences: Sequence[Difference]
+) -> list[str]:
+    """Change what can be changed, and return one line for each part that nats-server refused to change.
+
+    Raises NatsUnavailable.
+    """
+    updates, fields = _updates(streams.prefix, expected), defaultdict(list)
+    for difference in differences:
+        if not is_immutable(difference) and difference.field != "missing":
+            field = _STREAM_SETTING_OF_BUCKET.get(difference.field, difference.field)
+            fields[difference.where].append(field)
+    problems = [await _apply_update(streams, where, updates[where], names) for where, names in fields.items()]
+    return [problem for problem in problems if problem]
+
+
+class _Update(NamedTuple):
+    """Subjects to read and to write one configuration, the expected one, and what surrounds it in the request."""
+
+    info_subject: str
+    update_subject: str
+    expected: _Json
+    envelope: _Json | None = None
+
+
+async def _apply_update(streams: Streams, where: str, update: _Update, fields: list[str]) -> str | None:
+    config = (await _request(streams, update.info_subject, {}, where))["config"]
+    for field in fields:
+        if update.expected.get(field) is None:
+            config.pop(field, None)
+        else:
+            config[field] = update.expected[field]
+    body = {**update.envelope, "config": config} if update.envelope else config
+    error = (await _request(streams, update.update_subject, body, where)).get("error")
+    return f"{where}: nats-server refuses the change: {error.get('description', error)}" if error else None
+
+
+async def _request(streams: Streams, subject: str, body: _Json, where: str) -> _Json:
+    try:
+        answer = await streams.connection.request(subject, json.dumps(body).encode(), timeout=5)
+    except (TimeoutError, nats.errors.Error) as error:
+        denied = denied_permission(streams.connection, subject)
+        reason = denied or error or "no answer in time; may this user change it?"
+        raise NatsUnavailable(f"{where}: {reason}") from error
+    return dict(json.loads(answer.data))
+
+
+def _updates(prefix: str, expected: JetStreamConfig) -> dict[str, _Update]:
+    """Return how to change each part, by the `where` of its differences."""
+
+    def stream_update(name: str, config: _Json) -> _Update:
+        return _Update(f"{prefix}.STREAM.INFO.{name}", f"{prefix}.STREAM.UPDATE.{name}", config)
+
+    updates = {}
+    for config, durable in expected.streams:
+        name = str(config.name)
+        updates[f"stream {name}"] = stream_update(name, config.as_dict())
+        if durable is not None:
+            path = f"{name}.{durable.durable_name}"
+            updates[f"consumer {name}/{durable.durable_name}"] = _Update(
+                f"{prefix}.CONSUMER.INFO.{path}",
+                f"{prefix}.CONSUMER.DURABLE.CREATE.{path}",
+                durable.as_dict(),
+                {"stream_name": name},
+            )
+    bucket = expected.bucket.as_dict()
+    settings = {in_stream: bucket[name] for name, in_stream in _STREAM_SETTING_OF_BUCKET.items()}
+    updates[f"bucket {expected.bucket.bucket}"] = stream_update(f"OBJ_{expected.bucket.bucket}", settings)
+    return updates

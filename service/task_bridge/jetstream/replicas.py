@@ -1,7 +1,7 @@
-"""What replicas tell each other: how many watches each holds, and how many tasks each misses.
+"""Reports between replicas: how many watches each holds, and how many tasks each misses.
 
-Hints on a core subject. What follows from them (pull less, hand some watches back, give a vanished task up later)
-is safe when they are late, lost or wrong: who owns what is decided by JetStream alone.
+They are hints on a core subject. What follows from them (pull less, hand some watches back, give up a vanished task
+later) is safe when they are late, lost or wrong: JetStream alone decides which replica owns a watch.
 """
 
 from __future__ import annotations
@@ -25,15 +25,15 @@ from .ownership import Ownership
 
 log = structlog.get_logger(__name__)
 
-_A_WAIT = 10
-"""Told so often while a watch may stay without a heartbeat, a second apart at most."""
+_REPORTS_PER_ACK_WAIT = 10
+"""Reports within the time that a watch may stay without a heartbeat; there is one each second at least."""
 _GONE_AFTER = 5
 _UNEVEN_FOR = 3
-"""Tellings: so many missed and a replica counts as gone; so many unlevel in a row and it's no burst."""
+"""Intervals: after 5 missed reports a replica is gone; 3 uneven reports in a row are no burst."""
 
 
 class ReplicaStatus(msgspec.Struct):
-    """One replica: the watches it holds of at most `capacity`, tasks it misses by vCenter; `leaving`: it stops."""
+    """One replica: the watches it holds, `capacity` at most; the tasks it misses by vCenter; `leaving`: it stops."""
 
     instance: str
     held: int
@@ -42,16 +42,16 @@ class ReplicaStatus(msgspec.Struct):
     leaving: bool = False
 
 
-class _Heard(NamedTuple):
-    word: ReplicaStatus
-    at: float
+class _Report(NamedTuple):
+    status: ReplicaStatus
+    received_at: float
 
 
 _decoder = msgspec.json.Decoder(ReplicaStatus)
 
 
 class Replicas:
-    """The replicas that work on the same streams. `run` tells and listens without end."""
+    """The replicas that work on the same streams. `run` sends and receives reports without end."""
 
     def __init__(
         self,
@@ -71,34 +71,35 @@ class Replicas:
         self._ownership = ownership
         self._watcher = watcher
         self._sources = sources
-        self._every_s = min(1.0, ack_wait_s / _A_WAIT)
+        self._interval_s = min(1.0, ack_wait_s / _REPORTS_PER_ACK_WAIT)
         self._clock = clock
-        self._heard: dict[str, _Heard] = {}
-        self._uneven = 0
+        self._others: dict[str, _Report] = {}
+        self._uneven_count = 0
 
     async def run(self) -> None:
-        subscription = await self._connection.subscribe(self._subject, cb=self._on_word)
+        subscription = await self._connection.subscribe(self._subject, cb=self._on_report)
         try:
             while True:
-                await self._tell()
-                await asyncio.sleep(self._every_s)
-                self._forget_gone()
-                self._tell_absent()
-                await self._level()
+                await self._publish_own_status()
+                await asyncio.sleep(self._interval_s)
+                gone_before = self._clock() - _GONE_AFTER * self._interval_s
+                self._others = {name: one for name, one in self._others.items() if one.received_at >= gone_before}
+                self._pass_on_absent_counts()
+                await self._hand_back_surplus()
         finally:
             if not self._connection.is_closed:
                 await subscription.unsubscribe()
 
     def held_count(self) -> int:
-        """How many watches all replicas hold, by what each told last."""
-        return self._ownership.held_count + sum(heard.word.held for heard in self._heard.values())
+        """Return how many watches all replicas hold, by the last report of each."""
+        return self._ownership.held_count + sum(other.status.held for other in self._others.values())
 
-    async def announce_departure(self) -> None:
-        """The others take over now; they needn't wait until this replica isn't heard any more."""
+    async def announce_leaving(self) -> None:
+        """Let the others take over now; they needn't wait until the reports of this replica stop."""
         self._own.leaving = True
-        await self._tell()
+        await self._publish_own_status()
 
-    async def _tell(self) -> None:
+    async def _publish_own_status(self) -> None:
         own = self._own
         own.held = self._ownership.held_count
         own.absent = {name: source.absent_count for name, source in self._sources.items() if source.absent_count}
@@ -108,43 +109,40 @@ class Replicas:
             except nats.errors.Error as error:
                 log.debug("neighbours_not_told", reason=str(error))
 
-    async def _on_word(self, message: Msg) -> None:
+    async def _on_report(self, message: Msg) -> None:
         try:
-            word = _decoder.decode(message.data)
+            status = _decoder.decode(message.data)
         except (msgspec.DecodeError, msgspec.ValidationError):
-            return  # another release's; it does without
-        if word.leaving:
-            self._heard.pop(word.instance, None)
-        elif word.instance != self._own.instance:
-            self._heard[word.instance] = _Heard(word, self._clock())
+            return  # another release's report
+        if status.leaving:
+            self._others.pop(status.instance, None)
+        elif status.instance != self._own.instance:
+            self._others[status.instance] = _Report(status, self._clock())
 
-    def _forget_gone(self) -> None:
-        since = self._clock() - _GONE_AFTER * self._every_s
-        self._heard = {name: heard for name, heard in self._heard.items() if heard.at >= since}
-
-    def _tell_absent(self) -> None:
+    def _pass_on_absent_counts(self) -> None:
         absent: Counter[str] = Counter()
-        for heard in self._heard.values():
-            absent.update(heard.word.absent)
+        for other in self._others.values():
+            absent.update(other.status.absent)
         for name, source in self._sources.items():
             source.set_absent_elsewhere(absent[name])
 
-    async def _level(self) -> None:
-        """Compares what all told last, not what is now: a burst that is being handed out is no unevenness."""
-        others = [(heard.word.held, heard.word.capacity) for heard in self._heard.values()]
-        more = count_surplus(self._own.held, others)
-        self._uneven = self._uneven + 1 if more else 0
-        if (not more or self._uneven >= _UNEVEN_FOR) and await self._ownership.hand_back_surplus(
-            more, self._watcher.release
+    async def _hand_back_surplus(self) -> None:
+        """Compare the last reports, not the current state: watches of a burst are still being handed out."""
+        others = [(other.status.held, other.status.capacity) for other in self._others.values()]
+        surplus = count_surplus(self._own.held, others)
+        self._uneven_count = self._uneven_count + 1 if surplus else 0
+        if (not surplus or self._uneven_count >= _UNEVEN_FOR) and await self._ownership.hand_back_surplus(
+            surplus, self._watcher.release
         ):
-            self._uneven = 0  # and see first what became of it
+            self._uneven_count = 0  # wait for the effect first
 
 
 def count_surplus(held: int, others: Iterable[tuple[int, int]]) -> int:
-    """How many watches of `held` the `others`, (held, capacity) each, should have: more than a tenth above the
-    mean, and no more than they have room for up to it. Pure.
+    """Return how many watches of `held` the `others`, (held, capacity) each, should get. Pure.
+
+    That is what exceeds the mean by more than a tenth, and at most what the others can take up to the mean.
     """
     others = list(others)
     mean = math.ceil((held + sum(other for other, _ in others)) / (len(others) + 1))
-    room = sum(max(0, min(capacity, mean) - other) for other, capacity in others)
-    return max(0, min(held - mean - max(1, mean // 10), room))
+    free = sum(max(0, min(capacity, mean) - other) for other, capacity in others)
+    return max(0, min(held - mean - max(1, mean // 10), free))

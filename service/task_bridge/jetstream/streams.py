@@ -20,7 +20,7 @@ from nats.js import JetStreamContext
 
 from ..domain.durations import parse_time
 from ..domain.errors import NatsUnavailable
-from .subscription_queue import SubscriptionQueue, queued_subscription
+from .nats_py_workarounds import SubscriptionQueue, queued_subscription
 
 log = structlog.get_logger(__name__)
 

@@ -13,15 +13,15 @@ from typing import Any
 NAMES = ("request", "reply", "event")
 
 
-def text(name: str) -> str:
+def read_text(name: str) -> str:
     """The schema `request`, `reply` or `event` as its file has it."""
     return (files(__name__) / f"{name}.json").read_text(encoding="utf-8")
 
 
-def load(name: str) -> dict[str, Any]:
-    return json.loads(text(name))  # type: ignore[no-any-return]
+def load_schema(name: str) -> dict[str, Any]:
+    return json.loads(read_text(name))  # type: ignore[no-any-return]
 
 
-def written(document: dict[str, Any]) -> str:
+def format_document(document: dict[str, Any]) -> str:
     """A document as text, the way the files have it."""
     return json.dumps(document, indent=2, ensure_ascii=False) + "\n"

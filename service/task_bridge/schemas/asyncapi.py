@@ -11,10 +11,10 @@ from typing import Any
 
 from .. import __version__
 from ..domain.subjects import SERVICE, VERBS, SubjectNames
-from . import load
-from .descriptions import FINAL, KINDS, Schema
+from . import load_schema
+from .descriptions import FINAL_OUTCOMES, KINDS, Schema
 
-ENDINGS = tuple(f"{kind}.{outcome}" for kind, outcomes in FINAL.items() for outcome in outcomes)
+FINAL_KINDS = tuple(f"{kind}.{outcome}" for kind, outcomes in FINAL_OUTCOMES.items() for outcome in outcomes)
 _REQUESTS = dict.fromkeys(VERBS, "TaskRequest") | {"watch": "WatchRequest", "list": "ListRequest"}
 _DESCRIPTION = (
     "Watches vCenter tasks for everybody: a request over NATS in, every change of status and exactly one ending "
@@ -30,9 +30,11 @@ _SAID = {
 }
 
 
-def document(names: SubjectNames) -> dict[str, Any]:
+def build_document(names: SubjectNames) -> dict[str, Any]:
     """The document of a bridge whose subjects begin with `names.prefix`."""
-    schemas = {name: part for file in ("request", "reply", "event") for name, part in load(file)["$defs"].items()}
+    schemas = {
+        name: part for file in ("request", "reply", "event") for name, part in load_schema(file)["$defs"].items()
+    }
     return {
         "asyncapi": "3.0.0",
         "info": {
@@ -85,7 +87,7 @@ def _channels(names: SubjectNames) -> Iterator[tuple[str, Schema]]:
                 "messages": _one(f"{verb.title()}Reply", "ErrorReply"),
             },
         )
-    for kind in (*KINDS, *ENDINGS):
+    for kind in (*KINDS, *FINAL_KINDS):
         yield (
             f"events.{kind}",
             {
@@ -130,7 +132,7 @@ def _operations() -> Iterator[tuple[str, Schema]]:
                 "reply": {"channel": _channel(f"api.{verb}.reply")},
             },
         )
-    for kind in (*KINDS, *ENDINGS):
+    for kind in (*KINDS, *FINAL_KINDS):
         yield f"events.{kind}", {"action": "send", "channel": _channel(f"events.{kind}")}
     yield "rejected", {"action": "send", "channel": _channel("rejected")}
 
@@ -151,7 +153,7 @@ def _messages(names: SubjectNames) -> Iterator[tuple[str, Schema]]:
         yield f"{verb.title()}Request", _message(f"A request to {verb}", _REQUESTS[verb], headers)
         yield f"{verb.title()}Reply", _message(f"The answer of {verb}", f"{verb.title()}Reply", {})
     yield "ErrorReply", _message("A refusal", "ErrorReply", _ERROR_HEADERS, required=list(_ERROR_HEADERS))
-    for kind in (*KINDS, *ENDINGS):
+    for kind in (*KINDS, *FINAL_KINDS):
         yield (
             _event_name(kind),
             {

@@ -14,7 +14,7 @@ from ..domain.events import TYPE_PREFIX
 Schema = dict[str, Any]
 
 KINDS = ("watching", "status", "progress", "stalled")
-FINAL = {
+FINAL_OUTCOMES = {
     "completed": ("succeeded", "failed", "canceled"),
     "abandoned": ("lost", "denied", "watch_timed_out", "unwatched"),
 }
@@ -66,7 +66,7 @@ _STREAM = _said("The stream that holds the events; consumers name it.")
 _EVENTS = _said("The subject filter of the task's events.")
 _REF = _said("The watch: its id, timeout and labels are its own, not the requester's.")
 
-WORDS: dict[str, dict[str, Schema]] = {
+DESCRIPTIONS: dict[str, dict[str, Schema]] = {
     "TaskRequest": {"task": {}, "vcenter": _WHICH},
     "WatchRequest": {
         "task": {},

@@ -27,7 +27,7 @@ from ..domain.requests import (
     WatchReply,
     WatchRequest,
 )
-from .descriptions import FINAL, KINDS, REJECTED, TASK_ID, WORDS, Schema
+from .descriptions import DESCRIPTIONS, FINAL_OUTCOMES, KINDS, REJECTED, TASK_ID, Schema
 
 DIALECT = "https://json-schema.org/draft/2020-12/schema"
 _DEFS = "#/$defs/"
@@ -39,7 +39,7 @@ def ref(name: str) -> Schema:
     return {"$ref": _DEFS + name}
 
 
-def schema_files() -> dict[str, Schema]:
+def build_schema_files() -> dict[str, Schema]:
     """The three schemas, each complete in itself, by name."""
     requests = [model.__name__ for model in _REQUESTS]
     replies = [*(model.__name__ for model in _REPLIES), "ErrorReply"]
@@ -60,12 +60,12 @@ def schema_files() -> dict[str, Schema]:
 
 
 def _file(title: str, names: list[str], root: Schema) -> Schema:
-    return {"$schema": DIALECT, "title": title, **root, "$defs": closure(names)}
+    return {"$schema": DIALECT, "title": title, **root, "$defs": collect_components(names)}
 
 
-def closure(names: list[str]) -> dict[str, Schema]:
+def collect_components(names: list[str]) -> dict[str, Schema]:
     """These components and those that they need."""
-    all_of_them, wanted = components(), list(names)
+    all_of_them, wanted = build_components(), list(names)
     for name in wanted:
         wanted.extend(needed for needed in _named_in(all_of_them[name]) if needed not in wanted)
     return {name: all_of_them[name] for name in wanted}
@@ -83,7 +83,7 @@ def _named_in(value: Any) -> Iterator[str]:
 
 
 @cache
-def components() -> dict[str, Schema]:
+def build_components() -> dict[str, Schema]:
     """Every component by name. Not to be changed by who gets it."""
     made = {"TaskId": TASK_ID, **_request_components(), **_open_components(), "ErrorReply": _error_reply()}
     made["Rejection"] = _rejection(made["CloudEvent"]["properties"])
@@ -114,7 +114,7 @@ def _open_components() -> dict[str, Schema]:
 
 def _worded(name: str, model: Schema) -> Schema:
     """The model with a word on each of its fields; a field without one is a KeyError of the next test."""
-    words, properties = WORDS[name], model["properties"]
+    words, properties = DESCRIPTIONS[name], model["properties"]
     if words.keys() != properties.keys():
         raise KeyError(f"{name}: words and fields differ: {sorted(words.keys() ^ properties.keys())}")
     fields = {field: {**_plain(schema, words[field]), **words[field]} for field, schema in properties.items()}
@@ -156,7 +156,7 @@ def _finish_cloudevent(model: Schema) -> None:
     final = {"properties": {"data": {"properties": {"final": {"const": True}}, "required": ["final"]}}}
     model["allOf"] = [
         {"if": final, "then": {"required": ["outcome"]}, "else": {"not": {"required": ["outcome"]}}},
-        *(_same_kind(kind) for kind in (*KINDS, *FINAL)),
+        *(_same_kind(kind) for kind in (*KINDS, *FINAL_OUTCOMES)),
     ]
 
 

@@ -1,1 +1,1 @@
-"""HTTP for people and machines that look at the bridge: health, metrics, the board. It changes nothing."""
+"""HTTP for people and machines that check on the bridge: health, metrics, the board. HTTP changes nothing."""

@@ -1,8 +1,7 @@
-"""How the bridge is: what the pages are told, and what readiness makes of it. Pure."""
+"""The bridge's health as the pages show it, and the rules of readiness. Pure."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass
 from typing import Any, Literal, Protocol
@@ -12,15 +11,15 @@ from prometheus_client import CollectorRegistry
 from .. import __version__
 from ..domain.board import WatchBoard
 
-Status = Literal["ok", "degraded", "unready"]
+Readiness = Literal["ok", "degraded", "unready"]
 
-MUCH_LAG_S = 0.5
-"""Lag from which a reason is told; the alert on it goes by the same."""
+LAG_LIMIT_S = 0.5
+"""Lag above which the pages show a reason. The alert uses the same limit."""
 
 
 @dataclass(frozen=True, slots=True)
 class NatsHealth:
-    """`reason`: why the bridge can't work with it, connected or not."""
+    """The connection to NATS. `reason` says why the bridge can't work with it, connected or not."""
 
     connected: bool
     reason: str | None = None
@@ -28,7 +27,7 @@ class NatsHealth:
 
 @dataclass(frozen=True, slots=True)
 class JetStreamHealth:
-    """Whether it answers the bridge, and else why not. A stream can be bad all the same, and says so itself."""
+    """JetStream: ok if it answers, else `reason` says why not. A stream that is bad says so itself."""
 
     ok: bool
     reason: str | None = None
@@ -36,7 +35,7 @@ class JetStreamHealth:
 
 @dataclass(frozen=True, slots=True)
 class ResourceHealth:
-    """A stream or a consumer: whether the bridge can work with it, and else why not."""
+    """A stream or a consumer: ok if the bridge can work with it, else `reason` says why not."""
 
     name: str
     ok: bool
@@ -45,26 +44,30 @@ class ResourceHealth:
 
 @dataclass(frozen=True, slots=True)
 class VCenterHealth:
-    """`degraded`: from a failed look or login until a good one; `unknown`: not looked at yet; `unconfigured`:
-    there are watches, but no settings. `watches`: held by this replica."""
+    """A vCenter as this replica sees it. `watches` is how many of its watches the replica holds.
+
+    `degraded`: from a failed poll or login until a successful one. `unknown`: not polled yet. `unconfigured`: it has
+    watches, but no settings.
+    """
 
     name: str
     state: Literal["ok", "degraded", "unknown", "unconfigured"]
     reason: str | None = None
-    last_good_look_age_s: float | None = None
+    last_good_poll_age_s: float | None = None
     watches: int = 0
 
 
 @dataclass(frozen=True, slots=True)
 class BridgeHealth:
-    """`held` of at most `capacity` watches by this replica; `waiting`: stored and held by nobody, None if unknown.
+    """The health of one replica and of everything it needs.
 
-    Streams and consumers are listed once they are looked for; none at all counts as not ready. `instance` is what
-    this replica writes into the events that are its own.
+    The replica holds `held` of at most `capacity` watches. `waiting` watches are stored and held by no replica (None
+    if unknown). Streams and consumers are listed once they have been checked; none at all means unready. `instance` is
+    the id that this replica writes into its events.
     """
 
     nats: NatsHealth
-    jetstream: JetStreamHealth = JetStreamHealth(ok=False, reason="not looked for yet")
+    jetstream: JetStreamHealth = JetStreamHealth(ok=False, reason="not checked yet")
     streams: tuple[ResourceHealth, ...] = ()
     consumers: tuple[ResourceHealth, ...] = ()
     vcenters: tuple[VCenterHealth, ...] = ()
@@ -76,8 +79,8 @@ class BridgeHealth:
     instance: str = ""
 
     @property
-    def status(self) -> Status:
-        """`unready` only for what stops the service; a vCenter that is away degrades it."""
+    def status(self) -> Readiness:
+        """`unready` only if the service can't work; an unreachable vCenter makes it `degraded`."""
         nats_ok = self.nats.connected and self.nats.reason is None
         if self.stopping or not nats_ok or not _all_ok(self.streams) or not _all_ok(self.consumers):
             return "unready"
@@ -85,51 +88,53 @@ class BridgeHealth:
 
     @property
     def capacity_reason(self) -> str | None:
-        """Why this replica takes no new watches, None while it has room."""
+        """The reason why this replica accepts no new watches. None while it has capacity."""
         if self.held < self.capacity:
             return None
-        return f"held {self.held} of {self.capacity}: new watches wait for another replica, or for one of these to end"
+        return f"held {self.held} of {self.capacity}: new watches wait for another replica, or until one of these ends"
 
     @property
     def loop_lag_reason(self) -> str | None:
-        """What a late event loop means, None while it is in time."""
-        if self.loop_lag_s <= MUCH_LAG_S:
+        """The delay of the event loop with its likely causes. None while it is on time."""
+        if self.loop_lag_s <= LAG_LIMIT_S:
             return None
-        return f"up to {self.loop_lag_s:.1f} s late within the last minute: CPU is short, or too many watches are held"
+        return f"up to {self.loop_lag_s:.1f} s late within the last minute: too little CPU, or too many watches"
 
 
 class WebState(Protocol):
-    """What the pages ask. Nothing here waits: health is what is known already."""
+    """The source of health, metrics and the AsyncAPI document. No method waits; they return what is known."""
 
     def health(self) -> BridgeHealth: ...
 
     def metrics(self) -> CollectorRegistry:
-        """Asked at each scrape: the moment to set gauges that grow by themselves, like ages."""
+        """Return the metrics. Called at each scrape, so that gauges like ages are set to current values."""
         ...
 
     def asyncapi(self) -> bytes:
-        """The AsyncAPI document as JSON."""
+        """Return the AsyncAPI document as JSON."""
         ...
 
 
 class BoardSource(Protocol):
-    """What the board shows besides: the watches of all replicas, read while somebody looks."""
+    """The source of the watches of all replicas. It reads them only while somebody views the board."""
 
     @property
     def board(self) -> WatchBoard | None:
-        """None until it was read."""
+        """The board. None until it has been read."""
         ...
 
     @property
     def trouble(self) -> str | None:
-        """Why it isn't up to date."""
+        """The reason why the board isn't up to date. None if it is."""
         ...
 
-    def viewed(self) -> AbstractContextManager[None]: ...
+    def keep_current(self) -> AbstractContextManager[None]:
+        """Keep the board up to date while the context is entered."""
+        ...
 
 
-def readiness(health: BridgeHealth) -> dict[str, Any]:
-    """The body of `/readyz`."""
+def build_readiness(health: BridgeHealth) -> dict[str, Any]:
+    """Build the body of `/readyz`."""
     return {
         "status": health.status,
         "version": __version__,
@@ -138,7 +143,7 @@ def readiness(health: BridgeHealth) -> dict[str, Any]:
         "jetstream": asdict(health.jetstream),
         "streams": [asdict(stream) for stream in health.streams],
         "consumers": [asdict(consumer) for consumer in health.consumers],
-        "vcenters": [_vcenter(vcenter) for vcenter in health.vcenters],
+        "vcenters": [_build_vcenter(vcenter) for vcenter in health.vcenters],
         "held": health.held,
         "waiting": health.waiting,
         "capacity": health.capacity,
@@ -148,8 +153,8 @@ def readiness(health: BridgeHealth) -> dict[str, Any]:
     }
 
 
-def _vcenter(vcenter: VCenterHealth) -> dict[str, Any]:
-    age_s = vcenter.last_good_look_age_s
+def _build_vcenter(vcenter: VCenterHealth) -> dict[str, Any]:
+    age_s = vcenter.last_good_poll_age_s
     return {
         "name": vcenter.name,
         "state": vcenter.state,
@@ -159,6 +164,5 @@ def _vcenter(vcenter: VCenterHealth) -> dict[str, Any]:
     }
 
 
-def _all_ok(checks: Iterable[ResourceHealth]) -> bool:
-    checks = tuple(checks)
-    return bool(checks) and all(check.ok for check in checks)
+def _all_ok(resources: tuple[ResourceHealth, ...]) -> bool:
+    return bool(resources) and all(resource.ok for resource in resources)

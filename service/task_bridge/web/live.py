@@ -1,4 +1,5 @@
-"""The board's parts as server-sent events: what changed, at most once a second, to a bounded number of viewers."""
+"""The board's sections as server-sent events: those that changed, at most once a second, to a limited number of
+viewers."""
 
 from __future__ import annotations
 
@@ -11,92 +12,93 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from ..domain.durations import rfc3339
-from .board import BoardView, parts
+from .board import BoardRenderer, BoardView
 from .health import BoardSource
 
 MAX_VIEWERS = 32
-TICK_S, LOOK_S = 0.25, 1.0
-"""How soon a stopping bridge is noticed, and how often what changed is sent."""
-SHARE = 0.1
-"""Of one core, for all viewers together: when that is not enough, they are told less often."""
-SILENCE_S = 15.0
-"""A viewer that hears nothing for longer would not know that it is cut off; nor would the bridge."""
-SEND_S = 20.0
+TICK_S, UPDATE_INTERVAL_S = 0.25, 1.0
+"""How soon a stopping bridge is noticed, and how often changes are sent."""
+MAX_CPU_SHARE = 0.1
+"""Share of one core for all viewers together. When it is not enough, they get updates less often."""
+KEEPALIVE_S = 15.0
+"""Silence after which a comment is sent: it shows both sides that the connection still works."""
+SEND_TIMEOUT_S = 20.0
 _RETRY = b"retry: 2000\n\n"
 
 
 class Viewers:
-    """Counts who is sent the board live."""
+    """The number of viewers that get live updates."""
 
     def __init__(self) -> None:
         self.count = 0
 
-    def full(self) -> bool:
+    def is_full(self) -> bool:
         return self.count >= MAX_VIEWERS
 
 
-class Live(Response):
-    """One viewer's stream: `view` is asked for what there is to show, until it shows a bridge that stops."""
+class LiveStream(Response):
+    """The stream of one viewer. It ends when the viewer leaves or `read_view` shows that the bridge stops."""
 
     media_type = "text/event-stream"
 
-    def __init__(self, viewers: Viewers, feed: BoardSource, view: Callable[[], BoardView]) -> None:
+    def __init__(
+        self, viewers: Viewers, source: BoardSource, renderer: BoardRenderer, read_view: Callable[[], BoardView]
+    ) -> None:
         super().__init__()
         del self.headers["content-length"]
-        self.headers["x-accel-buffering"] = "no"  # nginx in between would hold it back
+        self.headers["x-accel-buffering"] = "no"  # nginx in between would buffer the stream
         self._viewers = viewers
-        self._feed = feed
-        self._view = view
-        self._sent: dict[str, str] = {}
+        self._source = source
+        self._renderer = renderer
+        self._read_view = read_view
+        self._sent_sections: dict[str, str] = {}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         start = {"type": "http.response.start", "status": 200, "headers": self.raw_headers}
-        gone = asyncio.create_task(_gone(receive))
+        disconnect = asyncio.create_task(_wait_for_disconnect(receive))
         self._viewers.count += 1
         try:
             await send(start)
-            with self._feed.viewed():
-                async with asyncio.timeout(None) as patience:
-                    await self._tell(gone, send, patience)
-        except (TimeoutError, OSError):  # it takes nothing in any more
+            with self._source.keep_current():
+                async with asyncio.timeout(None) as send_timeout:
+                    await self._send_updates(disconnect, send, send_timeout)
+        except (TimeoutError, OSError):  # the viewer accepts nothing any more
             return
         finally:
             self._viewers.count -= 1
-            gone.cancel()
+            disconnect.cancel()
 
-    async def _tell(self, gone: asyncio.Task[None], send: Send, patience: asyncio.Timeout) -> None:
+    async def _send_updates(self, disconnect: asyncio.Task[None], send: Send, send_timeout: asyncio.Timeout) -> None:
         loop = asyncio.get_running_loop()
-        spoken = due = loop.time()
-        piece = _RETRY
-        while not gone.done() and not self._view_stops():
+        last_sent = next_update = loop.time()
+        chunk = _RETRY
+        while not disconnect.done() and not self._read_view().health.stopping:
             now = loop.time()
-            if now >= due:
-                piece += self._news()
-                due = now + max(LOOK_S, (loop.time() - now) * self._viewers.count / SHARE)
-            if now - spoken >= SILENCE_S:
-                piece += b":\n\n"
-            if piece:
-                patience.reschedule(now + SEND_S)
-                await send({"type": "http.response.body", "body": piece, "more_body": True})
-                patience.reschedule(None)
-                spoken, piece = now, b""
-            await asyncio.wait((gone,), timeout=TICK_S)
-        if not gone.done():
+            if now >= next_update:
+                chunk += self._render_changes()
+                render_s = loop.time() - now
+                next_update = now + max(UPDATE_INTERVAL_S, render_s * self._viewers.count / MAX_CPU_SHARE)
+            if now - last_sent >= KEEPALIVE_S:
+                chunk += b":\n\n"
+            if chunk:
+                send_timeout.reschedule(now + SEND_TIMEOUT_S)
+                await send({"type": "http.response.body", "body": chunk, "more_body": True})
+                send_timeout.reschedule(None)
+                last_sent, chunk = now, b""
+            await asyncio.wait((disconnect,), timeout=TICK_S)
+        if not disconnect.done():
             await send({"type": "http.response.body", "body": b"", "more_body": False})
 
-    def _view_stops(self) -> bool:
-        return self._view().health.stopping
-
-    def _news(self) -> bytes:
-        """The parts that aren't as they were sent, and the time by the bridge's clock."""
-        now = parts(self._view())
-        changed = {name: html for name, html in now.items() if html != self._sent.get(name)}
-        if not changed:
+    def _render_changes(self) -> bytes:
+        """Return a message with the sections that changed since they were sent, and the time by the bridge's clock."""
+        sections = self._renderer.render_sections(self._read_view())
+        changes = {name: html for name, html in sections.items() if html != self._sent_sections.get(name)}
+        if not changes:
             return b""
-        self._sent.update(changed)
-        return b"data: " + msgspec.json.encode({"now": rfc3339(time.time()), "parts": changed}) + b"\n\n"
+        self._sent_sections.update(changes)
+        return b"data: " + msgspec.json.encode({"now": rfc3339(time.time()), "parts": changes}) + b"\n\n"
 
 
-async def _gone(receive: Receive) -> None:
+async def _wait_for_disconnect(receive: Receive) -> None:
     while (await receive())["type"] != "http.disconnect":
         pass

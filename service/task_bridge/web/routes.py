@@ -1,4 +1,4 @@
-"""The paths. GET and HEAD only; the security headers are on every answer, errors too."""
+"""The HTTP paths. GET and HEAD only. Every answer has the security headers, errors too."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from ..domain.board import RowFilter
-from .board import BoardView, page
-from .health import BoardSource, WebState, readiness
-from .live import Live, Viewers
+from .board import BoardRenderer, BoardView
+from .health import BoardSource, WebState, build_readiness
+from .live import LiveStream, Viewers
 
 _HEADERS = {
     "Content-Security-Policy": "default-src 'none'; style-src 'self'; script-src 'self'; img-src 'self'; "
@@ -32,12 +32,12 @@ _HEADERS = {
 }
 _ASSETS = {"board.css": "text/css", "board.js": "text/javascript", "board.svg": "image/svg+xml"}
 _FIRST_READ_S, _TICK_S = 3.0, 0.05
-_MAX_WORDS = 200
+_MAX_FILTER_LENGTH = 200
 
 
-def build_web(state: WebState, feed: BoardSource) -> ASGIApp:
-    """The ASGI app of all pages."""
-    pages = _Pages(state, feed)
+def build_web(state: WebState, source: BoardSource) -> ASGIApp:
+    """Build the ASGI app of all pages."""
+    pages = _Pages(state, source)
     web = Starlette(
         routes=[
             Route("/", pages.board),
@@ -50,59 +50,62 @@ def build_web(state: WebState, feed: BoardSource) -> ASGIApp:
         ]
     )
     web.router.redirect_slashes = False
-    return _SecurityHeaders(_OnlyReading(web))
+    return _SecurityHeaders(_ReadOnly(web))
 
 
 class _Pages:
-    """The answers. Coroutines although hardly any waits: Starlette runs plain functions in threads."""
+    """The answers. They are coroutines because Starlette runs plain functions in threads; hardly any waits."""
 
-    def __init__(self, state: WebState, feed: BoardSource) -> None:
+    def __init__(self, state: WebState, source: BoardSource) -> None:
         self._state = state
-        self._feed = feed
+        self._source = source
+        self._renderer = BoardRenderer()
         self._viewers = Viewers()
 
     async def board(self, request: Request) -> Response:
-        asked = _filter(request.query_params)
-        if request.method == "HEAD":  # a probe isn't somebody who looks
-            return HTMLResponse(page(self._view(asked)))
-        with self._feed.viewed():
-            await self._first_read()
-            return HTMLResponse(page(self._view(asked)))
+        row_filter = _parse_filter(request.query_params)
+        if request.method != "HEAD":  # a probe with HEAD is no viewer: nothing is read for it
+            with self._source.keep_current():
+                await self._wait_for_first_read()
+                return HTMLResponse(self._renderer.render_page(self._read_view(row_filter)))
+        return HTMLResponse(self._renderer.render_page(self._read_view(row_filter)))
 
-    async def _first_read(self) -> None:
-        """Waits, within reason, for what a first viewer would miss."""
-        until = time.monotonic() + _FIRST_READ_S
-        while time.monotonic() < until and self._state.health().nats.connected:
-            overview = self._feed.board
-            if self._feed.trouble or (overview and overview.complete):
+    async def _wait_for_first_read(self) -> None:
+        """Wait until the board is complete or can't be read, a few seconds at most."""
+        deadline = time.monotonic() + _FIRST_READ_S
+        while time.monotonic() < deadline and self._state.health().nats.connected:
+            board = self._source.board
+            if self._source.trouble or (board and board.complete):
                 return
             await asyncio.sleep(_TICK_S)
 
     async def live(self, request: Request) -> Response:
-        if self._viewers.full():
-            told = f"{self._viewers.count} look at the board live already; reload instead, or try again.\n"
-            return PlainTextResponse(told, 503, headers={"Retry-After": "10"})
+        if self._viewers.is_full():
+            message = (
+                f"{self._viewers.count} viewers get live updates already. Reload the page instead, or try again.\n"
+            )
+            return PlainTextResponse(message, 503, headers={"Retry-After": "10"})
         if request.method == "HEAD":
             return Response(media_type="text/event-stream")
-        asked = _filter(request.query_params)
-        return Live(self._viewers, self._feed, lambda: self._view(asked))
+        row_filter = _parse_filter(request.query_params)
+        return LiveStream(self._viewers, self._source, self._renderer, lambda: self._read_view(row_filter))
 
-    def _view(self, asked: RowFilter) -> BoardView:
-        feed = self._feed
-        return BoardView(self._state.health(), feed.board, feed.trouble, asked, time.time())
+    def _read_view(self, row_filter: RowFilter) -> BoardView:
+        source = self._source
+        return BoardView(self._state.health(), source.board, source.trouble, row_filter, time.time())
 
     async def asset(self, request: Request) -> Response:
         name = request.path_params["name"]
         if name not in _ASSETS:
             return PlainTextResponse("Not Found", 404)
-        return Response(_asset(name), media_type=_ASSETS[name])
+        return Response(_read_asset(name), media_type=_ASSETS[name])
 
     async def livez(self, _: Request) -> Response:
-        return JSONResponse({"status": "ok"})  # whoever gets it knows that the event loop ticks
+        return JSONResponse({"status": "ok"})  # that it answers shows that the event loop ticks
 
     async def readyz(self, _: Request) -> Response:
         health = self._state.health()
-        return JSONResponse(readiness(health), 503 if health.status == "unready" else 200)
+        return JSONResponse(build_readiness(health), 503 if health.status == "unready" else 200)
 
     async def metrics(self, request: Request) -> Response:
         encode, content_type = choose_encoder(request.headers.get("accept", ""))
@@ -113,18 +116,18 @@ class _Pages:
 
 
 @cache
-def _asset(name: str) -> bytes:
+def _read_asset(name: str) -> bytes:
     return (files(__package__) / "static" / name).read_bytes()
 
 
-def _filter(query: QueryParams) -> RowFilter:
+def _parse_filter(query: QueryParams) -> RowFilter:
     number = query.get("page", "1")
-    page_number = int(number) if number.isascii() and number.isdigit() and len(number) < 8 else 1
-    return RowFilter(query.get("q", "")[:_MAX_WORDS], query.get("vcenter", "")[:_MAX_WORDS], page_number)
+    page = int(number) if number.isascii() and number.isdigit() and len(number) < 8 else 1
+    return RowFilter(query.get("q", "")[:_MAX_FILTER_LENGTH], query.get("vcenter", "")[:_MAX_FILTER_LENGTH], page)
 
 
-class _OnlyReading:
-    """Refuses what isn't a reading, whether its path is there or not: nothing here is changed by HTTP."""
+class _ReadOnly:
+    """Refuse every method but GET and HEAD, on paths that don't exist too: HTTP changes nothing."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
@@ -137,6 +140,8 @@ class _OnlyReading:
 
 
 class _SecurityHeaders:
+    """Add the security headers to every answer."""
+
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
 

@@ -1,4 +1,4 @@
-"""Serves the pages in the event loop that runs already, and leaves the process's signals alone."""
+"""The web server. It runs in the current event loop and leaves the process's signals alone."""
 
 from __future__ import annotations
 
@@ -18,88 +18,88 @@ from ..settings import Listen
 
 _log = structlog.stdlib.get_logger(__name__)
 
-_GRACE_S = 1  # answers under way are waited for: health must not hold up the handing over of watches
-_CURES = {
-    errno.EADDRINUSE: "is taken; end what listens there or set another port (0 picks one, off needs none)",
-    errno.EACCES: "needs rights this process lacks; set a port above 1023",
-    errno.EADDRNOTAVAIL: "is no address of this machine; set one that is, or 0.0.0.0 for all",
+_GRACE_S = 1  # for answers in progress; the web pages must not delay the handover of watches
+_FIXES = {
+    errno.EADDRINUSE: "is taken; stop what listens there or set another port (0 picks a free one, off uses none)",
+    errno.EACCES: "needs rights that this process lacks; set a port above 1023",
+    errno.EADDRNOTAVAIL: "is no address of this machine; set one of its addresses, or 0.0.0.0 for all",
 }
 
 
 class WebServer:
-    """`address` is where it listens, the picked port in it; None while it doesn't, and with `listen` None."""
+    """Serves `app` at `listen`, or nowhere if `listen` is None.
+
+    `address` has the port that was picked. It is None while the server doesn't listen.
+    """
 
     def __init__(self, app: ASGIApp, listen: Listen | None) -> None:
         self.address: Listen | None = None
         self._app = app
         self._listen = listen
         self._server: _Server | None = None
-        self._serving: asyncio.Task[None] | None = None
+        self._serve_task: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
-        """Returns when connections are accepted. Raises CannotStart when the address can't be had."""
+        """Start to listen; return once connections are accepted. Raise CannotStart if the address can't be used."""
         if self._listen is None:
             return
-        listener = await _listener(self._listen)
+        listener = await _open_listener(self._listen)
         host, port = listener.getsockname()[:2]
         self.address = Listen(host, port)
-        self._server = _Server(_config(self._app))
-        self._serving = asyncio.create_task(self._server.serve(sockets=[listener]), name="web")
+        config = uvicorn.Config(
+            self._app,
+            lifespan="off",
+            ws="none",
+            log_config=None,
+            access_log=False,
+            server_header=False,
+            proxy_headers=False,
+            timeout_graceful_shutdown=_GRACE_S,
+        )
+        self._server = _Server(config)
+        self._serve_task = asyncio.create_task(self._server.serve(sockets=[listener]), name="web")
         _log.info("http_listening", host=host, port=port)
 
     async def stop(self) -> None:
-        """Ends within about a second; connections that take longer are cut."""
-        if self._server is None or self._serving is None:
+        """Stop within about a second. Abort connections that take longer."""
+        if self._server is None or self._serve_task is None:
             return
         self._server.should_exit = True
-        await self._serving
-        self._server.cut()
-        self.address = self._server = self._serving = None
+        await self._serve_task
+        self._server.abort_connections()
+        self.address = self._server = self._serve_task = None
 
 
 class _Server(uvicorn.Server):
     @contextmanager
     def capture_signals(self) -> Iterator[None]:
-        yield  # they are the process's
+        yield  # signals stay with the process
 
-    def cut(self) -> None:
+    def abort_connections(self) -> None:
         for connection in list(self.server_state.connections):
             if transport := getattr(connection, "transport", None):
                 transport.abort()
 
 
-def _config(app: ASGIApp) -> uvicorn.Config:
-    return uvicorn.Config(
-        app,
-        lifespan="off",
-        ws="none",
-        log_config=None,
-        access_log=False,
-        server_header=False,
-        proxy_headers=False,
-        timeout_graceful_shutdown=_GRACE_S,
-    )
-
-
-async def _listener(listen: Listen) -> socket.socket:
+async def _open_listener(listen: Listen) -> socket.socket:
     try:
-        found = await asyncio.get_running_loop().getaddrinfo(
+        addresses = await asyncio.get_running_loop().getaddrinfo(
             listen.host, listen.port, type=socket.SOCK_STREAM, proto=socket.IPPROTO_TCP
         )
-        # `localhost` is mostly asked for as 127.0.0.1.
-        family, kind, protocol, _, address = min(found, key=lambda one: one[0] != socket.AF_INET)
-        return _bound(socket.socket(family, kind, protocol), address)
+        # Prefer IPv4: most clients of `localhost` connect to 127.0.0.1.
+        family, kind, protocol, _, address = min(addresses, key=lambda one: one[0] != socket.AF_INET)
+        return _bind(socket.socket(family, kind, protocol), address)
     except OSError as error:
-        why = _CURES.get(error.errno or 0) or f"can't be listened on: {error.strerror}; set host:port, or off"
-        raise CannotStart(f"BRIDGE_HTTP_LISTEN: {listen.host}:{listen.port} {why}") from error
+        problem = _FIXES.get(error.errno or 0) or f"can't be listened on: {error.strerror}; set host:port, or off"
+        raise CannotStart(f"BRIDGE_HTTP_LISTEN: {listen.host}:{listen.port} {problem}") from error
 
 
-def _bound(listener: socket.socket, address: tuple[object, ...]) -> socket.socket:
+def _bind(listener: socket.socket, address: tuple[object, ...]) -> socket.socket:
     try:
-        if os.name == "posix":  # elsewhere this would share the port with others
+        if os.name == "posix":  # elsewhere the option would let other processes share the port
             listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind(address)
-        listener.listen()  # now, not when uvicorn gets to it: who is told the port can connect
+        listener.listen()  # before uvicorn does, so that clients can connect as soon as the port is logged
     except OSError:
         listener.close()
         raise

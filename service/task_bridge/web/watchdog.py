@@ -1,4 +1,4 @@
-"""Notices an event loop that stands still: as lag while it is short, by ending the process when it lasts."""
+"""Watches the event loop: reports short delays as lag, and ends the process when the loop hangs."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ _log = structlog.stdlib.get_logger(__name__)
 
 EXIT_CODE = 70
 _WINDOW_S = 30.0
-_LAST_WORD_S = 1.0
+_REPORT_TIMEOUT_S = 1.0
 
 
 class Watchdog:
-    """A task ticks in the loop; a thread ends the process after `limit_s` without a tick.
+    """A task ticks in the loop. A thread ends the process after `limit_s` without a tick.
 
-    The thread counts its own wake-ups and not time: a process that was stopped and continued, or a machine that
-    slept, finds one wake-up without a tick, and lives on. `lag_s` is the worst lateness of a tick within the last
-    half to whole minute.
+    The thread counts its own wake-ups, not time: after the process was stopped and continued, or the machine slept,
+    it finds one wake-up without a tick, and the process survives. `lag_s` is the longest delay of a tick within the
+    last 30 to 60 seconds.
     """
 
     def __init__(
@@ -35,61 +35,62 @@ class Watchdog:
         limit_s: float = 10.0,
         tick_s: float = 0.2,
         wake_s: float = 0.5,
-        end: Callable[[int], object] = os._exit,
+        end_process: Callable[[int], object] = os._exit,
     ) -> None:
         self.lag_s = 0.0
         self._gauge = gauge
-        self._limit = max(2, round(limit_s / wake_s))  # in wake-ups
+        self._max_wakeups_without_tick = max(2, round(limit_s / wake_s))
         self._tick_s = tick_s
         self._wake_s = wake_s
-        self._end = end
+        self._end_process = end_process
         self._ticks = 0
-        self._stopped = threading.Event()
-        self._ticking: asyncio.Task[None] | None = None
-        self._main = 0
+        self._stop = threading.Event()
+        self._tick_task: asyncio.Task[None] | None = None
+        self._loop_thread_id = 0
 
     def start(self) -> None:
-        """In the loop that is to be watched."""
-        self._main = threading.get_ident()
-        self._ticking = asyncio.create_task(self._tick(), name="watchdog")
+        """Start to watch the running event loop."""
+        self._loop_thread_id = threading.get_ident()
+        self._tick_task = asyncio.create_task(self._tick(), name="watchdog")
         threading.Thread(target=self._watch, name="watchdog", daemon=True).start()
 
     async def stop(self) -> None:
-        """From now on the loop may stand still."""
-        self._stopped.set()
-        if self._ticking is not None:
-            self._ticking.cancel()
+        """Stop watching: the loop may hang from now on."""
+        self._stop.set()
+        if self._tick_task is not None:
+            self._tick_task.cancel()
             with suppress(asyncio.CancelledError):
-                await self._ticking
+                await self._tick_task
 
     async def _tick(self) -> None:
         clock = asyncio.get_running_loop().time
-        before, worst, window_ends = 0.0, 0.0, clock() + _WINDOW_S
+        previous_max, current_max, window_end = 0.0, 0.0, clock() + _WINDOW_S
         while True:
             due = clock() + self._tick_s
             await asyncio.sleep(self._tick_s)
             self._ticks += 1
             now = clock()
-            if now >= window_ends:
-                before, worst, window_ends = worst, 0.0, now + _WINDOW_S
-            worst = max(worst, now - due)
-            self.lag_s = max(before, worst)
+            if now >= window_end:
+                previous_max, current_max, window_end = current_max, 0.0, now + _WINDOW_S
+            current_max = max(current_max, now - due)
+            self.lag_s = max(previous_max, current_max)
             self._gauge.set(self.lag_s)
 
     def _watch(self) -> None:
-        seen, without = self._ticks, 0
-        while without < self._limit:
-            if self._stopped.wait(self._wake_s):
+        last_ticks, wakeups_without_tick = self._ticks, 0
+        while wakeups_without_tick < self._max_wakeups_without_tick:
+            if self._stop.wait(self._wake_s):
                 return
-            without = without + 1 if self._ticks == seen else 0
-            seen = self._ticks
-        # Told by another thread: when the log itself is what blocks, the process must end all the same.
-        teller = threading.Thread(target=self._tell, name="watchdog-last-word", daemon=True)
-        teller.start()
-        teller.join(_LAST_WORD_S)
-        self._end(EXIT_CODE)
+            wakeups_without_tick = wakeups_without_tick + 1 if self._ticks == last_ticks else 0
+            last_ticks = self._ticks
+        # Log from another thread: the process must end even if the log is what blocks.
+        reporter = threading.Thread(target=self._report, name="watchdog-report", daemon=True)
+        reporter.start()
+        reporter.join(_REPORT_TIMEOUT_S)
+        self._end_process(EXIT_CODE)
 
-    def _tell(self) -> None:
-        frame = sys._current_frames().get(self._main)
-        where = "".join(traceback.format_stack(frame)) if frame else None
-        _log.critical("event_loop_stands_still", limit_s=self._limit * self._wake_s, stack=where)
+    def _report(self) -> None:
+        frame = sys._current_frames().get(self._loop_thread_id)
+        stack = "".join(traceback.format_stack(frame)) if frame else None
+        limit_s = self._max_wakeups_without_tick * self._wake_s
+        _log.critical("event_loop_stands_still", limit_s=limit_s, stack=stack)

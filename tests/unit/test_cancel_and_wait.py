@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 
-from task_bridge.jetstream.connection import cancel_and_wait
+from task_bridge.jetstream.nats_py_workarounds import cancel_and_wait
 
 
 async def answering(answer: asyncio.Future[None], began: asyncio.Event) -> None:
