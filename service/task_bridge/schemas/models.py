@@ -89,7 +89,7 @@ def build_components() -> dict[str, Schema]:
         "TaskId": TASK_ID,
         **_build_request_components(),
         **_build_open_components(),
-        "ErrorReply": _build_error_reply(),
+        "ErrorReply": _ERROR_REPLY,
     }
     components["Rejection"] = _build_rejection(components["CloudEvent"]["properties"])
     return components
@@ -108,12 +108,13 @@ def _build_request_components() -> dict[str, Schema]:
 
 def _build_open_components() -> dict[str, Schema]:
     _, generated = msgspec.json.schema_components([CloudEvent, ErrorBody, *_REPLIES], ref_template=_DEFS + "{name}")
-    models: dict[str, Schema] = {
-        name: _require_all_keys(_describe_fields(name, schema)) for name, schema in generated.items()
-    }
+    models: dict[str, Schema] = {name: _describe_fields(name, schema) for name, schema in generated.items()}
+    for model_name, model in models.items():
+        for field in model["properties"].values():
+            field.pop("default", None)  # every key is present, so a reader doesn't need defaults
+        model["required"] = [name for name in model["properties"] if (model_name, name) != ("Target", "name")]
     _restrict_cloudevent(models["CloudEvent"])
-    first_event = _when("sequence", 1, previous_status=_NULL)
-    models["EventData"]["allOf"] = [*_kind_rules(), *_outcome_rules(), *_result_rules(), first_event]
+    models["EventData"]["allOf"] = list(_event_rules())
     for name in ("WatchReply", "GetReply", "UnwatchReply"):
         last_event = models[name]["properties"]["last_event"]
         last_event["anyOf"] = [ref("CloudEvent")] if name == "UnwatchReply" else [ref("CloudEvent"), {"type": "null"}]
@@ -144,16 +145,6 @@ def _simplify(schema: Schema, description: Schema) -> Schema:
     return {**schema, **description}
 
 
-def _require_all_keys(model: Schema) -> Schema:
-    """Require every key but a target's name, and drop the defaults: a reader doesn't need them."""
-    for field in model["properties"].values():
-        field.pop("default", None)
-    return {
-        **model,
-        "required": [name for name in model["properties"] if (model["title"], name) != ("Target", "name")],
-    }
-
-
 def _restrict_cloudevent(model: Schema) -> None:
     optional = ("outcome", "traceparent", "tracestate")
     fields = model["properties"]
@@ -165,13 +156,11 @@ def _restrict_cloudevent(model: Schema) -> None:
     is_final = {"properties": {"data": {"properties": {"final": {"const": True}}, "required": ["final"]}}}
     model["allOf"] = [
         {"if": is_final, "then": {"required": ["outcome"]}, "else": {"not": {"required": ["outcome"]}}},
-        *(_type_rule(kind) for kind in (*KINDS, *FINAL_OUTCOMES)),
     ]
-
-
-def _type_rule(kind: str) -> Schema:
-    has_type = {"properties": {"type": {"const": f"{TYPE_PREFIX}.task.{kind}.v1"}}}
-    return {"if": has_type, "then": {"properties": {"data": {"properties": {"kind": {"const": kind}}}}}}
+    for kind in (*KINDS, *FINAL_OUTCOMES):
+        has_type = {"properties": {"type": {"const": f"{TYPE_PREFIX}.task.{kind}.v1"}}}
+        has_kind = {"properties": {"data": {"properties": {"kind": {"const": kind}}}}}
+        model["allOf"].append({"if": has_type, "then": has_kind})
 
 
 def _when(field: str, value: object, **then: Schema) -> Schema:
@@ -183,7 +172,8 @@ _TEXT: Schema = {"type": "string"}
 _OBJECT: Schema = {"type": "object"}
 
 
-def _kind_rules() -> Iterator[Schema]:
+def _event_rules() -> Iterator[Schema]:
+    """Yield the rules between the fields of an event's data."""
     for kind in KINDS:
         yield _when("kind", kind, final={"const": False}, outcome=_NULL, error=_NULL, status=_TEXT)
     yield _when("kind", "completed", final={"const": True}, status=_TEXT)
@@ -195,33 +185,29 @@ def _kind_rules() -> Iterator[Schema]:
     yield {"if": unfinished_cis, "then": {"properties": {"extra": _NULL}}}
     yield _when("final", True, outcome=_TEXT)
     yield _when("final", False, outcome=_NULL)
-
-
-def _outcome_rules() -> Iterator[Schema]:
     yield _when("outcome", "succeeded", error=_NULL, status={"const": "SUCCEEDED"})
     for outcome in ("failed", "canceled"):
         yield _when("outcome", outcome, error=_OBJECT, status={"const": "FAILED"})
-
-
-def _result_rules() -> Iterator[Schema]:
     yield _when("result_state", "inline", result={"not": _NULL}, result_ref=_NULL)
     yield _when("result_state", "stored", result=_NULL, result_ref=_OBJECT)
     for state in ("none", "unavailable"):
         yield _when("result_state", state, result=_NULL, result_ref=_NULL)
+    yield _when("sequence", 1, previous_status=_NULL)
 
 
-def _build_error_reply() -> Schema:
-    last_event = "The final event; only if `unwatch` fails with 409 `already_ended`."
-    return {
-        "title": "ErrorReply",
-        "description": "The reply of any verb that refuses a request. The headers have the error too.",
-        "type": "object",
-        "properties": {
-            "error": ref("ErrorBody"),
-            "last_event": {"description": last_event, "anyOf": [ref("CloudEvent"), _NULL]},
+_ERROR_REPLY: Schema = {
+    "title": "ErrorReply",
+    "description": "The reply of any verb that refuses a request. The headers have the error too.",
+    "type": "object",
+    "properties": {
+        "error": ref("ErrorBody"),
+        "last_event": {
+            "description": "The final event; only if `unwatch` fails with 409 `already_ended`.",
+            "anyOf": [ref("CloudEvent"), _NULL],
         },
-        "required": ["error"],
-    }
+    },
+    "required": ["error"],
+}
 
 
 def _build_rejection(event_attributes: Schema) -> Schema:
