@@ -48,7 +48,7 @@ class BridgeStatus:
     def health(self) -> BridgeHealth:
         """Return the health of the replica from what is known, without any request."""
         watches: Counter[str] = Counter()
-        for (vcenter, _), count in self._held_by_status().items():
+        for (vcenter, _), count in self._count_held_watches().items():
             watches[vcenter] += count
         monitor = self.monitor
         return BridgeHealth(
@@ -69,7 +69,7 @@ class BridgeStatus:
         """Return all metrics, with gauges like ages set to their current values."""
         metrics = self._metrics
         metrics.watches.clear()
-        for (vcenter, status), count in self._held_by_status().items():
+        for (vcenter, status), count in self._count_held_watches().items():
             metrics.watches.labels(vcenter, status).set(count)
         if self.monitor and self.monitor.unheld_count is not None:
             metrics.watches_waiting.set(self.monitor.unheld_count)
@@ -85,7 +85,7 @@ class BridgeStatus:
         """Return the AsyncAPI document of this bridge's subjects as JSON."""
         return schemas.format_document(build_document(self._names)).encode()
 
-    def _held_by_status(self) -> Counter[tuple[str, str]]:
+    def _count_held_watches(self) -> Counter[tuple[str, str]]:
         return self.watcher.held_by_status() if self.watcher else Counter()
 
     def _nats_health(self) -> NatsHealth:

@@ -1,4 +1,4 @@
-"""docs/events.md, made of the event schema: `make schemas` writes it, a test holds it equal."""
+"""docs/events.md, generated from the event schema: `make schemas` writes it, and a test checks that it is current."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from validity import FROZEN
 _INTRO = """\
 # The events, key by key
 
-Made of the event schema, which `task-bridge schema event` prints
-([event.json](../service/task_bridge/schemas/event.json)); how to consume events stands in
-[consumers.md](consumers.md). Every event is a CloudEvent 1.0 in JSON, in structured mode. All keys of `data` are
-always there; `null` is what vCenter didn't say. Times are RFC 3339 in UTC with milliseconds. Within 1.x new keys,
-kinds, outcomes, statuses and error codes may appear: ignore what you don't know, and go by `data.final`.
+Generated from the event schema ([event.json](../service/task_bridge/schemas/event.json)), which `task-bridge schema
+event` prints. How to consume events is in [consumers.md](consumers.md). Every event is a CloudEvent 1.0 in structured
+JSON mode. All keys of `data` are always present; `null` means that vCenter didn't say. Times are RFC 3339 in UTC with
+milliseconds. Within 1.x new keys, kinds, outcomes, statuses and error codes can appear: ignore what you don't know,
+and decide by `data.final`.
 """
 _PARTS = {
     "EventData": "## `data`",
@@ -34,13 +34,13 @@ _PARTS = {
 
 
 def reference() -> str:
-    """The page."""
+    """Return the page."""
     schema = schemas.load_schema("event")["$defs"]
     example = json.loads((FROZEN / "events" / "completed.failed.json").read_text())
     parts = [
         _INTRO,
         "\n".join(["## Kinds", "", *_kinds()]),
-        "\n".join(["## Around `data`", "", *_table(schema["CloudEvent"])]),
+        "\n".join(["## The envelope", "", *_table(schema["CloudEvent"])]),
         *("\n".join([title, "", *_table(schema[name])]) for name, title in _PARTS.items()),
         "\n".join(["## A rejection", "", *_rejection(schema)]),
         f"## An example\n\n```json\n{json.dumps(example, indent=1, ensure_ascii=False)}\n```",
@@ -50,21 +50,21 @@ def reference() -> str:
 
 def _kinds() -> Iterator[str]:
     messages = build_document(SubjectNames("vcenter.tasks"))["channels"]
-    told = build_document(SubjectNames("vcenter.tasks"))["components"]["messages"]
+    summaries = build_document(SubjectNames("vcenter.tasks"))["components"]["messages"]
     yield "| end of the subject | when |"
     yield "|---|---|"
     for kind in (*KINDS, *FINAL_KINDS):
         (name,) = messages[f"events.{kind}"]["messages"]
-        yield f"| `{kind}` | {told[name]['summary']} |"
+        yield f"| `{kind}` | {summaries[name]['summary']} |"
 
 
 def _rejection(schema: dict[str, Any]) -> Iterator[str]:
-    yield schema["Rejection"]["description"] + " It has the attributes above, and in `data`:"
+    yield schema["Rejection"]["description"] + " It has the attributes of the envelope, and in `data`:"
     yield ""
     data = schema["Rejection"]["properties"]["data"]
     yield from _table(data)
     yield ""
-    yield "`error` is what an error answer of the API has in its body too:"
+    yield "`error` is the same object as in error replies of the API:"
     yield ""
     yield from _table(schema["ErrorBody"])
 
@@ -74,12 +74,12 @@ def _table(model: dict[str, Any]) -> Iterator[str]:
     yield "|---|---|---|"
     for name, field in model["properties"].items():
         absent = "" if name in model["required"] else ", may be absent"
-        yield f"| `{name}` | {_type(field)}{absent} | {_said(field)} |"
+        yield f"| `{name}` | {_type(field)}{absent} | {_describe(field)} |"
 
 
-def _said(field: dict[str, Any]) -> str:
-    said = field.get("description", "").removesuffix(" RFC 3339 in UTC with milliseconds.")
-    return f"{said} `{field['const']}`".strip() if "const" in field else said
+def _describe(field: dict[str, Any]) -> str:
+    text = field.get("description", "").removesuffix(" RFC 3339 in UTC with milliseconds.")
+    return f"{text} `{field['const']}`".strip() if "const" in field else text
 
 
 def _type(field: dict[str, Any]) -> str:
@@ -89,10 +89,10 @@ def _type(field: dict[str, Any]) -> str:
         if form in field:
             return " or ".join(_type(one) for one in field[form])
     kinds = field.get("type", "string" if "const" in field else "any JSON")
-    told = " or ".join(kind for kind in kinds if kind != "integer") if isinstance(kinds, list) else kinds
-    if told == "array":
+    types = " or ".join(kind for kind in kinds if kind != "integer") if isinstance(kinds, list) else kinds
+    if types == "array":
         return f"array of {_type(field['items'])}"
-    return told.replace("string", "time") if field.get("format") == "date-time" else told
+    return types.replace("string", "time") if field.get("format") == "date-time" else types
 
 
 def _link(name: str) -> str:

@@ -1,7 +1,7 @@
 """The JSON Schemas of requests, replies and events, and one AsyncAPI document of every subject.
 
-The files beside this are what `models.py` makes of the models (`make schemas` writes them, a test holds them
-equal): for whoever reads them out of the wheel, and so that printing one needs no models.
+`make schemas` writes the JSON files in this package from the models (`models.py`), and a test checks that they are
+current. They are files so that the wheel contains them and printing one doesn't need the models.
 """
 
 from __future__ import annotations
@@ -14,14 +14,15 @@ NAMES = ("request", "reply", "event")
 
 
 def read_text(name: str) -> str:
-    """The schema `request`, `reply` or `event` as its file has it."""
+    """Return the text of the schema `request`, `reply` or `event`."""
     return (files(__name__) / f"{name}.json").read_text(encoding="utf-8")
 
 
 def load_schema(name: str) -> dict[str, Any]:
+    """Return the schema `request`, `reply` or `event` as an object."""
     return json.loads(read_text(name))  # type: ignore[no-any-return]
 
 
 def format_document(document: dict[str, Any]) -> str:
-    """A document as text, the way the files have it."""
+    """Format a document as text, the way the files have it."""
     return json.dumps(document, indent=2, ensure_ascii=False) + "\n"

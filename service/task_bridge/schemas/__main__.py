@@ -1,4 +1,4 @@
-"""Writes the schema files anew: `make schemas`."""
+"""Write the schema files (`make schemas`)."""
 
 from pathlib import Path
 

@@ -1,7 +1,7 @@
 """One AsyncAPI 3.0 document: every subject, message, header, reply and error of a bridge. Pure.
 
-FastStream's own generator would tell of one subject (its broker consumes an inbox) without headers, replies and
-parameters, so the document is made of `subjects.py` and the schemas.
+It is built from `domain/subjects.py` and the schemas. FastStream's own generator would describe one subject only (its
+broker consumes an inbox), without headers, replies and parameters.
 """
 
 from __future__ import annotations
@@ -17,21 +17,21 @@ from .descriptions import FINAL_OUTCOMES, KINDS, Schema
 FINAL_KINDS = tuple(f"{kind}.{outcome}" for kind, outcomes in FINAL_OUTCOMES.items() for outcome in outcomes)
 _REQUESTS = dict.fromkeys(VERBS, "TaskRequest") | {"watch": "WatchRequest", "list": "ListRequest"}
 _DESCRIPTION = (
-    "Watches vCenter tasks for everybody: a request over NATS in, every change of status and exactly one ending "
-    f"out. The API is the NATS service `{SERVICE}` and answers `$SRV.PING`, `$SRV.INFO` and `$SRV.STATS`. "
-    "Consumers name the stream; they ignore keys, kinds and outcomes that they don't know and go by `final`."
+    "Watches long-running vCenter tasks. Send it a task id over NATS; it publishes every status change, and exactly "
+    f"one final event. The API is the NATS service `{SERVICE}`; it answers `$SRV.PING`, `$SRV.INFO` and `$SRV.STATS`. "
+    "Consumers must name the stream, ignore keys, kinds and outcomes that they don't know, and decide by `final`."
 )
-_SAID = {
-    "watch": "Watches a task until it ends; the answer tells its events.",
-    "get": "Tells how a task stands, watched or ended.",
-    "list": "Tells the active watches of all replicas.",
-    "unwatch": "Ends a watch with its final event; the task goes on.",
-    "cancel": "Asks vCenter to cancel a task; needs `BRIDGE_ALLOW_CANCEL=true`.",
+_VERB_DESCRIPTIONS = {
+    "watch": "Starts a watch of a task. The reply has the subject filter of its events.",
+    "get": "Returns the watch of a task and its newest event, whether the watch is active or ended.",
+    "list": "Lists the active watches of all replicas.",
+    "unwatch": "Ends a watch with a final event. The task continues.",
+    "cancel": "Asks vCenter to cancel a task. Needs `BRIDGE_ALLOW_CANCEL=true`.",
 }
 
 
 def build_document(names: SubjectNames) -> dict[str, Any]:
-    """The document of a bridge whose subjects begin with `names.prefix`."""
+    """Build the document of a bridge whose subjects begin with `names.prefix`."""
     schemas = {
         name: part for file in ("request", "reply", "event") for name, part in load_schema(file)["$defs"].items()
     }
@@ -44,30 +44,30 @@ def build_document(names: SubjectNames) -> dict[str, Any]:
             "license": {"name": "Apache-2.0", "url": "https://www.apache.org/licenses/LICENSE-2.0"},
         },
         "defaultContentType": "application/json",
-        "channels": dict(_channels(names)),
-        "operations": dict(_operations()),
-        "components": {"messages": dict(_messages(names)), "schemas": _relocated(schemas)},
+        "channels": dict(_build_channels(names)),
+        "operations": dict(_build_operations()),
+        "components": {"messages": dict(_build_messages(names)), "schemas": _relocate_refs(schemas)},
     }
 
 
-def _relocated(value: Any) -> Any:
-    """The same with every `$ref` pointing to where AsyncAPI keeps components."""
+def _relocate_refs(value: Any) -> Any:
+    """Return a copy in which every `$ref` points to where AsyncAPI keeps components."""
     if isinstance(value, dict):
-        moved = {key: _relocated(item) for key, item in value.items()}
-        if isinstance(at := value.get("$ref"), str):
-            moved["$ref"] = at.replace("#/$defs/", "#/components/schemas/")
+        moved = {key: _relocate_refs(item) for key, item in value.items()}
+        if isinstance(target := value.get("$ref"), str):
+            moved["$ref"] = target.replace("#/$defs/", "#/components/schemas/")
         return moved
-    return [_relocated(item) for item in value] if isinstance(value, list) else value
+    return [_relocate_refs(item) for item in value] if isinstance(value, list) else value
 
 
-def _channels(names: SubjectNames) -> Iterator[tuple[str, Schema]]:
+def _build_channels(names: SubjectNames) -> Iterator[tuple[str, Schema]]:
     yield (
         "watch",
         {
             "address": names.requests,
-            "description": f"Kept in the stream {names.requests_stream}, also while no bridge runs. A JetStream "
-            "publish is answered by NATS's PubAck, which confirms storage; a core publish isn't answered.",
-            "messages": _one("StoredWatchRequest"),
+            "description": f"Stored in {names.requests_stream}, also while no bridge runs. A JetStream publish is "
+            "answered by a PubAck, which confirms storage; a core publish isn't answered.",
+            "messages": _message_refs("StoredWatchRequest"),
         },
     )
     for verb in VERBS:
@@ -75,8 +75,8 @@ def _channels(names: SubjectNames) -> Iterator[tuple[str, Schema]]:
             f"api.{verb}",
             {
                 "address": f"{names.api}.{verb}",
-                "description": _SAID[verb],
-                "messages": _one(f"{verb.title()}Request"),
+                "description": _VERB_DESCRIPTIONS[verb],
+                "messages": _message_refs(f"{verb.title()}Request"),
             },
         )
         yield (
@@ -84,7 +84,7 @@ def _channels(names: SubjectNames) -> Iterator[tuple[str, Schema]]:
             {
                 "address": None,
                 "description": "The inbox that the request names.",
-                "messages": _one(f"{verb.title()}Reply", "ErrorReply"),
+                "messages": _message_refs(f"{verb.title()}Reply", "ErrorReply"),
             },
         )
     for kind in (*KINDS, *FINAL_KINDS):
@@ -92,17 +92,17 @@ def _channels(names: SubjectNames) -> Iterator[tuple[str, Schema]]:
             f"events.{kind}",
             {
                 "address": f"{names.events}.{{vcenter}}.{{task}}.{kind}",
-                "description": f"Kept in the stream {names.events_stream}; core subscribers see the same.",
+                "description": f"Stored in {names.events_stream}. Core subscribers receive the same messages.",
                 "parameters": _PARAMETERS,
-                "messages": _one(_event_name(kind)),
+                "messages": _message_refs(_name_event_message(kind)),
             },
         )
     yield (
         "rejected",
         {
             "address": names.rejected,
-            "description": f"Kept in the stream {names.events_stream}. A core subscriber may see one twice.",
-            "messages": _one("Rejection"),
+            "description": f"Stored in {names.events_stream}. A core subscriber can receive a rejection twice.",
+            "messages": _message_refs("Rejection"),
         },
     )
 
@@ -110,54 +110,56 @@ def _channels(names: SubjectNames) -> Iterator[tuple[str, Schema]]:
 _PARAMETERS = {
     "vcenter": {"description": "The configured name of the vCenter."},
     "task": {
-        "description": "The task id, percent-encoded as UTF-8 with upper-case hex: everything but "
-        "`A-Z a-z 0-9 - _ ~ :`, so a dot is `%2E`."
+        "description": "The task id, percent-encoded as UTF-8 with upper-case hex. All but `A-Z a-z 0-9 - _ ~ :` is "
+        "encoded, so a dot is `%2E`."
     },
 }
 
 
-def _one(*names: str) -> Schema:
+def _message_refs(*names: str) -> Schema:
     return {name: {"$ref": f"#/components/messages/{name}"} for name in names}
 
 
-def _operations() -> Iterator[tuple[str, Schema]]:
-    """From the bridge's side, as AsyncAPI wants it: it receives requests and sends events."""
-    yield "watch", {"action": "receive", "channel": _channel("watch")}
+def _build_operations() -> Iterator[tuple[str, Schema]]:
+    """Yield the operations from the bridge's side, as AsyncAPI requires: it receives requests and sends events."""
+    yield "watch", {"action": "receive", "channel": _channel_ref("watch")}
     for verb in VERBS:
         yield (
             f"api.{verb}",
             {
                 "action": "receive",
-                "channel": _channel(f"api.{verb}"),
-                "reply": {"channel": _channel(f"api.{verb}.reply")},
+                "channel": _channel_ref(f"api.{verb}"),
+                "reply": {"channel": _channel_ref(f"api.{verb}.reply")},
             },
         )
     for kind in (*KINDS, *FINAL_KINDS):
-        yield f"events.{kind}", {"action": "send", "channel": _channel(f"events.{kind}")}
-    yield "rejected", {"action": "send", "channel": _channel("rejected")}
+        yield f"events.{kind}", {"action": "send", "channel": _channel_ref(f"events.{kind}")}
+    yield "rejected", {"action": "send", "channel": _channel_ref("rejected")}
 
 
-def _channel(name: str) -> Schema:
+def _channel_ref(name: str) -> Schema:
     return {"$ref": f"#/channels/{name}"}
 
 
-def _event_name(kind: str) -> str:
+def _name_event_message(kind: str) -> str:
     return kind.title().replace(".", "").replace("_", "")
 
 
-def _messages(names: SubjectNames) -> Iterator[tuple[str, Schema]]:
-    stored = {**_TRACE, "Nats-Msg-Id": _text("Yours, if you want a repeated publish to be stored once.")}
-    yield "StoredWatchRequest", _message("A watch request, stored", "WatchRequest", stored)
+def _build_messages(names: SubjectNames) -> Iterator[tuple[str, Schema]]:
+    stored = {**_TRACE, "Nats-Msg-Id": _text("An id of your own, so that a repeated publish is stored once.")}
+    yield "StoredWatchRequest", _build_message("A watch request, stored", "WatchRequest", stored)
     for verb in VERBS:
         headers = _TRACE if verb == "watch" else {}
-        yield f"{verb.title()}Request", _message(f"A request to {verb}", _REQUESTS[verb], headers)
-        yield f"{verb.title()}Reply", _message(f"The answer of {verb}", f"{verb.title()}Reply", {})
-    yield "ErrorReply", _message("A refusal", "ErrorReply", _ERROR_HEADERS, required=list(_ERROR_HEADERS))
+        yield f"{verb.title()}Request", _build_message(f"A request to {verb}", _REQUESTS[verb], headers)
+        yield f"{verb.title()}Reply", _build_message(f"The answer of {verb}", f"{verb.title()}Reply", {})
+    yield "ErrorReply", _build_message("A refusal", "ErrorReply", _ERROR_HEADERS, required=list(_ERROR_HEADERS))
     for kind in (*KINDS, *FINAL_KINDS):
         yield (
-            _event_name(kind),
+            _name_event_message(kind),
             {
-                **_message(_TOLD[kind], "CloudEvent", _EVENT_HEADERS, required=list(_EVENT_HEADERS)[:5]),
+                **_build_message(
+                    _EVENT_SUMMARIES[kind], "CloudEvent", _EVENT_HEADERS, required=list(_EVENT_HEADERS)[:5]
+                ),
                 "contentType": "application/cloudevents+json",
             },
         )
@@ -165,7 +167,7 @@ def _messages(names: SubjectNames) -> Iterator[tuple[str, Schema]]:
     yield (
         "Rejection",
         {
-            **_message(
+            **_build_message(
                 "A stored request that can never be served", "Rejection", content_type, required=["Content-Type"]
             ),
             "contentType": "application/cloudevents+json",
@@ -173,7 +175,7 @@ def _messages(names: SubjectNames) -> Iterator[tuple[str, Schema]]:
     )
 
 
-def _message(summary: str, payload: str, headers: Schema, *, required: list[str] | None = None) -> Schema:
+def _build_message(summary: str, payload: str, headers: Schema, *, required: list[str] | None = None) -> Schema:
     message: Schema = {"summary": summary, "payload": {"$ref": f"#/components/schemas/{payload}"}}
     if headers:
         message["headers"] = {"type": "object", "properties": headers, "required": required or []}
@@ -185,27 +187,27 @@ def _text(description: str, **bounds: Any) -> Schema:
 
 
 _TRACE = {
-    "traceparent": _text("W3C trace context; comes back in every event of the watch."),
-    "tracestate": _text("Goes with it."),
+    "traceparent": _text("The W3C trace context. Every event of the watch carries it."),
+    "tracestate": _text("The `tracestate` that belongs to it."),
 }
 _ERROR_HEADERS = {
-    "Nats-Service-Error": _text("Code and message in one line of ASCII."),
+    "Nats-Service-Error": _text("The code and the message in one line of ASCII."),
     "Nats-Service-Error-Code": _text("The status in digits, like 404.", pattern="^[0-9]{3}$"),
 }
 _EVENT_HEADERS = {
-    "Content-Type": _text("Structured mode of CloudEvents.", const="application/cloudevents+json"),
-    "Nats-Msg-Id": _text("Begins with the event's id."),
-    "Bridge-Watch": _text("The watch's id, as in the body."),
+    "Content-Type": _text("The structured mode of CloudEvents.", const="application/cloudevents+json"),
+    "Nats-Msg-Id": _text("Starts with the id of the event."),
+    "Bridge-Watch": _text("The id of the watch, as in the body."),
     "Bridge-Sequence": _text("The number of the event in its watch, as in the body."),
     "Bridge-Kind": _text("The end of the subject: the kind and, on final events, the outcome."),
-    "Bridge-Instance": _text("Which replica wrote it; not for users."),
-    "Bridge-Stalled": _text("There when the present standstill has been told; not for users."),
+    "Bridge-Instance": _text("The replica that wrote the event. Not for users."),
+    "Bridge-Stalled": _text("Present if the current standstill has been published. Not for users."),
 }
-_TOLD = {
-    "watching": "The watch is taken up: the first state seen in vCenter",
-    "status": "The status changed, or a quiet watch is stated again",
-    "progress": "Progress, cancelable or, where asked for, the partial result changed",
-    "stalled": "Nothing changed for as long as the watch said",
+_EVENT_SUMMARIES = {
+    "watching": "The watch starts: the first state seen in vCenter",
+    "status": "The status changed, or a quiet watch is restated",
+    "progress": "The progress, `cancelable` or, where requested, the partial result changed",
+    "stalled": "Nothing changed for the watch's `stalled_after`",
     "completed.succeeded": "The task succeeded (final)",
     "completed.failed": "The task failed (final)",
     "completed.canceled": "The task was canceled (final)",

@@ -1,7 +1,7 @@
-"""What the models don't say of themselves: a word on each field, and the bounds that the contract sets. Pure.
+"""Descriptions of all fields of the schemas, and the limits that the contract sets. Pure.
 
-Patterns stay within what every regular expression engine knows: no lookaround, no `\\d`. In some a `$` also matches
-before a last line feed, so where that matters a `not` excludes it.
+Patterns use only what every regular expression engine supports: no lookaround, no `\\d`. In some engines `$` also
+matches before a final line feed; where that matters, a `not` excludes it.
 """
 
 from __future__ import annotations
@@ -28,25 +28,27 @@ _TIME = r"^[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2}\.[0-9]{3}Z$"
 _LINE_FEED = {"type": "string", "pattern": "\\n"}
 
 
-def _said(description: str, **bounds: Any) -> Schema:
+def _field(description: str, **bounds: Any) -> Schema:
     return {"description": description, **bounds}
 
 
 def _time(description: str) -> Schema:
-    return _said(f"{description} RFC 3339 in UTC with milliseconds.", format="date-time", pattern=_TIME)
+    return _field(f"{description} RFC 3339 in UTC with milliseconds.", format="date-time", pattern=_TIME)
 
 
-def _duration(description: str, *written: Schema, **number: Any) -> Schema:
-    seconds = {"type": "number", "maximum": int(MAX_DURATION_S), **number}
+def _duration(description: str, *text_limits: Schema, **number_limits: Any) -> Schema:
+    number = {"type": "number", "maximum": int(MAX_DURATION_S), **number_limits}
     text = {"type": "string", "maxLength": 64, "pattern": _DURATION, "not": _LINE_FEED}
-    told = f"{description} A number of seconds, or like 90s, 15m, 2h, 7d, PT2H; at most 365 days."
-    return {"description": told, "anyOf": [seconds, {"allOf": [text, *written]}, {"type": "null"}]}
+    return {
+        "description": f"{description} A number of seconds, or text like 90s, 15m, 2h, 7d, PT2H. At most 365 days.",
+        "anyOf": [number, {"allOf": [text, *text_limits]}, {"type": "null"}],
+    }
 
 
 TASK_ID: Schema = {
     "title": "TaskId",
-    "description": "A task id: as `?vmw-task=true` answers it, 1 to 256 bytes of UTF-8, or a classic task's like "
-    "`task-123`, also as tools print it: `Task:task-123`.",
+    "description": "A task id, 1 to 256 bytes of UTF-8: as vCenter returns it for `?vmw-task=true`, or the id of a "
+    "classic task like `task-123`, also in the form `Task:task-123`.",
     "type": "string",
     "minLength": 1,
     "maxLength": 256,
@@ -59,180 +61,187 @@ TASK_ID: Schema = {
 }
 
 _VCENTER_NAME = "^[a-z0-9]+(_[a-z0-9]+)*$"
-_WHICH = _said("Which vCenter; else the only one configured, or `BRIDGE_DEFAULT_VCENTER`.")
-_NAMED = _said("The configured name of the vCenter.", maxLength=63, pattern=_VCENTER_NAME)
-_TASK = _said("The task's id.", minLength=1)
-_STREAM = _said("The stream that holds the events; consumers name it.")
-_EVENTS = _said("The subject filter of the task's events.")
-_REF = _said("The watch: its id, timeout and labels are its own, not the requester's.")
+_REQUESTED_VCENTER = _field("The vCenter. Default: the only one configured, or `BRIDGE_DEFAULT_VCENTER`.")
+_VCENTER = _field("The configured name of the vCenter.", maxLength=63, pattern=_VCENTER_NAME)
+_TASK = _field("The task's id.", minLength=1)
+_STREAM = _field("The stream that holds the events. Consumers must name it.")
+_EVENTS = _field("The subject filter of the task's events.")
+_WATCH = _field("The watch. Its id, timeout and labels are its own, not the requester's.")
 
 DESCRIPTIONS: dict[str, dict[str, Schema]] = {
-    "TaskRequest": {"task": {}, "vcenter": _WHICH},
+    "TaskRequest": {"task": {}, "vcenter": _REQUESTED_VCENTER},
     "WatchRequest": {
         "task": {},
-        "vcenter": _WHICH,
-        # Some digit must not be a 0, which is all that makes a written duration above 0.
+        "vcenter": _REQUESTED_VCENTER,
+        # A duration in text is above 0 if and only if one of its digits isn't 0.
         "timeout": _duration(
             "Ends the watch, never the task. Without one the watch lasts until the task ends.",
             {"pattern": "[1-9]"},
             exclusiveMinimum=0,
         ),
         "stalled_after": _duration(
-            "A task without any change for this long is told once; 0 is never, null is `BRIDGE_STALLED_AFTER`.",
+            "Publish one `stalled` event when nothing changed for this long. 0: never; null: `BRIDGE_STALLED_AFTER`.",
             minimum=0,
         ),
-        "partial_results": _said("Follow results that change before the end: every event carries the newest."),
-        "labels": _said("Copied into every event of the watch."),
+        "partial_results": _field("Follow results that change before the end: every event carries the newest result."),
+        "labels": _field("Copied into every event of the watch."),
     },
     "ListRequest": {
-        "vcenter": _said("Of this vCenter only."),
-        "limit": _said("Watches a page at most: it has fewer where they fill a reply."),
-        "cursor": _said("The one of the reply before.", pattern="^[0-9]{1,18}$", **{"not": _LINE_FEED}),
+        "vcenter": _field("List only the watches of this vCenter."),
+        "limit": _field("The most watches in a page. A page has fewer if they don't fit into a reply."),
+        "cursor": _field("The `cursor` of the previous reply.", pattern="^[0-9]{1,18}$", **{"not": _LINE_FEED}),
     },
     "CloudEvent": {
-        "id": _said("`<watch id>/<sequence>`; whoever remembers ids never acts twice.", pattern="^[!-.0-~]+/[0-9]+$"),
-        "source": _said("The configured URL of the vCenter.", minLength=1, format="uri-reference"),
-        "type": _said("What happened.", pattern=rf"^{TYPE_PREFIX.replace('.', '[.]')}[.]task[.][a-z_]+[.]v1$"),
+        "id": _field(
+            "`<watch id>/<sequence>`. Remember the ids you have handled and you never act twice.",
+            pattern="^[!-.0-~]+/[0-9]+$",
+        ),
+        "source": _field("The configured URL of the vCenter.", minLength=1, format="uri-reference"),
+        "type": _field("What happened.", pattern=rf"^{TYPE_PREFIX.replace('.', '[.]')}[.]task[.][a-z_]+[.]v1$"),
         "subject": _TASK,
-        "time": _time("When the bridge saw it."),
-        "outcome": _said("The same as in `data`, on final events only."),
-        "traceparent": _said("The requester's W3C trace context, if it sent one."),
-        "tracestate": _said("Goes with `traceparent`."),
+        "time": _time("When the bridge saw it happen."),
+        "outcome": _field("The same as `data.outcome`; on final events only."),
+        "traceparent": _field("The requester's W3C trace context, if it sent one."),
+        "tracestate": _field("The requester's `tracestate`, if it sent one."),
         "data": {},
     },
     "EventData": {
-        "vcenter": _NAMED,
-        "api": _said(
-            "Where the task lives: `cis` is vCenter's tasks service of the REST API, `vim` the Web Services API, "
-            "which has the classic tasks."
+        "vcenter": _VCENTER,
+        "api": _field(
+            "The API that has the task: `cis` is the tasks service of vCenter's REST API, `vim` the Web Services API "
+            "with the classic tasks."
         ),
         "task": _TASK,
-        "watch": _REF,
-        "kind": _said("What happened; more kinds may come. `final` tells an ending.", pattern="^[a-z_]+$"),
-        "outcome": _said("How it ended, on final events; more may come.", pattern="^[a-z_]+$"),
-        "final": _said("Whether this is the watch's one ending."),
-        "sequence": _said("1, 2, 3… over the events of a watch, without gaps.", minimum=1),
-        "status": _said(
-            "vCenter's own word: PENDING, RUNNING, BLOCKED (not an end), SUCCEEDED, FAILED, or one that it has yet "
-            "to invent. Null when vCenter never showed the task.",
+        "watch": _WATCH,
+        "kind": _field("What happened. More kinds can appear; decide by `final`.", pattern="^[a-z_]+$"),
+        "outcome": _field("How it ended; on final events only. More outcomes can appear.", pattern="^[a-z_]+$"),
+        "final": _field("True on the one final event of the watch."),
+        "sequence": _field("1, 2, 3… over the events of a watch, without gaps.", minimum=1),
+        "status": _field(
+            "vCenter's own word: PENDING, RUNNING, BLOCKED (not an end), SUCCEEDED, FAILED, or one that a later "
+            "vCenter adds. Null if vCenter never showed the task.",
             minLength=1,
         ),
-        "previous_status": _said("The status of the event before; null in the first.", minLength=1),
-        "service": _said("Which service runs the task.", minLength=1),
-        "operation": _said("Which of its operations.", minLength=1),
-        "description": _said("What the task does, in English.", minLength=1),
-        "target": _said("What the task works on."),
-        "parent": _said("The id of the parent task.", minLength=1),
-        "user": _said("Who started the task.", minLength=1),
-        "cancelable": _said("Whether vCenter would cancel it."),
-        "progress": _said("How far it is."),
-        "error": _said("Why, on `completed.failed`, `completed.canceled` and `abandoned`; null else."),
-        "result": _said("The result as JSON when `result_state` is `inline`, else null."),
-        "result_state": _said(
-            "`inline`: in `result`. `stored`: in the object store, where `result_ref` says. `none`: vCenter has "
-            "none, or this event carries none. `unavailable`: there was one that couldn't be fetched or stored.",
+        "previous_status": _field("The status in the previous event; null in the first.", minLength=1),
+        "service": _field("The service that runs the task.", minLength=1),
+        "operation": _field("The operation of that service.", minLength=1),
+        "description": _field("The task's description, in English.", minLength=1),
+        "target": _field("The object that the task works on."),
+        "parent": _field("The id of the parent task.", minLength=1),
+        "user": _field("The user who started the task.", minLength=1),
+        "cancelable": _field("True if vCenter can cancel the task now."),
+        "progress": _field("How far the task is."),
+        "error": _field("The reason, on `completed.failed`, `completed.canceled` and `abandoned`; otherwise null."),
+        "result": _field("The result as JSON if `result_state` is `inline`; otherwise null."),
+        "result_state": _field(
+            "`inline`: in `result`. `stored`: in the object store, at `result_ref`. `none`: vCenter has none, or this "
+            "event carries none. `unavailable`: there was one, but it couldn't be fetched or stored.",
             enum=["inline", "stored", "none", "unavailable"],
         ),
-        "result_ref": _said("Where a result above 262,144 bytes lies."),
-        "extra": _said(
-            "On `completed`: what vCenter's answer carries beyond its documented fields, up to 64 KiB. Of a "
-            "classic task always: `queueTime`, `eventChainId`, `activationId`, and the `question` that blocks it."
+        "result_ref": _field(
+            "The place of a `stored` result: one above 262,144 bytes, or larger than the server takes."
+        ),
+        "extra": _field(
+            "On `completed`: fields of vCenter's answer beyond the documented ones, up to 64 KiB. For classic tasks, "
+            "on every event: `queueTime`, `eventChainId`, `activationId` and the `question` that blocks the task."
         ),
         "started_at": _time("When the task started, by vCenter's clock."),
-        "ended_at": _time("When it ended, by vCenter's clock."),
-        "duration_seconds": _said("`ended_at` - `started_at`."),
-        "unchanged_since": _time("When the bridge saw the last change; null when vCenter never showed the task."),
+        "ended_at": _time("When the task ended, by vCenter's clock."),
+        "duration_seconds": _field("`ended_at` - `started_at`."),
+        "unchanged_since": _time("When the bridge saw the last change. Null if vCenter never showed the task."),
     },
     "WatchRef": {
-        "id": _said("The watch's id: ASCII without `/`.", pattern="^[!-.0-~]+$"),
+        "id": _field("The watch's id: ASCII without `/`.", pattern="^[!-.0-~]+$"),
         "since": _time("When the request was stored."),
-        "timeout_at": _time("When the watch ends at the latest; null is never."),
-        "labels": _said("As the request gave them."),
+        "timeout_at": _time("When the watch ends at the latest; null: never."),
+        "labels": _field("The labels of the request."),
     },
     "Target": {
-        "type": _said("Like `ClusterComputeResource`.", minLength=1),
-        "id": _said("Like `domain-c9`.", minLength=1),
-        "name": _said("What people call it; only there where vCenter tells it.", minLength=1),
+        "type": _field("Like `ClusterComputeResource`.", minLength=1),
+        "id": _field("The id of the object, like `domain-c9`.", minLength=1),
+        "name": _field("The name of the object. Absent where vCenter doesn't name it.", minLength=1),
     },
     "Progress": {
-        "completed": _said("As vCenter sent it."),
-        "total": _said("As vCenter sent it."),
-        "percent": _said("One decimal; null when there is no total.", minimum=0, maximum=100),
-        "message": _said("What it does now, in English.", minLength=1),
+        "completed": _field("The completed units, as vCenter sent them."),
+        "total": _field("The total units, as vCenter sent them."),
+        "percent": _field(
+            "`completed` of `total` in percent, with one decimal; null if there is no total.", minimum=0, maximum=100
+        ),
+        "message": _field("What the task does now, in English.", minLength=1),
     },
     "TaskError": {
-        "type": _said(
+        "type": _field(
             "One of `com.vmware.vapi.std.errors`, like `INTERNAL_SERVER_ERROR`; of a classic task the fault's "
             "type, like `InvalidState`.",
             minLength=1,
         ),
-        "message": _said("One sentence; never empty.", minLength=1),
-        "messages": _said("vCenter's messages in its order, the cause last."),
-        "transient": _said("Whether vCenter says that trying again may help."),
-        "data": _said("What vCenter adds, as it sent it."),
+        "message": _field("One sentence; never empty.", minLength=1),
+        "messages": _field("vCenter's messages in vCenter's order, with the cause last."),
+        "transient": _field("True if vCenter says that a retry may help, false if it says that it won't."),
+        "data": _field("More data about the error, as vCenter sent it."),
     },
     "Message": {
-        "id": _said("The message's key, for those who translate."),
-        "text": _said("In English, arguments filled in.", minLength=1),
-        "args": _said("What was filled in."),
+        "id": _field("The id of the message, for translations."),
+        "text": _field("The message in English, with its arguments filled in.", minLength=1),
+        "args": _field("The arguments."),
     },
     "ResultRef": {
-        "bucket": _said("The object store bucket."),
-        "name": _said("The object in it."),
-        "size": _said("Bytes.", minimum=0),
-        "sha256": _said("Of those bytes, in hex.", pattern="^[0-9a-f]{64}$"),
+        "bucket": _field("The object store bucket."),
+        "name": _field("The name of the object in the bucket."),
+        "size": _field("The size in bytes.", minimum=0),
+        "sha256": _field("The SHA-256 of the content, in hex.", pattern="^[0-9a-f]{64}$"),
     },
     "WatchReply": {
-        "outcome": _said("`accepted`, `already_watching` or `already_completed`."),
-        "vcenter": _NAMED,
+        "outcome": _field("`accepted`, `already_watching` or `already_completed`."),
+        "vcenter": _VCENTER,
         "task": _TASK,
-        "watch": _REF,
+        "watch": _WATCH,
         "stream": _STREAM,
         "events": _EVENTS,
-        "last_event": _said("The newest event of this watch; null before its first."),
+        "last_event": _field("The newest event of this watch; null before the first."),
     },
     "GetReply": {
-        "watching": _said("Whether the task is being watched now."),
-        "vcenter": _NAMED,
+        "watching": _field("True if the task is being watched now."),
+        "vcenter": _VCENTER,
         "task": _TASK,
-        "watch": _REF,
+        "watch": _WATCH,
         "stream": _STREAM,
         "events": _EVENTS,
-        "last_event": _said("The newest event of this watch; null before its first."),
+        "last_event": _field("The newest event of this watch; null before the first."),
     },
     "ListedWatch": {
-        "vcenter": _NAMED,
+        "vcenter": _VCENTER,
         "task": _TASK,
-        "watch": _REF,
-        "status": _said("Null before the first look."),
-        "progress": _said("Null before the first look."),
-        "unconfigured": _said("Whether its vCenter is no longer configured, so that nobody looks."),
+        "watch": _WATCH,
+        "status": _field("The task's status; null before the first poll."),
+        "progress": _field("The task's progress; null before the first poll."),
+        "unconfigured": _field("True if the vCenter is no longer configured, so that the task isn't polled."),
     },
     "ListReply": {
-        "watches": _said("Oldest request first."),
-        "total": _said("How many there are in all, over all replicas.", minimum=0),
-        "cursor": _said("Asks for the next page; null on the last."),
+        "watches": _field("The watches, oldest request first."),
+        "total": _field("The number of all watches of all replicas.", minimum=0),
+        "cursor": _field("Send it to get the next page; null on the last page."),
     },
     "UnwatchReply": {
-        "outcome": _said("", const="unwatched"),
-        "vcenter": _NAMED,
+        "outcome": _field("", const="unwatched"),
+        "vcenter": _VCENTER,
         "task": _TASK,
-        "watch": _REF,
-        "last_event": _said("The final event."),
+        "watch": _WATCH,
+        "last_event": _field("The final event."),
     },
-    "CancelReply": {"outcome": _said("", const="cancel_requested"), "vcenter": _NAMED, "task": _TASK},
+    "CancelReply": {"outcome": _field("", const="cancel_requested"), "vcenter": _VCENTER, "task": _TASK},
     "ErrorBody": {
-        "status": _said("As in HTTP.", minimum=400, maximum=599),
-        "code": _said(
+        "status": _field("The status code, as in HTTP.", minimum=400, maximum=599),
+        "code": _field(
             "`invalid_request`, `forbidden`, `unknown_vcenter`, `unknown_task`, `not_watched`, `already_ended`, "
-            "`not_cancelable`, `vcenter_unavailable`, `unavailable`; more may come.",
+            "`not_cancelable`, `vcenter_unavailable`, `unavailable`. More can appear.",
             pattern="^[a-z_]+$",
         ),
-        "message": _said("What happened and what to do, in a sentence.", minLength=1),
-        "details": _said("What is wrong, by field."),
+        "message": _field("What happened and what to do.", minLength=1),
+        "details": _field("The problems, by field."),
     },
     "ErrorDetail": {
-        "field": _said("The field's path; empty is the request itself."),
-        "problem": _said("What about it."),
+        "field": _field("The path of the field; empty for the request itself."),
+        "problem": _field("What is wrong with it."),
     },
 }

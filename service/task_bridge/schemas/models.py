@@ -1,8 +1,8 @@
-"""The JSON Schemas (2020-12) of requests, replies and events, made of the models. Pure.
+"""The JSON Schemas (2020-12) of requests, replies and events, built from the models. Pure.
 
-Requests are closed: an unknown field is refused. Events and replies are open: 1.x may add keys, kinds and outcomes,
-and every key of theirs is always there. No keyword stands beside a `$ref`, so that validators of older drafts,
-AsyncAPI's among them, read the same.
+Requests are closed: unknown fields are refused. Events and replies are open: 1.x can add keys, kinds and outcomes; all
+their keys are always present. No keyword stands beside a `$ref`, so that validators of older drafts, AsyncAPI's among
+them, read the schemas the same way.
 """
 
 from __future__ import annotations
@@ -40,129 +40,127 @@ def ref(name: str) -> Schema:
 
 
 def build_schema_files() -> dict[str, Schema]:
-    """The three schemas, each complete in itself, by name."""
+    """Return the three schemas by name. Each is complete in itself."""
     requests = [model.__name__ for model in _REQUESTS]
     replies = [*(model.__name__ for model in _REPLIES), "ErrorReply"]
-    rejected = {"properties": {"type": {"const": REJECTED}}, "required": ["type"]}
+    rejection = {"properties": {"type": {"const": REJECTED}}, "required": ["type"]}
     return {
-        "request": _file(
-            "A watch request. Of the other verbs, get, unwatch and cancel take a TaskRequest, list a ListRequest",
+        "request": _build_file(
+            "A watch request. The verbs get, unwatch and cancel take a TaskRequest, list a ListRequest",
             requests,
             {"allOf": [ref("WatchRequest")]},
         ),
-        "reply": _file("An answer of the API, one of each verb", replies, {"anyOf": [ref(name) for name in replies]}),
-        "event": _file(
+        "reply": _build_file("A reply of the API to any verb", replies, {"anyOf": [ref(name) for name in replies]}),
+        "event": _build_file(
             "A message of the events stream: an event of a watch, or a rejection",
             ["CloudEvent", "Rejection"],
-            {"if": rejected, "then": ref("Rejection"), "else": ref("CloudEvent")},
+            {"if": rejection, "then": ref("Rejection"), "else": ref("CloudEvent")},
         ),
     }
 
 
-def _file(title: str, names: list[str], root: Schema) -> Schema:
+def _build_file(title: str, names: list[str], root: Schema) -> Schema:
     return {"$schema": DIALECT, "title": title, **root, "$defs": collect_components(names)}
 
 
 def collect_components(names: list[str]) -> dict[str, Schema]:
-    """These components and those that they need."""
-    all_of_them, wanted = build_components(), list(names)
-    for name in wanted:
-        wanted.extend(needed for needed in _named_in(all_of_them[name]) if needed not in wanted)
-    return {name: all_of_them[name] for name in wanted}
+    """Return these components and all components that they refer to."""
+    components, needed = build_components(), list(names)
+    for name in needed:  # grows while it is read
+        needed.extend(other for other in _iter_refs(components[name]) if other not in needed)
+    return {name: components[name] for name in needed}
 
 
-def _named_in(value: Any) -> Iterator[str]:
+def _iter_refs(value: Any) -> Iterator[str]:
     if isinstance(value, dict):
-        if isinstance(named := value.get("$ref"), str):
-            yield named.removeprefix(_DEFS)
+        if isinstance(target := value.get("$ref"), str):
+            yield target.removeprefix(_DEFS)
         for item in value.values():
-            yield from _named_in(item)
+            yield from _iter_refs(item)
     elif isinstance(value, list):
         for item in value:
-            yield from _named_in(item)
+            yield from _iter_refs(item)
 
 
 @cache
 def build_components() -> dict[str, Schema]:
-    """Every component by name. Not to be changed by who gets it."""
-    made = {"TaskId": TASK_ID, **_request_components(), **_open_components(), "ErrorReply": _error_reply()}
-    made["Rejection"] = _rejection(made["CloudEvent"]["properties"])
-    return made
+    """Return every component by name. The result is cached: callers must not change it."""
+    components = {
+        "TaskId": TASK_ID,
+        **_build_request_components(),
+        **_build_open_components(),
+        "ErrorReply": _ERROR_REPLY,
+    }
+    components["Rejection"] = _build_rejection(components["CloudEvent"]["properties"])
+    return components
 
 
-def _request_components() -> dict[str, Schema]:
-    _, made = models_json_schema([(model, "validation") for model in _REQUESTS], ref_template=_DEFS + "{model}")
-    models: dict[str, Schema] = {name: _worded(name, schema) for name, schema in made["$defs"].items()}
+def _build_request_components() -> dict[str, Schema]:
+    _, generated = models_json_schema([(model, "validation") for model in _REQUESTS], ref_template=_DEFS + "{model}")
+    models: dict[str, Schema] = {name: _describe_fields(name, schema) for name, schema in generated["$defs"].items()}
     for name, model in models.items():
         if "task" in model["properties"]:
             model["properties"]["task"] = ref("TaskId")
-            about = {key: model.pop(key) for key in ("title", "description")}
-            models[name] = {**about, "anyOf": [ref("TaskId"), model]}
+            header = {key: model.pop(key) for key in ("title", "description")}
+            models[name] = {**header, "anyOf": [ref("TaskId"), model]}
     return models
 
 
-def _open_components() -> dict[str, Schema]:
-    _, made = msgspec.json.schema_components([CloudEvent, ErrorBody, *_REPLIES], ref_template=_DEFS + "{name}")
-    models: dict[str, Schema] = {name: _complete(_worded(name, schema)) for name, schema in made.items()}
-    _finish_cloudevent(models["CloudEvent"])
-    models["EventData"]["allOf"] = [*_kinds(), *_outcomes(), *_results(), _first()]
+def _build_open_components() -> dict[str, Schema]:
+    _, generated = msgspec.json.schema_components([CloudEvent, ErrorBody, *_REPLIES], ref_template=_DEFS + "{name}")
+    models: dict[str, Schema] = {name: _describe_fields(name, schema) for name, schema in generated.items()}
+    for model_name, model in models.items():
+        for field in model["properties"].values():
+            field.pop("default", None)  # every key is present, so a reader doesn't need defaults
+        model["required"] = [name for name in model["properties"] if (model_name, name) != ("Target", "name")]
+    _restrict_cloudevent(models["CloudEvent"])
+    models["EventData"]["allOf"] = list(_event_rules())
     for name in ("WatchReply", "GetReply", "UnwatchReply"):
-        one = models[name]["properties"]["last_event"]
-        one["anyOf"] = [ref("CloudEvent")] if name == "UnwatchReply" else [ref("CloudEvent"), {"type": "null"}]
+        last_event = models[name]["properties"]["last_event"]
+        last_event["anyOf"] = [ref("CloudEvent")] if name == "UnwatchReply" else [ref("CloudEvent"), {"type": "null"}]
     return models
 
 
-def _worded(name: str, model: Schema) -> Schema:
-    """The model with a word on each of its fields; a field without one is a KeyError of the next test."""
-    words, properties = DESCRIPTIONS[name], model["properties"]
-    if words.keys() != properties.keys():
-        raise KeyError(f"{name}: words and fields differ: {sorted(words.keys() ^ properties.keys())}")
-    fields = {field: {**_plain(schema, words[field]), **words[field]} for field, schema in properties.items()}
+def _describe_fields(name: str, model: Schema) -> Schema:
+    """Return the model with the description of each field. Raise KeyError if descriptions and fields differ."""
+    descriptions, properties = DESCRIPTIONS[name], model["properties"]
+    if descriptions.keys() != properties.keys():
+        raise KeyError(f"{name}: descriptions and fields differ: {sorted(descriptions.keys() ^ properties.keys())}")
+    fields = {field: _simplify(schema, descriptions[field]) for field, schema in properties.items()}
     return {**model, "properties": fields}
 
 
-def _plain(schema: Schema, words: Schema) -> Schema:
-    """A field's schema without a title, a lone `$ref` wrapped, and "string or null" in its short form.
+def _simplify(schema: Schema, description: Schema) -> Schema:
+    """Return the field's schema with its description, without a title.
 
-    Where the words have forms of their own (durations, which the model knows as seconds only), those hold.
+    A lone `$ref` is wrapped, and "string or null" gets its short form. If the description has an `anyOf` (durations,
+    which the model knows as seconds only), it replaces the model's.
     """
-    unwanted = ("title", "anyOf") if "anyOf" in words else ("title",)
-    schema = {key: value for key, value in schema.items() if key not in unwanted}
+    dropped = ("title", "anyOf") if "anyOf" in description else ("title",)
+    schema = {key: value for key, value in schema.items() if key not in dropped}
     if "$ref" in schema:
-        return {"allOf": [schema]}
-    if "anyOf" in schema and all(one.keys() == {"type"} for one in schema["anyOf"]):
-        schema["type"] = [one["type"] for one in schema.pop("anyOf")]
-    return schema
+        schema = {"allOf": [schema]}
+    elif "anyOf" in schema and all(option.keys() == {"type"} for option in schema["anyOf"]):
+        schema["type"] = [option["type"] for option in schema.pop("anyOf")]
+    return {**schema, **description}
 
 
-def _complete(model: Schema) -> Schema:
-    """All keys are always there, but a target's name; a default is nothing that a reader needs to know."""
-    for field in model["properties"].values():
-        field.pop("default", None)
-    return {
-        **model,
-        "required": [name for name in model["properties"] if (model["title"], name) != ("Target", "name")],
-    }
-
-
-def _finish_cloudevent(model: Schema) -> None:
-    absent = ("outcome", "traceparent", "tracestate")
+def _restrict_cloudevent(model: Schema) -> None:
+    optional = ("outcome", "traceparent", "tracestate")
     fields = model["properties"]
-    for name in absent:
-        fields[name]["type"] = "string"  # never null: there, or absent
+    for name in optional:
+        fields[name]["type"] = "string"  # present or absent, but never null
     fields["specversion"] = {"const": "1.0"}
     fields["datacontenttype"] = {"const": "application/json"}
-    model["required"] = [name for name in fields if name not in absent]
-    final = {"properties": {"data": {"properties": {"final": {"const": True}}, "required": ["final"]}}}
+    model["required"] = [name for name in fields if name not in optional]
+    is_final = {"properties": {"data": {"properties": {"final": {"const": True}}, "required": ["final"]}}}
     model["allOf"] = [
-        {"if": final, "then": {"required": ["outcome"]}, "else": {"not": {"required": ["outcome"]}}},
-        *(_same_kind(kind) for kind in (*KINDS, *FINAL_OUTCOMES)),
+        {"if": is_final, "then": {"required": ["outcome"]}, "else": {"not": {"required": ["outcome"]}}},
     ]
-
-
-def _same_kind(kind: str) -> Schema:
-    said = {"properties": {"type": {"const": f"{TYPE_PREFIX}.task.{kind}.v1"}}}
-    return {"if": said, "then": {"properties": {"data": {"properties": {"kind": {"const": kind}}}}}}
+    for kind in (*KINDS, *FINAL_OUTCOMES):
+        has_type = {"properties": {"type": {"const": f"{TYPE_PREFIX}.task.{kind}.v1"}}}
+        has_kind = {"properties": {"data": {"properties": {"kind": {"const": kind}}}}}
+        model["allOf"].append({"if": has_type, "then": has_kind})
 
 
 def _when(field: str, value: object, **then: Schema) -> Schema:
@@ -174,66 +172,59 @@ _TEXT: Schema = {"type": "string"}
 _OBJECT: Schema = {"type": "object"}
 
 
-def _kinds() -> Iterator[Schema]:
+def _event_rules() -> Iterator[Schema]:
+    """Yield the rules between the fields of an event's data."""
     for kind in KINDS:
         yield _when("kind", kind, final={"const": False}, outcome=_NULL, error=_NULL, status=_TEXT)
     yield _when("kind", "completed", final={"const": True}, status=_TEXT)
     yield _when("kind", "abandoned", final={"const": True}, error=_OBJECT)
-    cis = {
+    unfinished_cis = {
         "properties": {"api": {"const": "cis"}, "kind": {"not": {"const": "completed"}}},
         "required": ["api", "kind"],
     }
-    yield {"if": cis, "then": {"properties": {"extra": _NULL}}}
+    yield {"if": unfinished_cis, "then": {"properties": {"extra": _NULL}}}
     yield _when("final", True, outcome=_TEXT)
     yield _when("final", False, outcome=_NULL)
-
-
-def _outcomes() -> Iterator[Schema]:
     yield _when("outcome", "succeeded", error=_NULL, status={"const": "SUCCEEDED"})
     for outcome in ("failed", "canceled"):
         yield _when("outcome", outcome, error=_OBJECT, status={"const": "FAILED"})
-
-
-def _results() -> Iterator[Schema]:
     yield _when("result_state", "inline", result={"not": _NULL}, result_ref=_NULL)
     yield _when("result_state", "stored", result=_NULL, result_ref=_OBJECT)
     for state in ("none", "unavailable"):
         yield _when("result_state", state, result=_NULL, result_ref=_NULL)
+    yield _when("sequence", 1, previous_status=_NULL)
 
 
-def _first() -> Schema:
-    return _when("sequence", 1, previous_status=_NULL)
-
-
-def _error_reply() -> Schema:
-    last = "On 409 `already_ended` of `unwatch`: the final event."
-    return {
-        "title": "ErrorReply",
-        "description": "Any verb's answer when it refuses; the headers say it too.",
-        "type": "object",
-        "properties": {
-            "error": ref("ErrorBody"),
-            "last_event": {"description": last, "anyOf": [ref("CloudEvent"), _NULL]},
+_ERROR_REPLY: Schema = {
+    "title": "ErrorReply",
+    "description": "The reply of any verb that refuses a request. The headers have the error too.",
+    "type": "object",
+    "properties": {
+        "error": ref("ErrorBody"),
+        "last_event": {
+            "description": "The final event; only if `unwatch` fails with 409 `already_ended`.",
+            "anyOf": [ref("CloudEvent"), _NULL],
         },
-        "required": ["error"],
-    }
+    },
+    "required": ["error"],
+}
 
 
-def _rejection(around: Schema) -> Schema:
-    """Of `messaging/intake.py`, which builds it field by field; `around` are the attributes of an event."""
+def _build_rejection(event_attributes: Schema) -> Schema:
+    """Return the schema of a rejection, which `jetstream/rejections.py` builds field by field."""
     shared = ("specversion", "source", "subject", "time", "datacontenttype", "traceparent", "tracestate")
-    kept = {"description": f"As received, text, cut at {REQUEST_MAX_KEPT_BYTES} bytes.", "type": "string"}
+    request = {"description": f"The text as received, cut at {REQUEST_MAX_KEPT_BYTES} bytes.", "type": "string"}
     labels = {"type": ["object", "null"], "additionalProperties": _TEXT}
-    known = {"type": ["string", "null"]}
-    data = {"error": ref("ErrorBody"), "request": kept, "vcenter": known, "task": known, "labels": labels}
+    name = {"type": ["string", "null"]}
+    data = {"error": ref("ErrorBody"), "request": request, "vcenter": name, "task": name, "labels": labels}
     return {
         "title": "Rejection",
-        "description": "A stored request that can never be served, told once. Null is what its text doesn't tell; "
-        "`subject` is absent where no task is known.",
+        "description": "A stored request that can never be served, published once per request. Unknown values are "
+        "null; `subject` is absent if no task is known.",
         "type": "object",
         "properties": {
-            **{name: around[name] for name in shared},
-            "id": {"description": "Of the request.", "type": "string", "minLength": 1},
+            **{name: event_attributes[name] for name in shared},
+            "id": {"description": "The id of the request.", "type": "string", "minLength": 1},
             "type": {"const": REJECTED},
             "data": {"type": "object", "properties": data, "required": list(data)},
         },

@@ -70,7 +70,7 @@ class BoardRenderer:
             lstrip_blocks=True,
             auto_reload=False,
         )
-        environment.filters.update(duration=format_duration, number=_format_number, one_line=to_one_line)
+        environment.filters.update(duration=format_duration, number="{:,}".format, one_line=to_one_line)
         environment.filters["rfc3339"] = lambda at: rfc3339(int(at))
         environment.globals.update(max_endings=MAX_ENDINGS, page_rows=PAGE_ROWS)
         macros = vars(environment.get_template("rows.html").module)
@@ -139,10 +139,6 @@ def format_duration(seconds: float) -> str:
     if hours < 1:
         return f"{minutes} min"
     return f"{hours} h {minutes % 60} min" if days < 1 else f"{days} d {hours % 24} h"
-
-
-def _format_number(number: int) -> str:
-    return f"{number:,}"
 
 
 def _finalize(value: object) -> object:

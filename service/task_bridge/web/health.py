@@ -143,24 +143,22 @@ def build_readiness(health: BridgeHealth) -> dict[str, Any]:
         "jetstream": asdict(health.jetstream),
         "streams": [asdict(stream) for stream in health.streams],
         "consumers": [asdict(consumer) for consumer in health.consumers],
-        "vcenters": [_build_vcenter(vcenter) for vcenter in health.vcenters],
+        "vcenters": [
+            {
+                "name": vcenter.name,
+                "state": vcenter.state,
+                "reason": vcenter.reason,
+                "last_good_look_age_seconds": None if (age := vcenter.last_good_poll_age_s) is None else round(age, 1),
+                "watches": vcenter.watches,
+            }
+            for vcenter in health.vcenters
+        ],
         "held": health.held,
         "waiting": health.waiting,
         "capacity": health.capacity,
         "capacity_reason": health.capacity_reason,
         "event_loop_lag_seconds": round(health.loop_lag_s, 3),
         "event_loop_lag_reason": health.loop_lag_reason,
-    }
-
-
-def _build_vcenter(vcenter: VCenterHealth) -> dict[str, Any]:
-    age_s = vcenter.last_good_poll_age_s
-    return {
-        "name": vcenter.name,
-        "state": vcenter.state,
-        "reason": vcenter.reason,
-        "last_good_look_age_seconds": None if age_s is None else round(age_s, 1),
-        "watches": vcenter.watches,
     }
 
 

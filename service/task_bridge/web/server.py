@@ -7,7 +7,7 @@ import errno
 import os
 import socket
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 
 import structlog
 import uvicorn
@@ -88,19 +88,14 @@ async def _open_listener(listen: Listen) -> socket.socket:
         )
         # Prefer IPv4: most clients of `localhost` connect to 127.0.0.1.
         family, kind, protocol, _, address = min(addresses, key=lambda one: one[0] != socket.AF_INET)
-        return _bind(socket.socket(family, kind, protocol), address)
+        with ExitStack() as cleanup:
+            listener = cleanup.enter_context(socket.socket(family, kind, protocol))
+            if os.name == "posix":  # elsewhere the option would let other processes share the port
+                listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            listener.bind(address)
+            listener.listen()  # before uvicorn does, so that clients can connect as soon as the port is logged
+            cleanup.pop_all()
     except OSError as error:
         problem = _FIXES.get(error.errno or 0) or f"can't be listened on: {error.strerror}; set host:port, or off"
         raise CannotStart(f"BRIDGE_HTTP_LISTEN: {listen.host}:{listen.port} {problem}") from error
-
-
-def _bind(listener: socket.socket, address: tuple[object, ...]) -> socket.socket:
-    try:
-        if os.name == "posix":  # elsewhere the option would let other processes share the port
-            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listener.bind(address)
-        listener.listen()  # before uvicorn does, so that clients can connect as soon as the port is logged
-    except OSError:
-        listener.close()
-        raise
     return listener
