@@ -100,7 +100,7 @@ class Attack:
             check_event(message.data)
             kept["rejected" if message.subject.endswith(".rejected") else "event"] += 1
         self.outcomes.update(kept)
-        for request in lab.vcenter.journal.requests:
+        for request in lab.vcenter.request_log.requests:
             assert request.operation != "unknown", request.path  # an id that left its place would ask for that
         async with httpx.AsyncClient(trust_env=False) as http:
             metrics = (await http.get(f"{self._http}/metrics", timeout=30)).text

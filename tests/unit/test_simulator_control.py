@@ -106,7 +106,7 @@ async def test_faults_come_and_go(client: httpx.AsyncClient, vcenter: SimulatedV
     ]
     answer = await client.get("https://vcenter/api/cis/tasks/1:s")
     assert (answer.status_code, answer.headers["retry-after"]) == (503, "5")
-    assert vcenter.journal.requests[-1].fault == "gateway_unavailable"
+    assert vcenter.request_log.requests[-1].fault == "gateway_unavailable"
     assert (await client.delete(f"/faults/{added}")).status_code == 204
     assert (await client.delete("/faults")).status_code == 204
     assert (await client.get("/faults")).json() == {"faults": []}

@@ -15,7 +15,7 @@ from task_bridge.simulator import (
     scenarios,
 )
 from task_bridge.simulator.bodies import BodyView
-from task_bridge.simulator.tasks import frame_at, frames
+from task_bridge.simulator.script import frame_at, frames
 
 Body = dict[str, Any]
 

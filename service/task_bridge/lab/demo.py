@@ -31,7 +31,7 @@ QUICK = {"poll_min_s": 0.2, "poll_max_s": 0.5, "progress_interval_s": 0.4, "not_
 NAMES = SubjectNames("vcenter.tasks")
 
 
-class Act(NamedTuple):
+class DemoCase(NamedTuple):
     """A task, its fate, and how it must end.
 
     `timeout`: of its watch. `then`: what is done once the task is seen RUNNING. `shows`: whether its events show
@@ -40,12 +40,12 @@ class Act(NamedTuple):
 
     title: str
     script: Script
-    ending: str
-    moral: str
-    shows: Callable[[Sequence[Event]], bool]
+    expected_kind: str
+    must_show: str
+    check: Callable[[Sequence[Event]], bool]
     by_api: bool = False
     timeout: str | None = None
-    then: Literal["cancel", "forget"] | None = None
+    action: Literal["cancel", "forget"] | None = None
 
 
 def _goes(*statuses: str) -> Callable[[Sequence[Event]], bool]:
@@ -61,15 +61,15 @@ def _stored_2_mb(events: Sequence[Event]) -> bool:
     return events[-1].data.result_state == "stored" and ref is not None and ref.size >= 2_000_000
 
 
-ACTS = (
-    Act(
+CASES = (
+    DemoCase(
         "Succeeds quickly",
         scenarios.succeeds(2.0),
         "completed.succeeded",
         "a result",
         lambda e: len(e[-1].data.result) > 4,
     ),
-    Act(
+    DemoCase(
         "Succeeds slowly",
         scenarios.succeeds(9.0, looks=18),
         "completed.succeeded",
@@ -77,14 +77,14 @@ ACTS = (
         lambda events: sum(event.data.kind == "progress" for event in events) >= 4,
         by_api=True,
     ),
-    Act(
+    DemoCase(
         "Is BLOCKED, goes on",
         scenarios.blocked_then_succeeds(3.0, 8.0),
         "completed.succeeded",
         "BLOCKED on the way",
         _goes("RUNNING", "BLOCKED", "SUCCEEDED"),
     ),
-    Act(
+    DemoCase(
         "Fails with an error",
         scenarios.fails_with_error(6.0),
         "completed.failed",
@@ -92,25 +92,29 @@ ACTS = (
         _told_why,
         by_api=True,
     ),
-    Act("Fails by its result", scenarios.fails_by_result(7.0), "completed.failed", "an error made of it", _told_why),
-    Act(
+    DemoCase(
+        "Fails by its result", scenarios.fails_by_result(7.0), "completed.failed", "an error made of it", _told_why
+    ),
+    DemoCase(
         "Is canceled",
         scenarios.runs_forever(cancel_takes_s=2.0),
         "completed.canceled",
         "the cancellation",
         _told_why,
         by_api=True,
-        then="cancel",
+        action="cancel",
     ),
-    Act(
+    DemoCase(
         "Was over before",
         scenarios.succeeds_at_once(),
         "completed.succeeded",
         "watching and the end",
         lambda events: [event.data.kind for event in events] == ["watching", "completed"],
     ),
-    Act("Vanishes", scenarios.succeeds(30.0), "abandoned.lost", "vCenter's last answer", _told_why, then="forget"),
-    Act(
+    DemoCase(
+        "Vanishes", scenarios.succeeds(30.0), "abandoned.lost", "vCenter's last answer", _told_why, action="forget"
+    ),
+    DemoCase(
         "Has a result of 2 MB",
         scenarios.large_result(2_000_000, 3.0),
         "completed.succeeded",
@@ -118,7 +122,7 @@ ACTS = (
         _stored_2_mb,
         by_api=True,
     ),
-    Act(
+    DemoCase(
         "Outlasts its watch",
         scenarios.runs_forever(),
         "abandoned.watch_timed_out",
@@ -130,35 +134,35 @@ ACTS = (
 
 
 @dataclass
-class Play:
+class DemoRun:
     """One act being played: its task, and the events that were heard of it."""
 
-    act: Act
+    case: DemoCase
     task: str
     events: list[Event] = field(default_factory=list)
-    acted: bool = False
+    action_started: bool = False
 
     @property
-    def ending(self) -> Event | None:
+    def final_event(self) -> Event | None:
         return next((event for event in self.events if event.data.final), None)
 
-    def surprise(self) -> str | None:
+    def describe_deviation(self) -> str | None:
         """What isn't as scripted."""
-        end, act = self.ending, self.act
+        end, act = self.final_event, self.case
         if end is None:
-            return f"{act.title}: it didn't end; the last that was heard is {self._last()}, not {act.ending}"
-        if end.kind != act.ending:
-            return f"{act.title}: it ended as {end.kind}, not as {act.ending}"
+            return f"{act.title}: it didn't end; the last that was heard is {self._last()}, not {act.expected_kind}"
+        if end.kind != act.expected_kind:
+            return f"{act.title}: it ended as {end.kind}, not as {act.expected_kind}"
         numbers = [event.data.sequence for event in self.events]
         if numbers != list(range(1, len(numbers) + 1)):
             return f"{act.title}: its events are numbered {numbers}"
-        return None if act.shows(self.events) else f"{act.title}: its events don't show {act.moral}"
+        return None if act.check(self.events) else f"{act.title}: its events don't show {act.must_show}"
 
     def _last(self) -> str:
         return self.events[-1].kind if self.events else "nothing"
 
 
-class Places(NamedTuple):
+class DemoAddresses(NamedTuple):
     """Where one can look around meanwhile."""
 
     http: str
@@ -167,23 +171,23 @@ class Places(NamedTuple):
     log: Path
 
 
-class Show(Protocol):
+class DemoView(Protocol):
     """Who makes it seen."""
 
-    def opens(self, places: Places) -> None: ...
-    def begins(self, play: Play) -> None: ...
-    def goes_on(self, play: Play, event: Event) -> None: ...
-    def closes(self, plays: Sequence[Play]) -> None: ...
+    def show_addresses(self, addresses: DemoAddresses) -> None: ...
+    def show_start(self, run: DemoRun) -> None: ...
+    def show_event(self, run: DemoRun, event: Event) -> None: ...
+    def show_results(self, runs: Sequence[DemoRun]) -> None: ...
 
 
-class Demo:
+class DemoRunner:
     """The stage: `vcenter` has the tasks, `client` is a user's connection, `plays` is what goes on, by task."""
 
-    def __init__(self, vcenter: SimulatedVCenter, client: Client, show: Show) -> None:
+    def __init__(self, vcenter: SimulatedVCenter, client: Client, show: DemoView) -> None:
         self._vcenter = vcenter
         self._client = client
         self._show = show
-        self._plays: dict[str, Play] = {}
+        self._plays: dict[str, DemoRun] = {}
         self._ended = asyncio.Condition()
         self._doing: set[asyncio.Task[None]] = set()
 
@@ -192,11 +196,11 @@ class Demo:
         await self._client.subscribe(f"{NAMES.events}.>", cb=self._heard)
         await self._client.flush()
 
-    async def begin(self, act: Act) -> Play:
+    async def begin(self, act: DemoCase) -> DemoRun:
         """Starts the act's task in vCenter and asks for a watch of it, one way or the other."""
-        play = Play(act, self._vcenter.create(act.script, description=act.title))
+        play = DemoRun(act, self._vcenter.create(act.script, description=act.title))
         self._plays[play.task] = play
-        self._show.begins(play)
+        self._show.show_start(play)
         # A bare id is a request too: what vCenter answers to `?vmw-task=true`.
         body = json.dumps({"task": play.task, "timeout": act.timeout} if act.timeout else play.task).encode()
         if act.by_api:
@@ -208,11 +212,11 @@ class Demo:
             raise asyncio.CancelledError
         return play
 
-    async def finale(self, plays: Sequence[Play], within_s: float) -> None:
+    async def finale(self, plays: Sequence[DemoRun], within_s: float) -> None:
         """Until all have ended, or the time is over."""
         async with self._ended:
             try:
-                await asyncio.wait_for(self._ended.wait_for(lambda: all(play.ending for play in plays)), within_s)
+                await asyncio.wait_for(self._ended.wait_for(lambda: all(play.final_event for play in plays)), within_s)
             except TimeoutError:
                 return
 
@@ -222,9 +226,9 @@ class Demo:
         if event is None or play is None:
             return
         play.events.append(event)
-        self._show.goes_on(play, event)
-        if play.act.then and not play.acted and event.data.status == "RUNNING":
-            play.acted = True
+        self._show.show_event(play, event)
+        if play.case.action and not play.action_started and event.data.status == "RUNNING":
+            play.action_started = True
             doing = asyncio.create_task(self._act(play))
             self._doing.add(doing)
             doing.add_done_callback(self._doing.discard)
@@ -232,38 +236,38 @@ class Demo:
             async with self._ended:
                 self._ended.notify_all()
 
-    async def _act(self, play: Play) -> None:
-        if play.act.then == "cancel":
+    async def _act(self, play: DemoRun) -> None:
+        if play.case.action == "cancel":
             body = json.dumps({"task": play.task}).encode()
             await self._client.request(f"{NAMES.api}.cancel", body, timeout=10)
         else:
             self._vcenter.forget(play.task)
 
 
-async def play(show: Show, directory: Path, *, keep: bool) -> list[Play]:
+async def run_demo(show: DemoView, directory: Path, *, keep: bool) -> list[DemoRun]:
     """Plays every act and returns how they went; with `keep` it goes on until it is canceled.
 
     `directory` is for whatever the parts keep. Raises CannotStart.
     """
     async with _stage(show, directory) as demo:
-        plays = [await demo.begin(act) for act in ACTS]
+        plays = [await demo.begin(act) for act in CASES]
         await demo.finale(plays, DEADLINE_S)
-        show.closes(plays)
-        for act in itertools.cycle(ACTS) if keep else ():
+        show.show_results(plays)
+        for act in itertools.cycle(CASES) if keep else ():
             await demo.begin(act)
             await asyncio.sleep(NEXT_S)
     return plays
 
 
 @asynccontextmanager
-async def _stage(show: Show, directory: Path) -> AsyncIterator[Demo]:
+async def _stage(show: DemoView, directory: Path) -> AsyncIterator[DemoRunner]:
     async with run_local_stack(directory, VCENTER, **QUICK) as stage:
         http = stage.bridge.web.address
         page = f"http://{http.host}:{http.port}" if http else "off"
-        show.opens(Places(page, stage.nats_url, stage.vcenter_url, directory / "bridge.log"))
+        show.show_addresses(DemoAddresses(page, stage.nats_url, stage.vcenter_url, directory / "bridge.log"))
         client = await nats.connect(stage.nats_url)
         try:
-            demo = Demo(stage.vcenter, client, show)
+            demo = DemoRunner(stage.vcenter, client, show)
             await demo.listen()
             yield demo
         finally:

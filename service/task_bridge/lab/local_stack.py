@@ -12,8 +12,8 @@ from ..app import Bridge
 from ..domain.errors import CannotStart
 from ..settings import Settings
 from ..simulator import SimulatedVCenter
-from ..simulator.serve import serving
-from .nats_server import nats_server
+from ..simulator.serve import serve_vcenter
+from .nats_server import run_nats_server
 
 READY_S = 10.0
 
@@ -32,7 +32,7 @@ async def run_local_stack(directory: Path, vcenter_name: str, **settings: Any) -
     """Runs them; NATS keeps its data in `directory`. `settings` are the bridge's. Raises CannotStart."""
     vcenter = SimulatedVCenter()
     login = {"given_username": vcenter.options.username, "given_password": vcenter.options.password}
-    async with nats_server(directory / "nats") as server, serving(vcenter) as vcenter_url:
+    async with run_nats_server(directory / "nats") as server, serve_vcenter(vcenter) as vcenter_url:
         where: dict[str, Any] = {
             "nats": {"urls": server.url},
             "vcenters": {vcenter_name: {"url": vcenter_url, **login}},

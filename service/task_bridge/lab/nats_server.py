@@ -33,14 +33,14 @@ class NatsServer(NamedTuple):
     process: Process
     log: Path
 
-    async def ended(self) -> None:
+    async def raise_on_exit(self) -> None:
         """Waits for its end, which is never meant to come. Raises CannotStart then."""
         await self.process.wait()
         raise CannotStart(f"The nats-server of --embedded-nats has ended by itself: {_last_words(self.log)}")
 
 
 @asynccontextmanager
-async def nats_server(directory: Path, host: str = "127.0.0.1", port: int = 0) -> AsyncIterator[NatsServer]:
+async def run_nats_server(directory: Path, host: str = "127.0.0.1", port: int = 0) -> AsyncIterator[NatsServer]:
     """Runs a nats-server with JetStream, its data in `directory`; port 0 picks a free one. Raises CannotStart."""
     binary, log = _binary(), _log_in(directory)
     # The file that tells the port is named by the process id, and those come again, in containers soonest.

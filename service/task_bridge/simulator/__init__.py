@@ -9,7 +9,7 @@ from .app import SimulatedVCenter
 from .bodies import SimulatedTarget
 from .clock import ManualClock
 from .options import Options, Timestamps
-from .tasks import Script, Step, message, progress, std_error
+from .script import Script, Step, message, progress, std_error
 
 __all__ = [
     "ManualClock",

@@ -26,13 +26,13 @@ from .bodies import CLUSTER, DESCRIPTIONS, OPERATIONS, SERVICES, About, Simulate
 from .clock import Clock, Sleep
 from .control import CONTROL, Control
 from .faults import Faults
-from .journal import RequestLog
 from .options import Options
+from .request_log import RequestLog
 from .routes import SimulatorRoutes
+from .script import Flavour, Script
 from .sdk import Sdk
 from .sessions import Sessions, SimulatedSession
-from .tasks import Flavour, Script
-from .tasks_service import State, TasksService, provider_of
+from .tasks_service import TasksService, TaskState, provider_of
 
 
 class SimulatedVCenter:
@@ -50,7 +50,7 @@ class SimulatedVCenter:
         self.tasks = TasksService(self.options, clock)
         self.sessions = Sessions(self.options, clock)
         self.faults = Faults(clock)
-        self.journal = RequestLog(clock, self.options.remembered_requests)
+        self.request_log = RequestLog(clock, self.options.remembered_requests)
         self.default_script = scenarios.succeeds()
         self.next_scripts: deque[Script] = deque()
         self.locked: set[str] = set()
@@ -143,11 +143,11 @@ class SimulatedVCenter:
     def invalidate_sessions(self, matches: Callable[[SimulatedSession], bool] = lambda _: True) -> int:
         return self.sessions.invalidate(matches)
 
-    def history(self, task: str) -> list[State]:
+    def history(self, task: str) -> list[TaskState]:
         """What the task really went through; forgotten tasks are remembered."""
         return list(self.tasks.known(task).history(self.clock()))
 
-    def histories(self) -> dict[str, list[State]]:
+    def histories(self) -> dict[str, list[TaskState]]:
         now = self.clock()
         return {task.id: list(task.history(now)) for task in self.tasks.everything()}
 
@@ -155,7 +155,7 @@ class SimulatedVCenter:
         if scope["type"] != "http" or scope["path"].startswith(CONTROL):
             await self._router(scope, receive, send)
             return
-        entry = self.journal.begin(scope["method"], scope["path"], scope["query_string"].decode("latin-1"))
+        entry = self.request_log.begin(scope["method"], scope["path"], scope["query_string"].decode("latin-1"))
 
         async def noting(message: Message) -> None:
             if message["type"] == "http.response.start":
@@ -169,7 +169,7 @@ class SimulatedVCenter:
         except ClientDisconnect:
             pass  # who asked was killed in the middle of it, and nobody waits for an answer
         finally:
-            self.journal.finish(entry)
+            self.request_log.finish(entry)
 
 
 async def _drop(receive: Receive, send: Send) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 from msgspec import Struct
 
 from .options import Timestamps
-from .tasks import Fields, Flavour, Frame, message
+from .script import Fields, Flavour, Frame, message
 
 SERVICES: dict[Flavour, str] = {
     "vlcm": "com.vmware.esx.settings.clusters.software",

@@ -47,7 +47,7 @@ from .bodies import CLUSTER, SimulatedTarget
 from .faults import FAULTS
 from .options import Options
 from .scenarios import SCENARIOS
-from .tasks import Fields, Flavour, Script
+from .script import Fields, Flavour, Script
 
 if TYPE_CHECKING:
     from .app import SimulatedVCenter
@@ -205,7 +205,7 @@ class Control:
     # What happened
 
     def _journal(self, request: Request, _body: bytes) -> Response:
-        journal, query = self._vcenter.journal, request.query_params
+        journal, query = self._vcenter.request_log, request.query_params
         since = float(query.get("since", "-inf"))
         asked = {name: query[name] for name in ("operation", "task") if name in query}
         requests = [
@@ -217,14 +217,14 @@ class Control:
             {
                 "requests": requests,
                 "operations": journal.operations,
-                "looks": journal.looks,
+                "looks": journal.polls,
                 "in_flight": journal.in_flight,
                 "most_in_flight": journal.most_in_flight,
             }
         )
 
     def _clear_journal(self, _request: Request, _body: bytes) -> Response:
-        self._vcenter.journal.clear()
+        self._vcenter.request_log.clear()
         return _done()
 
     def _sessions(self, _request: Request, _body: bytes) -> Response:

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from .tasks import Fields, message, std_error
+from .script import Fields, message, std_error
 
 STATUS = {
     "INVALID_ARGUMENT": 400,

@@ -22,7 +22,7 @@ from . import errors
 from .clock import Clock
 from .errors import StandardError
 from .renderings import old_router_error
-from .tasks import message
+from .script import message
 
 
 class Effect(Struct, frozen=True):

@@ -16,8 +16,8 @@ from .answers import json_answer
 from .bodies import BodyView, SimulatedTarget, written
 from .errors import StandardError
 from .renderings import Rendering, rest_info, rest_map
+from .script import Fields
 from .sessions import SimulatedSession
-from .tasks import Fields
 from .tasks_service import FilterSpec, SimulatedTask
 
 if TYPE_CHECKING:
@@ -141,7 +141,7 @@ class Operations:
         return json_answer(task, 202)
 
     def _shown(self, call: Call, found: Sequence[SimulatedTask], view: BodyView) -> Mapping[str, Fields | msgspec.Raw]:
-        self._vcenter.journal.looks.update(task.id for task in found)
+        self._vcenter.request_log.polls.update(task.id for task in found)
         if call.rendering == "api":
             return self._tasks.jsons(found, view)
         return {task: rest_info(info) for task, info in self._tasks.infos(found, view).items()}

@@ -9,7 +9,7 @@ import re
 from collections.abc import Mapping
 from typing import Any, Literal
 
-from .tasks import Fields
+from .script import Fields
 
 Rendering = Literal["api", "rest"]
 

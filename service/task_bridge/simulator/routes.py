@@ -12,7 +12,7 @@ from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response
 from starlette.routing import BaseRoute, Route
 
-from . import errors, journal
+from . import errors, request_log
 from .answers import ANY_METHOD, error_answer, faulted, json_answer
 from .errors import StandardError
 from .faults import Fault
@@ -79,7 +79,7 @@ class SimulatorRoutes:
         return call
 
     async def _answer(self, call: Call) -> Response:
-        entry: journal.LoggedRequest = call.request.scope["simulator.entry"]
+        entry: request_log.LoggedRequest = call.request.scope["simulator.entry"]
         entry.operation, entry.task, entry.tasks = call.operation, call.task, len(call.tasks)
         if self._vcenter.options.latency_s:
             await self._vcenter.sleep(self._vcenter.options.latency_s)

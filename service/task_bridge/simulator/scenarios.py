@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from functools import lru_cache
 from typing import Any
 
-from .tasks import Fields, Script, Step, message, progress, std_error
+from .script import Fields, Script, Step, message, progress, std_error
 
 DONE = {"status": "SUCCEEDED", "progress": progress(100)}
 GOOD_RESULT: Fields = {"status": "OK", "hosts": {"host-17": {"status": "OK"}, "host-18": {"status": "OK"}}}

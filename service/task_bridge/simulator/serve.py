@@ -13,7 +13,7 @@ from .app import SimulatedVCenter
 
 
 @asynccontextmanager
-async def serving(
+async def serve_vcenter(
     vcenter: SimulatedVCenter, host: str = "127.0.0.1", port: int = 0, ssl: SSLContext | None = None
 ) -> AsyncIterator[str]:
     """Serves until left, at the URL that it yields; port 0 picks a free one. Answers under way are cut off then."""

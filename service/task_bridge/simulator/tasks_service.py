@@ -14,7 +14,7 @@ from .bodies import About, BodyView, SimulatedTarget, body, unchanging
 from .clock import Clock
 from .options import Options, Timestamps
 from .scenarios import CANCELED
-from .tasks import ENDED, Fields, Flavour, Frame, Script, frames, is_due
+from .script import ENDED, Fields, Flavour, Frame, Script, frames, is_due
 
 
 class FilterSpec(Struct):
@@ -28,7 +28,7 @@ class FilterSpec(Struct):
     users: list[str] | None = None
 
 
-class State(Struct):
+class TaskState(Struct):
     """One state that a task really went through, `at` seconds since 1970."""
 
     at: float
@@ -95,13 +95,13 @@ class SimulatedTask:
             return False
         return is_due(ended_s + retention_s, now - self.created_at)
 
-    def history(self, now: float) -> Iterator[State]:
+    def history(self, now: float) -> Iterator[TaskState]:
         """Every state up to now, or up to when the task was forgotten."""
         age_s = (now if self.gone_at is None else self.gone_at) - self.created_at
         steps = self.script.steps
         seen = islice(frames(self.script), 1 if steps and steps[0].after_s == 0 else 0, None)
         for frame in takewhile(lambda frame: is_due(frame.since_s, age_s), seen):
-            yield State(self.created_at + frame.since_s, frame.status, frame.fields)
+            yield TaskState(self.created_at + frame.since_s, frame.status, frame.fields)
 
 
 class TasksService:

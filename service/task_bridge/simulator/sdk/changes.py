@@ -4,7 +4,7 @@ import heapq
 import itertools
 from collections.abc import Callable
 
-from ..tasks import Script
+from ..script import Script
 from ..tasks_service import SimulatedTask
 
 _Entry = tuple[float, int, SimulatedTask, Script, int]

@@ -8,7 +8,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import BaseRoute, Route
 
-from .. import journal
+from .. import request_log
 from ..answers import faulted
 from ..bodies import SimulatedTarget
 from ..errors import StandardError
@@ -73,7 +73,7 @@ class Sdk:
             call = soap.read(body)
         except SoapFaultError as error:
             return soap.fault_answer(error)
-        entry: journal.LoggedRequest = request.scope["simulator.entry"]
+        entry: request_log.LoggedRequest = request.scope["simulator.entry"]
         named = [target.id for target in _named(call)]
         entry.operation, entry.tasks = call.name, len(named)
         entry.task = call.this.id if call.this.type == "Task" else None

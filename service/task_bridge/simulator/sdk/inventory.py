@@ -6,10 +6,10 @@ from typing import TYPE_CHECKING
 from ..bodies import SimulatedTarget
 from ..sessions import SimulatedSession
 from ..tasks_service import SimulatedTask
-from . import objects, soap
+from . import properties, soap
 from .changes import Changes
 from .collector import ListView, ObjectSnapshot, PropertySpec, Watchers, missing_set
-from .objects import task_ref
+from .properties import task_ref
 from .soap import MethodCall, SoapFaultError, about_denied, children, find, not_found, target_of, text_of
 from .values import Value, element, fault, integer, moref, structure, text
 
@@ -131,19 +131,19 @@ class Inventory:
         task = self._tasks.visible_vim(target.id)
         if task is None:
             return None
-        self._vcenter.journal.looks[task.id] += 1
+        self._vcenter.request_log.polls[task.id] += 1
         info = self.info(task)
         known = {f"info.{name}": value for name, value in info.items()}
         if "info" in paths:
-            known["info"] = objects.whole_info(info)
+            known["info"] = properties.whole_info(info)
         return known
 
     def info(self, task: SimulatedTask) -> dict[str, Value]:
-        return objects.task_info(task, self._vcenter.clock(), self._vcenter.options.timestamps)
+        return properties.task_info(task, self._vcenter.clock(), self._vcenter.options.timestamps)
 
     def _vm(self, target: SimulatedTarget) -> dict[str, Value]:
         now = self._vcenter.clock()
-        asked = (objects.question(task, now) for task in self.on_vm(target))
+        asked = (properties.question(task, now) for task in self.on_vm(target))
         question = next((found for found in asked if found), None)
         state = text("poweredOff", "VirtualMachinePowerState")
         runtime = structure("VirtualMachineRuntimeInfo", ("powerState", state), ("question", question))
@@ -155,7 +155,7 @@ class Inventory:
     def _description(self) -> Value:
         labels = dict(_LABELS)
         labels |= {f"{task.about.service}.{task.about.operation}": task.about.description for task in self.vim()}
-        info = [("methodInfo", objects.described(key, label)) for key, label in labels.items()]
+        info = [("methodInfo", properties.described(key, label)) for key, label in labels.items()]
         return structure("TaskDescription", *info)
 
     def vim(self) -> list[SimulatedTask]:

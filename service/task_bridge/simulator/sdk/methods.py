@@ -6,12 +6,12 @@ from typing import TYPE_CHECKING, Any
 
 from ..bodies import OPERATIONS, SimulatedTarget
 from ..errors import StandardError
+from ..script import ENDED, message
 from ..sessions import SimulatedSession
-from ..tasks import ENDED, message
 from ..tasks_service import SimulatedTask
-from . import objects, soap
+from . import properties, soap
 from .collector import Collector, ListView, PropertyFilter, PropertySpec
-from .history import History, within
+from .history_collector import History, within
 from .inventory import ROOT_COLLECTOR, Inventory, wanted_of
 from .soap import MethodCall, SoapFaultError, about_denied, children, find, not_found, target_of, text_of
 from .values import moref, text
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 MAX_UPDATES = 100
 """vCenter's own limit of objects in one update set."""
-_STATES = {wire: status for status, wire in reversed(objects.STATES.items())}
+_STATES = {wire: status for status, wire in reversed(properties.STATES.items())}
 Answer = str
 """The inside of a method's response."""
 
@@ -167,7 +167,7 @@ class Methods:
             user=session.user,
             parent=call.text("parentTaskKey") or "",
         )
-        return soap.returned(objects.whole_info(self._inventory.info(self._tasks[task_id])))
+        return soap.returned(properties.whole_info(self._inventory.info(self._tasks[task_id])))
 
     def _running(self, call: MethodCall) -> str:
         """The id of the task whose owner changes it. Raises SoapFaultError when it has ended."""
@@ -238,7 +238,7 @@ class Methods:
         if at_most < 1:
             raise SoapFaultError("InvalidArgument", "", ("invalidProperty", text("maxCount")))
         page = history.read_next(at_most) if call.name == "ReadNextTasks" else history.read_previous(at_most)
-        return "".join(soap.returned(objects.whole_info(self._inventory.info(task))) for task in page)
+        return "".join(soap.returned(properties.whole_info(self._inventory.info(task))) for task in page)
 
     def _turn_history(self, call: MethodCall, session: SimulatedSession) -> Answer:
         history = self._history(call, session)
@@ -252,7 +252,7 @@ class Methods:
     # The rest
 
     def _current_time(self, call: MethodCall, session: SimulatedSession) -> Answer:
-        return soap.returned(objects.at_time(self._vcenter.clock(), self._vcenter.options.timestamps))
+        return soap.returned(properties.at_time(self._vcenter.clock(), self._vcenter.options.timestamps))
 
     def _is_active(self, call: MethodCall, session: SimulatedSession) -> Answer:
         return f"<returnval>{'true' if call.text('sessionID') == session.id else 'false'}</returnval>"

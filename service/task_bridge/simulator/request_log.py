@@ -33,7 +33,7 @@ class RequestLog:
 
     def __init__(self, clock: Clock, remembered: int) -> None:
         self.requests: deque[LoggedRequest] = deque(maxlen=remembered)
-        self.looks: Counter[str] = Counter()
+        self.polls: Counter[str] = Counter()
         self.operations: Counter[str] = Counter()
         self.in_flight = 0
         self.most_in_flight = 0
@@ -60,7 +60,7 @@ class RequestLog:
     def clear(self) -> None:
         """Forgets all but what is in flight."""
         self.requests.clear()
-        self.looks.clear()
+        self.polls.clear()
         self.operations.clear()
         self.most_in_flight = self.in_flight
 

@@ -4,7 +4,7 @@ from typing import Any
 
 from ..bodies import SimulatedTarget, written
 from ..options import Timestamps
-from ..tasks import Fields, Frame
+from ..script import Fields, Frame
 from ..tasks_service import SimulatedTask
 from .values import Value, anything, boolean, element, fault, integer, moref, structure, text
 
