@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from chaos.account import Was
-from task_bridge.simulator.tasks_service import TaskState
+from task_bridge.simulator.simulated_task import TaskState
 
 RUNNING = ("RUNNING", "BLOCKED")
 

@@ -343,7 +343,7 @@ async def test_a_session_that_a_cancel_begins_anew_is_no_trouble(lab: Lab) -> No
         task, other = (lab.vcenter.create(scenarios.succeeds(after_s=60.0), flavour="vim") for _ in range(2))
         await lab.publish(task)
         await until(lambda: lab.heard(task))
-        nothing = Effect(status=200, body=bytes(soap.answer(wait, "").body), delay_s=2.0)
+        nothing = Effect(status=200, body=bytes(soap.method_response(wait, "").body), delay_s=2.0)
         lab.vcenter.faults.add(nothing, operation=wait, times=1)
         await lab.publish(other)
         await until(lambda: lab.heard(other) or lab.vcenter.request_log.of(wait)[-1].fault)

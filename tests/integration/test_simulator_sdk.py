@@ -311,7 +311,7 @@ async def test_neither_api_knows_the_others_tasks(served: Served) -> None:
             _ = task_of(instance, cis).info
 
     await served.by_pyvmomi(does)
-    assert [task.id for task in served.vcenter.tasks if not task.is_vim] == [cis]
+    assert [task.id for task in served.vcenter.tasks if not task.is_classic] == [cis]
 
 
 async def test_a_cancel_is_refused_as_vcenter_refuses_it(served: Served) -> None:

@@ -171,7 +171,7 @@ class TestList:
         spent_s = []
         for _ in range(5):
             before = time.process_time()
-            msgspec.json.encode(vcenter.tasks.jsons(vcenter.tasks.list(wanted), BodyView(exclude_result=True)))
+            msgspec.json.encode(vcenter.tasks.encode_infos(vcenter.tasks.list(wanted), BodyView(exclude_result=True)))
             spent_s.append(time.process_time() - before)
         assert min(spent_s) < 0.005
 
@@ -244,7 +244,7 @@ class TestRetention:
 
 class TestCreation:
     async def test_gives_the_id_of_a_task(self, client: httpx.AsyncClient, vcenter: SimulatedVCenter) -> None:
-        vcenter.next_scripts.append(scenarios.succeeds_at_once())
+        vcenter.next_scripts.queue.append(scenarios.succeeds_at_once())
         path = "/api/esx/settings/clusters/domain-c1/software?action=scan&vmw-task=true"
         answer = await client.post(path)
         task = answer.json()
@@ -252,7 +252,7 @@ class TestCreation:
         assert task.endswith(":com.vmware.esx.settings.clusters.software")
         body = (await client.get(f"/api/cis/tasks/{task}")).json()
         assert (body["status"], body["operation"], body["target"]["id"]) == ("SUCCEEDED", "scan$task", "domain-c1")
-        assert vcenter.tasks[(await client.post(path)).json()].script is vcenter.default_script
+        assert vcenter.tasks[(await client.post(path)).json()].script is vcenter.next_scripts.default
 
     async def test_exists_in_task_form_only(self, client: httpx.AsyncClient) -> None:
         answer = await client.post("/api/esx/settings/clusters/domain-c1/software?action=apply")

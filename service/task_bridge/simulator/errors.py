@@ -1,4 +1,4 @@
-"""The errors that a vCenter answers with, raised where they arise and written in one place (`renderings.py`)."""
+"""Errors that vCenter answers with. Operations raise them; `responses.py` turns them into HTTP."""
 
 from typing import Any
 
@@ -15,7 +15,7 @@ STATUS = {
     "INTERNAL_SERVER_ERROR": 500,
     "SERVICE_UNAVAILABLE": 503,
 }
-# The legacy rendering declares this one otherwise, so a client can't go by the status alone.
+# `/rest` declares another status for this one, so a client can't rely on the status alone.
 REST_STATUS = {**STATUS, "RESOURCE_INACCESSIBLE": 400}
 
 CHALLENGE = (
@@ -25,7 +25,7 @@ CHALLENGE = (
 
 
 class StandardError(Exception):
-    """A standard error of vSphere: `body` as `/api` has it."""
+    """A standard error of vSphere. `body` has the form of `/api`."""
 
     def __init__(self, error_type: str, *messages: Fields, **more: Any) -> None:
         super().__init__(error_type)
@@ -34,7 +34,7 @@ class StandardError(Exception):
 
 
 def unauthenticated() -> StandardError:
-    """No session, an ended one, or a wrong password: vCenter doesn't disclose which."""
+    """Build the error for a missing session, an ended one, or a wrong password: vCenter doesn't disclose which."""
     required = message("Authentication required.", id="com.vmware.vapi.endpoint.method.authentication.required")
     return StandardError("UNAUTHENTICATED", required, challenge=CHALLENGE)
 
@@ -77,7 +77,7 @@ def too_many_tasks(limit: int) -> StandardError:
 
 
 def route_not_found() -> StandardError:
-    """The router's, which differs from a missing task only by its message id."""
+    """Build the router's error, which differs from a missing task only by its message id."""
     return StandardError("NOT_FOUND", message("Not found.", id="com.vmware.vapi.rest.httpNotFound"))
 
 

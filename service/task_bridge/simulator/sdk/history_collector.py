@@ -1,16 +1,15 @@
-"""TaskHistoryCollector: tasks that were queued within a time, read page by page, newest or oldest first."""
+"""TaskHistoryCollector: the tasks that were queued within a time range, read page by page in either order."""
 
+from collections.abc import Iterable
 from datetime import datetime
 
-from ..bodies import SimulatedTarget
-from ..tasks_service import SimulatedTask
+from ..simulated_task import SimulatedTask
+from ..task_attributes import SimulatedTarget
 from .soap import Element, find, text_of
 
-PAGE = 10
 
-
-class History:
-    """The tasks that matched when it was created, oldest first."""
+class TaskHistoryCollector:
+    """The tasks that matched its filter when it was created, oldest first."""
 
     def __init__(self, ref: SimulatedTarget, tasks: list[SimulatedTask]) -> None:
         self.ref = ref
@@ -30,20 +29,26 @@ class History:
         return page[::-1]
 
     def rewind(self) -> None:
+        """Start `read_next` at the oldest task again."""
         self._next = 0
 
     def reset(self) -> None:
+        """Start `read_previous` at the newest task again."""
         self._previous = len(self.tasks)
 
 
-def within(spec: Element | None) -> tuple[float, float]:
-    """From when to when the filter wants tasks to have been queued, in seconds since 1970."""
-    begin = end = None
-    if spec is not None:
-        begin = text_of(find(spec, "time", "beginTime"))
-        end = text_of(find(spec, "time", "endTime"))
-    return _seconds(begin, float("-inf")), _seconds(end, float("inf"))
+def select_tasks(tasks: Iterable[SimulatedTask], spec: Element | None) -> list[SimulatedTask]:
+    """Return the tasks that match a TaskFilterSpec, oldest first. Of the filters, the range of queue times is built.
 
-
-def _seconds(time: str | None, otherwise: float) -> float:
-    return datetime.fromisoformat(time).timestamp() if time else otherwise
+    Forgotten tasks are left out, unless they are retired: those remain in the history.
+    """
+    begin, end = float("-inf"), float("inf")
+    if spec is not None and (time := text_of(find(spec, "time", "beginTime"))):
+        begin = datetime.fromisoformat(time).timestamp()
+    if spec is not None and (time := text_of(find(spec, "time", "endTime"))):
+        end = datetime.fromisoformat(time).timestamp()
+    # A second more on both sides: the filter's times may lack the fraction.
+    matches = (task for task in tasks if begin - 1 <= task.created_at <= end + 1)
+    return sorted(
+        (task for task in matches if task.forgotten_at is None or task.retired), key=lambda task: task.created_at
+    )

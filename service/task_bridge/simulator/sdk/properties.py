@@ -1,12 +1,13 @@
-"""How the managed objects stand: what each property path of theirs is. Pure."""
+"""Properties of tasks and VMs, as they are at a time. Pure."""
 
 from typing import Any
 
-from ..bodies import SimulatedTarget, written
+from ..bodies import format_time
 from ..options import Timestamps
 from ..script import Fields, Frame
-from ..tasks_service import SimulatedTask
-from .values import Value, anything, boolean, element, fault, integer, moref, structure, text
+from ..simulated_task import SimulatedTask
+from ..task_attributes import SimulatedTarget
+from .values import Value, boolean, element, fault, integer, moref, structure, text, value_of_json
 
 STATES = {
     "PENDING": "queued",
@@ -25,102 +26,102 @@ METHODS = {
     "relocate": "RelocateVM_Task",
 }
 QUESTION = "msg.device.locked:The virtual CD-ROM is locked by the guest. Disconnect anyway and override the lock?"
-_PLAIN = "SystemError"
+_SYSTEM_ERROR = "SystemError"
 
 
 def task_ref(task_id: str) -> SimulatedTarget:
     return SimulatedTarget("Task", task_id)
 
 
-def task_info(task: SimulatedTask, now: float, timestamps: Timestamps) -> dict[str, Value]:
-    """The fields of TaskInfo that the task has now."""
-    about, frame = task.about, task.at(now)
+def build_task_info(task: SimulatedTask, now: float, timestamps: Timestamps) -> dict[str, Value]:
+    """Return the fields of TaskInfo that the task has now."""
+    attributes, frame = task.attributes, task.frame_at(now)
     fields = frame.fields
     parts: dict[str, Value | None] = {
         "key": text(task.id),
         "task": moref(task_ref(task.id)),
-        "description": _description(fields),
-        "name": text(METHODS[about.operation], "MethodName") if about.operation in METHODS else None,
-        "descriptionId": text(f"{about.service}.{about.operation}"),
-        "entity": moref(about.target) if about.target else None,
-        "entityName": text(about.name) if about.name else None,
+        "description": _build_phase(fields),
+        "name": text(METHODS[attributes.operation], "MethodName") if attributes.operation in METHODS else None,
+        "descriptionId": text(f"{attributes.service}.{attributes.operation}"),
+        "entity": moref(attributes.target) if attributes.target else None,
+        "entityName": text(attributes.name) if attributes.name else None,
         "state": text(STATES.get(frame.status, frame.status.lower()), "TaskInfoState"),
-        "cancelled": boolean(task.canceling),
-        "cancelable": boolean(bool(fields.get("cancelable", about.cancelable))),
-        "error": _error(fields, frame),
-        "result": anything(fields.get("result")) if frame.status == "SUCCEEDED" else None,
-        "progress": _percent(fields.get("progress"), frame),
-        "reason": structure("TaskReasonUser", ("userName", text(about.user))) if about.user else _system(),
-        "queueTime": at_time(task.created_at, timestamps),
-        "startTime": _after(task, frame.started_s, timestamps),
-        "completeTime": _after(task, frame.ended_s, timestamps),
+        "cancelled": boolean(task.cancel_requested),
+        "cancelable": boolean(bool(fields.get("cancelable", attributes.cancelable))),
+        "error": _build_error(fields, frame),
+        "result": value_of_json(fields.get("result")) if frame.status == "SUCCEEDED" else None,
+        "progress": _build_progress(fields.get("progress"), frame),
+        "reason": structure("TaskReasonUser", ("userName", text(attributes.user)))
+        if attributes.user
+        else Value("TaskReasonSystem", ""),
+        "queueTime": time_value(task.created_at, timestamps),
+        "startTime": _time_after(task, frame.started_s, timestamps),
+        "completeTime": _time_after(task, frame.ended_s, timestamps),
         "eventChainId": integer(4200),
-        "parentTaskKey": text(about.parent) if about.parent else None,
-        "rootTaskKey": text(about.parent) if about.parent else None,
+        "parentTaskKey": text(attributes.parent) if attributes.parent else None,
+        "rootTaskKey": text(attributes.parent) if attributes.parent else None,
     }
-    return {name: value for name, value in parts.items() if value is not None and name not in frame.removed}
+    return {name: value for name, value in parts.items() if value is not None and name not in frame.removed_fields}
 
 
-def whole_info(parts: dict[str, Value]) -> Value:
-    """TaskInfo as one value; its fields of any type name their own."""
+def task_info_value(parts: dict[str, Value]) -> Value:
+    """Return TaskInfo as one value. Fields of any type name their own type."""
     inner = (element(name, value, typed=name in ("result", "reason")) for name, value in parts.items())
     return Value("TaskInfo", "".join(inner))
 
 
-def question(task: SimulatedTask, now: float) -> Value | None:
-    """The question that the task's VM has pending while the task is BLOCKED."""
-    frame = task.at(now)
+def build_question(task: SimulatedTask, now: float) -> Value | None:
+    """Return the question that the task's VM has pending while the task is BLOCKED."""
+    frame = task.frame_at(now)
     if frame.status != "BLOCKED":
         return None
     choice = structure(
         "ChoiceOption",
-        *(("choiceInfo", described(key, label)) for key, label in (("0", "Yes"), ("1", "No"))),
+        *(("choiceInfo", element_description(key, label)) for key, label in (("0", "Yes"), ("1", "No"))),
         ("defaultIndex", integer(1)),
     )
-    asked = str(frame.fields.get("question", QUESTION))
-    parts = ("id", text(f"q-{task.id}")), ("text", text(asked)), ("choice", choice)
+    question = str(frame.fields.get("question", QUESTION))
+    parts = ("id", text(f"q-{task.id}")), ("text", text(question)), ("choice", choice)
     return structure("VirtualMachineQuestionInfo", *parts)
 
 
-def described(key: str, label: str) -> Value:
-    """An ElementDescription."""
+def element_description(key: str, label: str) -> Value:
+    """Return an ElementDescription."""
     return structure("ElementDescription", ("label", text(label)), ("summary", text(label)), ("key", text(key)))
 
 
-def _description(fields: Fields) -> Value | None:
-    shown = fields.get("progress")
-    phase = shown.get("message") if isinstance(shown, dict) else None
+def _build_phase(fields: Fields) -> Value | None:
+    progress = fields.get("progress")
+    phase = progress.get("message") if isinstance(progress, dict) else None
     if not isinstance(phase, dict):
         return None
     parts = ("key", text(str(phase.get("id", "")))), ("message", text(str(phase.get("default_message", ""))))
     return structure("LocalizableMessage", *parts)
 
 
-def _percent(shown: Any, frame: Frame) -> Value | None:
-    """vCenter shows progress while a task is running only."""
-    if STATES.get(frame.status) != "running" or not isinstance(shown, dict) or not shown.get("total"):
+def _build_progress(progress: Any, frame: Frame) -> Value | None:
+    """Return the percentage. vCenter shows it only while a task is running."""
+    if STATES.get(frame.status) != "running" or not isinstance(progress, dict) or not progress.get("total"):
         return None
-    return integer(int(100 * shown["completed"] / shown["total"]))
+    return integer(int(100 * progress["completed"] / progress["total"]))
 
 
-def _error(fields: Fields, frame: Frame) -> Value | None:
-    """`{"fault": "InvalidState", "message": text}` to the letter, or a standard error as the fault most like it."""
+def _build_error(fields: Fields, frame: Frame) -> Value | None:
+    """Return the task's error: `{"fault": "InvalidState", "message": text}` unchanged, or a standard error as the
+    most similar fault.
+    """
     error = fields.get("error")
     if frame.status != "FAILED" or not isinstance(error, dict):
         return None
     messages = error.get("messages") or [{}]
-    said = str(error.get("message", messages[0].get("default_message", "")))
-    kind = str(error.get("fault") or FAULTS.get(str(error.get("error_type")), _PLAIN))
-    return fault(kind, said, ("reason", text(said) if kind == _PLAIN else None))
+    message = str(error.get("message", messages[0].get("default_message", "")))
+    kind = str(error.get("fault") or FAULTS.get(str(error.get("error_type")), _SYSTEM_ERROR))
+    return fault(kind, message, ("reason", text(message) if kind == _SYSTEM_ERROR else None))
 
 
-def _system() -> Value:
-    return Value("TaskReasonSystem", "")
+def time_value(at: float, timestamps: Timestamps) -> Value:
+    return text(format_time(at, timestamps), "xsd:dateTime")
 
 
-def at_time(at: float, timestamps: Timestamps) -> Value:
-    return text(written(at, timestamps), "xsd:dateTime")
-
-
-def _after(task: SimulatedTask, seconds: float | None, timestamps: Timestamps) -> Value | None:
-    return None if seconds is None else at_time(task.created_at + seconds, timestamps)
+def _time_after(task: SimulatedTask, seconds: float | None, timestamps: Timestamps) -> Value | None:
+    return None if seconds is None else time_value(task.created_at + seconds, timestamps)
