@@ -22,7 +22,7 @@ async def test_every_task_ends_as_scripted_and_nothing_is_left_behind(tmp_path: 
     code, out, err = await ended(await begun("demo", directory=tmp_path), within_s=45)
     assert (code, err) == (0, [])
     rows = dict(re.findall(r"^│ (.+?) +│ (\S+) ", "\n".join(out), re.M))
-    assert rows == {act.title: act.expected_kind for act in CASES}
+    assert rows == {case.title: case.expected_kind for case in CASES}
     assert "\x1b" not in "\n".join(out)
     assert processes_of(tmp_path) == {}
     assert os.listdir(tmp_path) == []
@@ -55,13 +55,13 @@ async def test_a_kill_takes_its_nats_server_along(tmp_path: Path) -> None:
 async def test_what_is_not_as_scripted_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     quick = CASES[0]
     monkeypatch.setattr(demo, "CASES", (quick._replace(script=scenarios.fails_with_error(0.5)),))
-    plays = await demo.run_demo(SilentShow(), tmp_path, keep=False)
-    assert [play.describe_deviation() for play in plays] == [
+    runs = await demo.run_demo(SilentView(), tmp_path, keep=False)
+    assert [run.describe_deviation() for run in runs] == [
         "Succeeds quickly: it ended as completed.failed, not as completed.succeeded"
     ]
 
 
-class SilentShow:
+class SilentView:
     def show_addresses(self, addresses: demo.DemoAddresses) -> None: ...
     def show_start(self, run: DemoRun) -> None: ...
     def show_event(self, run: DemoRun, event: object) -> None: ...

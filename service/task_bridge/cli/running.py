@@ -113,7 +113,7 @@ def demo(keep: Keep = False) -> None:
     try:
         with tempfile.TemporaryDirectory(prefix="task-bridge-demo-") as name, _logged_to(Path(name) / "bridge.log"):
             plays = _run(_played(console, Path(name), keep=keep))
-            surprises = [surprise for play in plays or () if (surprise := play.surprise())]
+            surprises = [surprise for play in plays or () if (surprise := play.describe_deviation())]
             warnings = _warnings(Path(name) / "bridge.log") if surprises else []
     except CannotStart as error:
         give_up(error)

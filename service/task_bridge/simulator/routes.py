@@ -93,7 +93,7 @@ class VCenterRoutes:
     async def _run(self, call: Call) -> Response:
         try:
             if call.operation == "unknown":
-                return self._route_not_found(call)
+                return self._answer_unknown_route(call)
             if call.operation != "login":
                 call.session = self._state.sessions.touch(read_session_id(call.request))
             return self._operations.by_name[call.operation](call)
@@ -102,7 +102,7 @@ class VCenterRoutes:
                 return Response(status_code=401)
             return error_response(error, call.rendering)
 
-    def _route_not_found(self, call: Call) -> Response:
+    def _answer_unknown_route(self, call: Call) -> Response:
         renderings = self._state.options.renderings
         path = call.request.url.path
         if renderings == "vcsim":
