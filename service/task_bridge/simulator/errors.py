@@ -33,13 +33,13 @@ class StandardError(Exception):
         self.body = std_error(error_type, *messages, **more)
 
 
-def unauthenticated() -> StandardError:
+def unauthenticated_error() -> StandardError:
     """Build the error for a missing session, an ended one, or a wrong password: vCenter doesn't disclose which."""
     required = message("Authentication required.", id="com.vmware.vapi.endpoint.method.authentication.required")
     return StandardError("UNAUTHENTICATED", required, challenge=CHALLENGE)
 
 
-def too_many_sessions(user: str, existing: int, limit: int) -> StandardError:
+def too_many_sessions_error(user: str, existing: int, limit: int) -> StandardError:
     text = f"User session count is limited to {limit}. Existing session count is {existing} for user {user}"
     return StandardError(
         "SERVICE_UNAVAILABLE",
@@ -47,40 +47,40 @@ def too_many_sessions(user: str, existing: int, limit: int) -> StandardError:
     )
 
 
-def task_not_found(task: str) -> StandardError:
+def task_not_found_error(task: str) -> StandardError:
     return StandardError("NOT_FOUND", message(f"No task '{task}' here.", task, id="simulator.task.notFound"))
 
 
-def unauthorized(task: str) -> StandardError:
+def unauthorized_error(task: str) -> StandardError:
     return StandardError("UNAUTHORIZED", message(f"No right to see '{task}'.", task, id="simulator.task.unauthorized"))
 
 
-def unsupported(task: str) -> StandardError:
+def unsupported_error(task: str) -> StandardError:
     return StandardError(
         "UNSUPPORTED", message(f"'{task}' can't be canceled.", task, id="simulator.task.notCancelable")
     )
 
 
-def already_ended(task: str) -> StandardError:
+def already_ended_error(task: str) -> StandardError:
     return StandardError(
         "NOT_ALLOWED_IN_CURRENT_STATE", message(f"'{task}' has ended.", task, id="simulator.task.alreadyEnded")
     )
 
 
-def invalid_argument(problem: str) -> StandardError:
+def invalid_argument_error(problem: str) -> StandardError:
     return StandardError("INVALID_ARGUMENT", message(problem, id="simulator.argument.invalid"))
 
 
-def too_many_tasks(limit: int) -> StandardError:
+def too_many_tasks_error(limit: int) -> StandardError:
     text = f"More than {limit} tasks match."
     return StandardError("RESOURCE_INACCESSIBLE", message(text, str(limit), id="simulator.tasks.tooMany"))
 
 
-def route_not_found() -> StandardError:
+def route_not_found_error() -> StandardError:
     """Build the router's error, which differs from a missing task only by its message id."""
     return StandardError("NOT_FOUND", message("Not found.", id="com.vmware.vapi.rest.httpNotFound"))
 
 
-def legacy_route_not_found(path: str) -> StandardError:
+def legacy_route_not_found_error(path: str) -> StandardError:
     text = f"Unable to find operations for URL: {path}"
     return StandardError("NOT_FOUND", message(text, path, id="com.vmware.vapi.rest.operationsForUrlNotFound"))

@@ -132,22 +132,22 @@ class Faults:
 
 def unauthenticated(empty: bool = False) -> Effect:
     """Answer 401, in JSON as vCenter does, or without a body as vcsim does."""
-    return Effect(status=401, body=b"") if empty else Effect(error=errors.unauthenticated)
+    return Effect(status=401, body=b"") if empty else Effect(error=errors.unauthenticated_error)
 
 
 def unauthorized() -> Effect:
-    return Effect(error=lambda: errors.unauthorized("this"))
+    return Effect(error=lambda: errors.unauthorized_error("this"))
 
 
 def task_not_found() -> Effect:
-    return Effect(error=lambda: errors.task_not_found("this"))
+    return Effect(error=lambda: errors.task_not_found_error("this"))
 
 
 def route_not_found(old: bool = False) -> Effect:
     """Answer 404 as the router does, not the Tasks service; `old` uses the form of the oldest versions."""
     if old:
         return Effect(status=404, body=msgspec.json.encode(build_old_router_error()))
-    return Effect(error=errors.route_not_found)
+    return Effect(error=errors.route_not_found_error)
 
 
 def resource_inaccessible() -> Effect:

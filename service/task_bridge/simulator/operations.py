@@ -127,7 +127,7 @@ class Operations:
 
     def create_task(self, call: Call) -> Response:
         if call.query.get("vmw-task") != "true":
-            raise errors.route_not_found()
+            raise errors.route_not_found_error()
         service, target_type = TASK_MAKERS[call.request.scope["route"].path]
         action = call.query.get("action", "create")
         task = self._state.tasks.create(
@@ -152,7 +152,7 @@ def parse_list_body(body: bytes) -> ListSpec | StandardError:
     try:
         return msgspec.json.decode(body or b"{}", type=ListSpec)
     except msgspec.MsgspecError as problem:
-        return errors.invalid_argument(str(problem))
+        return errors.invalid_argument_error(str(problem))
 
 
 def parse_list_query(query: QueryParams) -> ListSpec:
@@ -186,7 +186,7 @@ def _parse_credentials(request: Request) -> tuple[str, str] | None:
 
 def _require_session(call: Call) -> SimulatedSession:
     if call.session is None:
-        raise errors.unauthenticated()
+        raise errors.unauthenticated_error()
     return call.session
 
 

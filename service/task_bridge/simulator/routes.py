@@ -108,7 +108,7 @@ class VCenterRoutes:
         if renderings == "vcsim":
             return PlainTextResponse("404 page not found\n", 404)
         if call.rendering == "rest":
-            return error_response(errors.legacy_route_not_found(path.removeprefix("/rest")), "rest")
+            return error_response(errors.legacy_route_not_found_error(path.removeprefix("/rest")), "rest")
         if renderings == "rest":
             return json_response(build_old_router_error(), 404)
-        return error_response(errors.route_not_found(), "api")
+        return error_response(errors.route_not_found_error(), "api")

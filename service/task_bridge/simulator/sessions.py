@@ -5,7 +5,7 @@ from collections.abc import Callable
 
 from msgspec import Struct
 
-from .errors import too_many_sessions, unauthenticated
+from .errors import too_many_sessions_error, unauthenticated_error
 from .options import Clock, Options
 
 
@@ -46,12 +46,12 @@ class Sessions:
         """Start a session. Raises StandardError for wrong credentials, and when the user has too many sessions."""
         if credentials != (self._options.username, self._options.password):
             self.counts.failed_logins += 1
-            raise unauthenticated()
+            raise unauthenticated_error()
         user, limit = self._options.username, self._options.max_sessions_per_user
         existing = sum(session.user == user for session in self.live)
         if existing >= limit:
             self.counts.refused_logins += 1
-            raise too_many_sessions(user, existing, limit)
+            raise too_many_sessions_error(user, existing, limit)
         now = self._clock()
         session = SimulatedSession(secrets.token_hex(16), user, now, now)
         self._live[session.id] = session
@@ -67,7 +67,7 @@ class Sessions:
         elif session:
             session.last_accessed_at = self._clock()
             return session
-        raise unauthenticated()
+        raise unauthenticated_error()
 
     def logout(self, session: SimulatedSession) -> None:
         if self._live.pop(session.id, None):

@@ -134,9 +134,9 @@ class TasksService:
         """Return a CIS task or a classic one: neither API knows the other's tasks. Raises StandardError."""
         task = self._find_visible(task_id)
         if task_id in self._denied:
-            raise errors.unauthorized(task_id)
+            raise errors.unauthorized_error(task_id)
         if task is None or task.is_classic is not classic:
-            raise errors.task_not_found(task_id)
+            raise errors.task_not_found_error(task_id)
         return task
 
     def find_classic(self, task_id: str) -> SimulatedTask | None:
@@ -150,7 +150,7 @@ class TasksService:
         candidates = dict.fromkeys(spec.tasks) if spec.tasks else list(self._tasks)
         tasks = [task for task_id in candidates if (task := self._find_match(task_id, spec))]
         if len(tasks) > self._options.max_listed:
-            raise errors.too_many_tasks(self._options.max_listed)
+            raise errors.too_many_tasks_error(self._options.max_listed)
         return tasks
 
     def cancel(self, task_id: str, *, classic: bool = False) -> None:
@@ -159,9 +159,9 @@ class TasksService:
         now = self._clock()
         frame = task.frame_at(now)
         if frame.status in ENDED:
-            raise errors.already_ended(task_id)
+            raise errors.already_ended_error(task_id)
         if not frame.fields.get("cancelable", task.attributes.cancelable):
-            raise errors.unsupported(task_id)
+            raise errors.unsupported_error(task_id)
         if not task.cancel_requested:
             task.cancel_requested = True
             task.script = task.script.cancel(now - task.created_at, CANCELED)
@@ -214,11 +214,11 @@ class TasksService:
 
 def _check_filter(spec: FilterSpec) -> None:
     if not spec.tasks and not spec.services:
-        raise errors.invalid_argument("One of tasks and services must not be empty.")
+        raise errors.invalid_argument_error("One of tasks and services must not be empty.")
     if len({provider_of(task_id) for task_id in spec.tasks or ()}) > 1:
-        raise errors.invalid_argument("All tasks must be from the same provider.")
+        raise errors.invalid_argument_error("All tasks must be from the same provider.")
     if len(set(spec.services or ())) > 1:
-        raise errors.invalid_argument("All services must be from the same provider.")
+        raise errors.invalid_argument_error("All services must be from the same provider.")
 
 
 def _matches_filter(attributes: TaskAttributes, spec: FilterSpec) -> bool:
