@@ -1,7 +1,12 @@
-"""The story of a watch: taken up -> looked at -> what changed is published -> looked at again, or over.
+"""The main loop. A watch is taken over, its task is polled, each change is published, until one event ends it.
 
-The watcher decides nothing itself: `watch.next_event` does, the source knows when to look, the journal keeps what
-was said. Here they meet.
+    take_over ──► source.track ──► poll result ──► apply_poll_result ──► next_event ──► journal.append
+                       ▲                                                                      │
+                       └── source.resume ◄── nothing more follows ◄── adopt the stored event ◄┘
+                                             final event stored ──► handle.ack
+
+The watcher decides nothing itself. `domain.watch` says which event follows, the source knows when to poll, and the
+journal stores an event only if nobody else has written one for the task meanwhile.
 """
 
 from __future__ import annotations
@@ -19,16 +24,16 @@ from .domain.durations import parse_time
 from .domain.errors import NatsUnavailable
 from .domain.events import Event
 from .domain.ports import UNCHANGED, EventEntry, EventJournal, PollResult, TaskSource, Unchanged, WatchHandle
-from .domain.task import Task, may_be_same_task
+from .domain.task import Task
 from .domain.watch import (
-    LAST_POLL_S,
     Absence,
-    Draft,
     Policy,
     TaskView,
     Watch,
+    answers_request,
     identity_from_event,
-    is_served,
+    last_poll_until,
+    needs_current_identity,
     next_event,
     record_poll,
     stall_at,
@@ -40,46 +45,45 @@ from .metrics import Metrics
 log = structlog.get_logger(__name__)
 
 YIELD_EVERY = 25
-AT_ONCE_S = 0.005
-UNSETTLED_S = 5.0
-SOON_S = 600.0
-_CHUNK = 500
+"""Poll results with news between two turns of the event loop."""
+TIMER_MIN_S = 0.005
+RETRY_S = 5.0
+"""Pause after an unexpected error over one watch."""
+TIMER_HORIZON_S = 600.0
+"""Timers are armed only for what is due within this time; one per watch would cost a sixth of its memory."""
 SWEEP_S = 600.0
+"""Time in which the last event of every held watch is read once, in case another replica has written it."""
+_CHUNK = 500
 LISTED_STATUSES = ("PENDING", "RUNNING", "BLOCKED", "SUCCEEDED", "FAILED")
 
 
-async def is_answered(source: TaskSource | None, watch: Watch, last: Event, stored_at: float) -> bool:
-    """Whether the task's last event answers the watch already, so that it must not begin (again).
+async def is_request_answered(source: TaskSource | None, watch: Watch, last: Event, stored_at: float) -> bool:
+    """Return whether the task's last event answers the watch's request; ask vCenter where that depends on it.
 
-    A `completed` doesn't, where vCenter has given the id to another task since. Raises VCenterUnavailable.
+    Raises VCenterUnavailable.
     """
-    if not is_served(watch, last, stored_at):
-        return False
-    was_after = watch.stored_request and stored_at > watch.since
-    if (
-        last.data.watch.id == watch.id
-        or was_after
-        or source is None
-        or (ended := identity_from_event(last.data)) is None
-    ):
-        return True
-    now = await source.fetch_identity(watch.task)
-    return now is None or may_be_same_task(ended, now)
+    current = None
+    if source is not None and needs_current_identity(last, stored_at, watch):
+        current = await source.fetch_identity(watch.task)
+    return answers_request(last, stored_at, watch, current)
 
 
 class HeldWatch:
-    """A watch that this replica owns. `fence`: the stream sequence of its task's last event; `counted_as`: the
-    status that it counts under while it is held; `stall_asked`: the standstill that a look was asked for.
+    """A watch that this replica owns.
+
+    `fence`: the stream sequence of its task's last event. `is_parked`: the source polls its task again only after
+    `resume`. `is_publishing`: a coroutine publishes what follows. `stall_polled_for`: the standstill for which a poll
+    was requested. `counted_status`: the status that the watch counts under in the metrics.
     """
 
     __slots__ = (
-        "counted_as",
+        "counted_status",
         "fence",
         "handle",
+        "is_parked",
+        "is_publishing",
         "last",
-        "owes_look",
-        "settling",
-        "stall_asked",
+        "stall_polled_for",
         "stalls_at",
         "timer",
         "view",
@@ -91,13 +95,13 @@ class HeldWatch:
         self.handle = handle
         self.last = last
         self.fence = fence
-        self.counted_as: str | None = None
+        self.counted_status: str | None = None
         self.view: TaskView = view_from_event(last)
         self.stalls_at = math.inf
-        self.stall_asked = math.inf
+        self.stall_polled_for = math.inf
         self.timer: asyncio.TimerHandle | None = None
-        self.settling = False
-        self.owes_look = False
+        self.is_publishing = False
+        self.is_parked = False
 
     @property
     def key(self) -> tuple[str, str]:
@@ -121,32 +125,150 @@ class Watcher:
         self._metrics = metrics
         self._clock = clock
         self._held: dict[tuple[str, str], HeldWatch] = {}
-        self._standing: Counter[tuple[str, str]] = Counter()
-        self._tasks: set[asyncio.Task[None]] = set()
-        self._stopping = False
+        self._counts: Counter[tuple[str, str]] = Counter()
+        self._publishing: set[asyncio.Task[None]] = set()
+        self._is_stopping = False
 
     async def run(self) -> None:
-        """Follows the looks of every source, without end."""
+        """Process the poll results of every source, without end."""
         async with asyncio.TaskGroup() as group:
-            group.create_task(self._arm_in_time())
-            for name, source in self._sources.items():
-                group.create_task(self._follow(name, source))
+            group.create_task(self._arm_timers_again())
+            for vcenter, source in self._sources.items():
+                group.create_task(self._process_poll_results(vcenter, source))
+
+    # From a poll result to a stored event
+
+    async def _process_poll_results(self, vcenter: str, source: TaskSource) -> None:
+        """Apply each result to its watch, and start publishing where an event may follow."""
+        async for batch in source.poll_results():
+            now, news = self._clock(), 0
+            for task, result in batch:
+                held = self._held.get((vcenter, task))
+                if held is None:
+                    source.forget(task)
+                elif result is UNCHANGED and now < held.stalls_at and not held.view.last_poll_requested:
+                    held.view.polled_at = now  # nearly all results
+                else:
+                    self._process_news(held, result, now)
+                    news += 1
+                    if news % YIELD_EVERY == 0:
+                        await asyncio.sleep(0)
+
+    async def _publish_what_follows(self, held: HeldWatch) -> None:
+        """Publish the events that follow from the newest poll, one after the other; then resume polling or finish."""
+        while not self._is_stopping:
+            draft = next_event(held.watch, held.last, held.view, self._clock(), self._policy_of(held.watch.vcenter))
+            if draft is None:
+                break
+            # Publish before remembering: a crash in between repeats a poll, never loses an event.
+            entry = await self._journal.append(draft, held.fence)
+            if not self._adopt(held, entry):
+                return
+        if held.last is not None and held.last.data.final:
+            await self._finish(held)
+        elif self._held.get(held.key) is held:
+            self._arm_timer(held)
+            self._resume_polling(held)
+
+    def _process_news(self, held: HeldWatch, result: PollResult, now: float) -> None:
+        try:
+            if self._apply_poll_result(held, result, now):
+                self._start_publishing(held)
+        except Exception:
+            # An error over one task must not keep the results of the others from being applied.
+            log.exception("look_not_taken_in", vcenter=held.watch.vcenter, task=held.watch.task)
+            asyncio.get_running_loop().call_later(RETRY_S, self._start_tracking, held)
+
+    def _apply_poll_result(self, held: HeldWatch, result: PollResult, now: float) -> bool:
+        """Apply one result to the watch's view. Return whether an event may follow."""
+        view = held.view
+        if view.last_poll_requested and not (isinstance(result, Task) and result.ended):
+            view.last_poll_over = True
+        if isinstance(result, Unchanged):
+            view.polled_at = now
+            return now >= held.stalls_at or view.last_poll_over
+        held.is_parked = True
+        if isinstance(result, Task):
+            record_poll(view, held.last, result, now)
+        elif isinstance(result, Absence):
+            view.absence = result
+        else:
+            view.answer = result.answer
+        return True
+
+    def _start_publishing(self, held: HeldWatch) -> None:
+        """Start the coroutine that publishes for this watch; one that runs sees the newest view before it ends."""
+        if held.is_publishing or self._is_stopping:
+            return
+        held.is_publishing = True
+        task = asyncio.create_task(self._publish_and_log_errors(held))
+        self._publishing.add(task)
+        task.add_done_callback(self._publishing.discard)
+
+    async def _publish_and_log_errors(self, held: HeldWatch) -> None:
+        try:
+            await self._publish_what_follows(held)
+        except Exception:
+            log.exception("watch_not_settled", vcenter=held.watch.vcenter, task=held.watch.task)
+            asyncio.get_running_loop().call_later(RETRY_S, self._retry_publishing, held)
+        finally:
+            held.is_publishing = False
+
+    def _retry_publishing(self, held: HeldWatch) -> None:
+        if self._held.get(held.key) is held:
+            self._start_publishing(held)
+
+    def _adopt(self, held: HeldWatch, entry: EventEntry) -> bool:
+        """Go on from the task's last stored event. Return False, and step back, if another replica owns the watch."""
+        data = entry.event.data
+        if data.watch.id == held.watch.id and (entry.instance == self._journal.instance or data.final):
+            held.last, held.fence = entry.event, entry.sequence
+            if held.counted_status is not None:
+                self._count(held, self._status(held))
+            self._log_event(held, entry.event)
+            return True
+        log.info("stepped_back", vcenter=held.watch.vcenter, task=held.watch.task, writer=entry.instance)
+        self._forget(held)
+        held.handle.drop()
+        return False
+
+    def _log_event(self, held: HeldWatch, event: Event) -> None:
+        data = event.data
+        keys = {**held.watch.log_keys, "sequence": data.sequence, "status": data.status}
+        if not data.final:
+            log.debug("event", kind=event.kind, **keys)
+            return
+        log.info("watch_over", outcome=event.kind, **keys)
+        ended_at = parse_time(data.ended_at)
+        if data.kind == "completed" and ended_at is not None:
+            self._metrics.detection.observe(max(0.0, self._clock() - ended_at))
+
+    async def _finish(self, held: HeldWatch) -> None:
+        self._forget(held)
+        await held.handle.ack()
+
+    def _resume_polling(self, held: HeldWatch) -> None:
+        if held.is_parked and (source := self._sources.get(held.watch.vcenter)):
+            held.is_parked = False
+            source.resume(held.watch.task)
+
+    # Taking watches over and giving them up
 
     async def take_over(self, watch: Watch, handle: WatchHandle) -> str | None:
-        """Takes up a watch that was handed over, again or for the first time; `accepted`, `already_completed`, or
-        None when it was over before it arrived.
+        """Hold a watch that JetStream delivered, for the first time or again.
 
+        Returns `accepted`, `already_completed`, or None if the watch was over before it arrived.
         Raises NatsUnavailable, VCenterUnavailable.
         """
-        if self._is_held(watch, handle):
+        if self._rebind_if_held(watch, handle):
             return "accepted"
         last = await self._journal.last(watch.vcenter, watch.task)
         source = self._sources.get(watch.vcenter)
-        answered = last is not None and await is_answered(source, watch, last.event, last.stored_at)
+        answered = last is not None and await is_request_answered(source, watch, last.event, last.stored_at)
         own = last is not None and last.event.data.watch.id == watch.id
-        # Behind another watch's event it may be one that was over long ago, late over a connection that hung.
+        # The last event is another watch's, so this delivery may be stale: check that its message still exists.
         gone = last is not None and not own and not answered and not await handle.is_current()
-        if self._is_held(watch, handle):
+        if self._rebind_if_held(watch, handle):
             return "accepted"  # delivered twice meanwhile
         if gone:
             handle.drop()
@@ -159,8 +281,8 @@ class Watcher:
         self._hold(HeldWatch(watch, handle, last.event if last and own else None, last.sequence if last else 0))
         return "accepted"
 
-    def _is_held(self, watch: Watch, handle: WatchHandle) -> bool:
-        """Whether it is held already: then this is a redelivery to its living owner."""
+    def _rebind_if_held(self, watch: Watch, handle: WatchHandle) -> bool:
+        """Give the handle of a redelivery to a watch that is held already. Return whether it is."""
         held = self._held.get((watch.vcenter, watch.task))
         if held is None or held.watch.id != watch.id:
             return False
@@ -168,127 +290,18 @@ class Watcher:
         return True
 
     def _hold(self, held: HeldWatch) -> None:
-        watch = held.watch
         self._held[held.key] = held
         self._count(held, self._status(held))
-        self._arm(held)
-        self._look_anew(held)
-        log.debug("watch_held", vcenter=watch.vcenter, task=watch.task, watch=watch.id)
+        self._arm_timer(held)
+        self._start_tracking(held)
+        log.debug("watch_held", vcenter=held.watch.vcenter, task=held.watch.task, watch=held.watch.id)
 
-    def _look_anew(self, held: HeldWatch) -> None:
+    def _start_tracking(self, held: HeldWatch) -> None:
         watch = held.watch
         if self._held.get(held.key) is held and (source := self._sources.get(watch.vcenter)):
             seen = held.last is not None and held.last.data.status is not None
             birth = identity_from_event(held.last.data) if held.last else None
             source.track(watch.task, watch.since, seen=seen, with_result=watch.partial_results, birth=birth)
-
-    async def _follow(self, vcenter: str, source: TaskSource) -> None:
-        async for batch in source.poll_results():
-            now, news = self._clock(), 0
-            for task, standing in batch:
-                held = self._held.get((vcenter, task))
-                if held is None:
-                    source.forget(task)
-                elif standing is UNCHANGED and now < held.stalls_at and not held.view.last_poll_requested:
-                    held.view.polled_at = now  # nearly all looks
-                else:
-                    self._take_in(held, standing, now)
-                    news += 1
-                    if news % YIELD_EVERY == 0:
-                        await asyncio.sleep(0)
-
-    def _take_in(self, held: HeldWatch, standing: PollResult, now: float) -> None:
-        try:
-            if self._is_news(held, standing, now):
-                self._settle_soon(held)
-        except Exception:
-            # One task's trouble mustn't keep the looks at all others from being taken in.
-            log.exception("look_not_taken_in", vcenter=held.watch.vcenter, task=held.watch.task)
-            asyncio.get_running_loop().call_later(UNSETTLED_S, self._look_anew, held)
-
-    def _is_news(self, held: HeldWatch, standing: PollResult, now: float) -> bool:
-        """Takes one look into the view; whether something may follow from it."""
-        view = held.view
-        if view.last_poll_requested and not (isinstance(standing, Task) and standing.ended):
-            view.last_poll_over = True
-        if isinstance(standing, Unchanged):
-            view.polled_at = now
-            return now >= held.stalls_at or view.last_poll_over
-        held.owes_look = True
-        if isinstance(standing, Task):
-            record_poll(view, held.last, standing, now)
-        elif isinstance(standing, Absence):
-            view.absence = standing
-        else:
-            view.answer = standing.answer
-        return True
-
-    def _settle_soon(self, held: HeldWatch) -> None:
-        if held.settling or self._stopping:
-            return  # who settles it now asks again before leaving
-        held.settling = True
-        task = asyncio.create_task(self._settle(held))
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
-
-    async def _settle(self, held: HeldWatch) -> None:
-        try:
-            await self._say_what_follows(held)
-        except Exception:
-            log.exception("watch_not_settled", vcenter=held.watch.vcenter, task=held.watch.task)
-            asyncio.get_running_loop().call_later(UNSETTLED_S, self._settle_again, held)
-        finally:
-            held.settling = False
-
-    def _settle_again(self, held: HeldWatch) -> None:
-        if self._held.get(held.key) is held:
-            self._settle_soon(held)
-
-    async def _say_what_follows(self, held: HeldWatch) -> None:
-        """Publishes what follows from the view until nothing does; then looks on, or the watch is over."""
-        while not self._stopping and (draft := self._next(held)):
-            # Publish before remembering: a crash in between repeats a look, never loses an event.
-            entry = await self._journal.append(draft, held.fence)
-            if not self._remember(held, entry):
-                return
-        if held.last is not None and held.last.data.final:
-            await self._over(held)
-        elif self._held.get(held.key) is held:
-            self._arm(held)
-            self._look_on(held)
-
-    def _next(self, held: HeldWatch) -> Draft | None:
-        policy = self._policy_of(held.watch.vcenter)
-        return next_event(held.watch, held.last, held.view, self._clock(), policy)
-
-    def _remember(self, held: HeldWatch, entry: EventEntry) -> bool:
-        """Goes on from what is stored now; False when that means that somebody else owns the watch."""
-        data = entry.event.data
-        if data.watch.id == held.watch.id and (entry.instance == self._journal.instance or data.final):
-            held.last, held.fence = entry.event, entry.sequence
-            if held.counted_as is not None:
-                self._count(held, self._status(held))
-            self._tell(held, entry.event)
-            return True
-        log.info("stepped_back", vcenter=held.watch.vcenter, task=held.watch.task, writer=entry.instance)
-        self._forget(held)
-        held.handle.drop()
-        return False
-
-    def _tell(self, held: HeldWatch, event: Event) -> None:
-        data = event.data
-        keys = {**held.watch.log_keys, "sequence": data.sequence, "status": data.status}
-        if not data.final:
-            log.debug("event", kind=event.kind, **keys)
-            return
-        log.info("watch_over", outcome=event.kind, **keys)
-        ended_at = parse_time(data.ended_at)
-        if data.kind == "completed" and ended_at is not None:
-            self._metrics.detection.observe(max(0.0, self._clock() - ended_at))
-
-    async def _over(self, held: HeldWatch) -> None:
-        self._forget(held)
-        await held.handle.ack()
 
     def _forget(self, held: HeldWatch) -> None:
         if held.timer is not None:
@@ -299,102 +312,98 @@ class Watcher:
             if source := self._sources.get(held.watch.vcenter):
                 source.forget(held.watch.task)
 
-    def _look_on(self, held: HeldWatch) -> None:
-        if held.owes_look and (source := self._sources.get(held.watch.vcenter)):
-            held.owes_look = False
-            source.resume(held.watch.task)
-
-    def _arm(self, held: HeldWatch) -> None:
-        """Sets the timer to when the watch must be asked even if no look comes, if that is soon."""
-        if held.timer is not None:
-            held.timer.cancel()
-            held.timer = None
-        held.stalls_at = stall_at(held.watch, held.last, held.view)
-        wakes_at = wake_at(held.watch, held.last, held.view, self._policy_of(held.watch.vcenter))
-        if held.stall_asked != held.stalls_at:
-            wakes_at = min(wakes_at, held.stalls_at)
-        delay = wakes_at - self._clock()
-        if delay <= SOON_S and not self._stopping:
-            held.timer = asyncio.get_running_loop().call_later(max(AT_ONCE_S, delay), self._woken, held)
-
-    async def _arm_in_time(self) -> None:
-        """Sets the timers that weren't soon before: one for each watch would take a sixth of its memory."""
-        while True:
-            await asyncio.sleep(SOON_S / 2)
-            for number, held in enumerate(list(self._held.values())):
-                if held.timer is None and not held.settling:
-                    self._arm(held)
-                if number % _CHUNK == _CHUNK - 1:
-                    await asyncio.sleep(0)
-
-    def _woken(self, held: HeldWatch) -> None:
-        view = held.view
-        if self._clock() >= held.watch.deadline and not view.last_poll_requested:
-            view.last_poll_until = self._clock() + LAST_POLL_S
-            if source := self._sources.get(held.watch.vcenter):
-                source.poll_now(held.watch.task)
-            else:
-                view.last_poll_over = True
-        elif self._clock() >= held.stalls_at and held.stall_asked != held.stalls_at:
-            # A good look tells it; where none comes by itself soon, it is asked for.
-            held.stall_asked = held.stalls_at
-            if source := self._sources.get(held.watch.vcenter):
-                source.poll_now(held.watch.task)
-        self._settle_soon(held)
-
     async def check_ownership(self, vcenter: str, task: str, *, leader: bool = True) -> None:
-        """The watch may have been ended, or be owned, by somebody else. Raises NatsUnavailable."""
+        """Read the task's last event, in case another replica ended or owns the watch. Raises NatsUnavailable."""
         held = self._held.get((vcenter, task))
-        if held is None or held.settling:
+        if held is None or held.is_publishing:
             return
         last = await self._journal.last(vcenter, task, leader=leader)
-        if self._held.get(held.key) is not held or held.settling or last is None or last.sequence <= held.fence:
+        if self._held.get(held.key) is not held or held.is_publishing or last is None or last.sequence <= held.fence:
             return
-        if not self._remember(held, last):
-            return
-        if last.event.data.final:
-            await self._over(held)
+        if self._adopt(held, last) and last.event.data.final:
+            await self._finish(held)
 
     async def sweep_ownership(self) -> None:
-        """Asks now and then of every watch whether somebody else wrote: a hint may have been missed."""
+        """Check the ownership of every held watch once in SWEEP_S, without end: a hint may have been missed."""
         keys: list[tuple[str, str]] = []
         while True:
             await asyncio.sleep(1.0)
             keys = keys or list(self._held)
-            a_second = math.ceil(len(self._held) / SWEEP_S)
-            asked, keys = keys[:a_second], keys[a_second:]
+            per_second = math.ceil(len(self._held) / SWEEP_S)
+            checked, keys = keys[:per_second], keys[per_second:]
             with contextlib.suppress(NatsUnavailable):
-                await asyncio.gather(*(self.check_ownership(*key, leader=False) for key in asked))
+                await asyncio.gather(*(self.check_ownership(*key, leader=False) for key in checked))
 
     def release(self, count: int) -> list[tuple[str, str]]:
-        """Gives up to `count` watches out of hand, of which nothing is being published: (vCenter, task) of each."""
-        idle = (held for held in self._held.values() if not held.settling and held.last is not None)
+        """Stop holding up to `count` watches for which nothing is being published; return (vCenter, task) of each."""
+        idle = (held for held in self._held.values() if not held.is_publishing and held.last is not None)
         released = list(islice(idle, count))
         for held in released:
             self._forget(held)
         return [held.key for held in released]
 
     async def stop(self) -> None:
-        """Finishes the publishes in flight; nothing new begins."""
-        self._stopping = True
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        """Finish the publishes in flight; start no others."""
+        self._is_stopping = True
+        await asyncio.gather(*self._publishing, return_exceptions=True)
+
+    # Time
+
+    def _arm_timer(self, held: HeldWatch) -> None:
+        """Arm the watch's timer for when an event may be due although no poll brings news, if that is soon."""
+        if held.timer is not None:
+            held.timer.cancel()
+            held.timer = None
+        held.stalls_at = stall_at(held.watch, held.last, held.view)
+        wakes_at = wake_at(held.watch, held.last, held.view, self._policy_of(held.watch.vcenter))
+        if held.stall_polled_for != held.stalls_at:
+            wakes_at = min(wakes_at, held.stalls_at)
+        delay = wakes_at - self._clock()
+        if delay <= TIMER_HORIZON_S and not self._is_stopping:
+            held.timer = asyncio.get_running_loop().call_later(max(TIMER_MIN_S, delay), self._on_timer, held)
+
+    async def _arm_timers_again(self) -> None:
+        """Arm the timers that have come within the horizon, without end."""
+        while True:
+            await asyncio.sleep(TIMER_HORIZON_S / 2)
+            for number, held in enumerate(list(self._held.values())):
+                if held.timer is None and not held.is_publishing:
+                    self._arm_timer(held)
+                if number % _CHUNK == _CHUNK - 1:
+                    await asyncio.sleep(0)
+
+    def _on_timer(self, held: HeldWatch) -> None:
+        view, source = held.view, self._sources.get(held.watch.vcenter)
+        if self._clock() >= held.watch.deadline and not view.last_poll_requested:
+            view.last_poll_until = last_poll_until(held.watch, self._clock())
+            if source is not None:
+                source.poll_now(held.watch.task)
+            else:
+                view.last_poll_over = True
+        elif self._clock() >= held.stalls_at and held.stall_polled_for != held.stalls_at:
+            # Only a good poll can confirm a standstill; request one, since none may come by itself soon.
+            held.stall_polled_for = held.stalls_at
+            if source is not None:
+                source.poll_now(held.watch.task)
+        self._start_publishing(held)
+
+    # Counts
 
     @property
     def held_count(self) -> int:
-        """How many watches this replica owns."""
         return len(self._held)
 
     def held_by_status(self) -> Counter[tuple[str, str]]:
-        """Owned watches by (vCenter, status): vCenter's five words, OTHER, UNSEEN, UNCONFIGURED."""
-        return +self._standing
+        """Count the held watches by (vCenter, status): vCenter's five words, OTHER, UNSEEN, UNCONFIGURED."""
+        return +self._counts
 
     def _count(self, held: HeldWatch, status: str | None) -> None:
-        """Counted as it changes: looking through 50,000 at each scrape stopped the event loop for 0.2 s."""
-        if held.counted_as is not None:
-            self._standing[held.watch.vcenter, held.counted_as] -= 1
-        held.counted_as = status
+        """Count the watch under its new status. Counting 50,000 at each scrape stopped the event loop for 0.2 s."""
+        if held.counted_status is not None:
+            self._counts[held.watch.vcenter, held.counted_status] -= 1
+        held.counted_status = status
         if status is not None:
-            self._standing[held.watch.vcenter, status] += 1
+            self._counts[held.watch.vcenter, status] += 1
 
     def _status(self, held: HeldWatch) -> str:
         if held.watch.vcenter not in self._sources:

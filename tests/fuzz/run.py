@@ -100,7 +100,12 @@ class Attack:
             check_event(message.data)
             kept["rejected" if message.subject.endswith(".rejected") else "event"] += 1
         self.outcomes.update(kept)
-        for request in lab.vcenter.request_log.requests:
+        requests = list(lab.vcenter.request_log.requests)
+        async with asyncio.timeout(30):
+            # A request in flight has no operation until its body has been read.
+            while any(one.operation == "unknown" and one.seconds is None for one in requests):  # noqa: ASYNC110 - no event
+                await asyncio.sleep(0.01)
+        for request in requests:
             assert request.operation != "unknown", request.path  # an id that left its place would ask for that
         async with httpx.AsyncClient(trust_env=False) as http:
             metrics = (await http.get(f"{self._http}/metrics", timeout=30)).text

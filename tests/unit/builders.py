@@ -21,12 +21,12 @@ from task_bridge.domain.events import (
 from task_bridge.domain.ports import UNCHANGED, PollResult, Unanswered, Unchanged
 from task_bridge.domain.task import NO_RESULT, Progress, Result, Task, TaskError
 from task_bridge.domain.watch import (
-    LAST_POLL_S,
     Absence,
     Draft,
     Policy,
     TaskView,
     Watch,
+    last_poll_until,
     next_event,
     record_poll,
     stall_at,
@@ -218,7 +218,7 @@ class Replica:
             # A timer never goes off at once again.
             self.now = max(at, self.now + 0.005)
             if self.now >= self.watch.deadline and not self.view.last_poll_requested:
-                self.view.last_poll_until = self.now + LAST_POLL_S
+                self.view.last_poll_until = last_poll_until(self.watch, self.now)
                 self.look(world)
             self.settle()
         self.now = to

@@ -118,7 +118,7 @@ def test_both_renderings_show_the_same_task(body: dict[str, Any], rendering: Ren
         extra={"notifications": {"info": [], "errors": []}},
         started_at="2026-11-24T22:40:55.123Z",
         ended_at="2026-11-24T22:41:07.468Z",
-        duration_s=12.345,
+        duration_seconds=12.345,
     )
 
 
@@ -143,8 +143,8 @@ def test_a_field_of_a_kind_nobody_promised_spoils_no_other(name: str, junk: obje
 
     changed = {field for field in Task.__struct_fields__ if getattr(task, field) != getattr(whole, field)}
     assert changed <= {
-        "start_time": {"started_at", "duration_s"},
-        "end_time": {"ended_at", "duration_s"},
+        "start_time": {"started_at", "duration_seconds"},
+        "end_time": {"ended_at", "duration_seconds"},
         "notifications": {"extra"},
     }.get(name, {name})
 
@@ -246,7 +246,7 @@ def test_times_are_told_in_utc_and_the_duration_when_both_are_known(
 ) -> None:
     task = parsed(start_time=start, end_time=end)
 
-    assert (task.started_at, task.ended_at, task.duration_s) == (started, ended, duration)
+    assert (task.started_at, task.ended_at, task.duration_seconds) == (started, ended, duration)
 
 
 @pytest.mark.parametrize(

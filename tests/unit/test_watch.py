@@ -17,8 +17,8 @@ from task_bridge.domain.watch import (
     Policy,
     TaskView,
     Watch,
+    answers_request,
     is_past_last_poll,
-    is_served,
     next_event,
     record_poll,
     stall_at,
@@ -155,7 +155,9 @@ def test_an_event_tells_all_that_the_look_showed_and_whose_watch_it_is() -> None
 
 
 def test_the_end_tells_when_it_was_and_what_goes_beyond_info() -> None:
-    end = succeeded(result_of({"a": 1}), ended_at="2025-11-24T22:40:09.000Z", duration_s=9.0, extra={"subtasks": {}})
+    end = succeeded(
+        result_of({"a": 1}), ended_at="2025-11-24T22:40:09.000Z", duration_seconds=9.0, extra={"subtasks": {}}
+    )
 
     data = last_of(played([(0, running()), (10, end)])).data
 
@@ -779,7 +781,7 @@ def test_a_watch_is_served_when_an_end_answers_it(
 
     last = an_event(kind, outcome, watch=ref)
 
-    assert is_served(watch, last, NOW + stored_at) is served
+    assert answers_request(last, NOW + stored_at, watch) is served
 
 
 def test_whoever_takes_a_watch_up_knows_what_its_last_event_tells() -> None:

@@ -208,7 +208,7 @@ async def test_a_fault_over_one_look_keeps_no_other_from_being_taken_in(
         record_poll(view, last, task, now)
 
     monkeypatch.setattr(watcher, "record_poll", observing)
-    monkeypatch.setattr(watcher, "UNSETTLED_S", 0.01)
+    monkeypatch.setattr(watcher, "RETRY_S", 0.01)
     await bridge.take()
     await bridge.take(a_watch(id="other", task="other"))
     poison = msgspec.structs.replace(running(0), operation="poison")
@@ -222,7 +222,7 @@ async def test_a_fault_over_one_look_keeps_no_other_from_being_taken_in(
 
 
 async def test_what_could_not_be_said_is_said_a_little_later(bridge: Bridge, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(watcher, "UNSETTLED_S", 0.01)
+    monkeypatch.setattr(watcher, "RETRY_S", 0.01)
     handle = await bridge.take()
     bridge.journal.faults += [RuntimeError("a fault of the bridge's own")] * 2
     await bridge.see(succeeded())  # and nothing more: the task ended
@@ -232,7 +232,7 @@ async def test_what_could_not_be_said_is_said_a_little_later(bridge: Bridge, mon
 
 
 async def test_what_is_due_late_is_still_woken(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(watcher, "SOON_S", 0.02)
+    monkeypatch.setattr(watcher, "TIMER_HORIZON_S", 0.02)
     async with a_bridge() as bridge:
         bridge.source.on_hurry = Unanswered()
         await bridge.take(a_watch(timeout_at=bridge.clock() + 0.2))

@@ -1,4 +1,4 @@
-"""Durations and times as users write them and as events carry them. Pure."""
+"""Durations and times, as users write them and as events carry them. Pure."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 from functools import lru_cache
 
 MAX_DURATION_S = 365 * 86_400.0
-_FIRST_S, _LAST_S = -62_135_596_800.0, 253_402_300_799.0  # what a year of four digits can name
+_FIRST_S, _LAST_S = -62_135_596_800.0, 253_402_300_799.0  # years of four digits
 _UNITS_S = {"": 1.0, "ms": 0.001, "s": 1.0, "m": 60.0, "h": 3_600.0, "d": 86_400.0}
 _NUMBER = r"(\d+(?:\.\d+)?)"
 _SIMPLE = re.compile(rf"{_NUMBER}(ms|s|m|h|d)?", re.ASCII)
@@ -17,7 +17,7 @@ _RFC3339 = re.compile(r"(\d{4}-\d\d-\d\d)[Tt ](\d\d:\d\d:\d\d)(\.\d+)?\s*([Zz]|[
 
 
 def parse_duration(value: object) -> float:
-    """Seconds of a number of seconds, `"90"`, `"1.5h"` (ms s m h d) or ISO 8601 with days and time (`"PT2H"`).
+    """Return seconds for a number of seconds, `"90"`, `"1.5h"` (ms s m h d), or ISO 8601 days and time (`"PT2H"`).
 
     Raises ValueError, with a sentence for the user, for anything else and outside 0 to 365 days.
     """
@@ -40,21 +40,21 @@ def _seconds(value: object) -> float:
 
 
 def rfc3339(timestamp: float) -> str:
-    """A Unix time in seconds as RFC 3339 in UTC with milliseconds: `2026-11-24T22:40:55.123Z`."""
+    """Format Unix seconds as RFC 3339 in UTC with milliseconds: `2026-11-24T22:40:55.123Z`."""
     seconds, milliseconds = divmod(round(timestamp * 1000), 1000)
-    return f"{_to_the_second(seconds)}.{milliseconds:03d}Z"
+    return f"{_format_second(seconds)}.{milliseconds:03d}Z"
 
 
-@lru_cache(maxsize=64)  # an event has several times, most of the second that is
-def _to_the_second(seconds: int) -> str:
+@lru_cache(maxsize=64)  # an event has several times, most of them within the current second
+def _format_second(seconds: int) -> str:
     return datetime.fromtimestamp(seconds, UTC).isoformat().removesuffix("+00:00")
 
 
 def parse_time(value: object) -> float | None:
-    """Unix seconds of a date-time as vCenter writes it, None for what isn't one.
+    """Return the Unix seconds of a date-time as vCenter writes it, None for anything else.
 
-    vCenter sends UTC with milliseconds; any number of fraction digits, numeric offsets and no offset at all
-    (taken as UTC) are read too.
+    vCenter sends UTC with milliseconds. Any number of fraction digits, a numeric offset, or no offset at all (taken
+    as UTC) is accepted too.
     """
     match = _RFC3339.fullmatch(value.strip()) if isinstance(value, str) else None
     if match is None:

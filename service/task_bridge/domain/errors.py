@@ -1,13 +1,13 @@
-"""What can go wrong, drawn once:
+"""The error tree:
 
     BridgeError
-    ├── Temporary            may work later; `retry_after_s` when the other side named a time
-    │   ├── VCenterUnavailable   the network, a 5xx, a refused login, an answer nobody can read
-    │   └── NatsUnavailable      no connection, no answer, no space: the next try decides
-    ├── Refused              a request that is wrong or can't be served: what its sender is told
-    └── CannotStart          the process can't run like this; `exit_code` and one line a mistake
+    ├── Temporary            may work later; `retry_after_s` if the other side named a time
+    │   ├── VCenterUnavailable   the network, a 5xx, a refused login, an unreadable answer
+    │   └── NatsUnavailable      no connection, no answer, no space: try again
+    ├── Refused              a request that is wrong or can't be served, as its sender is answered
+    └── CannotStart          the process can't run with what it found; `exit_code` and one line per mistake
 
-Foreign errors (httpx, nats-py, msgspec) are translated at the edge that meets them and keep their cause.
+Errors of libraries (httpx, nats-py, msgspec) are translated where they occur and kept as the cause.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ from typing import Any, NamedTuple
 
 
 class BridgeError(Exception):
-    """The root: whatever this package raises on purpose."""
+    """Root of all errors that this package raises on purpose."""
 
 
-class Temporary(BridgeError):  # noqa: N818 - the field's word for it, like kopf's
-    """May work later. `retry_after_s` (seconds) is set when the other side named a time."""
+class Temporary(BridgeError):  # noqa: N818 - the usual word, as in kopf
+    """May work later. `retry_after_s` (seconds) is set if the other side named a time."""
 
     def __init__(self, message: str, *, retry_after_s: float | None = None) -> None:
         super().__init__(message)
@@ -29,8 +29,9 @@ class Temporary(BridgeError):  # noqa: N818 - the field's word for it, like kopf
 
 
 class VCenterUnavailable(Temporary):
-    """vCenter gave no answer to rely on; says nothing about any task's state. `answer`: what it did say, if
-    anything (a `task.TaskError`).
+    """vCenter gave no reliable answer, which says nothing about any task's state.
+
+    `answer`: what it did say, if anything (a `task.TaskError`).
     """
 
     def __init__(self, message: str, *, retry_after_s: float | None = None, answer: Any = None) -> None:
@@ -39,18 +40,18 @@ class VCenterUnavailable(Temporary):
 
 
 class NatsUnavailable(Temporary):
-    """NATS or JetStream gave no answer to rely on."""
+    """NATS or JetStream gave no reliable answer."""
 
 
 class Problem(NamedTuple):
-    """One thing that is wrong with a request: the field's path (`""` is the body itself) and what about it."""
+    """One mistake in a request: the path of the field (`""` is the body itself) and what is wrong with it."""
 
     field: str
     problem: str
 
 
-class Refused(BridgeError):  # noqa: N818 - reads as what happened to the request
-    """A request is answered with this: HTTP-like `status`, a stable `code`, and what its sender can do."""
+class Refused(BridgeError):  # noqa: N818 - named after what happens to the request
+    """The error answer to a request: an HTTP-like `status`, a stable `code`, and what its sender can do."""
 
     def __init__(self, status: int, code: str, message: str, details: Sequence[Problem] = ()) -> None:
         super().__init__(message)
@@ -60,8 +61,8 @@ class Refused(BridgeError):  # noqa: N818 - reads as what happened to the reques
         self.details = tuple(details)
 
 
-class CannotStart(BridgeError):  # noqa: N818 - reads as what happened to the process
-    """The process can't run like this. `lines`: one a mistake; `exit_code`: 2 for settings, 1 for the world."""
+class CannotStart(BridgeError):  # noqa: N818 - named after what happens to the process
+    """The process can't start. `lines`: one per mistake; `exit_code`: 2 for settings, 1 for what it found outside."""
 
     def __init__(self, *lines: str, exit_code: int = 1) -> None:
         super().__init__("\n".join(lines))

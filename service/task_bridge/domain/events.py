@@ -1,7 +1,7 @@
-"""An event of a watch, and how it looks as a CloudEvent. Pure.
+"""Events of watches, and their encoding as CloudEvents. Pure.
 
-The last stored event of a task is also the bridge's memory of it, so what is written here is read back here,
-by this release, the one before and the one after: unknown keys are ignored, missing ones are None.
+The last stored event of a task is also the bridge's memory of it. So what this module encodes it also decodes, in
+this release, the one before and the one after: unknown keys are ignored, missing ones are None.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ NULL = msgspec.Raw(b"null")
 
 
 class WatchRef(msgspec.Struct, frozen=True, gc=False):
-    """The watch as its events and replies show it: whose labels and timeout they are."""
+    """The watch as its events and replies show it: id, start, timeout, labels."""
 
     id: str
     since: str
@@ -31,7 +31,7 @@ class WatchRef(msgspec.Struct, frozen=True, gc=False):
 
 
 class ResultRef(msgspec.Struct, frozen=True, gc=False):
-    """Where a large result lies in the object store: its size in bytes and its SHA-256 in hex."""
+    """Reference to a large result in the object store, with its size in bytes and its SHA-256 in hex."""
 
     bucket: str
     name: str
@@ -40,7 +40,7 @@ class ResultRef(msgspec.Struct, frozen=True, gc=False):
 
 
 class EventData(msgspec.Struct, frozen=True, gc=False):
-    """`data` of an event, its keys in the order of the contract. Every key is always there."""
+    """`data` of an event. All keys are always present, in this order."""
 
     vcenter: str
     api: str
@@ -72,7 +72,7 @@ class EventData(msgspec.Struct, frozen=True, gc=False):
 
 
 class CloudEvent(msgspec.Struct, frozen=True, omit_defaults=True):
-    """CloudEvents 1.0, structured mode. The extension attributes are absent where there is nothing to say."""
+    """A CloudEvent 1.0 in structured mode. Extension attributes without a value are absent."""
 
     id: str
     source: str
@@ -86,10 +86,10 @@ class CloudEvent(msgspec.Struct, frozen=True, omit_defaults=True):
 
 
 class Event(msgspec.Struct, frozen=True, gc=False):
-    """One event with what stands around it. `time` is when the bridge saw it, in Unix seconds.
+    """An event with its envelope. `time` is when the bridge saw it, in Unix seconds.
 
-    `stalled_reported` goes in a header: whether the present standstill has been told already, which a restated
-    status would otherwise hide from the next owner.
+    `stalled_reported`: the present standstill has been reported. It is stored as a header, since a restated status
+    would otherwise hide it from the next owner.
     """
 
     source: str
@@ -114,38 +114,33 @@ class Event(msgspec.Struct, frozen=True, gc=False):
 
 
 def to_cloudevent(event: Event) -> bytes:
-    """The body as it is stored: structured-mode JSON."""
+    """Encode the event as it is stored: a CloudEvent in structured-mode JSON."""
     data = event.data
-    return _stored(
-        CloudEvent(
-            id=event.id,
-            source=event.source,
-            type=f"{TYPE_PREFIX}.task.{data.kind}.v1",
-            subject=data.task,
-            time=rfc3339(event.time),
-            outcome=data.outcome,
-            traceparent=event.traceparent,
-            tracestate=event.tracestate,
-            data=data,
-        )
+    envelope = CloudEvent(
+        id=event.id,
+        source=event.source,
+        type=f"{TYPE_PREFIX}.task.{data.kind}.v1",
+        subject=data.task,
+        time=rfc3339(event.time),
+        outcome=data.outcome,
+        traceparent=event.traceparent,
+        tracestate=event.tracestate,
+        data=data,
     )
+    try:
+        body = _encoder.encode(envelope)
+    except UnicodeEncodeError:
+        body = _encoder.encode(_without_surrogates(envelope))
+    return _FIXED + body[1:]
 
 
 _encoder = msgspec.json.Encoder()
 _decoder = msgspec.json.Decoder(CloudEvent)
+_FIXED = b'{"specversion":"1.0","datacontenttype":"application/json",'
 
 
-def _stored(event: CloudEvent) -> bytes:
-    fixed = b'{"specversion":"1.0","datacontenttype":"application/json",'
-    try:
-        body = _encoder.encode(event)
-    except UnicodeEncodeError:
-        body = _encoder.encode(_encodable(event))
-    return fixed + body[1:]
-
-
-def _encodable(event: CloudEvent) -> dict[str, Any]:
-    """The event without lone surrogates, which vCenter's JSON may escape: an event is always published."""
+def _without_surrogates(event: CloudEvent) -> dict[str, Any]:
+    """Replace lone surrogates, which vCenter's JSON may escape: an event is always published."""
     plain = msgspec.structs.replace(event, data=msgspec.structs.replace(event.data, result=NULL))
     built: dict[str, Any] = replace_surrogates(msgspec.to_builtins(plain, enc_hook=lambda _: None))
     built["data"]["result"] = event.data.result
@@ -153,7 +148,7 @@ def _encodable(event: CloudEvent) -> dict[str, Any]:
 
 
 def from_cloudevent(body: bytes, *, stalled_reported: bool) -> Event | None:
-    """An event as it was stored, None when its body can't be read (its headers then keep its place)."""
+    """Decode a stored event; None if its body can't be read (its headers then keep its place)."""
     try:
         stored = _decoder.decode(body)
     except (msgspec.DecodeError, msgspec.ValidationError):
@@ -169,7 +164,7 @@ def from_cloudevent(body: bytes, *, stalled_reported: bool) -> Event | None:
 
 
 def attach_result(event: Event, result: Result, ref: ResultRef | None = None) -> Event:
-    """The event with its result in its place: inline, or by `ref` where it was stored."""
+    """Return the event with its result: inline, or by `ref` if it was stored."""
     if ref is not None:
         fields: dict[str, Any] = {"result_state": "stored", "result_ref": ref}
     elif not result.available:
@@ -182,17 +177,19 @@ def attach_result(event: Event, result: Result, ref: ResultRef | None = None) ->
 
 
 def shrink_to_fit(event: Event, max_bytes: int) -> Event:
-    """The event within what the server takes. Its result is in the object store by now; what goes is what an
-    event can be understood without, the largest first: extra, the error's data and stack, then long texts."""
-    data = event.data
-    for smaller in _smaller(data):
-        event = msgspec.structs.replace(event, data=smaller)
+    """Return the event cut to `max_bytes`. Its result is in the object store by now.
+
+    It loses what it can be understood without, in this order: `extra`; the error's data and all messages but the
+    first; all messages and the ends of long texts.
+    """
+    for data in _shrink_steps(event.data):
+        event = msgspec.structs.replace(event, data=data)
         if len(to_cloudevent(event)) <= max_bytes:
             break
     return event
 
 
-def _smaller(data: EventData) -> list[EventData]:
+def _shrink_steps(data: EventData) -> list[EventData]:
     replace = msgspec.structs.replace
     without_extra = replace(data, extra=None)
     error = data.error and replace(data.error, data=None, messages=data.error.messages[:1])

@@ -1,4 +1,4 @@
-"""What the watcher stands on: sources of tasks, a journal of events, and the held message of each watch."""
+"""Ports of the watcher: sources of tasks, the journal of events, and the held message of each watch."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from .watch import Absence, Draft
 
 
 class Unchanged(msgspec.Struct, frozen=True):
-    """A good look that found the task as the look before did."""
+    """A successful poll that found the task as the poll before did."""
 
 
 class Unanswered(msgspec.Struct, frozen=True):
-    """A hurried look that failed or told nothing certain; `answer` is what vCenter said, if anything."""
+    """A requested poll that failed or was inconclusive; `answer` is what vCenter said, if anything."""
 
     answer: TaskError | None = None
 
@@ -25,54 +25,56 @@ class Unanswered(msgspec.Struct, frozen=True):
 UNCHANGED = Unchanged()
 
 PollResult = Task | Unchanged | Absence | Unanswered
-"""How a followed task stands by one look."""
+"""What one poll found of a tracked task."""
 
 
 class TaskSource(Protocol):
-    """The tasks of one vCenter behind one API. It decides when to look and yields what it finds.
+    """The tasks of one vCenter. It decides when to poll and yields the results.
 
-    A task that was given with anything but `Unchanged` isn't looked at again before `again`: its events are
-    stored first, so that no state that was seen can be overtaken by the next one. A task that ended is given
-    twice: at once with `result` None, and, without waiting for `again`, with its result (or `UNAVAILABLE`).
+    After any result but `Unchanged`, polling of the task pauses until `resume()`, so that no state overtakes an event
+    that isn't stored yet. An ended task is yielded twice: at once with `result` None, and, without waiting for
+    `resume()`, with its result (or `UNAVAILABLE`).
     """
 
     def track(self, task: str, since: float, *, seen: bool, with_result: bool, birth: TaskIdentity | None) -> None:
-        """Looks at `task` from now on. `since`: when its watch began (Unix s); `seen`: an event tells that
-        vCenter showed it before; `with_result`: each look brings the result; `birth`: what an event tells of it.
+        """Poll `task` from now on.
+
+        `since`: when its watch started (Unix s). `seen`: an event says that vCenter showed it before. `with_result`:
+        each poll fetches the result. `birth`: the task's identity, where an event holds it.
         """
 
     def resume(self, task: str) -> None:
-        """What was given of `task` has been dealt with: look on."""
+        """Go on polling `task`: the events that follow from its last result are stored."""
 
     def poll_now(self, task: str) -> None:
-        """Looks at `task` as soon as possible and gives its standing whatever comes."""
+        """Poll `task` as soon as possible and yield a result whatever comes of it."""
 
     def forget(self, task: str) -> None:
-        """Looks no more. Unknown tasks are fine."""
+        """Stop polling `task`; an unknown one is ignored."""
 
     @property
     def absent_count(self) -> int:
-        """How many followed tasks that were seen before aren't shown any more."""
+        """Number of tracked tasks that vCenter showed before and doesn't show now."""
 
     def set_absent_elsewhere(self, count: int) -> None:
-        """So many other replicas miss: tasks that vanish together are given up later, whoever follows them."""
+        """Set how many tasks other replicas miss. If many vanish together, all wait longer before giving up."""
 
     def poll_results(self) -> AsyncIterator[list[tuple[str, PollResult]]]:
-        """What the looks found, in batches, without end."""
+        """Yield poll results in batches, without end."""
         ...
 
     async def fetch_identity(self, task: str) -> TaskIdentity | None:
-        """What the task that has this id now is by its birth; None where no id is given twice, or nothing has it.
+        """Ask vCenter for the identity of the task that has this id now; None if ids aren't reused or none has it.
 
         Raises VCenterUnavailable.
         """
 
     async def cancel(self, task: str) -> None:
-        """Asks vCenter to cancel `task`, followed or not. Raises Refused or VCenterUnavailable."""
+        """Ask vCenter to cancel `task`, tracked or not. Raises Refused or VCenterUnavailable."""
 
 
 class EventEntry(Protocol):
-    """An event in the journal: what it says, where it lies since when, and which instance wrote it."""
+    """An event in the journal, with its stream sequence, when it was stored (Unix s), and who wrote it."""
 
     @property
     def event(self) -> Event: ...
@@ -85,16 +87,16 @@ class EventEntry(Protocol):
 
 
 class EventJournal(Protocol):
-    """The events of all tasks, fenced: of two writers only one's next event is stored."""
+    """The events of all tasks, fenced: of two writers, only one's next event is stored."""
 
     @property
     def instance(self) -> str: ...
 
     async def last(self, vcenter: str, task: str, *, leader: bool = False) -> EventEntry | None:
-        """The task's newest event of any watch. Raises NatsUnavailable."""
+        """Return the task's newest event of any watch. Raises NatsUnavailable."""
 
     async def append(self, draft: Draft, after: int) -> EventEntry:
-        """Stores the event behind sequence `after`, never giving up; returns what is the task's last event then."""
+        """Store the event if `after` is still the task's last sequence; never give up. Return the task's last event."""
         ...
 
 
@@ -102,10 +104,10 @@ class WatchHandle(Protocol):
     """The held message of a watch."""
 
     async def ack(self) -> None:
-        """The watch is over: its message goes."""
+        """Delete the message: the watch is over."""
 
     async def is_current(self) -> bool:
-        """Whether the message still lies in the stream: one may arrive late. Raises NatsUnavailable."""
+        """Return whether the message still exists; a delivery can be stale. Raises NatsUnavailable."""
 
     def drop(self) -> None:
-        """Somebody else owns the watch: hold it no longer, say nothing."""
+        """Stop holding the message, without ack or nak: another replica owns the watch."""

@@ -1,7 +1,7 @@
-"""What may be asked of the bridge, what is refused and why, and the replies. Pure.
+"""Requests: their form, why they are refused, and the replies. Pure.
 
-Requests come from strangers in any language, so they are read strictly: a typo must not pass silently. pydantic
-stands at this door only.
+Requests come from programs in any language, so they are read strictly: a typo must not pass silently. Only this module
+uses pydantic models.
 """
 
 from __future__ import annotations
@@ -30,11 +30,11 @@ from .subjects import is_vcenter_name
 from .task import Progress, is_vim_task
 
 REQUEST_MAX_BYTES = 64 * 1024
-"""What every good request fits in, however it is escaped: all others hear so before they cost seconds to read."""
+"""Fits every valid request, however it is escaped. Larger ones are refused before parsing them costs seconds."""
 REQUEST_MAX_KEPT_BYTES = 8 * 1024
 _NOT_IN_TASK = re.compile(r"[\x00-\x1f\x7f-\x9f/?#]")
 _VIM_TASK = re.compile(r"^Task:(task-[0-9]+)$", re.ASCII)
-"""As tools print the reference to a classic task."""
+"""The form in which tools print a reference to a classic task."""
 _TRACE = "(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}"
 _TRACEPARENT = re.compile(rf"00-{_TRACE}|(?!00|ff)[0-9a-f]{{2}}-{_TRACE}(-[ -~]{{0,200}})?")
 
@@ -42,7 +42,7 @@ _TRACEPARENT = re.compile(rf"00-{_TRACE}|(?!00|ff)[0-9a-f]{{2}}-{_TRACE}(-[ -~]{
 def _check_task(task: str) -> str:
     try:
         size = len(task.encode())
-    except UnicodeEncodeError:  # half a character, which JSON can escape
+    except UnicodeEncodeError:  # a lone surrogate, which JSON can escape
         size = 0
     if not 1 <= size <= 256:
         raise ValueError("must be 1 to 256 bytes of UTF-8")
@@ -75,7 +75,7 @@ Model = TypeVar("Model", bound=_Request)
 
 
 class TaskRequest(_Request):
-    """`get`, `unwatch` and `cancel`: a task of a vCenter."""
+    """A request for one task of a vCenter: `get`, `unwatch`, `cancel`."""
 
     task: TaskId
     vcenter: str | None = None
@@ -83,23 +83,23 @@ class TaskRequest(_Request):
     @model_validator(mode="before")
     @classmethod
     def _bare_id(cls, body: object) -> object:
-        # What `?vmw-task=true` answers, a JSON string, can be published as it is.
+        # The answer of `?vmw-task=true`, a JSON string, can be published as it is.
         return {"task": body} if isinstance(body, str) else body
 
 
 class WatchRequest(TaskRequest):
-    """Watch a task until it ends."""
+    """A request to watch a task until it ends."""
 
-    # Durations are in seconds once they are read.
+    # Durations are seconds once they are parsed.
     timeout: Annotated[Duration | None, BeforeValidator(_check_duration), AfterValidator(_check_timeout)] = None
     stalled_after: Annotated[Duration | None, BeforeValidator(_check_duration)] = None
     partial_results: bool = False
-    # A factory: pydantic deep-copies a default dict at each request, which costs as much as all the rest.
+    # A factory, since pydantic deep-copies a default dict for each request, which costs as much as all the rest.
     labels: Annotated[dict[LabelKey, LabelValue], Field(max_length=16, default_factory=dict)]
 
 
 class ListRequest(_Request):
-    """The active watches, `limit` at a time; `cursor` is the one of the reply before."""
+    """A request for a page of active watches; `cursor` is that of the reply before."""
 
     vcenter: str | None = None
     limit: Annotated[int, Field(ge=1, le=1000)] = 100
@@ -107,7 +107,7 @@ class ListRequest(_Request):
 
     @property
     def after(self) -> int:
-        """The stream sequence after which this page begins."""
+        """Stream sequence after which this page starts."""
         return int(self.cursor or 0)
 
     @model_validator(mode="after")
@@ -118,8 +118,10 @@ class ListRequest(_Request):
 
 
 class VCenterRouting(msgspec.Struct, frozen=True):
-    """Which vCenters a request may name: name to URL, the one that is meant when none is named, and those whose
-    classic tasks aren't followed.
+    """The vCenters that a request can name.
+
+    `urls`: URL by name. `default`: the vCenter of requests that name none. `without_vim`: those whose classic tasks
+    can't be watched.
     """
 
     urls: Mapping[str, str]
@@ -127,8 +129,9 @@ class VCenterRouting(msgspec.Struct, frozen=True):
     without_vim: frozenset[str] = frozenset()
 
     def resolve(self, vcenter: str | None) -> str:
-        """The vCenter a request means, configured or not. Raises Refused (400) when it must say, and (404) for what
-        can't name one: names go into subjects, where `*` would mean any.
+        """Return the name of the vCenter that a request means, configured or not.
+
+        Raises Refused: 400 if the request must name one, 404 for an invalid name (in a subject, `*` would mean any).
         """
         if vcenter is not None and not is_vcenter_name(vcenter):
             raise unknown_vcenter(vcenter, self.urls)
@@ -142,14 +145,14 @@ class VCenterRouting(msgspec.Struct, frozen=True):
         )
 
     def resolve_configured(self, vcenter: str | None) -> str:
-        """The same, and it must be configured. Raises Refused (404)."""
+        """Return the name of the configured vCenter that a request means. Raises Refused (400 or 404)."""
         name = self.resolve(vcenter)
         if name not in self.urls:
             raise unknown_vcenter(name, self.urls)
         return name
 
     def resolve_watchable(self, vcenter: str | None, task: str) -> str:
-        """The configured vCenter whose `task` may be followed or canceled. Raises Refused (400 or 404)."""
+        """Return the configured vCenter whose `task` can be watched or canceled. Raises Refused (400 or 404)."""
         name = self.resolve_configured(vcenter)
         if name in self.without_vim and is_vim_task(task):
             setting = f"BRIDGE_VCENTERS__{name.upper()}__VIM"
@@ -173,7 +176,7 @@ def invalid_request(message: str, *details: Problem) -> Refused:
 
 
 def decode_strict_json(body: bytes) -> Any:
-    """The body as JSON, an empty one as `{}`. Raises Refused for what isn't strict JSON."""
+    """Decode the body as strict JSON, an empty one as `{}`. Raises Refused."""
     if len(body) > REQUEST_MAX_BYTES:
         raise invalid_request("The request is too large.", Problem("", f"must be at most {REQUEST_MAX_BYTES:,} bytes"))
     if not body.strip():
@@ -185,19 +188,19 @@ def decode_strict_json(body: bytes) -> Any:
         raise invalid_request("The request can't be read as JSON.", Problem("", problem[:300])) from error
 
 
-def _distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def _refuse_duplicate_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     read = dict(pairs)
     if len(read) != len(pairs):
         raise ValueError("a key stands twice in one object")
     return read
 
 
-def _no_constant(name: str) -> Any:
+def _refuse_constant(name: str) -> Any:
     raise ValueError(f"{name} is not JSON")
 
 
 def parse_request(model: type[Model], body: bytes) -> Model:
-    """The request in `body`. Raises Refused (400) naming each field and what about it."""
+    """Parse the request in `body`. Raises Refused (400), which names each field and its problem."""
     value = decode_strict_json(body)
     if not isinstance(value, dict) and not (isinstance(value, str) and issubclass(model, TaskRequest)):
         wanted = "a JSON object or a JSON string that is the task id" if issubclass(model, TaskRequest) else "an object"
@@ -206,11 +209,11 @@ def parse_request(model: type[Model], body: bytes) -> Model:
         return model.model_validate(value)
     except ValidationError as error:
         details = [_problem(item["loc"], item["type"], item["msg"]) for item in error.errors(include_url=False)]
-        told = "; ".join(f"{problem.field or 'request'}: {problem.problem}" for problem in details[:3])
-        raise invalid_request(f"The request is refused: {told}.", *details[:20]) from error
+        summary = "; ".join(f"{problem.field or 'request'}: {problem.problem}" for problem in details[:3])
+        raise invalid_request(f"The request is refused: {summary}.", *details[:20]) from error
 
 
-_decoder = json.JSONDecoder(object_pairs_hook=_distinct, parse_constant=_no_constant)
+_decoder = json.JSONDecoder(object_pairs_hook=_refuse_duplicate_keys, parse_constant=_refuse_constant)
 
 
 def _problem(loc: tuple[int | str, ...], kind: str, message: str) -> Problem:
@@ -226,7 +229,7 @@ def _problem(loc: tuple[int | str, ...], kind: str, message: str) -> Problem:
 
 
 def parse_trace_context(headers: Mapping[str, str] | None) -> tuple[str | None, str | None]:
-    """(`traceparent`, `tracestate`) of a message's headers; what isn't a W3C trace context is nobody's."""
+    """Return (`traceparent`, `tracestate`) of a message's headers, None for what isn't a W3C trace context."""
     lowered = {key.lower(): value for key, value in (headers or {}).items()}
     traceparent = lowered.get("traceparent", "").strip()
     if not _TRACEPARENT.fullmatch(traceparent):
@@ -237,9 +240,9 @@ def parse_trace_context(headers: Mapping[str, str] | None) -> tuple[str | None, 
 
 
 def describe_rejected_request(body: bytes) -> dict[str, Any]:
-    """What a rejection repeats of a request that can't be served: its text, and what could be made out of it.
+    """Return what a rejection repeats of the request: its text, and the fields that could be read.
 
-    Bounded: a rejection that NATS refuses to carry would keep the request for ever.
+    Everything is cut to a size that NATS accepts; otherwise the request could never be rejected.
     """
     text = body[: REQUEST_MAX_KEPT_BYTES + 4].decode("utf-8", "replace")
     kept = text.encode()[:REQUEST_MAX_KEPT_BYTES].decode("utf-8", "ignore")
@@ -270,14 +273,14 @@ def _clean(value: object) -> str | None:
 
 
 class ErrorDetail(msgspec.Struct, frozen=True):
-    """One thing that is wrong, by field."""
+    """A mistake in a request."""
 
     field: str
     problem: str
 
 
 class ErrorBody(msgspec.Struct, frozen=True):
-    """What an error answer and a rejection say."""
+    """The `error` of error answers and rejections."""
 
     status: int
     code: str
@@ -291,7 +294,7 @@ def error_body(refused: Refused) -> ErrorBody:
 
 
 class WatchReply(msgspec.Struct, frozen=True):
-    """Answer of `watch`. `last_event` is a CloudEvent of this watch, null before its first."""
+    """Reply of `watch`. `last_event` is a CloudEvent of this watch, null before its first."""
 
     outcome: str
     vcenter: str
@@ -303,7 +306,7 @@ class WatchReply(msgspec.Struct, frozen=True):
 
 
 class GetReply(msgspec.Struct, frozen=True):
-    """Answer of `get`: the same, with whether the task is being watched now."""
+    """Reply of `get`: that of `watch`, with `watching`: the task is being watched now."""
 
     watching: bool
     vcenter: str
@@ -315,7 +318,7 @@ class GetReply(msgspec.Struct, frozen=True):
 
 
 class ListedWatch(msgspec.Struct, frozen=True):
-    """One line of `list`. `status` and `progress` are null before the first look."""
+    """An entry of `list`. `status` and `progress` are null before the first poll."""
 
     vcenter: str
     task: str
@@ -326,7 +329,7 @@ class ListedWatch(msgspec.Struct, frozen=True):
 
 
 class ListReply(msgspec.Struct, frozen=True):
-    """Answer of `list`: a page, how many there are in all, and where the next page begins."""
+    """Reply of `list`: a page, the total number, and where the next page starts."""
 
     watches: list[ListedWatch]
     total: int
@@ -334,7 +337,7 @@ class ListReply(msgspec.Struct, frozen=True):
 
 
 def count_fitting(listed: Sequence[ListedWatch], max_bytes: int) -> int:
-    """How many of the first of them go into one reply: a page may have fewer than were asked for, never none."""
+    """Return how many of the first entries fit into one reply: at least one."""
     left = max_bytes
     for number, one in enumerate(listed):
         left -= len(msgspec.json.encode(one)) + 1
@@ -344,7 +347,7 @@ def count_fitting(listed: Sequence[ListedWatch], max_bytes: int) -> int:
 
 
 class UnwatchReply(msgspec.Struct, frozen=True):
-    """Answer of `unwatch`; `last_event` is the final event."""
+    """Reply of `unwatch`; `last_event` is the final event."""
 
     outcome: str
     vcenter: str
@@ -354,7 +357,7 @@ class UnwatchReply(msgspec.Struct, frozen=True):
 
 
 class CancelReply(msgspec.Struct, frozen=True):
-    """Answer of `cancel`: vCenter took the request; the task's end tells whether it was canceled."""
+    """Reply of `cancel`: vCenter accepted the request; only the task's end shows whether it was canceled."""
 
     outcome: str
     vcenter: str

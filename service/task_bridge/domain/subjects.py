@@ -1,6 +1,6 @@
-"""Every NATS name of the bridge, in one place. Pure.
+"""All NATS names of the bridge. Pure.
 
-A task id becomes one subject token by percent-encoding, so that no id can leave its token, and reversibly.
+A task id becomes one subject token by percent-encoding: reversible, and no id can leave its token.
 """
 
 from __future__ import annotations
@@ -19,30 +19,30 @@ _VCENTER = re.compile(r"[a-z0-9]+(_[a-z0-9]+)*", re.ASCII)
 
 
 def is_prefix(text: str) -> bool:
-    """Whether `text` can be the subject prefix: tokens of letters, digits, `-` and `_`."""
+    """Return whether `text` is a valid subject prefix: tokens of letters, digits, `-` and `_`."""
     return len(text) <= 64 and _PREFIX.fullmatch(text) is not None
 
 
 def is_vcenter_name(text: str) -> bool:
-    """Whether `text` can name a vCenter: it is a subject token and half of an environment variable."""
+    """Return whether `text` is a valid vCenter name: it becomes a subject token and part of environment variables."""
     return len(text) <= 63 and _VCENTER.fullmatch(text) is not None
 
 
-@lru_cache(maxsize=1024)  # asked some five times in a row of the same task
+@lru_cache(maxsize=1024)  # called some five times in a row for the same task
 def task_token(task: str) -> str:
-    """The subject token of a task id: everything but `A-Z a-z 0-9 - _ ~ :` percent-encoded as UTF-8."""
+    """Encode a task id as a subject token: everything but `A-Z a-z 0-9 - _ ~ :` percent-encoded as UTF-8."""
     # quote() never encodes the dot, which would split the token.
     return quote(task, safe="-_~:").replace(".", "%2E")
 
 
 def decode_task_token(token: str) -> str:
-    """The task id that `task_token` made `token` of."""
+    """Decode a subject token that `task_token` made."""
     return unquote(token, errors="strict")
 
 
 @dataclass(frozen=True, slots=True)
 class SubjectNames:
-    """The subjects, streams and bucket of one bridge; everything follows from `prefix`."""
+    """The subjects, streams and bucket of one bridge, all derived from `prefix`."""
 
     prefix: str
 
@@ -72,32 +72,32 @@ class SubjectNames:
 
     @property
     def replicas(self) -> str:
-        """Where replicas tell each other how they are."""
+        """Subject on which each replica reports its status to the others."""
         return f"{self.prefix}.internal.replicas"
 
     def watch_subject(self, vcenter: str, task: str) -> str:
-        """Where the one watch message of a task lies."""
+        """Return the subject of a task's one watch message."""
         return f"{self.watches}.{vcenter}.{task_token(task)}"
 
     def put_subject(self, vcenter: str, task: str, kind: str) -> str:
-        """Where an event is published to; JetStream stores it as `events_of` with `kind` (`completed.failed`)."""
+        """Return the subject to publish an event to; JetStream stores it below `events`. `kind`: `completed.failed`."""
         return f"{self.put}.{vcenter}.{task_token(task)}.{kind}"
 
     def event_filter(self, vcenter: str, task: str) -> str:
-        """All events of a task: what a consumer filters by, and the fence.
+        """Return the subject filter of all events of a task: consumers filter by it, and it is the fence.
 
-        nats-server keys its check of the expected sequence by this very text: two spellings let two writers
-        both store (measured), so no other function may spell it.
+        nats-server keys its check of the expected sequence by this exact text. With two spellings both of two writers
+        were stored (measured), so no other function may spell it.
         """
         return f"{self.events}.{vcenter}.{task_token(task)}.>"
 
     def parse_event_subject(self, subject: str) -> tuple[str, str]:
-        """(vCenter, task id) of an event's subject."""
+        """Return (vCenter, task id) of an event's subject."""
         vcenter, token, *_ = subject.removeprefix(self.events + ".").split(".")
         return vcenter, decode_task_token(token)
 
     def parse_watch_subject(self, subject: str) -> tuple[str, str] | None:
-        """(vCenter, task id) of a watch message's subject, None when it isn't the bridge's own making."""
+        """Return (vCenter, task id) of a watch message's subject, None if the bridge didn't make it."""
         tokens = subject.removeprefix(self.watches + ".").split(".")
         if len(tokens) != 2 or not is_vcenter_name(tokens[0]):
             return None

@@ -1,7 +1,7 @@
-"""What a vCenter task is to the bridge. Pure: JSON of either rendering in, a frozen `Task` out.
+"""A vCenter task as the bridge sees it. Pure: decode JSON of either rendering into a frozen `Task`.
 
-Nothing beyond this module sees vCenter's JSON. Every field may be missing or of a type nobody promised: what
-can't be read is None, and only a body without a status isn't a task.
+No other module sees vCenter's JSON. Any field may be missing or of an unexpected type: what can't be read is None,
+and only a body without a status isn't a task.
 
 Sources: the `Info` structure of `com.vmware.cis.tasks` as real vCenters answer it (vLCM sends `"parent": ""`,
 the appliance leaves out parent, target and user; `/rest` renders maps as key/value lists and adds `@class`).
@@ -12,7 +12,7 @@ from __future__ import annotations
 import math
 import re
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, ValuesView
 from fractions import Fraction
 from typing import Any, Literal, NamedTuple
 
@@ -23,10 +23,10 @@ from .durations import parse_time, rfc3339
 Rendering = Literal["api", "rest"]
 
 CANCELED = frozenset({"CANCELED", "RequestCanceled"})
-"""The types of the errors that tell that a task was canceled: of the CIS tasks service, of classic tasks."""
+"""Error types of canceled tasks: of the CIS tasks service, of classic tasks."""
 
 ENDED = frozenset({"SUCCEEDED", "FAILED"})
-"""The words that end a task. BLOCKED doesn't, nor does any word that a later vCenter may bring."""
+"""Statuses of ended tasks. BLOCKED is not an end, nor is any status of a later vCenter."""
 
 EXTRA_MAX_BYTES = 64 * 1024
 _INFO = frozenset(
@@ -51,23 +51,23 @@ _INFO = frozenset(
 
 _VIM_TASK = re.compile(r"task-[0-9]+", re.ASCII)
 _SAME_TIME_S = 1.0
-"""vCenter's history may keep times with fewer digits than the task itself."""
+"""vCenter's task history may keep times with fewer digits than the task itself."""
 
 
 def is_vim_task(task: str) -> bool:
-    """Whether the id is a classic task's, a managed object's; all others are of the CIS tasks service."""
+    """Return whether the id is a classic task's (a managed object); all others belong to the CIS tasks service."""
     return _VIM_TASK.fullmatch(task) is not None
 
 
 class TaskIdentity(NamedTuple):
-    """What tells a task from another one that gets the same id later: when it was queued (Unix s), to do what."""
+    """Tells a task from another one that gets the same id later: when it was queued (Unix s), and what it does."""
 
     queued_at: float | None
     description_id: str | None
 
 
 def may_be_same_task(one: TaskIdentity, other: TaskIdentity) -> bool:
-    """Whether both may be the same task: nothing that both tell differs."""
+    """Return whether both can be the same task: nothing known of both differs."""
     if one.description_id and other.description_id and one.description_id != other.description_id:
         return False
     if one.queued_at is None or other.queued_at is None:
@@ -75,12 +75,12 @@ def may_be_same_task(one: TaskIdentity, other: TaskIdentity) -> bool:
     return abs(one.queued_at - other.queued_at) <= _SAME_TIME_S
 
 
-class NotATask(ValueError):  # noqa: N818 - reads as what the body is
-    """The body has no status: whatever answered, it wasn't the tasks service."""
+class NotATask(ValueError):  # noqa: N818 - named after what the body is
+    """The body has no status, so it didn't come from the tasks service."""
 
 
 class Target(msgspec.Struct, frozen=True, gc=False):
-    """What the task works on: `ClusterComputeResource` `domain-c9`; `name` only where vCenter tells it."""
+    """The object that the task works on: `ClusterComputeResource` `domain-c9`; `name` only if vCenter sends it."""
 
     type: str | None = None
     id: str | None = None
@@ -88,7 +88,7 @@ class Target(msgspec.Struct, frozen=True, gc=False):
 
 
 class Progress(msgspec.Struct, frozen=True, gc=False):
-    """`completed` and `total` as vCenter sent them; `percent` within 0 to 100, None when there is no total."""
+    """`completed` and `total` as vCenter sent them; `percent` within 0 to 100, None without a total."""
 
     completed: int | float | None = None
     total: int | float | None = None
@@ -105,7 +105,7 @@ class Message(msgspec.Struct, frozen=True, gc=False):
 
 
 class TaskError(msgspec.Struct, frozen=True, gc=False):
-    """Why: `type` is one of `com.vmware.vapi.std.errors` (`INTERNAL_SERVER_ERROR`), `messages` its cause stack."""
+    """Reason of a failure: `type` as in `com.vmware.vapi.std.errors` (`NOT_FOUND`), `messages` with the cause last."""
 
     type: str | None
     message: str
@@ -115,7 +115,7 @@ class TaskError(msgspec.Struct, frozen=True, gc=False):
 
 
 class Result(msgspec.Struct, frozen=True, gc=False):
-    """A task's result as compact UTF-8 JSON; `available` is False when there was one that couldn't be had."""
+    """A task's result as compact UTF-8 JSON; `available` is False if there is one that couldn't be fetched."""
 
     json: bytes = b""
     available: bool = True
@@ -126,7 +126,7 @@ UNAVAILABLE = Result(available=False)
 
 
 class Task(msgspec.Struct, frozen=True, gc=False):
-    """How a task stands by one look. Times are RFC 3339 in UTC; `result` is None when it wasn't asked for."""
+    """The state of a task by one poll. Times are RFC 3339 in UTC; `result` is None if it wasn't requested."""
 
     status: str
     service: str | None = None
@@ -142,7 +142,7 @@ class Task(msgspec.Struct, frozen=True, gc=False):
     extra: Any = None
     started_at: str | None = None
     ended_at: str | None = None
-    duration_s: float | None = None
+    duration_seconds: float | None = None
 
     @property
     def ended(self) -> bool:
@@ -150,9 +150,9 @@ class Task(msgspec.Struct, frozen=True, gc=False):
 
 
 def parse_task(body: object, rendering: Rendering, *, with_result: bool) -> Task:
-    """A decoded `Info` (for `/rest`, what is inside `value`) as a Task. Raises NotATask.
+    """Parse a decoded `Info` (for `/rest`, what is inside `value`) into a Task. Raises NotATask.
 
-    `with_result` tells whether the look asked for the result: only then is its absence knowledge.
+    `with_result`: the poll requested the result. Only then does a missing result mean that there is none.
     """
     if not isinstance(body, dict) or not isinstance(body.get("status"), str) or not body["status"]:
         raise NotATask("the answer has no task status")
@@ -168,17 +168,17 @@ def parse_task(body: object, rendering: Rendering, *, with_result: bool) -> Task
         user=_text(info.get("user")),
         cancelable=info["cancelable"] if isinstance(info.get("cancelable"), bool) else None,
         progress=_progress(info.get("progress")),
-        error=_failure(body.get("error"), info) if info["status"] == "FAILED" else None,
+        error=_parse_failure(body.get("error"), info) if info["status"] == "FAILED" else None,
         result=_result(info) if with_result else None,
         extra=_extra(info),
         started_at=None if started is None else rfc3339(started),
         ended_at=None if ended is None else rfc3339(ended),
-        duration_s=None if started is None or ended is None else round(ended - started, 3),
+        duration_seconds=None if started is None or ended is None else round(ended - started, 3),
     )
 
 
 def convert_rest_rendering(value: Any) -> Any:
-    """A value of the `/rest` rendering in `/api` rendering.
+    """Convert a value of the `/rest` rendering to the `/api` rendering.
 
     A non-empty list whose elements all have exactly `key` and `value`, with distinct string keys, is an object;
     `@class` is dropped.
@@ -195,7 +195,7 @@ def convert_rest_rendering(value: Any) -> Any:
 
 
 def encode_compact(value: Any) -> bytes:
-    """`value` as compact UTF-8 JSON, also where UTF-8 has no word for it: lone surrogates become `?`."""
+    """Encode `value` as compact UTF-8 JSON; lone surrogates, which UTF-8 can't carry, become `?`."""
     try:
         return msgspec.json.encode(value)
     except UnicodeEncodeError:
@@ -203,7 +203,7 @@ def encode_compact(value: Any) -> bytes:
 
 
 def replace_surrogates(value: Any) -> Any:
-    """Decoded JSON with `?` for lone surrogates, which JSON can escape and UTF-8 can't carry."""
+    """Replace lone surrogates in decoded JSON by `?`: JSON can escape them, UTF-8 can't carry them."""
     if isinstance(value, str):
         return value.encode("utf-8", "replace").decode()
     if isinstance(value, dict):
@@ -212,7 +212,7 @@ def replace_surrogates(value: Any) -> Any:
 
 
 def parse_error(body: object) -> TaskError | None:
-    """A vCenter error of any of its forms, None when the body isn't one.
+    """Parse a vCenter error of any form; None if the body isn't one.
 
     The forms: `{"error_type", "messages", "data"}` (`/api`, and in a task), the same with `@class` (a task in
     `/rest`), `{"type": "com.vmware.vapi.std.errors.not_found", "value": {…}}` (`/rest`), and the old router's
@@ -238,23 +238,23 @@ def parse_error(body: object) -> TaskError | None:
 
 
 def _error_type(error: dict[str, Any]) -> str | None:
-    """`error_type` in so many words, else the last part of the class name: `…std.errors.not_found`."""
+    """Return `error_type`, else the last part of the class name: `…std.errors.not_found` gives `NOT_FOUND`."""
     if kind := _text(error.get("error_type")):
         return kind
     name = _text(error.get("@class"))
     return name.rsplit(".", 1)[-1].upper() if name else None
 
 
-def _failure(error: object, info: dict[str, Any]) -> TaskError:
-    """The error of a FAILED task, never empty: vCenter's own, else what its result says, else so in words."""
+def _parse_failure(error: object, info: dict[str, Any]) -> TaskError:
+    """Return the error of a FAILED task, never empty: vCenter's own, else built from its result, else a sentence."""
     if parsed := parse_error(error):
         return parsed
     result = info.get("result")
     messages = (
-        tuple(_reasons(result))
-        or tuple(_notified(result, "errors"))
-        or tuple(_reasons(info))
-        or tuple(_notified(result, "warnings"))
+        tuple(_failure_messages(result))
+        or tuple(_notifications(result, "errors"))
+        or tuple(_failure_messages(info))
+        or tuple(_notifications(result, "warnings"))
     )
     if messages:
         return TaskError(type=None, message=messages[0].text, messages=messages)
@@ -264,8 +264,8 @@ def _failure(error: object, info: dict[str, Any]) -> TaskError:
     )
 
 
-def _reasons(value: object) -> Iterator[Message]:
-    """The messages by which a result (or a body) of a failed task tells why."""
+def _failure_messages(value: object) -> Iterator[Message]:
+    """Yield the messages in which the result (or the body) of a failed task gives the reason."""
     if isinstance(value, str | list):
         yield from _messages(value)
     if not isinstance(value, dict):
@@ -279,23 +279,20 @@ def _reasons(value: object) -> Iterator[Message]:
         yield from parsed.messages if (parsed := parse_error(nested)) else _messages(nested)
 
 
-def _notified(value: object, severity: str) -> Iterator[Message]:
-    """What a result tells deeper in it, as vLCM does by status and by host; outermost first."""
+def _notifications(value: object, severity: str) -> Iterator[Message]:
+    """Yield the notifications nested in a result, as vLCM has them by status and by host; outermost first."""
     level = [value]
     while level:
         for item in level:
             notifications = item.get("notifications") if isinstance(item, dict) else None
             if isinstance(notifications, dict):
                 yield from _messages(notifications.get(severity))
-        level = [child for item in level for child in _children(item)]
-
-
-def _children(value: object) -> Iterable[object]:
-    return value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+        containers = [item.values() if isinstance(item, dict) else item for item in level]
+        level = [child for items in containers if isinstance(items, list | ValuesView) for child in items]
 
 
 def _messages(value: object) -> Iterator[Message]:
-    """Localizable messages out of a message, a notification around one, a string, or a list of those."""
+    """Yield the localizable messages of a message, a notification around one, a string, or a list of those."""
     for item in value if isinstance(value, list) else [value]:
         holder = item
         if isinstance(item, dict) and isinstance(item.get("message"), dict | str):
@@ -306,16 +303,14 @@ def _messages(value: object) -> Iterator[Message]:
             yield Message(
                 id=_text(fields.get("id")),
                 text=text,
-                args=tuple(map(_written, args)) if isinstance(args, list) else (),
+                args=tuple(arg if isinstance(arg, str) else encode_compact(arg).decode() for arg in args)
+                if isinstance(args, list)
+                else (),
             )
 
 
-def _written(arg: object) -> str:
-    return arg if isinstance(arg, str) else encode_compact(arg).decode()
-
-
 def _message_text(value: object) -> str | None:
-    """English text of a localizable message: `default_message` is already substituted."""
+    """Return the English text of a localizable message; in `default_message` the arguments are filled in."""
     if not isinstance(value, dict):
         return _text(value)
     for key in ("default_message", "defaultMessage", "localized", "id"):
@@ -325,7 +320,7 @@ def _message_text(value: object) -> str | None:
 
 
 def _text(value: object) -> str | None:
-    """A non-empty string or None: vLCM says `""` for "none". Interned: most tasks say the same in most fields."""
+    """Return a non-empty string or None: vLCM sends `""` for "none". Interned, since most tasks share most values."""
     return sys.intern(value) if isinstance(value, str) and value else None
 
 
@@ -339,7 +334,7 @@ def _target(value: object) -> Target | None:
 def _number(value: object) -> int | float | None:
     if isinstance(value, int) and not isinstance(value, bool):
         return value
-    # NaN isn't JSON: it would come back from the stream as something else, a change at each look.
+    # NaN isn't JSON: it would come back from the stream as something else, a change at each poll.
     return value if isinstance(value, float) and math.isfinite(value) else None
 
 
@@ -365,6 +360,6 @@ def _result(info: dict[str, Any]) -> Result:
 
 
 def _extra(info: dict[str, Any]) -> Any:
-    """What the body carries beyond Info (`notifications`, `subtasks`, …), unless it is too large to carry on."""
+    """Return what the body carries beyond Info (`notifications`, `subtasks`, …); None above EXTRA_MAX_BYTES."""
     extra = {key: value for key, value in info.items() if key not in _INFO}
     return extra if extra and len(encode_compact(extra)) <= EXTRA_MAX_BYTES else None

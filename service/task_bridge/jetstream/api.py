@@ -159,7 +159,7 @@ class Api:
             if vcenter not in ports.routes.urls:
                 raise unknown_vcenter(vcenter, ports.routes.urls)
             raise Refused(404, "unknown_task", f"{asked.task!r} on {vcenter!r} is neither watched nor in the stream.")
-        watching = present is not None and not (last and present.is_served_by(last))
+        watching = present is not None and not (last and present.is_answered_by(last))
         if watching and present is not None:
             ref, last = present.watch.ref, event_of_watch(last, present.watch)
         else:

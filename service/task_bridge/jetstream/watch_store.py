@@ -20,8 +20,8 @@ from ..domain.ports import TaskSource
 from ..domain.requests import WatchRequest
 from ..domain.subjects import SubjectNames
 from ..domain.task import is_vim_task
-from ..domain.watch import Policy, Watch, is_served, next_event, view_from_event
-from ..watcher import is_answered
+from ..domain.watch import Policy, Watch, answers_request, next_event, view_from_event
+from ..watcher import is_request_answered
 from .journal import JetStreamJournal, JournalEntry
 from .streams import StoredMessage, StoreRefused, Streams
 
@@ -43,11 +43,12 @@ class StoredWatch(NamedTuple):
     watch: Watch
     sequence: int
 
-    def is_served_by(self, last: JournalEntry) -> bool:
-        """Whether the message is about to go: its watch ended, or was served before it began, which whoever
-        admitted it or takes it up is about to see.
+    def is_answered_by(self, last: JournalEntry) -> bool:
+        """Return whether the message is about to go: its watch ended, or its request was answered before it started.
+
+        The replica that admitted it or takes it up is about to see that.
         """
-        return is_served(self.watch, last.event, last.stored_at)
+        return answers_request(last.event, last.stored_at, self.watch)
 
 
 def build_watch(
@@ -128,7 +129,7 @@ class WatchStore:
                 # being put aside by whoever was handed it.
                 await asyncio.sleep(0.005)
                 continue
-            if present.watch.id == watch.id or last is None or not present.is_served_by(last):
+            if present.watch.id == watch.id or last is None or not present.is_answered_by(last):
                 return Admission("already_watching", present.watch.ref, event_of_watch(last, present.watch))
             if last.event.data.kind == "completed":
                 return Admission("already_completed", last.event.data.watch, last)
@@ -141,7 +142,7 @@ class WatchStore:
             # It may even have ended already, by whoever took it up or unwatched it meanwhile.
             return Admission("accepted", watch.ref, last and event_of_watch(last, watch))
         try:
-            answered = await is_answered(self._sources.get(watch.vcenter), watch, last.event, last.stored_at)
+            answered = await is_request_answered(self._sources.get(watch.vcenter), watch, last.event, last.stored_at)
         except VCenterUnavailable:
             await self._streams.delete(self._names.watches_stream, sequence)
             raise
@@ -212,7 +213,7 @@ class WatchStore:
     async def _unwatch(self, vcenter: str, task: str) -> tuple[Watch, JournalEntry]:
         while True:
             present, last = await self.read_watch_and_last_event(vcenter, task)
-            if present is None or (last and present.is_served_by(last)):
+            if present is None or (last and present.is_answered_by(last)):
                 raise _not_watched(vcenter, task, last)
             stored = await self._abandoned(present.watch, last)
             if stored is not None:
@@ -223,7 +224,7 @@ class WatchStore:
         """Ends a watch whose message can't be read, or whose time is up, unless it has ended."""
         while True:
             last = await self._journal.last(watch.vcenter, watch.task, leader=True)
-            if last and is_served(watch, last.event, last.stored_at):
+            if last and answers_request(last.event, last.stored_at, watch):
                 return
             if await self._abandoned(watch, last, timed_out=timed_out):
                 return

@@ -107,7 +107,7 @@ def build_task(info: Info, question: Question | None, labels: Mapping[str, str])
         extra=_extra(info, asked),
         started_at=None if started is None else rfc3339(started),
         ended_at=None if ended is None else rfc3339(ended),
-        duration_s=None if started is None or ended is None else round(ended - started, 3),
+        duration_seconds=None if started is None or ended is None else round(ended - started, 3),
     )
 
 
