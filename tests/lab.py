@@ -26,7 +26,7 @@ from task_bridge.app import Bridge
 from task_bridge.jetstream.ordered_consumer import OrderedConsumer
 from task_bridge.settings import Settings
 from task_bridge.simulator import Options, SimulatedVCenter
-from task_bridge.simulator.serve import serving
+from task_bridge.simulator.serve import serve_vcenter
 from validity import check_event, check_reply
 
 USERNAME, PASSWORD = "task-bridge@vsphere.local", "a-made-up-secret"
@@ -310,7 +310,7 @@ async def lab_in(directory: Path, *config: str) -> AsyncIterator[Lab]:
     server.start()
     vcenter = SimulatedVCenter(Options(username=USERNAME, password=PASSWORD))
     try:
-        async with serving(vcenter) as url:
+        async with serve_vcenter(vcenter) as url:
             client = await nats.connect(server.url, max_reconnect_attempts=-1, reconnect_time_wait=0.1)
             try:
                 yield Lab(server, client, vcenter, url)

@@ -16,7 +16,7 @@ from task_bridge.domain.task import Task
 from task_bridge.domain.watch import Absence
 from task_bridge.metrics import Metrics
 from task_bridge.simulator.app import SimulatedVCenter
-from task_bridge.simulator.serve import serving
+from task_bridge.simulator.serve import serve_vcenter
 from task_bridge.vcenter.cis import CisSource, PollPolicy
 from task_bridge.vcenter.policy import Timeouts
 
@@ -145,7 +145,7 @@ async def lab(
 ) -> AsyncIterator[Lab]:
     """The simulated vCenter, served, and a source that looks at it."""
     vcenter = vcenter or SimulatedVCenter()
-    async with serving(vcenter, ssl=ssl) as url, looking_at(vcenter, url, **looking) as it:
+    async with serve_vcenter(vcenter, ssl=ssl) as url, looking_at(vcenter, url, **looking) as it:
         yield it
 
 

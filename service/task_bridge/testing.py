@@ -1,11 +1,11 @@
-"""A pytest plug-in for workflows that wait for vCenter tasks: the fixture `task_bridge`.
+"""A pytest plug-in with the fixture `task_bridge`, for workflows that wait for vCenter tasks.
 
     def test_it(task_bridge):
         task = task_bridge.create(scenarios.fails_with_error(after_s=0.2))
-        ...  # what is tested asks at task_bridge.nats_url for a watch of it, and does what it does at the end
+        ...  # the code under test requests a watch of the task at task_bridge.nats_url, and acts on its end
 
-Each test has a nats-server, a simulated vCenter and a bridge of its own. They run in a thread of their own, so that
-tests may be plain functions or coroutines. pytest finds the plug-in where this package is installed.
+Each test gets its own nats-server, simulated vCenter and bridge. They run in a thread of their own, so that tests may
+be plain functions or coroutines. pytest finds the plug-in wherever this package is installed.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import tempfile
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Unpack
 
 import pytest
 
@@ -22,44 +22,45 @@ if TYPE_CHECKING:
     from anyio.from_thread import BlockingPortal
 
     from .lab.local_stack import LocalStack
-    from .simulator import Script
+    from .simulator import Script, TaskDetails
 
 VCENTER = "lab"
-QUICK = {"poll_min_s": 0.05, "poll_max_s": 0.5, "progress_interval_s": 0.1, "not_found_grace_s": 1.0}
-"""The bridge looks often: nobody wants to wait for a test. All else is as it is by default."""
+FAST_SETTINGS = {"poll_min_s": 0.05, "poll_max_s": 0.5, "progress_interval_s": 0.1, "not_found_grace_s": 1.0}
+"""The bridge polls often, so that tests are short. All other settings have their defaults."""
 
 
 class BridgeFixture:
-    """What the fixture gives. The bridge knows its vCenter as `lab`; canceling tasks is allowed."""
+    """A running bridge and its vCenter, which the bridge knows as `lab`. Canceling tasks is allowed.
 
-    def __init__(self, portal: BlockingPortal, stage: LocalStack) -> None:
-        self.nats_url = stage.nats_url
-        self.vcenter_url = stage.vcenter_url
-        self.environment = {"BRIDGE_NATS_URL": stage.nats_url}
-        """What the commands of `task-bridge` need to know."""
+    `environment` contains the settings that the commands of `task-bridge` need.
+    """
+
+    def __init__(self, portal: BlockingPortal, stack: LocalStack) -> None:
+        self.nats_url = stack.nats_url
+        self.vcenter_url = stack.vcenter_url
+        self.environment = {"BRIDGE_NATS_URL": stack.nats_url}
         self._portal = portal
-        self._vcenter = stage.vcenter
+        self._vcenter = stack.vcenter
 
-    def create(self, script: Script, **about: Any) -> str:
-        """Starts a task of a fate (`task_bridge.simulator.fates`) or a script in vCenter; its id.
-
-        `about`: `id`, `flavour`, `service`, `operation`, `description`, `target`, `user`, `parent`.
+    def create(self, script: Script, **details: Unpack[TaskDetails]) -> str:
+        """Start a task in vCenter and return its id; the script is a scenario (`task_bridge.simulator.scenarios`) or
+        your own. `details`: `id`, `flavour`, `service`, `operation`, `description`, `target`, `user`, `parent`.
         """
-        return self._portal.call(partial(self._vcenter.create, script, **about))
+        return self._portal.call(partial(self._vcenter.create, script, **details))
 
     def set(self, task: str, *removes: str, **fields: Any) -> None:
-        """Changes a task now: `set(task, status="SUCCEEDED", result={"any": "JSON"})`."""
+        """Change a task now: `set(task, status="SUCCEEDED", result={"any": "JSON"})`."""
         self._portal.call(partial(self._vcenter.set, task, *removes, **fields))
 
     def forget(self, task: str) -> None:
-        """vCenter doesn't know the task any more, as after a restart; its watch ends as `abandoned.lost`."""
+        """Make vCenter forget the task, as a restart does; its watch ends as `abandoned.lost`."""
         self._portal.call(self._vcenter.forget, task)
 
 
 @pytest.fixture
 def task_bridge() -> Iterator[BridgeFixture]:
-    """A bridge, its NATS and its vCenter, for this test alone."""
-    # Not above: pytest imports this file wherever the package is installed.
+    """Run a bridge, its NATS and its vCenter for this test alone."""
+    # Not at the top: pytest imports this file wherever the package is installed.
     from anyio.from_thread import start_blocking_portal  # noqa: PLC0415
 
     from .lab.local_stack import run_local_stack  # noqa: PLC0415
@@ -67,6 +68,6 @@ def task_bridge() -> Iterator[BridgeFixture]:
     with (
         tempfile.TemporaryDirectory(prefix="task-bridge-test-") as name,
         start_blocking_portal() as portal,
-        portal.wrap_async_context_manager(run_local_stack(Path(name), VCENTER, **QUICK)) as stage,
+        portal.wrap_async_context_manager(run_local_stack(Path(name), VCENTER, **FAST_SETTINGS)) as stack,
     ):
-        yield BridgeFixture(portal, stage)
+        yield BridgeFixture(portal, stack)

@@ -18,7 +18,7 @@ from bench.stage import Row, Stage, stage
 from lab import until
 from task_bridge.domain.durations import parse_time
 from task_bridge.simulator import Script, Step
-from task_bridge.simulator.tasks import progress
+from task_bridge.simulator.script import progress
 
 EVERY_S = 30.0
 SETTLED_S = 200.0

@@ -32,10 +32,10 @@ PER_SECOND = 1 / os.sysconf("SC_CLK_TCK")
 VCENTER = """
 import asyncio, gc, msgspec, sys, uvloop
 from task_bridge.simulator import Options, SimulatedVCenter
-from task_bridge.simulator.serve import serving
+from task_bridge.simulator.serve import serve_vcenter
 async def main():
     gc.set_threshold(200_000, 20, 100)
-    async with serving(SimulatedVCenter(msgspec.json.decode(sys.argv[1], type=Options))) as url:
+    async with serve_vcenter(SimulatedVCenter(msgspec.json.decode(sys.argv[1], type=Options))) as url:
         print(url, flush=True)
         await asyncio.Event().wait()
 uvloop.run(main())

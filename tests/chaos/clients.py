@@ -112,5 +112,5 @@ class Clients:
 def end(world: World, task: str) -> None:
     """The task succeeds now, unless it has ended or is gone."""
     there = {one.id: one for one in world.vcenter.tasks}.get(task)
-    if there is not None and there.at(time.time()).status not in ("SUCCEEDED", "FAILED"):
+    if there is not None and there.frame_at(time.time()).status not in ("SUCCEEDED", "FAILED"):
         world.vcenter.set(task, status="SUCCEEDED")

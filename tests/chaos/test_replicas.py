@@ -42,7 +42,7 @@ async def watched(here: World, count: int) -> tuple[list[str], LookTimes]:
     tasks = [here.vcenter.create(scenarios.runs_forever()) for _ in range(count)]
     await asyncio.gather(*(here.store({"task": task}, task, at=time.time()) for task in tasks))
     await until(lambda: len({heard.subject for heard in here.book.heard}) >= count, within_s=60)
-    looks = here.vcenter.journal.looks = LookTimes()
+    looks = here.vcenter.request_log.polls = LookTimes()
     await until(lambda: len(looks.longest_s) == count)
     return tasks, looks
 

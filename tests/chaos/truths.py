@@ -6,16 +6,16 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from chaos.account import Was
-from task_bridge.simulator.tasks_service import State
+from task_bridge.simulator.simulated_task import TaskState
 
 RUNNING = ("RUNNING", "BLOCKED")
 
 
-def states_of(task: str, states: Sequence[State]) -> tuple[Was, ...]:
+def states_of(task: str, states: Sequence[TaskState]) -> tuple[Was, ...]:
     return tuple(_classic(states)) if task.startswith("task-") else tuple(map(_was, states))
 
 
-def _was(state: State) -> Was:
+def _was(state: TaskState) -> Was:
     fields = state.fields
     progress = fields.get("progress")
     error = fields.get("error") or {}
@@ -23,7 +23,7 @@ def _was(state: State) -> Was:
     return Was(state.at, state.status, told, fields.get("result"), error.get("error_type"))
 
 
-def _classic(states: Sequence[State]) -> Iterator[Was]:
+def _classic(states: Sequence[TaskState]) -> Iterator[Was]:
     """A classic task and its VM's question are two objects: either change may be told first."""
     before: Was | None = None
     for state in states:
@@ -37,7 +37,7 @@ def _classic(states: Sequence[State]) -> Iterator[Was]:
         before = now
 
 
-def _percent(state: State) -> Any:
+def _percent(state: TaskState) -> Any:
     """Percent while it runs, and words alone without."""
     shown = state.fields.get("progress") or {}
     if state.status in RUNNING and shown.get("total"):
@@ -46,7 +46,7 @@ def _percent(state: State) -> Any:
     return (None, None) if has_words or state.status == "BLOCKED" else None
 
 
-def _result(state: State) -> Any:
+def _result(state: TaskState) -> Any:
     """A reference or a scalar, and of anything larger only its type."""
     result = state.fields.get("result")
     if state.status != "SUCCEEDED" or not isinstance(result, dict | list):

@@ -25,7 +25,7 @@ from lab import PASSWORD, USERNAME, BridgeProcess
 from task_bridge.domain.subjects import CONSUMER, SubjectNames
 from task_bridge.jetstream.streams import Streams
 from task_bridge.simulator import Options, SimulatedVCenter
-from task_bridge.simulator.serve import serving
+from task_bridge.simulator.serve import serve_vcenter
 from validity import check_event
 
 ACK_WAIT_S = 2.0
@@ -253,7 +253,7 @@ class World:
 async def world(directory: Path, servers: Servers, prefix: str) -> AsyncIterator[World]:
     """A world without bridges yet."""
     vcenter = SimulatedVCenter(Options(username=USERNAME, password=PASSWORD))
-    async with serving(vcenter) as url:
+    async with serve_vcenter(vcenter) as url:
         here = World(directory, servers, prefix, vcenter, url)
         try:
             yield here

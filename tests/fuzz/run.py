@@ -100,7 +100,7 @@ class Attack:
             check_event(message.data)
             kept["rejected" if message.subject.endswith(".rejected") else "event"] += 1
         self.outcomes.update(kept)
-        requests = list(lab.vcenter.journal.requests)
+        requests = list(lab.vcenter.request_log.requests)
         async with asyncio.timeout(30):
             # A request in flight has no operation until its body has been read.
             while any(one.operation == "unknown" and one.seconds is None for one in requests):  # noqa: ASYNC110 - no event

@@ -18,7 +18,7 @@ import pytest
 
 from lab import EVENTS, Lab, NatsServer, as_user, guarded, until
 from task_bridge.simulator import scenarios
-from task_bridge.simulator.tasks import std_error
+from task_bridge.simulator.script import std_error
 
 
 class Ended(NamedTuple):

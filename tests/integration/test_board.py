@@ -20,7 +20,7 @@ from task_bridge.domain.subjects import SubjectNames
 from task_bridge.jetstream.board_reader import BoardReader
 from task_bridge.settings import NatsSettings
 from task_bridge.simulator import scenarios
-from task_bridge.simulator.tasks import std_error
+from task_bridge.simulator.script import std_error
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 QUIET = ("--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking")

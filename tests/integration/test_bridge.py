@@ -224,4 +224,4 @@ async def test_a_vcenter_without_watches_is_asked_once_and_then_a_minute_later(l
         await until(lambda: bridge.status.health().vcenters[0].state == "ok")
         await lab.ask("list")
         await lab.ask("list")
-        assert len(lab.vcenter.journal.of("session")) == 1
+        assert len(lab.vcenter.request_log.of("session")) == 1

@@ -14,8 +14,8 @@ from lab import PASSWORD, PREFIX, USERNAME, BridgeProcess, Lab, until
 from task_bridge.settings import VCenterSettings
 from task_bridge.simulator import Script, SimulatedTarget, Step, faults, scenarios
 from task_bridge.simulator.faults import Effect
+from task_bridge.simulator.script import message, progress
 from task_bridge.simulator.sdk import soap
-from task_bridge.simulator.tasks import message, progress
 from task_bridge.vcenter.policy import VimTimeouts
 from task_bridge.vcenter.vim import VimSource
 
@@ -72,7 +72,7 @@ async def test_every_fate_ends_as_vcenter_tells_it_by_push_and_by_pull(
     assert f"{data['kind']}.{data['outcome']}" == subject
     assert (data["error"] or {}).get("type") == error_type
     assert lab.heard(task)[0]["data"]["kind"] == "watching"
-    assert bool(lab.vcenter.journal.of("WaitForUpdatesEx")) == (way == "push")
+    assert bool(lab.vcenter.request_log.of("WaitForUpdatesEx")) == (way == "push")
 
 
 async def test_a_pending_question_blocks_the_task_and_is_told(lab: Lab) -> None:
@@ -112,7 +112,7 @@ async def test_where_it_is_off_classic_tasks_are_refused_and_no_session_is_opene
         rejected = await until(lambda: next((body for subject, body in lab.live if subject.endswith("rejected")), None))
     assert reply["error"]["code"] == rejected["data"]["error"]["code"] == "invalid_request"
     assert "BRIDGE_VCENTERS__LAB__VIM" in reply["error"]["details"][0]["problem"]
-    assert not lab.vcenter.journal.of("Login")
+    assert not lab.vcenter.request_log.of("Login")
 
 
 async def test_a_task_that_vanishes_alone_is_lost_one_never_there_too_and_one_in_the_history_has_ended(
@@ -145,7 +145,7 @@ async def test_a_question_and_its_task_that_changed_together_are_told_together(l
         await until(lambda: standing_of(lab, task)[-1:] == [("BLOCKED", 40)])
         with lab.vcenter.faults.during(faults.delayed(0.5), operation="Login"):
             lab.vcenter.sessions.invalidate()
-            await until(lambda: len(lab.vcenter.journal.of("Login")) > 1)
+            await until(lambda: len(lab.vcenter.request_log.of("Login")) > 1)
             lab.vcenter.set(task, status="RUNNING", progress=progress(60))
             await until(lambda: standing_of(lab, task)[-1] == ("RUNNING", 60))
     told = standing_of(lab, task)
@@ -161,8 +161,8 @@ async def test_a_new_owner_of_a_task_that_is_blocked_says_nothing_that_it_is_not
         await lab.publish(task)
         await until(lambda: standing_of(lab, task)[-1:] == [("BLOCKED", 40)])
     async with lab.bridge(vcenters=with_vim(lab, way)):
-        pulls = len(lab.vcenter.journal.of("RetrievePropertiesEx"))
-        await until(lambda: len(lab.vcenter.journal.of("RetrievePropertiesEx")) > pulls)
+        pulls = len(lab.vcenter.request_log.of("RetrievePropertiesEx"))
+        await until(lambda: len(lab.vcenter.request_log.of("RetrievePropertiesEx")) > pulls)
         lab.vcenter.set(task, progress=progress(50))
         await until(lambda: standing_of(lab, task)[-1] == ("BLOCKED", 50))
         lab.vcenter.set(task, status="RUNNING", progress=progress(60))
@@ -187,7 +187,7 @@ async def test_a_history_that_is_refused_is_told_once(lab: Lab) -> None:
             with lab.vcenter.faults.during(faults.soap_fault(), operation=method):
                 await lab.publish("task-7")
                 ends = [(await lab.ended("task-7"))["data"]["outcome"]]
-                assert len(lab.vcenter.journal.of(method)) > 1
+                assert len(lab.vcenter.request_log.of(method)) > 1
             await lab.publish("task-8")
             ends.append((await lab.ended("task-8"))["data"]["outcome"])
     assert ends == ["lost", "lost"]
@@ -320,7 +320,7 @@ async def test_both_kinds_are_followed_beside_each_other_and_the_vcenter_is_list
         for task in (*classic, *modern):
             assert (await lab.ended(task))["data"]["api"] == ("vim" if task in classic else "cis")
         assert [one.name for one in bridge.status.health().vcenters] == ["lab"]
-    assert lab.vcenter.journal.most_in_flight <= 4
+    assert lab.vcenter.request_log.most_in_flight <= 4
 
 
 async def test_a_task_is_followed_although_the_change_of_the_view_that_lists_it_was_lost(lab: Lab) -> None:
@@ -343,16 +343,16 @@ async def test_a_session_that_a_cancel_begins_anew_is_no_trouble(lab: Lab) -> No
         task, other = (lab.vcenter.create(scenarios.succeeds(after_s=60.0), flavour="vim") for _ in range(2))
         await lab.publish(task)
         await until(lambda: lab.heard(task))
-        nothing = Effect(status=200, body=bytes(soap.answer(wait, "").body), delay_s=2.0)
+        nothing = Effect(status=200, body=bytes(soap.method_response(wait, "").body), delay_s=2.0)
         lab.vcenter.faults.add(nothing, operation=wait, times=1)
         await lab.publish(other)
-        await until(lambda: lab.heard(other) or lab.vcenter.journal.of(wait)[-1].fault)
+        await until(lambda: lab.heard(other) or lab.vcenter.request_log.of(wait)[-1].fault)
         with capture_logs() as logs:
             lab.vcenter.sessions.invalidate()
             await lab.ask("cancel", task)
             assert (await lab.ended(task))["data"]["outcome"] == "canceled"
-            waits = len(lab.vcenter.journal.of(wait))
-            await until(lambda: len(lab.vcenter.journal.of(wait)) > waits)
+            waits = len(lab.vcenter.request_log.of(wait))
+            await until(lambda: len(lab.vcenter.request_log.of(wait)) > waits)
             lab.vcenter.set(other, status="SUCCEEDED")
             await lab.ended(other)
     assert not [log for log in logs if log["log_level"] == "warning" or log["event"] == "push_lost"]
@@ -360,7 +360,7 @@ async def test_a_session_that_a_cancel_begins_anew_is_no_trouble(lab: Lab) -> No
 
 async def test_sessions_that_end_again_and_again_are_no_reason_to_give_push_up(lab: Lab) -> None:
     def is_waiting() -> bool:
-        last = lab.vcenter.journal.of("WaitForUpdatesEx")[-1]
+        last = lab.vcenter.request_log.of("WaitForUpdatesEx")[-1]
         return last.status is None and last.session in {one.id for one in lab.vcenter.sessions.live}
 
     async with lab.bridge(vcenters=with_vim(lab, "auto")):
@@ -390,8 +390,8 @@ async def locked_task(lab: Lab) -> str:
     task = lab.vcenter.create(scenarios.runs_forever(), flavour="vim", target=LOCKED)
     await lab.publish(task)
     await until(lambda: lab.heard(task), 6)
-    asked = sum(len(lab.vcenter.journal.of(one)) for one in READS)
-    await until(lambda: sum(len(lab.vcenter.journal.of(one)) for one in READS) > asked, 6)
+    asked = sum(len(lab.vcenter.request_log.of(one)) for one in READS)
+    await until(lambda: sum(len(lab.vcenter.request_log.of(one)) for one in READS) > asked, 6)
     return task
 
 
@@ -458,7 +458,7 @@ async def test_a_locked_vm_holds_up_no_task_where_a_view_is_refused_for_one_unkn
             await lab.listen()
             task = lab.vcenter.create(scenarios.runs_forever(), flavour="vim", target=LOCKED)
             await lab.publish(task)
-            await until(lambda: len(lab.vcenter.journal.of("ModifyListView")) == 2)
+            await until(lambda: len(lab.vcenter.request_log.of("ModifyListView")) == 2)
             lab.vcenter.locked.add(LOCKED.id)
             lab.vcenter.faults.add(faults.soap_fault("ManagedObjectNotFound"), operation="ModifyListView", times=1)
             lab.vcenter.sessions.invalidate()
@@ -488,16 +488,16 @@ async def test_questions_are_asked_apart_until_no_vm_is_locked(
             lab.vcenter.set(other, status="BLOCKED", progress=progress(40))
             await lab.publish(other)
             await until(lambda: lab.heard(other), 6)
-            listed = len(lab.vcenter.journal.of("ModifyListView"))
+            listed = len(lab.vcenter.request_log.of("ModifyListView"))
             lab.vcenter.locked.clear()
             await becomes(lab, other, "BLOCKED")
             await until(lambda: told("questions_asked_together"), 6)
-            await until(lambda: way == "pull" or len(lab.vcenter.journal.of("ModifyListView")) > listed, 6)
-            pulls = len(lab.vcenter.journal.of("RetrievePropertiesEx"))
+            await until(lambda: way == "pull" or len(lab.vcenter.request_log.of("ModifyListView")) > listed, 6)
+            pulls = len(lab.vcenter.request_log.of("RetrievePropertiesEx"))
             for status in ("RUNNING", "BLOCKED"):
                 lab.vcenter.set(other, status=status)
                 await becomes(lab, other, status)
-            pulled = len(lab.vcenter.journal.of("RetrievePropertiesEx")) > pulls
+            pulled = len(lab.vcenter.request_log.of("RetrievePropertiesEx")) > pulls
     assert pulled == (way == "pull")
     assert (told("questions_asked_apart"), told("questions_asked_together")) == (1, 1)
     assert not told("vcenter_unavailable")

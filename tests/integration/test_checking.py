@@ -24,7 +24,7 @@ from task_bridge.domain.subjects import VERBS
 from task_bridge.jetstream.provision import provision
 from task_bridge.jetstream.streams import Streams
 from task_bridge.simulator import faults
-from task_bridge.simulator.serve import serving
+from task_bridge.simulator.serve import serve_vcenter
 
 REQUESTS, WATCHES, OBJECTS = "VCENTER_TASKS_REQUESTS", "VCENTER_TASKS_WATCHES", "OBJ_VCENTER_TASKS_RESULTS"
 PUBLISHED = (
@@ -215,7 +215,7 @@ class TestCheck:
         assert "a-wrong-secret" not in "".join([*checked.out, *checked.err])
 
     async def test_an_untrusted_certificate_is_told_and_no_password_is_sent(self, lab: Lab, tmp_path: Path) -> None:
-        async with serving(lab.vcenter, ssl=self_signed(tmp_path)) as url:
+        async with serve_vcenter(lab.vcenter, ssl=self_signed(tmp_path)) as url:
             given = lab.environment(BRIDGE_VCENTERS__LAB__URL=url)
             checked = await ran("check", directory=tmp_path, environment=given)
         assert (checked.code, len(failures(checked))) == (1, 1)

@@ -14,7 +14,7 @@ import pytest
 from commands import begun, ended, processes_of
 from lab import until
 from task_bridge.lab import demo
-from task_bridge.lab.demo import ACTS, Play
+from task_bridge.lab.demo import CASES, DemoRun
 from task_bridge.simulator import scenarios
 
 
@@ -22,7 +22,7 @@ async def test_every_task_ends_as_scripted_and_nothing_is_left_behind(tmp_path: 
     code, out, err = await ended(await begun("demo", directory=tmp_path), within_s=45)
     assert (code, err) == (0, [])
     rows = dict(re.findall(r"^│ (.+?) +│ (\S+) ", "\n".join(out), re.M))
-    assert rows == {act.title: act.ending for act in ACTS}
+    assert rows == {case.title: case.expected_kind for case in CASES}
     assert "\x1b" not in "\n".join(out)
     assert processes_of(tmp_path) == {}
     assert os.listdir(tmp_path) == []
@@ -53,16 +53,16 @@ async def test_a_kill_takes_its_nats_server_along(tmp_path: Path) -> None:
 
 
 async def test_what_is_not_as_scripted_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    quick = ACTS[0]
-    monkeypatch.setattr(demo, "ACTS", (quick._replace(script=scenarios.fails_with_error(0.5)),))
-    plays = await demo.play(SilentShow(), tmp_path, keep=False)
-    assert [play.surprise() for play in plays] == [
+    quick = CASES[0]
+    monkeypatch.setattr(demo, "CASES", (quick._replace(script=scenarios.fails_with_error(0.5)),))
+    runs = await demo.run_demo(SilentView(), tmp_path, keep=False)
+    assert [run.describe_deviation() for run in runs] == [
         "Succeeds quickly: it ended as completed.failed, not as completed.succeeded"
     ]
 
 
-class SilentShow:
-    def opens(self, places: demo.Places) -> None: ...
-    def begins(self, play: Play) -> None: ...
-    def goes_on(self, play: Play, event: object) -> None: ...
-    def closes(self, plays: object) -> None: ...
+class SilentView:
+    def show_addresses(self, addresses: demo.DemoAddresses) -> None: ...
+    def show_start(self, run: DemoRun) -> None: ...
+    def show_event(self, run: DemoRun, event: object) -> None: ...
+    def show_results(self, runs: object) -> None: ...

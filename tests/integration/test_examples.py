@@ -89,7 +89,7 @@ async def test_a_shell_goes_on_by_how_the_task_ended(
     lab: Lab, tmp_path: Path, fate: Any, ending: int, said: str
 ) -> None:
     words = command("shell", "wait")
-    lab.vcenter.next_scripts.append(fate)
+    lab.vcenter.next_scripts.queue.append(fate)
     session = await asyncio.to_thread(_session, lab)
     async with lab.bridge():
         process = await started(words, tmp_path, environment(lab, VCENTER=lab.vcenter_url, SESSION=session))

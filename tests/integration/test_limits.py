@@ -10,7 +10,7 @@ import pytest
 
 from lab import EVENTS, Lab, lab_in, until
 from task_bridge.simulator import Script, Step, scenarios
-from task_bridge.simulator.tasks import message, std_error
+from task_bridge.simulator.script import message, std_error
 
 
 def configured(directory: Path, text: str) -> list[str]:
@@ -116,6 +116,6 @@ async def test_a_stream_that_takes_only_small_messages_is_told_of(tmp_path: Path
         await lab.js.update_stream(config.evolve(max_msg_size=200))
         task = lab.vcenter.create(scenarios.succeeds_at_once())
         await lab.publish(task)
-        await until(lambda: lab.vcenter.journal.looks[task])
+        await until(lambda: lab.vcenter.request_log.polls[task])
         await lab.js.update_stream(config)
         assert (await lab.ended(task, within_s=30))["data"]["sequence"] == 2

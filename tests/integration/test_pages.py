@@ -56,7 +56,7 @@ class Ready(NamedTuple):
 
 @pytest.fixture
 async def ready(lab: Lab) -> AsyncIterator[Ready]:
-    lab.vcenter.default_script = scenarios.succeeds(after_s=0.5)
+    lab.vcenter.next_scripts.default = scenarios.succeeds(after_s=0.5)
     async with lab.bridge():
         await lab.listen()
         large = lab.vcenter.create(scenarios.large_result(400_000, after_s=0.1))

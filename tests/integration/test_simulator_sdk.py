@@ -17,8 +17,8 @@ import pyVim.task
 import pyVmomi
 
 from task_bridge.simulator import Options, SimulatedVCenter, scenarios
-from task_bridge.simulator.serve import serving
-from task_bridge.simulator.tasks import Script, Step
+from task_bridge.simulator.script import Script, Step
+from task_bridge.simulator.serve import serve_vcenter
 
 pytestmark = pytest.mark.timeout(30)
 
@@ -58,7 +58,7 @@ class Served:
 @pytest.fixture
 async def served() -> AsyncIterator[Served]:
     vcenter = SimulatedVCenter(Options(username=USER, password=PASSWORD))
-    async with serving(vcenter) as url:
+    async with serve_vcenter(vcenter) as url:
         yield Served(vcenter, url)
 
 
@@ -311,7 +311,7 @@ async def test_neither_api_knows_the_others_tasks(served: Served) -> None:
             _ = task_of(instance, cis).info
 
     await served.by_pyvmomi(does)
-    assert [task.id for task in served.vcenter.tasks if not task.is_vim] == [cis]
+    assert [task.id for task in served.vcenter.tasks if not task.is_classic] == [cis]
 
 
 async def test_a_cancel_is_refused_as_vcenter_refuses_it(served: Served) -> None:

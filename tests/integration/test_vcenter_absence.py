@@ -25,13 +25,13 @@ async def test_a_task_never_seen_is_lost_after_the_grace_and_two_questions() -> 
         assert absence.outcome == "lost"
         assert absence.answer.type == "NOT_FOUND"
         assert time.monotonic() - began >= POLICY.not_found_grace_s
-        assert len(it.vcenter.journal.of("get", "never:seen")) == 2
+        assert len(it.vcenter.request_log.of("get", "never:seen")) == 2
 
 
 async def test_a_task_that_appears_within_the_grace_is_followed() -> None:
     async with lab() as it:
         it.follow("late:task")
-        await it.until(lambda: it.vcenter.journal.of("get", "late:task"))
+        await it.until(lambda: it.vcenter.request_log.of("get", "late:task"))
         it.vcenter.create(scenarios.succeeds(after_s=0.1), id="late:task")
         await it.ended("late:task")
         assert not it.is_gone("late:task")
@@ -44,9 +44,9 @@ async def test_a_task_that_vanishes_is_lost_after_a_second_answer_some_time_late
         await it.shown(gone, other)
         it.vcenter.forget(gone)
         assert (await it.gone(gone)).outcome == "lost"
-        first, second = it.vcenter.journal.of("get", gone)
+        first, second = it.vcenter.request_log.of("get", gone)
         assert second.at - first.at >= SHORT_TIMEOUTS.confirm_s
-        assert not it.vcenter.journal.of("session")  # the other task was proof enough
+        assert not it.vcenter.request_log.of("session")  # the other task was proof enough
 
 
 async def test_the_only_task_followed_is_lost_when_vcenter_answers_for_the_session() -> None:
@@ -54,10 +54,10 @@ async def test_the_only_task_followed_is_lost_when_vcenter_answers_for_the_sessi
         (gone,) = running(it, 1)
         it.follow(gone)
         await it.shown(gone)
-        checks = len(it.vcenter.journal.of("session"))
+        checks = len(it.vcenter.request_log.of("session"))
         it.vcenter.forget(gone)
         await it.gone(gone)
-        assert len(it.vcenter.journal.of("session")) > checks
+        assert len(it.vcenter.request_log.of("session")) > checks
 
 
 async def test_a_task_resumed_after_a_restart_counts_as_seen() -> None:
@@ -74,7 +74,7 @@ async def test_a_refused_task_is_denied_after_two_answers() -> None:
         it.vcenter.deny(denied)
         absence = await it.gone(denied)
         assert (absence.outcome, absence.answer.type) == ("denied", "UNAUTHORIZED")
-        assert len(it.vcenter.journal.of("get", denied)) == 2
+        assert len(it.vcenter.request_log.of("get", denied)) == 2
 
 
 async def test_a_task_that_comes_back_is_followed_on() -> None:
@@ -83,7 +83,7 @@ async def test_a_task_that_comes_back_is_followed_on() -> None:
         it.follow(flapping, other)
         await it.shown(flapping, other)
         it.vcenter.hide(flapping)
-        await it.until(lambda: it.vcenter.journal.of("get", flapping))
+        await it.until(lambda: it.vcenter.request_log.of("get", flapping))
         it.vcenter.unhide(flapping)
         await it.more_looks(flapping)
         assert not it.is_gone(flapping)
@@ -96,8 +96,8 @@ async def test_a_router_s_404_never_ends_a_task(old: bool) -> None:
         it.follow(task)
         await it.shown(task)
         with it.vcenter.faults.during(faults.route_not_found(old), path="/cis/tasks"):
-            gets = len(it.vcenter.journal.of("get"))
-            await it.until(lambda: len(it.vcenter.journal.of("get")) >= gets + 6)
+            gets = len(it.vcenter.request_log.of("get"))
+            await it.until(lambda: len(it.vcenter.request_log.of("get")) >= gets + 6)
             await it.until(lambda: it.source.health.state == "degraded")
         await it.more_looks(task)
         assert not it.is_gone(task)
@@ -162,10 +162,10 @@ async def test_a_restart_that_forgets_all_tasks_for_a_while_ends_none() -> None:
         for task in tasks:
             it.vcenter.hide(task)
         await it.until(lambda: it.source.health.vanished_reason)
-        asked = len(it.vcenter.journal.of("get"))
-        lists = len(it.vcenter.journal.of("list"))
-        await it.until(lambda: len(it.vcenter.journal.of("list")) > lists + 4)
-        assert len(it.vcenter.journal.of("get")) <= max(asked, 10)  # one by one it would take minutes
+        asked = len(it.vcenter.request_log.of("get"))
+        lists = len(it.vcenter.request_log.of("list"))
+        await it.until(lambda: len(it.vcenter.request_log.of("list")) > lists + 4)
+        assert len(it.vcenter.request_log.of("get")) <= max(asked, 10)  # one by one it would take minutes
         for task in tasks:
             it.vcenter.unhide(task)
         await it.until(lambda: it.source.health.vanished_reason is None)

@@ -10,7 +10,7 @@ from structlog.testing import capture_logs
 from task_bridge.domain.task import UNAVAILABLE, Rendering, Task
 from task_bridge.simulator import faults, scenarios
 from task_bridge.simulator.app import SimulatedVCenter
-from task_bridge.simulator.serve import serving
+from task_bridge.simulator.serve import serve_vcenter
 from task_bridge.vcenter.cis import poller
 from task_bridge.vcenter.cis.renderings import parse_raw_task
 from vcenter_lab import SHORT_TIMEOUTS, Lab, lab, looking_at
@@ -148,7 +148,7 @@ async def test_a_key_that_stands_there_twice_counts_by_its_last_value() -> None:
 @pytest.mark.parametrize(("path", "status"), [("/session", 307), ("/tasks", 302), ("/tasks", 307)])
 async def test_a_redirect_to_another_host_is_not_followed(path: str, status: int) -> None:
     other = SimulatedVCenter()
-    async with serving(other) as elsewhere, lab() as it:
+    async with serve_vcenter(other) as elsewhere, lab() as it:
         to_it = faults.Effect(status=status, headers=(("location", f"{elsewhere}/api{path}"),))
         (task,) = running(it, 1)
         it.vcenter.faults.add(to_it, path=path)
@@ -157,25 +157,25 @@ async def test_a_redirect_to_another_host_is_not_followed(path: str, status: int
         assert it.standings(task) == []
         it.vcenter.faults.clear()
         await it.shown(task)
-        assert not other.journal.requests
+        assert not other.request_log.requests
 
 
 async def test_a_restart_of_vcenter_from_refusing_to_forgetting_to_knowing_ends_no_task() -> None:
     vcenter = SimulatedVCenter()
-    async with serving(vcenter) as url:
+    async with serve_vcenter(vcenter) as url:
         port = int(url.rsplit(":", 1)[1])
     async with looking_at(vcenter, url, timeouts=SHORT_TIMEOUTS._replace(vanished_hold_s=30.0)) as it:
         await it.until(lambda: "refuses the connection" in str(it.source.health.reason))
         tasks = running(it, 5)
         it.follow(*tasks)
-        async with serving(vcenter, port=port):
+        async with serve_vcenter(vcenter, port=port):
             await it.shown(*tasks)
             await it.until(lambda: it.source.health.state == "ok")
         await it.until(lambda: it.source.health.state == "degraded")
         vcenter.sessions.invalidate()
         for task in tasks:
             vcenter.hide(task)
-        async with serving(vcenter, port=port):
+        async with serve_vcenter(vcenter, port=port):
             await it.until(lambda: it.source.health.vanished_reason)
             for task in tasks:
                 vcenter.set(task, status="SUCCEEDED")

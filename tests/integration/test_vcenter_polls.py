@@ -38,7 +38,7 @@ async def test_a_pinned_api_is_the_only_one_asked(api: str) -> None:
         task = it.vcenter.create(scenarios.succeeds(after_s=0.1))
         it.follow(task)
         await it.ended(task)
-    assert all(request.path.startswith(f"/{api}/") for request in it.vcenter.journal.requests)
+    assert all(request.path.startswith(f"/{api}/") for request in it.vcenter.request_log.requests)
 
 
 async def test_all_due_tasks_of_a_provider_go_in_one_list_without_results() -> None:
@@ -47,9 +47,9 @@ async def test_all_due_tasks_of_a_provider_go_in_one_list_without_results() -> N
         others = [it.vcenter.create(scenarios.runs_forever(), service="com.other") for _ in range(10)]
         it.follow(*tasks, *others)
         await it.shown(*tasks, *others)
-        lists = it.vcenter.journal.of("list")
+        lists = it.vcenter.request_log.of("list")
         assert sorted(request.tasks for request in lists[:2]) == [10, 40]
-        assert not it.vcenter.journal.of("get")
+        assert not it.vcenter.request_log.of("get")
 
 
 async def test_more_tasks_than_a_list_takes_go_in_several() -> None:
@@ -57,7 +57,7 @@ async def test_more_tasks_than_a_list_takes_go_in_several() -> None:
         tasks = [it.vcenter.create(scenarios.runs_forever()) for _ in range(1_200)]
         it.follow(*tasks)
         await it.shown(*tasks)
-        assert max(request.tasks for request in it.vcenter.journal.of("list")) == 500
+        assert max(request.tasks for request in it.vcenter.request_log.of("list")) == 500
 
 
 async def test_a_first_look_is_asked_for_at_once() -> None:
@@ -67,7 +67,7 @@ async def test_a_first_look_is_asked_for_at_once() -> None:
         began = time.time()
         it.follow(task)
         await it.shown(task)
-        assert it.vcenter.journal.of("list")[0].at - began < 0.1
+        assert it.vcenter.request_log.of("list")[0].at - began < 0.1
 
 
 async def test_looks_that_find_nothing_new_say_so_and_go_on_by_themselves() -> None:
@@ -126,10 +126,10 @@ async def test_results_are_fetched_by_list_some_dozens_at_a_time() -> None:
         it.follow(*tasks)
         for task in tasks:
             await it.ended(task)
-        sizes = [request.tasks for request in it.vcenter.journal.of("list")]
+        sizes = [request.tasks for request in it.vcenter.request_log.of("list")]
         assert max(sizes[1:]) <= 70
         assert len(sizes) < 20
-        assert not it.vcenter.journal.of("get")
+        assert not it.vcenter.request_log.of("get")
 
 
 async def test_results_that_are_too_many_for_one_answer_come_in_smaller_lists() -> None:
@@ -201,8 +201,8 @@ async def test_an_id_that_no_list_takes_is_found_and_asked_for_alone(renderings:
         it.follow(*tasks)
         await it.shown(*tasks)
         await it.more_looks(bad)
-        assert vcenter.journal.of("get", bad)
-        failed = [request for request in vcenter.journal.of("list") if request.status and request.status >= 400]
+        assert vcenter.request_log.of("get", bad)
+        failed = [request for request in vcenter.request_log.of("list") if request.status and request.status >= 400]
         await it.more_looks(tasks[0], 5)
         assert len(failed) < 20
         assert it.source.health.state == "ok"
@@ -216,7 +216,7 @@ async def test_a_list_is_tried_again_later_for_an_id_that_no_list_took() -> None
         await it.shown(bad, other)
         it.vcenter.faults.clear(fault)
         it.vcenter.faults.add(faults.delayed(0.0), operation="list", task=bad, name="listed")
-        await it.until(lambda: any(request.fault == "listed" for request in it.vcenter.journal.requests))
+        await it.until(lambda: any(request.fault == "listed" for request in it.vcenter.request_log.requests))
 
 
 async def test_without_a_list_every_task_is_asked_for_by_get_and_the_list_tried_again_later() -> None:
@@ -227,10 +227,10 @@ async def test_without_a_list_every_task_is_asked_for_by_get_and_the_list_tried_
         it.follow(*tasks, running)
         for task in tasks:
             await it.ended(task)
-        tried = len([request for request in vcenter.journal.requests if "action=list" in request.query])
+        tried = len([request for request in vcenter.request_log.requests if "action=list" in request.query])
         assert tried == 1
         vcenter.options.list_enabled = True
-        await it.until(lambda: any(request.status == 200 for request in vcenter.journal.of("list")))
+        await it.until(lambda: any(request.status == 200 for request in vcenter.request_log.of("list")))
 
 
 @pytest.mark.parametrize(
@@ -304,8 +304,8 @@ async def test_the_budget_is_kept_and_all_tasks_are_looked_at_alike() -> None:
         tasks = [vcenter.create(scenarios.runs_forever()) for _ in range(30)]
         it.follow(*tasks)
         await it.until(lambda: min(it.looks(task) for task in tasks) >= 3)
-        began = vcenter.journal.requests[0].at
-        spent = len(vcenter.journal.requests)
+        began = vcenter.request_log.requests[0].at
+        spent = len(vcenter.request_log.requests)
         assert spent <= 40 + 40 * (time.time() - began) + 1
         looks = [it.looks(task) for task in tasks]
         assert max(looks) - min(looks) <= 3
@@ -319,7 +319,7 @@ async def test_a_provider_that_hangs_delays_no_other_provider() -> None:
         await it.shown(*hanging, *others)
         for task in hanging:
             it.vcenter.faults.add(faults.delayed(3_600), operation="list", task=task)
-        await it.until(lambda: it.vcenter.journal.in_flight >= 3)
+        await it.until(lambda: it.vcenter.request_log.in_flight >= 3)
         await it.more_looks(others[0], 10)
 
 
@@ -334,7 +334,7 @@ async def test_a_task_whose_get_always_fails_delays_no_other(fault: faults.Effec
             poisoned, other = (it.vcenter.create(scenarios.runs_forever()) for _ in range(2))
             it.vcenter.faults.add(fault, operation="get", task=poisoned)
             it.follow(other, poisoned)
-            await it.until(lambda: len(it.vcenter.journal.of("get", poisoned)) >= 5)
+            await it.until(lambda: len(it.vcenter.request_log.of("get", poisoned)) >= 5)
             await it.more_looks(other, 5)
             it.vcenter.faults.clear()
             await it.shown(poisoned)
@@ -348,7 +348,7 @@ async def test_ten_thousand_tasks_are_all_seen_promptly_by_an_idle_bridge() -> N
         tasks = [it.vcenter.create(scenarios.runs_forever()) for _ in range(10_000)]
         it.follow(*tasks)
         await it.until(lambda: len({found.task for found in it.found}) == 10_000)
-        assert len(it.vcenter.journal.of("list")) <= 21
+        assert len(it.vcenter.request_log.of("list")) <= 21
 
 
 async def test_leaving_ends_what_is_under_way() -> None:
@@ -356,7 +356,7 @@ async def test_leaving_ends_what_is_under_way() -> None:
         task = it.vcenter.create(scenarios.runs_forever())
         it.vcenter.faults.add(faults.stalled_body(), operation="list")
         it.follow(task)
-        await it.until(lambda: it.vcenter.journal.of("list"))
+        await it.until(lambda: it.vcenter.request_log.of("list"))
         left = time.monotonic()
     assert time.monotonic() - left < 3.0
     assert it.vcenter.sessions.live == []

@@ -24,8 +24,8 @@ from task_bridge.metrics import Metrics
 from task_bridge.simulator import faults, scenarios
 from task_bridge.simulator.app import SimulatedVCenter
 from task_bridge.simulator.options import Options
-from task_bridge.simulator.serve import serving
-from task_bridge.simulator.tasks import Script
+from task_bridge.simulator.script import Script
+from task_bridge.simulator.serve import serve_vcenter
 from task_bridge.vcenter.cis import CisSource, PollPolicy
 from task_bridge.vcenter.http import VCenterHttp
 from vcenter_lab import POLICY, Given, lab
@@ -69,7 +69,7 @@ async def test_a_session_that_ends_in_the_middle_of_ten_thousand_looks_costs_one
         it.follow(*tasks)
         await it.until(lambda: len({found.task for found in it.found}) == 10_000)
         it.vcenter.options.latency_s = 0.02
-        await it.until(lambda: it.vcenter.journal.in_flight > 1)
+        await it.until(lambda: it.vcenter.request_log.in_flight > 1)
         it.vcenter.sessions.invalidate()
         it.found.clear()
         await it.until(lambda: len({found.task for found in it.found}) == 10_000)
@@ -80,7 +80,7 @@ async def test_a_session_that_ends_in_the_middle_of_ten_thousand_looks_costs_one
 
 async def test_looking_keeps_a_session_alive() -> None:
     async with lab(SimulatedVCenter(Options(idle_timeout_s=0.6))) as it:
-        await it.until(lambda: len(it.vcenter.journal.of("session")) >= 6)
+        await it.until(lambda: len(it.vcenter.request_log.of("session")) >= 6)
         assert it.vcenter.sessions.counts.logins == 1
 
 
@@ -151,7 +151,7 @@ async def test_retry_after_is_honoured(fault: faults.Effect) -> None:
         await it.until(lambda: it.source.health.state == "degraded")
         busy = time.time()
         await it.until(lambda: it.source.health.state == "ok")
-        assert it.vcenter.journal.since(busy)[0].at - busy > 0.9
+        assert it.vcenter.request_log.since(busy)[0].at - busy > 0.9
 
 
 async def test_an_outage_is_told_once_and_its_end_once_and_is_asked_about_by_single_requests() -> None:
@@ -162,10 +162,10 @@ async def test_an_outage_is_told_once_and_its_end_once_and_is_asked_about_by_sin
             it.follow(*tasks)
             await it.shown(*tasks)
             fault = vcenter.faults.add(faults.gateway_unavailable())
-            await it.until(lambda: it.source.health.state == "degraded" and not vcenter.journal.in_flight)
-            vcenter.journal.clear()
-            await it.until(lambda: len(vcenter.journal.requests) >= 4)
-            assert vcenter.journal.most_in_flight == 1
+            await it.until(lambda: it.source.health.state == "degraded" and not vcenter.request_log.in_flight)
+            vcenter.request_log.clear()
+            await it.until(lambda: len(vcenter.request_log.requests) >= 4)
+            assert vcenter.request_log.most_in_flight == 1
             vcenter.faults.clear(fault)
             for task in tasks:
                 await it.more_looks(task, 1)
@@ -175,7 +175,7 @@ async def test_an_outage_is_told_once_and_its_end_once_and_is_asked_about_by_sin
 
 async def test_without_tasks_vcenter_is_asked_now_and_then() -> None:
     async with lab() as it:
-        await it.until(lambda: len(it.vcenter.journal.of("session")) >= 3)
+        await it.until(lambda: len(it.vcenter.request_log.of("session")) >= 3)
         assert it.source.health.state == "ok"
         assert it.source.health.last_good_poll_at is not None
         assert time.time() - it.source.health.last_good_poll_at < 5
@@ -193,7 +193,7 @@ async def test_leaving_logs_out_of_a_session_that_is_just_being_given() -> None:
     vcenter = SimulatedVCenter(Options(latency_s=0.2))
     async with lab(vcenter) as it:
         it.follow(vcenter.create(scenarios.runs_forever()))
-        await it.until(lambda: vcenter.journal.in_flight)
+        await it.until(lambda: vcenter.request_log.in_flight)
     assert vcenter.sessions.counts.logins == 1
     assert vcenter.sessions.live == []
 
@@ -327,7 +327,7 @@ class TestTls:
         async with lab(ssl=authority.tls) as it:
             await it.until(lambda: it.source.health.state == "degraded")
             assert "BRIDGE_VCENTERS__LAB__CA_FILE" in str(it.source.health.reason)
-            assert not it.vcenter.journal.requests
+            assert not it.vcenter.request_log.requests
 
     async def test_verification_can_be_switched_off(self, authority: Authority) -> None:
         async with lab(ssl=authority.tls, verify_tls=False) as it:
@@ -359,7 +359,7 @@ class TestTls:
             await it.until(lambda: it.source.health.state == "ok")
 
     async def test_a_url_with_https_for_a_plain_port_is_told_as_such(self) -> None:
-        async with serving(SimulatedVCenter()) as url:
+        async with serve_vcenter(SimulatedVCenter()) as url:
             source = CisSource(Given(url.replace("http:", "https:")), POLICY, Metrics())
             async with source:
                 with pytest.raises(VCenterUnavailable, match="doesn't speak TLS as expected"):
@@ -367,7 +367,7 @@ class TestTls:
 
 
 async def test_a_refused_connection_is_told_as_such() -> None:
-    async with serving(SimulatedVCenter()) as url:
+    async with serve_vcenter(SimulatedVCenter()) as url:
         pass
     async with CisSource(Given(url), POLICY, Metrics()) as source:
         with pytest.raises(VCenterUnavailable, match="refuses the connection"):

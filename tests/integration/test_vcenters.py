@@ -14,7 +14,7 @@ from lab import PASSWORD, USERNAME, BridgeProcess, Lab, until
 from task_bridge.simulator import Options, Script, SimulatedVCenter, Step, faults, scenarios
 from task_bridge.simulator.faults import Effect
 from task_bridge.simulator.options import Timestamps
-from task_bridge.simulator.serve import serving
+from task_bridge.simulator.serve import serve_vcenter
 
 FIELDS = [
     *("description", "target", "parent", "user", "cancelable", "progress", "error", "service", "operation"),
@@ -101,7 +101,7 @@ async def test_a_vcenter_whose_clock_is_two_hours_off_is_as_good_as_any(lab: Lab
 async def test_a_vcenter_that_hangs_and_one_that_is_down_cost_a_third_nothing(lab: Lab) -> None:
     login = {"given_username": USERNAME, "given_password": PASSWORD}
     slow = SimulatedVCenter(Options(username=USERNAME, password=PASSWORD, latency_s=30.0))
-    async with serving(slow) as slow_url:
+    async with serve_vcenter(slow) as slow_url:
         urls = {"lab": lab.vcenter_url, "slow": slow_url, "down": "http://127.0.0.1:9"}
         vcenters = {name: {"url": url, **login} for name, url in urls.items()}
         async with lab.bridge(vcenters=vcenters) as bridge:
@@ -159,7 +159,7 @@ async def test_a_signal_leaves_no_session_behind(lab: Lab, process: BridgeProces
     await lab.publish(task)
     await until(lambda: lab.heard(task))
     lab.vcenter.options.latency_s = 0.2  # requests are under way when the signal comes
-    await until(lambda: lab.vcenter.journal.in_flight)
+    await until(lambda: lab.vcenter.request_log.in_flight)
     assert await process.end(number, within_s=5) == 0
     assert (lab.vcenter.sessions.counts.logins, len(lab.vcenter.sessions.live)) == (1, 0)
     assert [line for line in process.log.read_text().splitlines() if json.loads(line)["level"] == "error"] == []

@@ -104,7 +104,7 @@ async def test_where_push_fails_again_and_again_tasks_are_pulled(lab: Lab, metho
         await until(lambda: lab.heard(task))
         lab.vcenter.set(task, status="SUCCEEDED")
         assert (await lab.ended(task))["data"]["outcome"] == "succeeded"
-        asked = len(lab.vcenter.journal.of(method))
+        asked = len(lab.vcenter.request_log.of(method))
     assert asked == 3
     assert lab.vcenter.sessions.live == []
 
@@ -124,7 +124,7 @@ async def test_an_unknown_object_that_spoils_a_change_of_the_view_is_left_aside(
         assert (await lab.ended("task-9"))["data"]["outcome"] == "lost"
         lab.vcenter.set(task, status="SUCCEEDED")
         await lab.ended(task)
-        assert len(lab.vcenter.journal.of("CreateListView")) == views
+        assert len(lab.vcenter.request_log.of("CreateListView")) == views
 
 
 async def test_a_vcenter_of_which_only_sdk_answers_is_well_while_classic_tasks_are_followed(lab: Lab) -> None:
@@ -149,4 +149,4 @@ async def test_a_login_whose_answer_is_cut_leaves_no_session_behind(lab: Lab) ->
         assert (await lab.ended(task))["data"]["outcome"] == "succeeded"
         assert len(lab.vcenter.sessions.live) == 2  # one for each kind
     assert lab.vcenter.sessions.live == []
-    assert len(lab.vcenter.journal.of("Login")) == 3
+    assert len(lab.vcenter.request_log.of("Login")) == 3

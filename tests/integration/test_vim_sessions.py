@@ -19,11 +19,11 @@ async def test_a_session_that_nobody_needs_is_logged_out_of_and_another_begun_wh
         vim = VimSource(here.source.shared, settings, vcenter_lab.POLICY, here.metrics, vim_timeouts=idle)
 
         async def asked(method: str, times: int) -> None:
-            await here.until(lambda: len(here.vcenter.journal.of(method)) == times)
+            await here.until(lambda: len(here.vcenter.request_log.of(method)) == times)
 
         async with vim:
             task = here.vcenter.create(scenarios.runs_forever(), flavour="vim")
-            assert not here.vcenter.journal.of("Login")
+            assert not here.vcenter.request_log.of("Login")
             for number in (1, 2):
                 vim.track(task, time.time(), seen=False, birth=None)
                 await asked("CreateListView", number)
@@ -42,9 +42,9 @@ async def test_a_session_is_logged_out_of_however_long_nothing_else_was_due() ->
             task = here.vcenter.create(scenarios.runs_forever(), flavour="vim")
             vim.track(task, time.time(), seen=False, birth=None)
             # The task, its object, and then nothing new: the third wait begins when all the rest is done.
-            await here.until(lambda: len(here.vcenter.journal.of("WaitForUpdatesEx")) == 3)
+            await here.until(lambda: len(here.vcenter.request_log.of("WaitForUpdatesEx")) == 3)
             vim.forget(task)
-            await here.until(lambda: here.vcenter.journal.of("Logout"))
+            await here.until(lambda: here.vcenter.request_log.of("Logout"))
 
 
 async def test_a_bridge_that_is_ended_while_it_logs_in_leaves_no_session(lab: Lab, process: BridgeProcess) -> None:
@@ -53,6 +53,6 @@ async def test_a_bridge_that_is_ended_while_it_logs_in_leaves_no_session(lab: La
     await process.ready()
     with lab.vcenter.faults.during(faults.delayed(0.5), operation="Login"):
         await lab.publish(task)
-        await until(lambda: lab.vcenter.journal.of("Login"))
+        await until(lambda: lab.vcenter.request_log.of("Login"))
         assert await process.end(signal.SIGTERM) == 0
     await until(lambda: not lab.vcenter.sessions.live)

@@ -51,7 +51,7 @@ class TestGet:
     async def test_takes_the_colon_encoded(self, client: httpx.AsyncClient, vcenter: SimulatedVCenter) -> None:
         task = vcenter.create(scenarios.runs_forever(), id="a b:c")
         assert (await client.get("/api/cis/tasks/a%20b%3Ac")).status_code == 200
-        assert vcenter.journal.of("get")[0].task == task
+        assert vcenter.request_log.of("get")[0].task == task
 
     @pytest.mark.parametrize("query", ["exclude_result=true", "spec.exclude_result=true"])
     async def test_leaves_the_result_out(
@@ -171,7 +171,7 @@ class TestList:
         spent_s = []
         for _ in range(5):
             before = time.process_time()
-            msgspec.json.encode(vcenter.tasks.jsons(vcenter.tasks.list(wanted), BodyView(exclude_result=True)))
+            msgspec.json.encode(vcenter.tasks.encode_infos(vcenter.tasks.list(wanted), BodyView(exclude_result=True)))
             spent_s.append(time.process_time() - before)
         assert min(spent_s) < 0.005
 
@@ -244,7 +244,7 @@ class TestRetention:
 
 class TestCreation:
     async def test_gives_the_id_of_a_task(self, client: httpx.AsyncClient, vcenter: SimulatedVCenter) -> None:
-        vcenter.next_scripts.append(scenarios.succeeds_at_once())
+        vcenter.next_scripts.queue.append(scenarios.succeeds_at_once())
         path = "/api/esx/settings/clusters/domain-c1/software?action=scan&vmw-task=true"
         answer = await client.post(path)
         task = answer.json()
@@ -252,7 +252,7 @@ class TestCreation:
         assert task.endswith(":com.vmware.esx.settings.clusters.software")
         body = (await client.get(f"/api/cis/tasks/{task}")).json()
         assert (body["status"], body["operation"], body["target"]["id"]) == ("SUCCEEDED", "scan$task", "domain-c1")
-        assert vcenter.tasks[(await client.post(path)).json()].script is vcenter.default_script
+        assert vcenter.tasks[(await client.post(path)).json()].script is vcenter.next_scripts.default
 
     async def test_exists_in_task_form_only(self, client: httpx.AsyncClient) -> None:
         answer = await client.post("/api/esx/settings/clusters/domain-c1/software?action=apply")
@@ -285,12 +285,12 @@ class TestJournal:
     async def test_notes_who_asked_what_and_when(
         self, client: httpx.AsyncClient, vcenter: SimulatedVCenter, clock: ManualClock
     ) -> None:
-        vcenter.journal.clear()
+        vcenter.request_log.clear()
         vcenter.options.latency_s = 0.25
         clock.advance(1)
         task = vcenter.create(scenarios.runs_forever(), id="1:s")
         await listed(client, tasks=[task, "2:s", "3:s"])
-        noted = vcenter.journal.requests[0]
+        noted = vcenter.request_log.requests[0]
         assert (noted.operation, noted.method, noted.path) == ("list", "POST", "/api/cis/tasks")
         assert (noted.query, noted.tasks, noted.status, noted.seconds) == ("action=list", 3, 200, 0.25)
         assert (noted.at, noted.user) == (clock.now - 0.25, vcenter.options.username)
@@ -300,12 +300,12 @@ class TestJournal:
         task = vcenter.create(scenarios.runs_forever())
         await listed(client, tasks=[task])
         await client.get(f"/api/cis/tasks/{task}")
-        assert vcenter.journal.looks == {task: 2}
-        assert vcenter.journal.operations == {"login": 1, "list": 1, "get": 1}
+        assert vcenter.request_log.polls == {task: 2}
+        assert vcenter.request_log.operations == {"login": 1, "list": 1, "get": 1}
 
     async def test_forgets_the_oldest_requests(self, clock: ManualClock) -> None:
         vcenter = SimulatedVCenter(Options(remembered_requests=2), clock=clock)
         async with httpx.AsyncClient(transport=httpx.ASGITransport(vcenter.app), base_url="http://v") as client:
             for path in "abc":
                 await client.get(f"/{path}")
-        assert [request.path for request in vcenter.journal.requests] == ["/b", "/c"]
+        assert [request.path for request in vcenter.request_log.requests] == ["/b", "/c"]

@@ -48,7 +48,7 @@ async def test_a_task_of_a_named_fate(client: httpx.AsyncClient, vcenter: Simula
     task = await created(client, fate="fails_with_error", id="1:s", user="me", **{"with": {"after_s": 3}})
     clock.advance(3)
     assert (await client.get("/tasks")).json() == {"1:s": "FAILED"}
-    assert vcenter.tasks[task].about.user == "me"
+    assert vcenter.tasks[task].attributes.user == "me"
 
 
 async def test_a_task_of_a_script(client: httpx.AsyncClient, vcenter: SimulatedVCenter, clock: ManualClock) -> None:
@@ -62,7 +62,7 @@ async def test_a_task_of_a_script(client: httpx.AsyncClient, vcenter: SimulatedV
 async def test_many_tasks_at_once_in_any_flavour(client: httpx.AsyncClient, vcenter: SimulatedVCenter) -> None:
     answer = await client.post("/tasks", json={"count": 3, "flavour": "appliance", "target": None})
     assert len(set(answer.json()["tasks"])) == 3
-    assert {task.about.flavour for task in vcenter.tasks} == {"appliance"}
+    assert {task.attributes.flavour for task in vcenter.tasks} == {"appliance"}
 
 
 async def test_a_task_is_set_hidden_and_denied(client: httpx.AsyncClient, vcenter: SimulatedVCenter) -> None:
@@ -91,8 +91,8 @@ async def test_tasks_are_forgotten_and_remembered_in_history(client: httpx.Async
 async def test_what_becomes_of_tasks_that_clients_make(client: httpx.AsyncClient, vcenter: SimulatedVCenter) -> None:
     await client.post("/next", json={"fate": "fails_silently"})
     await client.post("/next", json={"fate": "stays_pending", "always": True})
-    assert list(vcenter.next_scripts) == [scenarios.fails_silently()]
-    assert vcenter.default_script == scenarios.stays_pending()
+    assert list(vcenter.next_scripts.queue) == [scenarios.fails_silently()]
+    assert vcenter.next_scripts.default == scenarios.stays_pending()
 
 
 async def test_faults_come_and_go(client: httpx.AsyncClient, vcenter: SimulatedVCenter) -> None:
@@ -106,7 +106,7 @@ async def test_faults_come_and_go(client: httpx.AsyncClient, vcenter: SimulatedV
     ]
     answer = await client.get("https://vcenter/api/cis/tasks/1:s")
     assert (answer.status_code, answer.headers["retry-after"]) == (503, "5")
-    assert vcenter.journal.requests[-1].fault == "gateway_unavailable"
+    assert vcenter.request_log.requests[-1].fault == "gateway_unavailable"
     assert (await client.delete(f"/faults/{added}")).status_code == 204
     assert (await client.delete("/faults")).status_code == 204
     assert (await client.get("/faults")).json() == {"faults": []}

@@ -77,7 +77,7 @@ async def test_a_fault_answers_in_vcenters_place(
     assert (answer.status_code, answer.headers.get("content-type")) == (status, content_type)
     assert error_type == (answer.json()["error_type"] if content_type == "application/json" else None)
     assert "retry-after" not in answer.headers
-    assert vcenter.journal.looks == {}
+    assert vcenter.request_log.polls == {}
 
 
 @pytest.mark.parametrize(
@@ -139,8 +139,8 @@ class TestBrokenAnswers:
         vcenter.faults.add(faults.connection_reset(), times=1)
         with pytest.raises(ConnectionResetError):
             await got(client)
-        noted = vcenter.journal.requests[-1]
-        assert (noted.status, noted.fault, vcenter.journal.in_flight) == (None, "fault", 0)
+        noted = vcenter.request_log.requests[-1]
+        assert (noted.status, noted.fault, vcenter.request_log.in_flight) == (None, "fault", 0)
 
 
 class TestSlowAnswers:
@@ -165,7 +165,7 @@ class TestSlowAnswers:
     ) -> None:
         vcenter.faults.add(faults.stalled_body(), times=1)
         asking = asyncio.create_task(got(client, task))
-        await until(lambda: vcenter.journal.requests[-1].operation == "get")
+        await until(lambda: vcenter.request_log.requests[-1].operation == "get")
         assert not asking.done()
         vcenter.faults.clear()
         assert (await asking).json()["status"] == "RUNNING"
@@ -175,10 +175,10 @@ class TestSlowAnswers:
     ) -> None:
         vcenter.faults.add(faults.stalled_body())
         asking = [asyncio.create_task(got(client, task)) for _ in range(3)]
-        await until(lambda: vcenter.journal.in_flight == 3)
+        await until(lambda: vcenter.request_log.in_flight == 3)
         vcenter.faults.clear()
         await asyncio.gather(*asking)
-        assert (vcenter.journal.most_in_flight, vcenter.journal.in_flight) == (3, 0)
+        assert (vcenter.request_log.most_in_flight, vcenter.request_log.in_flight) == (3, 0)
 
 
 class TestWhoMeetsAFault:

@@ -7,7 +7,7 @@ import httpx
 import pytest
 
 from task_bridge.simulator import ManualClock, SimulatedVCenter, message, scenarios, std_error
-from task_bridge.simulator.renderings import rest_error, rest_info
+from task_bridge.simulator.renderings import render_rest_error, render_rest_info
 
 
 @pytest.fixture
@@ -102,16 +102,16 @@ async def test_an_unknown_path_is_named(client: httpx.AsyncClient) -> None:
     ],
 )
 def test_maps_are_told_from_structures(result: Any, rendered: Any) -> None:
-    assert rest_info({"result": result}) == {"result": rendered}
+    assert render_rest_info({"result": result}) == {"result": rendered}
 
 
 def test_an_error_without_a_type_stays_as_it_is() -> None:
-    assert rest_info({"error": {"messages": []}}) == {"error": {"messages": []}}
+    assert render_rest_info({"error": {"messages": []}}) == {"error": {"messages": []}}
 
 
 def test_a_standard_error_is_rendered_with_its_params_listed() -> None:
     error = std_error("NOT_FOUND", message("Gone.", id="x", which={"s": "this"}), data={"is_transient": True})
-    assert rest_error(error) == {
+    assert render_rest_error(error) == {
         "type": "com.vmware.vapi.std.errors.not_found",
         "value": {
             "messages": [

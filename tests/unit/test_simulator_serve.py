@@ -12,7 +12,7 @@ import pytest
 
 from task_bridge.simulator import SimulatedVCenter, faults, scenarios
 from task_bridge.simulator.faults import Effect
-from task_bridge.simulator.serve import serving
+from task_bridge.simulator.serve import serve_vcenter
 
 
 @pytest.fixture
@@ -28,7 +28,7 @@ async def login(client: httpx.AsyncClient, vcenter: SimulatedVCenter) -> None:
 async def test_answers_and_stops_while_a_client_stays_connected(vcenter: SimulatedVCenter) -> None:
     task = vcenter.create(scenarios.succeeds_at_once())
     async with httpx.AsyncClient() as client:
-        async with serving(vcenter) as url:
+        async with serve_vcenter(vcenter) as url:
             client.base_url = httpx.URL(url)
             await login(client, vcenter)
             assert (await client.get(f"/api/cis/tasks/{task}")).json()["status"] == "SUCCEEDED"
@@ -37,30 +37,30 @@ async def test_answers_and_stops_while_a_client_stays_connected(vcenter: Simulat
 
 
 async def test_two_are_served_side_by_side(vcenter: SimulatedVCenter) -> None:
-    async with serving(vcenter) as one, serving(SimulatedVCenter()) as other:
+    async with serve_vcenter(vcenter) as one, serve_vcenter(SimulatedVCenter()) as other:
         assert one != other
 
 
 async def test_a_taken_port_is_an_error_at_once(vcenter: SimulatedVCenter) -> None:
-    async with serving(vcenter) as url:
+    async with serve_vcenter(vcenter) as url:
         with pytest.raises(OSError, match="in use"):
-            async with serving(SimulatedVCenter(), port=httpx.URL(url).port or 0):
+            async with serve_vcenter(SimulatedVCenter(), port=httpx.URL(url).port or 0):
                 pass
 
 
 @pytest.mark.parametrize("sends", [None, 3])
 async def test_a_dropped_connection_is_one_on_the_wire(vcenter: SimulatedVCenter, sends: int | None) -> None:
-    async with serving(vcenter) as url, httpx.AsyncClient(base_url=url) as client:
+    async with serve_vcenter(vcenter) as url, httpx.AsyncClient(base_url=url) as client:
         vcenter.faults.add(faults.connection_reset(sends), operation="session", times=1)
         await login(client, vcenter)
         with pytest.raises((httpx.ReadError, httpx.RemoteProtocolError)):
             await client.get("/api/session")
         assert (await client.get("/api/session")).status_code == 200
-    assert vcenter.journal.in_flight == 0
+    assert vcenter.request_log.in_flight == 0
 
 
 async def test_a_stalled_body_runs_into_the_clients_timeout(vcenter: SimulatedVCenter) -> None:
-    async with serving(vcenter) as url, httpx.AsyncClient(base_url=url) as client:
+    async with serve_vcenter(vcenter) as url, httpx.AsyncClient(base_url=url) as client:
         await login(client, vcenter)
         vcenter.faults.add(faults.stalled_body(), operation="session")
         with pytest.raises(httpx.ReadTimeout):
@@ -72,17 +72,17 @@ async def test_stops_quietly_while_it_owes_an_answer(
     vcenter: SimulatedVCenter, fault: Effect, caplog: pytest.LogCaptureFixture
 ) -> None:
     async with httpx.AsyncClient() as client:
-        async with serving(vcenter) as url:
+        async with serve_vcenter(vcenter) as url:
             client.base_url = httpx.URL(url)
             await login(client, vcenter)
             vcenter.faults.add(fault, operation="session")
             asking = asyncio.create_task(client.get("/api/session", timeout=None))
             async with asyncio.timeout(5):
-                while not vcenter.journal.of("session"):  # noqa: ASYNC110 - a journal doesn't wake anybody
+                while not vcenter.request_log.of("session"):  # noqa: ASYNC110 - a journal doesn't wake anybody
                     await asyncio.sleep(0.001)
         with pytest.raises(httpx.TransportError):
             await asking
-    assert vcenter.journal.in_flight == 0
+    assert vcenter.request_log.in_flight == 0
     assert [record for record in caplog.records if record.levelno >= logging.WARNING] == []
 
 
@@ -103,7 +103,7 @@ async def test_speaks_tls(vcenter: SimulatedVCenter, certificate: Path) -> None:
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(certificate)
     trusting = ssl.create_default_context(cafile=certificate)
-    async with serving(vcenter, ssl=context) as url, httpx.AsyncClient(base_url=url, verify=trusting) as client:
+    async with serve_vcenter(vcenter, ssl=context) as url, httpx.AsyncClient(base_url=url, verify=trusting) as client:
         assert url.startswith("https://")
         await login(client, vcenter)
         assert (await client.get("/api/session")).status_code == 200
@@ -112,7 +112,7 @@ async def test_speaks_tls(vcenter: SimulatedVCenter, certificate: Path) -> None:
 async def test_a_client_that_is_killed_while_it_asks_is_no_mistake(
     vcenter: SimulatedVCenter, caplog: pytest.LogCaptureFixture
 ) -> None:
-    async with serving(vcenter) as url, httpx.AsyncClient(base_url=url) as client:
+    async with serve_vcenter(vcenter) as url, httpx.AsyncClient(base_url=url) as client:
         await login(client, vcenter)
         _, writer = await asyncio.open_connection("127.0.0.1", httpx.URL(url).port)
         session = client.headers["vmware-api-session-id"]
@@ -120,11 +120,11 @@ async def test_a_client_that_is_killed_while_it_asks_is_no_mistake(
         writer.write(f"{head}Content-Length: 100\r\n\r\n{{".encode())
         await writer.drain()
         async with asyncio.timeout(10):
-            while not vcenter.journal.in_flight:  # noqa: ASYNC110 - a count that nobody announces
+            while not vcenter.request_log.in_flight:  # noqa: ASYNC110 - a count that nobody announces
                 await asyncio.sleep(0.01)
         writer.close()
         await writer.wait_closed()
         async with asyncio.timeout(10):
-            while vcenter.journal.in_flight:  # noqa: ASYNC110 - the same
+            while vcenter.request_log.in_flight:  # noqa: ASYNC110 - the same
                 await asyncio.sleep(0.01)
     assert [record.message for record in caplog.records if record.levelno >= logging.ERROR] == []

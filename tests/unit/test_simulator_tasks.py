@@ -15,7 +15,7 @@ from task_bridge.simulator import (
     scenarios,
 )
 from task_bridge.simulator.bodies import BodyView
-from task_bridge.simulator.tasks import frame_at, frames
+from task_bridge.simulator.script import frame_at, frames
 
 Body = dict[str, Any]
 
@@ -31,7 +31,7 @@ def vcenter(clock: ManualClock) -> SimulatedVCenter:
 
 
 def shown(vcenter: SimulatedVCenter, task: str, exclude_result: bool = False, return_all: bool = False) -> Body:
-    return vcenter.tasks.infos([vcenter.tasks.get(task)], BodyView(exclude_result, return_all))[task]
+    return vcenter.tasks.build_infos([vcenter.tasks.get(task)], BodyView(exclude_result, return_all))[task]
 
 
 def statuses(script: Script) -> list[str]:

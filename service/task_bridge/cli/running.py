@@ -25,7 +25,7 @@ from .ending import give_up
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from ..lab.demo import Play
+    from ..lab.demo import DemoRun
 
 # Imports inside the functions are of rooms that the other commands don't need.
 
@@ -71,11 +71,11 @@ def _collect_garbage_seldom() -> None:
 async def _with_nats(settings: Settings, directory: Path) -> None:
     """Serves beside a nats-server of its own; when that one ends, so does this."""
     from ..app import serve as run  # noqa: PLC0415
-    from ..lab.nats_server import nats_server  # noqa: PLC0415
+    from ..lab.nats_server import run_nats_server  # noqa: PLC0415
 
     host, port = _address(settings.nats)
-    async with nats_server(directory, host, port) as server:
-        serving, ended = asyncio.create_task(run(settings)), asyncio.create_task(server.ended())
+    async with run_nats_server(directory, host, port) as server:
+        serving, ended = asyncio.create_task(run(settings)), asyncio.create_task(server.raise_on_exit())
         try:
             done, _ = await asyncio.wait((serving, ended), return_when=asyncio.FIRST_COMPLETED)
         finally:
@@ -113,7 +113,7 @@ def demo(keep: Keep = False) -> None:
     try:
         with tempfile.TemporaryDirectory(prefix="task-bridge-demo-") as name, _logged_to(Path(name) / "bridge.log"):
             plays = _run(_played(console, Path(name), keep=keep))
-            surprises = [surprise for play in plays or () if (surprise := play.surprise())]
+            surprises = [surprise for play in plays or () if (surprise := play.describe_deviation())]
             warnings = _warnings(Path(name) / "bridge.log") if surprises else []
     except CannotStart as error:
         give_up(error)
@@ -126,14 +126,14 @@ def demo(keep: Keep = False) -> None:
     console.print(f"All {len(plays)} tasks ended as scripted.", highlight=False)
 
 
-async def _played(console: Console, directory: Path, *, keep: bool) -> list[Play]:
+async def _played(console: Console, directory: Path, *, keep: bool) -> list[DemoRun]:
     from ..lab import demo as story  # noqa: PLC0415
     from . import show  # noqa: PLC0415
 
     if not (console.is_interactive and console.file.isatty()):  # FORCE_COLOR makes a pipe interactive
-        return await story.play(show.LineShow(console, keep=keep), directory, keep=keep)
+        return await story.run_demo(show.LineShow(console, keep=keep), directory, keep=keep)
     with show.bars(console) as bars:
-        return await story.play(show.BarShow(console, bars, keep=keep), directory, keep=keep)
+        return await story.run_demo(show.BarShow(console, bars, keep=keep), directory, keep=keep)
 
 
 @contextlib.contextmanager
@@ -172,12 +172,12 @@ def simulate(
 
 async def _simulated(host: str, port: int, username: str, password: str) -> None:
     from ..simulator import Options, SimulatedVCenter  # noqa: PLC0415
-    from ..simulator.serve import serving  # noqa: PLC0415
+    from ..simulator.serve import serve_vcenter  # noqa: PLC0415
 
     async with contextlib.AsyncExitStack() as stack:
         vcenter = SimulatedVCenter(Options(username=username, password=password))
         try:
-            url = await stack.enter_async_context(serving(vcenter, host, port))
+            url = await stack.enter_async_context(serve_vcenter(vcenter, host, port))
         except OSError as error:
             told = f"{host}:{port} can't be listened on: {error.strerror}; set --host and --port"
             raise CannotStart(told) from error

@@ -11,7 +11,7 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn
 from rich.table import Table
 
 from ..domain.events import Event
-from ..lab.demo import Places, Play
+from ..lab.demo import DemoAddresses, DemoRun
 
 _COLORS = {"watching": "cyan", "status": "yellow", "completed.succeeded": "green", "completed.failed": "red"}
 
@@ -24,23 +24,23 @@ class LineShow:
         self._keep = keep
         self._began = time.monotonic()
 
-    def opens(self, places: Places) -> None:
+    def show_addresses(self, addresses: DemoAddresses) -> None:
         self._say("nats-server, a simulated vCenter and the bridge are up; their tasks begin.")
         if self._keep:
-            where = f"Pages: {places.http}\nNATS: {places.nats}\nLog: {places.log}\nCtrl-C ends it."
+            where = f"Pages: {addresses.http}\nNATS: {addresses.nats}\nLog: {addresses.log}\nCtrl-C ends it."
             self._console.print(where, highlight=False, soft_wrap=True)
 
-    def begins(self, play: Play) -> None:
+    def show_start(self, run: DemoRun) -> None:
         """Its first event tells."""
 
-    def goes_on(self, play: Play, event: Event) -> None:
+    def show_event(self, run: DemoRun, event: Event) -> None:
         color = _COLORS.get(event.kind, "magenta" if event.data.final else "dim")
         seconds = f"{time.monotonic() - self._began:5.1f}s"
         said = f"[{color}]{event.kind:<25}[/] {escape(_said(event))}"
-        self._say(f"{seconds} {play.act.title:<20} {said}")
+        self._say(f"{seconds} {run.case.title:<20} {said}")
 
-    def closes(self, plays: Sequence[Play]) -> None:
-        self._console.print(table(plays))
+    def show_results(self, runs: Sequence[DemoRun]) -> None:
+        self._console.print(table(runs))
 
     def _say(self, line: str) -> None:
         self._console.print(line, highlight=False, no_wrap=True, overflow="ellipsis", crop=True)
@@ -55,26 +55,26 @@ class BarShow(LineShow):
         self._bar_of: dict[str, TaskID] = {}
         self._over = False
 
-    def begins(self, play: Play) -> None:
-        self._bar_of[play.task] = self._bars.add_task(play.act.title, total=100, said="asked for")
+    def show_start(self, run: DemoRun) -> None:
+        self._bar_of[run.task] = self._bars.add_task(run.case.title, total=100, said="asked for")
 
-    def goes_on(self, play: Play, event: Event) -> None:
-        bar, progress = self._bar_of.get(play.task), event.data.progress
+    def show_event(self, run: DemoRun, event: Event) -> None:
+        bar, progress = self._bar_of.get(run.task), event.data.progress
         color = _COLORS.get(event.kind, "magenta" if event.data.final else "default")
         said = f"[{color}]{event.data.status if not event.data.final else event.kind}[/]"
         if bar is not None:
             self._bars.update(bar, completed=(progress.percent if progress else None), said=said)
         if event.data.kind != "progress":
-            super().goes_on(play, event)
+            super().show_event(run, event)
         if event.data.final and self._over and bar is not None:
-            self._bars.remove_task(self._bar_of.pop(play.task))
+            self._bars.remove_task(self._bar_of.pop(run.task))
 
-    def closes(self, plays: Sequence[Play]) -> None:
+    def show_results(self, runs: Sequence[DemoRun]) -> None:
         for bar in self._bar_of.values():
             self._bars.remove_task(bar)
         self._bar_of.clear()
         self._over = True
-        super().closes(plays)
+        super().show_results(runs)
 
 
 def bars(console: Console) -> Progress:
@@ -88,17 +88,17 @@ def bars(console: Console) -> Progress:
     return Progress(*columns, console=console)
 
 
-def table(plays: Sequence[Play]) -> Table:
+def table(runs: Sequence[DemoRun]) -> Table:
     """How every task went."""
     shown = Table("Task", "Outcome", title_justify="left")
     shown.add_column("Duration", justify="right")
     shown.add_column("Events", justify="right")
-    for play in plays:
-        end = play.ending
+    for run in runs:
+        end = run.final_event
         duration_s = end.data.duration_seconds if end else None
         duration = "" if duration_s is None else f"{duration_s:.1f} s"
         outcome = end.kind if end else "no end"
-        shown.add_row(play.act.title, outcome, duration, str(len(play.events)))
+        shown.add_row(run.case.title, outcome, duration, str(len(run.events)))
     return shown
 
 

@@ -1,1 +1,1 @@
-"""A whole bridge on one machine: an own nats-server, a simulated vCenter, and the demo."""
+"""A complete bridge on one machine: its own nats-server, a simulated vCenter, and the demo."""

@@ -1,6 +1,7 @@
-"""Everything on one machine: a nats-server, a simulated vCenter over HTTP, the bridge, and a task of every fate.
+"""Demo: a nats-server, a simulated vCenter over HTTP, the bridge, and one task per case, all on one machine.
 
-The tasks are asked for and followed as any user does it; what is scripted to happen to them stands in `ACTS`.
+The demo requests its watches and follows their events as any user does. `CASES` contains what vCenter does with each
+task, and the events that must result.
 """
 
 from __future__ import annotations
@@ -8,8 +9,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import json
-from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, NamedTuple, Protocol
@@ -25,51 +25,47 @@ from .local_stack import run_local_stack
 
 VCENTER = "demo"
 DEADLINE_S = 30.0
-NEXT_S = 2.0
-QUICK = {"poll_min_s": 0.2, "poll_max_s": 0.5, "progress_interval_s": 0.4, "not_found_grace_s": 2.0}
-"""The bridge looks often: nobody wants to wait for a demonstration."""
+NEXT_CASE_S = 2.0
+FAST_SETTINGS = {"poll_min_s": 0.2, "poll_max_s": 0.5, "progress_interval_s": 0.4, "not_found_grace_s": 2.0}
+"""The bridge polls often, so that the demo is short."""
 NAMES = SubjectNames("vcenter.tasks")
 
 
-class Act(NamedTuple):
-    """A task, its fate, and how it must end.
+class DemoCase(NamedTuple):
+    """A task with its script, and how its watch must end.
 
-    `timeout`: of its watch. `then`: what is done once the task is seen RUNNING. `shows`: whether its events show
-    what they must besides the ending, which is `moral` in words.
+    `check` returns whether the events also contain what `must_show` names. `by_api` requests the watch by the API,
+    otherwise by a publish. `timeout` is the watch's. `action` is done once the task is RUNNING.
     """
 
     title: str
     script: Script
-    ending: str
-    moral: str
-    shows: Callable[[Sequence[Event]], bool]
+    expected_kind: str
+    must_show: str
+    check: Callable[[Sequence[Event]], bool]
     by_api: bool = False
     timeout: str | None = None
-    then: Literal["cancel", "forget"] | None = None
+    action: Literal["cancel", "forget"] | None = None
 
 
-def _goes(*statuses: str) -> Callable[[Sequence[Event]], bool]:
-    return lambda events: set(statuses) <= {event.data.status for event in events}
-
-
-def _told_why(events: Sequence[Event]) -> bool:
+def _has_error(events: Sequence[Event]) -> bool:
     return events[-1].data.error is not None and bool(events[-1].data.error.message)
 
 
-def _stored_2_mb(events: Sequence[Event]) -> bool:
+def _has_stored_result(events: Sequence[Event]) -> bool:
     ref = events[-1].data.result_ref
     return events[-1].data.result_state == "stored" and ref is not None and ref.size >= 2_000_000
 
 
-ACTS = (
-    Act(
+CASES = (
+    DemoCase(
         "Succeeds quickly",
         scenarios.succeeds(2.0),
         "completed.succeeded",
         "a result",
-        lambda e: len(e[-1].data.result) > 4,
+        lambda events: len(events[-1].data.result) > 4,
     ),
-    Act(
+    DemoCase(
         "Succeeds slowly",
         scenarios.succeeds(9.0, looks=18),
         "completed.succeeded",
@@ -77,52 +73,65 @@ ACTS = (
         lambda events: sum(event.data.kind == "progress" for event in events) >= 4,
         by_api=True,
     ),
-    Act(
+    DemoCase(
         "Is BLOCKED, goes on",
         scenarios.blocked_then_succeeds(3.0, 8.0),
         "completed.succeeded",
         "BLOCKED on the way",
-        _goes("RUNNING", "BLOCKED", "SUCCEEDED"),
+        lambda events: {"RUNNING", "BLOCKED", "SUCCEEDED"} <= {event.data.status for event in events},
     ),
-    Act(
+    DemoCase(
         "Fails with an error",
         scenarios.fails_with_error(6.0),
         "completed.failed",
         "the error",
-        _told_why,
+        _has_error,
         by_api=True,
     ),
-    Act("Fails by its result", scenarios.fails_by_result(7.0), "completed.failed", "an error made of it", _told_why),
-    Act(
+    DemoCase(
+        "Fails by its result",
+        scenarios.fails_by_result(7.0),
+        "completed.failed",
+        "an error made from the result",
+        _has_error,
+    ),
+    DemoCase(
         "Is canceled",
         scenarios.runs_forever(cancel_takes_s=2.0),
         "completed.canceled",
         "the cancellation",
-        _told_why,
+        _has_error,
         by_api=True,
-        then="cancel",
+        action="cancel",
     ),
-    Act(
-        "Was over before",
+    DemoCase(
+        "Has already ended",
         scenarios.succeeds_at_once(),
         "completed.succeeded",
-        "watching and the end",
+        "only watching and the end",
         lambda events: [event.data.kind for event in events] == ["watching", "completed"],
     ),
-    Act("Vanishes", scenarios.succeeds(30.0), "abandoned.lost", "vCenter's last answer", _told_why, then="forget"),
-    Act(
+    DemoCase(
+        "Vanishes",
+        scenarios.succeeds(30.0),
+        "abandoned.lost",
+        "vCenter's last answer",
+        _has_error,
+        action="forget",
+    ),
+    DemoCase(
         "Has a result of 2 MB",
         scenarios.large_result(2_000_000, 3.0),
         "completed.succeeded",
         "2 MB in the object store",
-        _stored_2_mb,
+        _has_stored_result,
         by_api=True,
     ),
-    Act(
+    DemoCase(
         "Outlasts its watch",
         scenarios.runs_forever(),
         "abandoned.watch_timed_out",
-        "that it still runs",
+        "that the task still runs",
         lambda events: events[-1].data.status == "RUNNING",
         timeout="8s",
     ),
@@ -130,36 +139,34 @@ ACTS = (
 
 
 @dataclass
-class Play:
-    """One act being played: its task, and the events that were heard of it."""
+class DemoRun:
+    """One case in progress: its task, and the events received about it."""
 
-    act: Act
+    case: DemoCase
     task: str
     events: list[Event] = field(default_factory=list)
-    acted: bool = False
+    action_started: bool = False
 
     @property
-    def ending(self) -> Event | None:
+    def final_event(self) -> Event | None:
         return next((event for event in self.events if event.data.final), None)
 
-    def surprise(self) -> str | None:
-        """What isn't as scripted."""
-        end, act = self.ending, self.act
-        if end is None:
-            return f"{act.title}: it didn't end; the last that was heard is {self._last()}, not {act.ending}"
-        if end.kind != act.ending:
-            return f"{act.title}: it ended as {end.kind}, not as {act.ending}"
+    def describe_deviation(self) -> str | None:
+        """Return how the run differs from its case, None if it doesn't."""
+        final, case = self.final_event, self.case
+        if final is None:
+            last = self.events[-1].kind if self.events else "nothing"
+            return f"{case.title}: it didn't end; the last event is {last}, not {case.expected_kind}"
+        if final.kind != case.expected_kind:
+            return f"{case.title}: it ended as {final.kind}, not as {case.expected_kind}"
         numbers = [event.data.sequence for event in self.events]
         if numbers != list(range(1, len(numbers) + 1)):
-            return f"{act.title}: its events are numbered {numbers}"
-        return None if act.shows(self.events) else f"{act.title}: its events don't show {act.moral}"
-
-    def _last(self) -> str:
-        return self.events[-1].kind if self.events else "nothing"
+            return f"{case.title}: its events are numbered {numbers}, not from 1 without gaps"
+        return None if case.check(self.events) else f"{case.title}: its events don't show {case.must_show}"
 
 
-class Places(NamedTuple):
-    """Where one can look around meanwhile."""
+class DemoAddresses(NamedTuple):
+    """Addresses of the running parts, for a user who wants to look at them."""
 
     http: str
     nats: str
@@ -167,104 +174,98 @@ class Places(NamedTuple):
     log: Path
 
 
-class Show(Protocol):
-    """Who makes it seen."""
+class DemoView(Protocol):
+    """Shows the demo to the user."""
 
-    def opens(self, places: Places) -> None: ...
-    def begins(self, play: Play) -> None: ...
-    def goes_on(self, play: Play, event: Event) -> None: ...
-    def closes(self, plays: Sequence[Play]) -> None: ...
+    def show_addresses(self, addresses: DemoAddresses) -> None: ...
+    def show_start(self, run: DemoRun) -> None: ...
+    def show_event(self, run: DemoRun, event: Event) -> None: ...
+    def show_results(self, runs: Sequence[DemoRun]) -> None: ...
 
 
-class Demo:
-    """The stage: `vcenter` has the tasks, `client` is a user's connection, `plays` is what goes on, by task."""
+class DemoRunner:
+    """Starts cases in `vcenter`, requests their watches over `client`, and passes their events to `view`."""
 
-    def __init__(self, vcenter: SimulatedVCenter, client: Client, show: Show) -> None:
+    def __init__(self, vcenter: SimulatedVCenter, client: Client, view: DemoView) -> None:
         self._vcenter = vcenter
         self._client = client
-        self._show = show
-        self._plays: dict[str, Play] = {}
+        self._view = view
+        self._runs: dict[str, DemoRun] = {}
         self._ended = asyncio.Condition()
-        self._doing: set[asyncio.Task[None]] = set()
+        self._actions: set[asyncio.Task[None]] = set()
 
-    async def listen(self) -> None:
-        """A plain subscription, as anybody may have it."""
-        await self._client.subscribe(f"{NAMES.events}.>", cb=self._heard)
+    async def subscribe(self) -> None:
+        """Subscribe to all events with a plain subscription, as any user may."""
+        await self._client.subscribe(f"{NAMES.events}.>", cb=self._receive)
         await self._client.flush()
 
-    async def begin(self, act: Act) -> Play:
-        """Starts the act's task in vCenter and asks for a watch of it, one way or the other."""
-        play = Play(act, self._vcenter.create(act.script, description=act.title))
-        self._plays[play.task] = play
-        self._show.begins(play)
-        # A bare id is a request too: what vCenter answers to `?vmw-task=true`.
-        body = json.dumps({"task": play.task, "timeout": act.timeout} if act.timeout else play.task).encode()
-        if act.by_api:
+    async def start(self, case: DemoCase) -> DemoRun:
+        """Start the case's task in vCenter and request a watch of it."""
+        run = DemoRun(case, self._vcenter.create(case.script, description=case.title))
+        self._runs[run.task] = run
+        self._view.show_start(run)
+        # A bare id is a request too: vCenter's answer to `?vmw-task=true`.
+        body = json.dumps({"task": run.task, "timeout": case.timeout} if case.timeout else run.task).encode()
+        if case.by_api:
             await self._client.request(f"{NAMES.api}.watch", body, timeout=10)
         else:
             await self._client.publish(NAMES.requests, body)
-        # `wait_for`, which nats-py asks with, loses a cancellation that comes with the answer (until Python 3.12).
+        # nats-py's request uses `wait_for`, which loses a cancellation that comes with the reply (until Python 3.12).
         if (task := asyncio.current_task()) is not None and task.cancelling():
             raise asyncio.CancelledError
-        return play
+        return run
 
-    async def finale(self, plays: Sequence[Play], within_s: float) -> None:
-        """Until all have ended, or the time is over."""
+    async def wait_until_ended(self, runs: Sequence[DemoRun], within_s: float) -> None:
+        """Wait until all runs have ended, at most `within_s`."""
         async with self._ended:
             try:
-                await asyncio.wait_for(self._ended.wait_for(lambda: all(play.ending for play in plays)), within_s)
+                await asyncio.wait_for(self._ended.wait_for(lambda: all(run.final_event for run in runs)), within_s)
             except TimeoutError:
                 return
 
-    async def _heard(self, message: Msg) -> None:
+    async def _receive(self, message: Msg) -> None:
         event = from_cloudevent(message.data, stalled_reported=False)
-        play = self._plays.get(event.data.task) if event else None
-        if event is None or play is None:
+        run = self._runs.get(event.data.task) if event else None
+        if event is None or run is None:
             return
-        play.events.append(event)
-        self._show.goes_on(play, event)
-        if play.act.then and not play.acted and event.data.status == "RUNNING":
-            play.acted = True
-            doing = asyncio.create_task(self._act(play))
-            self._doing.add(doing)
-            doing.add_done_callback(self._doing.discard)
+        run.events.append(event)
+        self._view.show_event(run, event)
+        if run.case.action and not run.action_started and event.data.status == "RUNNING":
+            run.action_started = True
+            action = asyncio.create_task(self._do_action(run))
+            self._actions.add(action)
+            action.add_done_callback(self._actions.discard)
         if event.data.final:
             async with self._ended:
                 self._ended.notify_all()
 
-    async def _act(self, play: Play) -> None:
-        if play.act.then == "cancel":
-            body = json.dumps({"task": play.task}).encode()
+    async def _do_action(self, run: DemoRun) -> None:
+        if run.case.action == "cancel":
+            body = json.dumps({"task": run.task}).encode()
             await self._client.request(f"{NAMES.api}.cancel", body, timeout=10)
         else:
-            self._vcenter.forget(play.task)
+            self._vcenter.forget(run.task)
 
 
-async def play(show: Show, directory: Path, *, keep: bool) -> list[Play]:
-    """Plays every act and returns how they went; with `keep` it goes on until it is canceled.
+async def run_demo(view: DemoView, directory: Path, *, keep: bool) -> list[DemoRun]:
+    """Run every case and return the runs. With `keep`, start the cases again and again until it is canceled.
 
-    `directory` is for whatever the parts keep. Raises CannotStart.
+    `directory` is for the data of all parts. Raises CannotStart.
     """
-    async with _stage(show, directory) as demo:
-        plays = [await demo.begin(act) for act in ACTS]
-        await demo.finale(plays, DEADLINE_S)
-        show.closes(plays)
-        for act in itertools.cycle(ACTS) if keep else ():
-            await demo.begin(act)
-            await asyncio.sleep(NEXT_S)
-    return plays
-
-
-@asynccontextmanager
-async def _stage(show: Show, directory: Path) -> AsyncIterator[Demo]:
-    async with run_local_stack(directory, VCENTER, **QUICK) as stage:
-        http = stage.bridge.web.address
-        page = f"http://{http.host}:{http.port}" if http else "off"
-        show.opens(Places(page, stage.nats_url, stage.vcenter_url, directory / "bridge.log"))
-        client = await nats.connect(stage.nats_url)
+    async with run_local_stack(directory, VCENTER, **FAST_SETTINGS) as stack:
+        http = stack.bridge.web.address
+        pages = f"http://{http.host}:{http.port}" if http else "off"
+        view.show_addresses(DemoAddresses(pages, stack.nats_url, stack.vcenter_url, directory / "bridge.log"))
+        client = await nats.connect(stack.nats_url)
         try:
-            demo = Demo(stage.vcenter, client, show)
-            await demo.listen()
-            yield demo
+            runner = DemoRunner(stack.vcenter, client, view)
+            await runner.subscribe()
+            runs = [await runner.start(case) for case in CASES]
+            await runner.wait_until_ended(runs, DEADLINE_S)
+            view.show_results(runs)
+            for case in itertools.cycle(CASES) if keep else ():
+                await runner.start(case)
+                await asyncio.sleep(NEXT_CASE_S)
         finally:
             await client.close()
+    return runs

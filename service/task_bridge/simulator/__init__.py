@@ -1,15 +1,14 @@
 """A simulated vCenter for tests, demonstrations and workflows under development.
 
 from task_bridge.simulator import SimulatedVCenter, faults, scenarios
-from task_bridge.simulator.serve import serving
+from task_bridge.simulator.serve import serve_vcenter
 """
 
 from . import faults, scenarios
 from .app import SimulatedVCenter
-from .bodies import SimulatedTarget
-from .clock import ManualClock
-from .options import Options, Timestamps
-from .tasks import Script, Step, message, progress, std_error
+from .options import ManualClock, Options, Timestamps
+from .script import Script, Step, message, progress, std_error
+from .task_attributes import SimulatedTarget, TaskDetails
 
 __all__ = [
     "ManualClock",
@@ -18,6 +17,7 @@ __all__ = [
     "SimulatedTarget",
     "SimulatedVCenter",
     "Step",
+    "TaskDetails",
     "Timestamps",
     "faults",
     "message",

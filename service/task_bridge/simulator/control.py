@@ -1,4 +1,6 @@
-"""The simulated vCenter's own paths: its fates and faults by HTTP and JSON, from any language, without a login.
+"""The simulated vCenter's control API: scripts and faults by HTTP and JSON, from any language, without a login.
+
+A `fate` is the name of a scenario (`scenarios.py`); `with` holds its arguments.
 
     GET    /simulator                      names and arguments of the fates and the faults
     POST   /simulator/tasks                {"fate": "succeeds", "with": {"after_s": 3}} -> 201 {"tasks": [id]}
@@ -6,34 +8,36 @@
                                            "removes": ["user"]}], "flavour": "vlcm", "appliance", "minimal"
                                            or "vim" (a classic task, shown at /sdk),
                                            "cancelable": true, "cancel_takes_s": 0.5}};
-                                           beside it id, flavour, service, operation, description,
+                                           also id, flavour, service, operation, description,
                                            target {"type", "id"}, user, parent, count
     GET    /simulator/tasks                {id: status}
-    DELETE /simulator/tasks                forgets all: a restart of the service
+    DELETE /simulator/tasks                forgets all tasks, like a restart of the service
     PATCH  /simulator/tasks/{id}           {"set": {field: value}, "remove": [field],
                                            "hidden": true, "denied": true}
-    DELETE /simulator/tasks/{id}           forgets one
-    GET    /simulator/tasks/{id}/history   {"states": [{"at", "status", "fields"}]}, of forgotten tasks too
+    DELETE /simulator/tasks/{id}           forgets one task
+    GET    /simulator/tasks/{id}/history   {"states": [{"at", "status", "fields"}]}, also of forgotten tasks
     GET    /simulator/history              {id: states}
-    POST   /simulator/next                 {"fate" or "script" as above}: for the next task that is made by
-                                           `vmw-task=true`; with "always": true for all that follow
+    POST   /simulator/next                 {"fate" or "script" as above}: for the next task that a client starts by
+                                           `vmw-task=true`; with "always": true for all tasks after it
     POST   /simulator/faults               {"kind": "bad_gateway", "with": {}, "operation": "get", "path": "/api",
                                            "task": id, "times": 3, "for_s": 10} -> 201 {"fault": id}
-    GET    /simulator/faults               what is active
-    DELETE /simulator/faults               clears all; /simulator/faults/{id} one
+    GET    /simulator/faults               the active faults
+    DELETE /simulator/faults               clears all faults; /simulator/faults/{id} clears one
     GET    /simulator/journal              requests, counts, concurrency; ?operation=list&task=id&since=seconds
-    DELETE /simulator/journal              forgets
+    DELETE /simulator/journal              forgets the requests
     GET    /simulator/sessions             {"live": n, counts}
-    DELETE /simulator/sessions             invalidates all
-    POST   /simulator/restart              all sessions end, with {"forget": true} all tasks too, numbers begin anew
+    DELETE /simulator/sessions             invalidates all sessions
+    POST   /simulator/restart              ends all sessions; with {"forget": true} forgets all tasks and numbers
+                                           classic ones from the beginning
     PATCH  /simulator/options              any of `options.Options` by name
 
-What only does something answers 204. A mistake is 400 {"problem": text}, an unknown task, fault or path 404.
+Requests that only change something answer 204. A mistake answers 400 {"problem": text}; an unknown task, fault or path
+answers 404.
 """
 
 from collections.abc import Callable, Mapping
 from inspect import signature
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
 import msgspec
 from msgspec import Struct
@@ -42,46 +46,56 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import BaseRoute, Route
 
-from .answers import ANY_METHOD, json_answer
-from .bodies import CLUSTER, SimulatedTarget
 from .faults import FAULTS
 from .options import Options
+from .responses import ANY_METHOD, json_response
 from .scenarios import SCENARIOS
-from .tasks import Fields, Flavour, Script
-
-if TYPE_CHECKING:
-    from .app import SimulatedVCenter
+from .script import Fields, Flavour, Script
+from .state import VCenterState
+from .task_attributes import ADMINISTRATOR, CLUSTER, SimulatedTarget, TaskDetails
 
 CONTROL = "/simulator"
 
-Made = TypeVar("Made")
-Wanted = TypeVar("Wanted")
+Product = TypeVar("Product")
+Parsed = TypeVar("Parsed")
 
 
-class Fate(Struct, kw_only=True, forbid_unknown_fields=True):
-    """A named fate, or a script. Without either it is `succeeds`."""
+class ScriptChoice(Struct, kw_only=True, forbid_unknown_fields=True):
+    """A scenario by name, or a script. The default is `succeeds`."""
 
     fate: str = "succeeds"
     arguments: Fields = msgspec.field(name="with", default_factory=dict)
     script: Script | None = None
 
-    def written(self) -> Script:
-        return self.script or _made(SCENARIOS, self.fate, self.arguments)
+    def build_script(self) -> Script:
+        return self.script or _call_by_name(SCENARIOS, self.fate, self.arguments)
 
 
-class NewTask(Fate):
+class NewTask(ScriptChoice):
     id: str | None = None
     flavour: Flavour | None = None
     service: str | None = None
     operation: str | None = None
     description: str | None = None
     target: SimulatedTarget | None = CLUSTER
-    user: str | None = "Administrator@VSPHERE.LOCAL"
+    user: str | None = ADMINISTRATOR
     parent: str = ""
     count: int = 1
 
+    def build_details(self) -> TaskDetails:
+        return {
+            "id": self.id,
+            "flavour": self.flavour,
+            "service": self.service,
+            "operation": self.operation,
+            "description": self.description,
+            "target": self.target,
+            "user": self.user,
+            "parent": self.parent,
+        }
 
-class NextFate(Fate):
+
+class NextScript(ScriptChoice):
     always: bool = False
 
 
@@ -92,7 +106,7 @@ class TaskChange(Struct, kw_only=True, forbid_unknown_fields=True):
     denied: bool | None = None
 
 
-class Restart(Struct, kw_only=True, forbid_unknown_fields=True):
+class RestartRequest(Struct, kw_only=True, forbid_unknown_fields=True):
     forget: bool = False
 
 
@@ -106,176 +120,175 @@ class NewFault(Struct, kw_only=True, forbid_unknown_fields=True):
     for_s: float | None = None
 
 
-class Control:
-    def __init__(self, vcenter: "SimulatedVCenter") -> None:
-        self._vcenter = vcenter
+class ControlApi:
+    """The endpoints below `/simulator`."""
 
-    def routes(self) -> list[BaseRoute]:
+    def __init__(self, state: VCenterState) -> None:
+        self._state = state
+
+    def build_routes(self) -> list[BaseRoute]:
         return [
-            _route("GET", "", self._names),
-            _route("POST", "/tasks", self._create),
-            _route("GET", "/tasks", self._tasks),
-            _route("DELETE", "/tasks", self._forget_all),
-            _route("PATCH", "/tasks/{task}", self._change),
-            _route("DELETE", "/tasks/{task}", self._forget),
-            _route("GET", "/tasks/{task}/history", self._history),
-            _route("GET", "/history", self._histories),
-            _route("POST", "/next", self._next),
-            _route("POST", "/faults", self._add_fault),
-            _route("GET", "/faults", self._faults),
-            _route("DELETE", "/faults", self._clear_faults),
-            _route("DELETE", "/faults/{fault}", self._clear_fault),
-            _route("GET", "/journal", self._journal),
-            _route("DELETE", "/journal", self._clear_journal),
-            _route("GET", "/sessions", self._sessions),
-            _route("DELETE", "/sessions", self._invalidate_sessions),
-            _route("POST", "/restart", self._restart),
-            _route("PATCH", "/options", self._set_options),
-            Route(CONTROL + "{path:path}", _nowhere, methods=ANY_METHOD),
+            _build_route("GET", "", self.list_names),
+            _build_route("POST", "/tasks", self.create_tasks),
+            _build_route("GET", "/tasks", self.list_tasks),
+            _build_route("DELETE", "/tasks", self.forget_all_tasks),
+            _build_route("PATCH", "/tasks/{task}", self.change_task),
+            _build_route("DELETE", "/tasks/{task}", self.forget_task),
+            _build_route("GET", "/tasks/{task}/history", self.show_history),
+            _build_route("GET", "/history", self.show_histories),
+            _build_route("POST", "/next", self.set_next_script),
+            _build_route("POST", "/faults", self.add_fault),
+            _build_route("GET", "/faults", self.list_faults),
+            _build_route("DELETE", "/faults", self.clear_faults),
+            _build_route("DELETE", "/faults/{fault}", self.clear_fault),
+            _build_route("GET", "/journal", self.show_requests),
+            _build_route("DELETE", "/journal", self.clear_requests),
+            _build_route("GET", "/sessions", self.show_sessions),
+            _build_route("DELETE", "/sessions", self.invalidate_sessions),
+            _build_route("POST", "/restart", self.restart),
+            _build_route("PATCH", "/options", self.set_options),
+            Route(CONTROL + "{path:path}", _refuse_unknown_path, methods=ANY_METHOD),
         ]
 
-    def _names(self, _request: Request, _body: bytes) -> Response:
-        return json_answer({"fates": _signatures(SCENARIOS), "faults": _signatures(FAULTS)})
+    def list_names(self, _request: Request, _body: bytes) -> Response:
+        return json_response({"fates": _list_signatures(SCENARIOS), "faults": _list_signatures(FAULTS)})
 
     # Tasks
 
-    def _create(self, _request: Request, body: bytes) -> Response:
-        wanted = _read(body, NewTask)
-        script = wanted.written()
-        about = {name: getattr(wanted, name) for name in NewTask.__annotations__ if name != "count"}
-        return json_answer({"tasks": [self._vcenter.create(script, **about) for _ in range(wanted.count)]}, 201)
+    def create_tasks(self, _request: Request, body: bytes) -> Response:
+        new = _parse(body, NewTask)
+        script, details = new.build_script(), new.build_details()
+        return json_response({"tasks": [self._state.tasks.create(script, **details) for _ in range(new.count)]}, 201)
 
-    def _tasks(self, _request: Request, _body: bytes) -> Response:
-        now = self._vcenter.clock()
-        return json_answer({task.id: task.at(now).status for task in self._vcenter.tasks})
+    def list_tasks(self, _request: Request, _body: bytes) -> Response:
+        now = self._state.clock()
+        return json_response({task.id: task.frame_at(now).status for task in self._state.tasks})
 
-    def _forget_all(self, _request: Request, _body: bytes) -> Response:
-        self._vcenter.forget_all()
-        return _done()
+    def forget_all_tasks(self, _request: Request, _body: bytes) -> Response:
+        self._state.tasks.forget_all()
+        return _empty_response()
 
-    def _change(self, request: Request, body: bytes) -> Response:
-        task, wanted = request.path_params["task"], _read(body, TaskChange)
-        if wanted.fields or wanted.remove:
-            self._vcenter.set(task, *wanted.remove, **wanted.fields)
-        if wanted.hidden is not None:
-            self._vcenter.tasks.hide(task, wanted.hidden)
-        if wanted.denied is not None:
-            self._vcenter.tasks.deny(task, wanted.denied)
-        return _done()
+    def change_task(self, request: Request, body: bytes) -> Response:
+        task, change = request.path_params["task"], _parse(body, TaskChange)
+        if change.fields or change.remove:
+            self._state.tasks.set(task, change.fields, change.remove)
+        if change.hidden is not None:
+            self._state.tasks.hide(task, change.hidden)
+        if change.denied is not None:
+            self._state.tasks.deny(task, change.denied)
+        return _empty_response()
 
-    def _forget(self, request: Request, _body: bytes) -> Response:
-        self._vcenter.forget(request.path_params["task"])
-        return _done()
+    def forget_task(self, request: Request, _body: bytes) -> Response:
+        self._state.tasks.forget(request.path_params["task"])
+        return _empty_response()
 
-    def _history(self, request: Request, _body: bytes) -> Response:
-        return json_answer({"states": self._vcenter.history(request.path_params["task"])})
+    def show_history(self, request: Request, _body: bytes) -> Response:
+        return json_response({"states": self._state.tasks.history(request.path_params["task"])})
 
-    def _histories(self, _request: Request, _body: bytes) -> Response:
-        return json_answer(self._vcenter.histories())
+    def show_histories(self, _request: Request, _body: bytes) -> Response:
+        return json_response(self._state.tasks.histories())
 
-    def _next(self, _request: Request, body: bytes) -> Response:
-        wanted = _read(body, NextFate)
-        if wanted.always:
-            self._vcenter.default_script = wanted.written()
+    def set_next_script(self, _request: Request, body: bytes) -> Response:
+        next_script = _parse(body, NextScript)
+        if next_script.always:
+            self._state.next_scripts.default = next_script.build_script()
         else:
-            self._vcenter.next_scripts.append(wanted.written())
-        return _done()
+            self._state.next_scripts.queue.append(next_script.build_script())
+        return _empty_response()
 
     # Faults
 
-    def _add_fault(self, _request: Request, body: bytes) -> Response:
-        wanted = _read(body, NewFault)
-        matching = {name: getattr(wanted, name) for name in ("operation", "path", "task", "times", "for_s")}
-        effect = _made(FAULTS, wanted.kind, wanted.arguments)
-        return json_answer({"fault": self._vcenter.faults.add(effect, name=wanted.kind, **matching)}, 201)
+    def add_fault(self, _request: Request, body: bytes) -> Response:
+        new = _parse(body, NewFault)
+        matching = {name: getattr(new, name) for name in ("operation", "path", "task", "times", "for_s")}
+        effect = _call_by_name(FAULTS, new.kind, new.arguments)
+        return json_response({"fault": self._state.faults.add(effect, name=new.kind, **matching)}, 201)
 
-    def _faults(self, _request: Request, _body: bytes) -> Response:
-        shown = ("id", "name", "operation", "path", "task", "left", "until")
-        active = self._vcenter.faults.active()
-        return json_answer({"faults": [{name: getattr(fault, name) for name in shown} for fault in active]})
+    def list_faults(self, _request: Request, _body: bytes) -> Response:
+        names = ("id", "name", "operation", "path", "task", "left", "until")
+        active = self._state.faults.active()
+        return json_response({"faults": [{name: getattr(fault, name) for name in names} for fault in active]})
 
-    def _clear_faults(self, _request: Request, _body: bytes) -> Response:
-        self._vcenter.faults.clear()
-        return _done()
+    def clear_faults(self, _request: Request, _body: bytes) -> Response:
+        self._state.faults.clear()
+        return _empty_response()
 
-    def _clear_fault(self, request: Request, _body: bytes) -> Response:
-        self._vcenter.faults.clear(request.path_params["fault"])
-        return _done()
+    def clear_fault(self, request: Request, _body: bytes) -> Response:
+        self._state.faults.clear(request.path_params["fault"])
+        return _empty_response()
 
-    # What happened
+    # Requests, sessions, options
 
-    def _journal(self, request: Request, _body: bytes) -> Response:
-        journal, query = self._vcenter.journal, request.query_params
+    def show_requests(self, request: Request, _body: bytes) -> Response:
+        log, query = self._state.request_log, request.query_params
         since = float(query.get("since", "-inf"))
-        asked = {name: query[name] for name in ("operation", "task") if name in query}
+        filters = {name: query[name] for name in ("operation", "task") if name in query}
         requests = [
-            entry
-            for entry in journal.since(since)
-            if all(getattr(entry, name) == value for name, value in asked.items())
+            entry for entry in log.since(since) if all(getattr(entry, name) == value for name, value in filters.items())
         ]
-        return json_answer(
+        return json_response(
             {
                 "requests": requests,
-                "operations": journal.operations,
-                "looks": journal.looks,
-                "in_flight": journal.in_flight,
-                "most_in_flight": journal.most_in_flight,
+                "operations": log.operations,
+                "looks": log.polls,
+                "in_flight": log.in_flight,
+                "most_in_flight": log.most_in_flight,
             }
         )
 
-    def _clear_journal(self, _request: Request, _body: bytes) -> Response:
-        self._vcenter.journal.clear()
-        return _done()
+    def clear_requests(self, _request: Request, _body: bytes) -> Response:
+        self._state.request_log.clear()
+        return _empty_response()
 
-    def _sessions(self, _request: Request, _body: bytes) -> Response:
-        sessions = self._vcenter.sessions
-        return json_answer({"live": len(sessions.live), **asdict(sessions.counts)})
+    def show_sessions(self, _request: Request, _body: bytes) -> Response:
+        sessions = self._state.sessions
+        return json_response({"live": len(sessions.live), **asdict(sessions.counts)})
 
-    def _invalidate_sessions(self, _request: Request, _body: bytes) -> Response:
-        return json_answer({"invalidated": self._vcenter.invalidate_sessions()})
+    def invalidate_sessions(self, _request: Request, _body: bytes) -> Response:
+        return json_response({"invalidated": self._state.sessions.invalidate()})
 
-    def _restart(self, _request: Request, body: bytes) -> Response:
-        self._vcenter.restart(forget=_read(body, Restart).forget)
-        return _done()
+    def restart(self, _request: Request, body: bytes) -> Response:
+        self._state.restart(forget=_parse(body, RestartRequest).forget)
+        return _empty_response()
 
-    def _set_options(self, _request: Request, body: bytes) -> Response:
-        changes, options = _read(body, Fields), self._vcenter.options
+    def set_options(self, _request: Request, body: bytes) -> Response:
+        changes, options = _parse(body, Fields), self._state.options
         changed = msgspec.convert({**msgspec.to_builtins(options), **changes}, Options)
         for name in changes:
             setattr(options, name, getattr(changed, name))
-        return _done()
+        return _empty_response()
 
 
-def _route(method: str, path: str, answer: Callable[[Request, bytes], Response]) -> BaseRoute:
+def _build_route(method: str, path: str, answer: Callable[[Request, bytes], Response]) -> BaseRoute:
     async def endpoint(request: Request) -> Response:
         body = await request.body()
         try:
             return answer(request, body)
         except KeyError as missing:
-            return json_answer({"problem": f"{missing.args[0]} is not known"}, 404)
+            return json_response({"problem": f"{missing.args[0]} is not known"}, 404)
         except (TypeError, ValueError) as problem:
-            return json_answer({"problem": str(problem)}, 400)
+            return json_response({"problem": str(problem)}, 400)
 
     return Route(CONTROL + path, endpoint, methods=[method])
 
 
-async def _nowhere(request: Request) -> Response:
-    return json_answer({"problem": f"{request.method} {request.url.path} is not known"}, 404)
+async def _refuse_unknown_path(request: Request) -> Response:
+    return json_response({"problem": f"{request.method} {request.url.path} is not known"}, 404)
 
 
-def _signatures(makers: Mapping[str, Callable[..., object]]) -> dict[str, str]:
+def _list_signatures(makers: Mapping[str, Callable[..., object]]) -> dict[str, str]:
     return {name: str(signature(make)) for name, make in makers.items()}
 
 
-def _read(body: bytes, wanted: type[Wanted]) -> Wanted:
-    return msgspec.json.decode(body or b"{}", type=wanted)
+def _parse(body: bytes, kind: type[Parsed]) -> Parsed:
+    return msgspec.json.decode(body or b"{}", type=kind)
 
 
-def _made(makers: Mapping[str, Callable[..., Made]], name: str, arguments: dict[str, Any]) -> Made:
+def _call_by_name(makers: Mapping[str, Callable[..., Product]], name: str, arguments: dict[str, Any]) -> Product:
     if name not in makers:
         raise ValueError(f"there is no {name!r}; there are {', '.join(sorted(makers))}")
     return makers[name](**arguments)
 
 
-def _done() -> Response:
+def _empty_response() -> Response:
     return Response(status_code=204)

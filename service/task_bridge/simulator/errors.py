@@ -1,8 +1,8 @@
-"""The errors that a vCenter answers with, raised where they arise and written in one place (`renderings.py`)."""
+"""Errors that vCenter answers with. Operations raise them; `responses.py` turns them into HTTP."""
 
 from typing import Any
 
-from .tasks import Fields, message, std_error
+from .script import Fields, message, std_error
 
 STATUS = {
     "INVALID_ARGUMENT": 400,
@@ -15,7 +15,7 @@ STATUS = {
     "INTERNAL_SERVER_ERROR": 500,
     "SERVICE_UNAVAILABLE": 503,
 }
-# The legacy rendering declares this one otherwise, so a client can't go by the status alone.
+# `/rest` declares another status for this one, so a client can't rely on the status alone.
 REST_STATUS = {**STATUS, "RESOURCE_INACCESSIBLE": 400}
 
 CHALLENGE = (
@@ -25,7 +25,7 @@ CHALLENGE = (
 
 
 class StandardError(Exception):
-    """A standard error of vSphere: `body` as `/api` has it."""
+    """A standard error of vSphere. `body` has the form of `/api`."""
 
     def __init__(self, error_type: str, *messages: Fields, **more: Any) -> None:
         super().__init__(error_type)
@@ -33,13 +33,13 @@ class StandardError(Exception):
         self.body = std_error(error_type, *messages, **more)
 
 
-def unauthenticated() -> StandardError:
-    """No session, an ended one, or a wrong password: vCenter doesn't disclose which."""
+def unauthenticated_error() -> StandardError:
+    """Build the error for a missing session, an ended one, or a wrong password: vCenter doesn't disclose which."""
     required = message("Authentication required.", id="com.vmware.vapi.endpoint.method.authentication.required")
     return StandardError("UNAUTHENTICATED", required, challenge=CHALLENGE)
 
 
-def too_many_sessions(user: str, existing: int, limit: int) -> StandardError:
+def too_many_sessions_error(user: str, existing: int, limit: int) -> StandardError:
     text = f"User session count is limited to {limit}. Existing session count is {existing} for user {user}"
     return StandardError(
         "SERVICE_UNAVAILABLE",
@@ -47,40 +47,40 @@ def too_many_sessions(user: str, existing: int, limit: int) -> StandardError:
     )
 
 
-def task_not_found(task: str) -> StandardError:
+def task_not_found_error(task: str) -> StandardError:
     return StandardError("NOT_FOUND", message(f"No task '{task}' here.", task, id="simulator.task.notFound"))
 
 
-def unauthorized(task: str) -> StandardError:
+def unauthorized_error(task: str) -> StandardError:
     return StandardError("UNAUTHORIZED", message(f"No right to see '{task}'.", task, id="simulator.task.unauthorized"))
 
 
-def unsupported(task: str) -> StandardError:
+def unsupported_error(task: str) -> StandardError:
     return StandardError(
         "UNSUPPORTED", message(f"'{task}' can't be canceled.", task, id="simulator.task.notCancelable")
     )
 
 
-def already_ended(task: str) -> StandardError:
+def already_ended_error(task: str) -> StandardError:
     return StandardError(
         "NOT_ALLOWED_IN_CURRENT_STATE", message(f"'{task}' has ended.", task, id="simulator.task.alreadyEnded")
     )
 
 
-def invalid_argument(problem: str) -> StandardError:
+def invalid_argument_error(problem: str) -> StandardError:
     return StandardError("INVALID_ARGUMENT", message(problem, id="simulator.argument.invalid"))
 
 
-def too_many_tasks(limit: int) -> StandardError:
+def too_many_tasks_error(limit: int) -> StandardError:
     text = f"More than {limit} tasks match."
     return StandardError("RESOURCE_INACCESSIBLE", message(text, str(limit), id="simulator.tasks.tooMany"))
 
 
-def route_not_found() -> StandardError:
-    """The router's, which differs from a missing task only by its message id."""
+def route_not_found_error() -> StandardError:
+    """Build the router's error, which differs from a missing task only by its message id."""
     return StandardError("NOT_FOUND", message("Not found.", id="com.vmware.vapi.rest.httpNotFound"))
 
 
-def legacy_route_not_found(path: str) -> StandardError:
+def legacy_route_not_found_error(path: str) -> StandardError:
     text = f"Unable to find operations for URL: {path}"
     return StandardError("NOT_FOUND", message(text, path, id="com.vmware.vapi.rest.operationsForUrlNotFound"))

@@ -1,11 +1,11 @@
-"""Faults that a simulated vCenter can be made to show, and when.
+"""Faults of a simulated vCenter, and the requests that they apply to.
 
     vcenter.faults.add(faults.bad_gateway(), operation="get", times=3)
     with vcenter.faults.during(faults.unauthenticated(empty=True)): ...
 
-An `Effect` is what happens to an answer; `Faults` decides which requests meet it: by operation, by a part of the
-path, by task (a list meets it when it names the task), for a number of requests, for a time, or until cleared.
-`FAULTS` names all effects, for whoever asks over HTTP.
+An `Effect` says how a response changes. `Faults` decides which requests it applies to: by operation, by a part of the
+path, by task (a list matches if it names the task), for a number of requests, for a time, or until it is cleared.
+`FAULTS` contains all effects by name, for the control API.
 """
 
 import asyncio
@@ -19,18 +19,18 @@ import msgspec
 from msgspec import Struct
 
 from . import errors
-from .clock import Clock
 from .errors import StandardError
-from .renderings import old_router_error
-from .tasks import message
+from .options import Clock
+from .renderings import build_old_router_error
+from .script import message
 
 
 class Effect(Struct, frozen=True):
-    """What becomes of an answer. What isn't given is as it would have been without the fault.
+    """Changes to a response. A default value leaves that part unchanged.
 
-    `delay_s` passes before the headers. `sends` bytes of the body are sent, then nothing more for `stall_s`
-    (None: until the fault is cleared or the client leaves) and then the rest. `drops` ends the connection after
-    `sends` bytes of the body, or before any header when `sends` is None.
+    `delay_s` passes before the headers. `sends` is the number of bytes of the body to send first; then the body stalls
+    for `stall_s` (None: until the fault is cleared or the client disconnects), and the rest follows. `drops` ends the
+    connection after `sends` bytes of the body, or before any header if `sends` is None.
     """
 
     status: int | None = None
@@ -44,12 +44,14 @@ class Effect(Struct, frozen=True):
     drops: bool = False
 
     @property
-    def stands_in(self) -> bool:
-        """Whether the answer is given in vCenter's place, so that the request never reaches it."""
+    def replaces_answer(self) -> bool:
+        """True if the response takes the place of vCenter's, so that the request never reaches vCenter."""
         return self.status is not None or self.error is not None or (self.drops and self.sends is None)
 
 
 class Fault(Struct):
+    """An effect and the requests that it applies to. `left` counts those to come; None means no limit."""
+
     id: str
     name: str
     effect: Effect
@@ -60,7 +62,7 @@ class Fault(Struct):
     until: float | None = None
     cleared: asyncio.Event = msgspec.field(default_factory=asyncio.Event)
 
-    def meets(self, operation: str, path: str, tasks: Collection[str]) -> bool:
+    def matches(self, operation: str, path: str, tasks: Collection[str]) -> bool:
         return (
             self.left != 0
             and self.operation in (None, operation)
@@ -70,6 +72,8 @@ class Fault(Struct):
 
 
 class Faults:
+    """The active faults. The first one that matches a request applies to it."""
+
     def __init__(self, clock: Clock) -> None:
         self._clock = clock
         self._numbers = itertools.count(1)
@@ -86,19 +90,20 @@ class Faults:
         for_s: float | None = None,
         name: str = "fault",
     ) -> str:
-        """The fault's id. The first that matches is met; a spent one stays known, so that it can be cleared."""
+        """Add a fault and return its id. A fault stays listed after its last request, so that it can be cleared."""
         until = None if for_s is None else self._clock() + for_s
         fault = Fault(f"{name}-{next(self._numbers)}", name, effect, operation, path, task, times, until)
         self._faults[fault.id] = fault
         return fault.id
 
     def clear(self, fault_id: str | None = None) -> None:
-        """Ends one fault, or all; answers that it held back go on."""
-        for doomed in [fault_id] if fault_id else list(self._faults):
-            self._faults.pop(doomed).cleared.set()
+        """End one fault, or all; responses that it stalls continue."""
+        for cleared_id in [fault_id] if fault_id else list(self._faults):
+            self._faults.pop(cleared_id).cleared.set()
 
     @contextmanager
     def during(self, effect: Effect, **matching: Any) -> Iterator[None]:
+        """Apply the effect until the block ends; `matching` as in `add`."""
         fault_id = self.add(effect, **matching)
         try:
             yield
@@ -107,9 +112,9 @@ class Faults:
                 self.clear(fault_id)
 
     def claim(self, operation: str, path: str, tasks: Collection[str]) -> Fault | None:
-        """The fault that this request meets; it counts as met."""
+        """Return the fault that applies to this request, and count the request."""
         for fault in self.active():
-            if fault.meets(operation, path, tasks):
+            if fault.matches(operation, path, tasks):
                 fault.left = None if fault.left is None else fault.left - 1
                 return fault
         return None
@@ -122,29 +127,31 @@ class Faults:
         return list(self._faults.values())
 
 
-# Errors in vSphere's own forms
+# Errors in the forms of vSphere
 
 
 def unauthenticated(empty: bool = False) -> Effect:
-    """401, in JSON as vCenter has it, or without a body as vcsim has it."""
-    return Effect(status=401, body=b"") if empty else Effect(error=errors.unauthenticated)
+    """Answer 401, in JSON as vCenter does, or without a body as vcsim does."""
+    return Effect(status=401, body=b"") if empty else Effect(error=errors.unauthenticated_error)
 
 
 def unauthorized() -> Effect:
-    return Effect(error=lambda: errors.unauthorized("this"))
+    return Effect(error=lambda: errors.unauthorized_error("this"))
 
 
 def task_not_found() -> Effect:
-    return Effect(error=lambda: errors.task_not_found("this"))
+    return Effect(error=lambda: errors.task_not_found_error("this"))
 
 
 def route_not_found(old: bool = False) -> Effect:
-    """404 by the router, not by the Tasks service; `old` in the form of the oldest versions."""
-    return _json(404, old_router_error()) if old else Effect(error=errors.route_not_found)
+    """Answer 404 as the router does, not the Tasks service; `old` uses the form of the oldest versions."""
+    if old:
+        return Effect(status=404, body=msgspec.json.encode(build_old_router_error()))
+    return Effect(error=errors.route_not_found_error)
 
 
 def resource_inaccessible() -> Effect:
-    """500 on `/api`, 400 on `/rest`."""
+    """Answer 500 on `/api`, 400 on `/rest`."""
     return Effect(error=lambda: StandardError("RESOURCE_INACCESSIBLE", message("A provider can't be reached.")))
 
 
@@ -162,7 +169,7 @@ def too_many_requests(retry_after_s: int | None = None) -> Effect:
 
 
 def soap_fault(kind: str = "SystemError", said: str = "A general system error occurred.") -> Effect:
-    """A fault of `/sdk` with a detail of this type; without a kind there is no detail."""
+    """Answer a SOAP fault with a detail of this type; an empty `kind` leaves the detail out."""
     detail = f'<detail><{kind}Fault xmlns="urn:vim25" xsi:type="{kind}"/></detail>' if kind else ""
     body = (
         '<?xml version="1.0"?><soapenv:Envelope xmlns:soapenv="http://schemas.xmlsoap.org/soap/envelope/" '
@@ -173,7 +180,7 @@ def soap_fault(kind: str = "SystemError", said: str = "A general system error oc
     return Effect(status=500, body=body.encode(), headers=(("content-type", "text/xml"),))
 
 
-# What proxies say while services restart
+# Answers of proxies while services restart
 
 
 def html_error(status: int = 500, text: str = "Internal Server Error", retry_after_s: int | None = None) -> Effect:
@@ -191,35 +198,35 @@ def gateway_unavailable(retry_after_s: int | None = None) -> Effect:
 
 
 def answer(status: int, body: str = "", content_type: str = "application/json") -> Effect:
-    """Any status with any body."""
+    """Answer any status with any body."""
     return Effect(status=status, body=body.encode(), headers=(("content-type", content_type),))
 
 
-# Slow and broken answers
+# Slow and broken responses
 
 
 def delayed(seconds: float) -> Effect:
-    """The answer itself is right, and late."""
+    """Send the right response late."""
     return Effect(delay_s=seconds)
 
 
 def stalled_body(sends: int = 1, seconds: float | None = None) -> Effect:
-    """The body stops after some bytes: for a time, or until the fault is cleared or the client leaves."""
+    """Stall the body after some bytes: for a time, or until the fault is cleared or the client disconnects."""
     return Effect(sends=sends, stall_s=seconds)
 
 
 def connection_reset(sends: int | None = None) -> Effect:
-    """The connection ends before any answer, or after some bytes of the body."""
+    """Reset the connection before any response, or after some bytes of the body."""
     return Effect(drops=True, sends=sends)
 
 
 def truncated_json() -> Effect:
-    """A whole HTTP answer whose JSON stops in the middle."""
+    """Send a complete HTTP response whose JSON stops in the middle."""
     return Effect(reshape=lambda body: body[: len(body) // 2])
 
 
 def huge_body(size: int = 8_000_000) -> Effect:
-    """The right JSON behind so many blanks."""
+    """Send the right JSON after `size` blanks."""
     return Effect(reshape=lambda body: b" " * size + body)
 
 
@@ -228,16 +235,12 @@ def non_object() -> Effect:
 
 
 def duplicate_keys() -> Effect:
-    """A task's `status` stands there twice, first with another value."""
+    """Write a task's `status` twice, first with another value."""
     return Effect(reshape=lambda body: body.replace(b'"status":', b'"status":"FAILED","status":', 1))
 
 
 def invalid_utf8() -> Effect:
     return Effect(reshape=lambda body: body.replace(b'"', b'"\xff\xfe', 1))
-
-
-def _json(status: int, body: Any) -> Effect:
-    return Effect(status=status, body=msgspec.json.encode(body))
 
 
 def _retry_after(seconds: int | None) -> tuple[tuple[str, str], ...]:

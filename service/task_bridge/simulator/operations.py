@@ -1,10 +1,9 @@
-"""What vCenter does for each operation, once the request has come through."""
+"""The operations of `/api` and `/rest`. They run once a request has passed latency, faults and its session."""
 
 import base64
 import binascii
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import msgspec
 from starlette.datastructures import QueryParams
@@ -12,20 +11,20 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from . import errors
-from .answers import json_answer
-from .bodies import BodyView, SimulatedTarget, written
+from .bodies import BodyView, format_time
 from .errors import StandardError
-from .renderings import Rendering, rest_info, rest_map
+from .renderings import Rendering, render_rest_info, render_rest_map
+from .responses import json_response
+from .script import Fields
 from .sessions import SimulatedSession
-from .tasks import Fields
-from .tasks_service import FilterSpec, SimulatedTask
-
-if TYPE_CHECKING:
-    from .app import SimulatedVCenter
+from .simulated_task import SimulatedTask
+from .state import VCenterState
+from .task_attributes import SimulatedTarget
+from .tasks_service import FilterSpec
 
 SESSION_ID = "vmware-api-session-id"
 
-# Operations that return a task when asked for one: their service, and what they work on.
+# Paths that return a task on `?vmw-task=true`: the task's service and the type of its target.
 TASK_MAKERS = {
     "/api/esx/settings/clusters/{target}/software": (
         "com.vmware.esx.settings.clusters.software",
@@ -46,7 +45,7 @@ class ListSpec(msgspec.Struct):
 
 @dataclass
 class Call:
-    """One request on its way through vCenter. `spec` is a list's; an error when it can't be read."""
+    """One request to vCenter. `spec` is the specification of a list, or the error that it can't be parsed."""
 
     request: Request
     operation: str
@@ -71,109 +70,110 @@ class Call:
 
 
 class Operations:
-    def __init__(self, vcenter: "SimulatedVCenter") -> None:
-        self._vcenter = vcenter
-        self._tasks = vcenter.tasks
-        self._sessions = vcenter.sessions
+    """Operations by name. Each returns a response or raises StandardError."""
+
+    def __init__(self, state: VCenterState) -> None:
+        self._state = state
         self.by_name: dict[str, Callable[[Call], Response]] = {
-            "login": self._login,
-            "session": self._session,
-            "logout": self._logout,
-            "get": self._get,
-            "list": self._list,
-            "cancel": self._cancel,
-            "create": self._create,
+            "login": self.log_in,
+            "session": self.show_session,
+            "logout": self.log_out,
+            "get": self.get_task,
+            "list": self.list_tasks,
+            "cancel": self.cancel_task,
+            "create": self.create_task,
         }
 
-    def _login(self, call: Call) -> Response:
-        session = self._sessions.login(_credentials(call.request))
+    def log_in(self, call: Call) -> Response:
+        session = self._state.sessions.login(_parse_credentials(call.request))
         call.session = session
         if call.rendering == "api":
-            return json_answer(session.id, 201)
-        answer = json_answer({"value": session.id})
+            return json_response(session.id, 201)
+        response = json_response({"value": session.id})
         if call.request.headers.get("vmware-use-header-authn", "").lower() != "true":
-            answer.set_cookie(SESSION_ID, session.id, path="/rest", httponly=True)
-        return answer
+            response.set_cookie(SESSION_ID, session.id, path="/rest", httponly=True)
+        return response
 
-    def _session(self, call: Call) -> Response:
-        session = _let_in(call)
-        timestamps = self._vcenter.options.timestamps
-        return _answered(
+    def show_session(self, call: Call) -> Response:
+        session, timestamps = _require_session(call), self._state.options.timestamps
+        return _value_response(
             call,
             {
                 "user": session.user,
-                "created_time": written(session.created_at, timestamps),
-                "last_accessed_time": written(session.last_accessed_at, timestamps),
+                "created_time": format_time(session.created_at, timestamps),
+                "last_accessed_time": format_time(session.last_accessed_at, timestamps),
             },
         )
 
-    def _logout(self, call: Call) -> Response:
-        self._sessions.logout(_let_in(call))
-        return Response(status_code=_done(call))
+    def log_out(self, call: Call) -> Response:
+        self._state.sessions.logout(_require_session(call))
+        return _empty_response(call)
 
-    def _get(self, call: Call) -> Response:
-        view = _view(call.query, "", "spec.")
-        task = self._tasks.get(call.task or "")
-        return _answered(call, next(iter(self._shown(call, [task], view).values())))
+    def get_task(self, call: Call) -> Response:
+        task = self._state.tasks.get(call.task or "")
+        infos = self._render_infos(call, [task], _parse_view(call.query, "", "spec."))
+        return _value_response(call, next(iter(infos.values())))
 
-    def _list(self, call: Call) -> Response:
+    def list_tasks(self, call: Call) -> Response:
         if isinstance(call.spec, StandardError):
             raise call.spec
         spec = call.spec or ListSpec()
-        infos = self._shown(call, self._tasks.list(spec.filter_spec), spec.result_spec or BodyView())
-        return json_answer(infos) if call.rendering == "api" else json_answer({"value": rest_map(infos)})
+        infos = self._render_infos(call, self._state.tasks.list(spec.filter_spec), spec.result_spec or BodyView())
+        return json_response(infos) if call.rendering == "api" else json_response({"value": render_rest_map(infos)})
 
-    def _cancel(self, call: Call) -> Response:
-        self._tasks.cancel(call.task or "")
-        return Response(status_code=_done(call))
+    def cancel_task(self, call: Call) -> Response:
+        self._state.tasks.cancel(call.task or "")
+        return _empty_response(call)
 
-    def _create(self, call: Call) -> Response:
+    def create_task(self, call: Call) -> Response:
         if call.query.get("vmw-task") != "true":
-            raise errors.route_not_found()
+            raise errors.route_not_found_error()
         service, target_type = TASK_MAKERS[call.request.scope["route"].path]
         action = call.query.get("action", "create")
-        task = self._vcenter.create(
-            self._vcenter.next_script(),
+        task = self._state.tasks.create(
+            self._state.next_scripts.take(),
             service=service,
             operation=f"{action}$task",
             target=SimulatedTarget(target_type, call.request.path_params["target"]),
         )
-        return json_answer(task, 202)
+        return json_response(task, 202)
 
-    def _shown(self, call: Call, found: Sequence[SimulatedTask], view: BodyView) -> Mapping[str, Fields | msgspec.Raw]:
-        self._vcenter.journal.looks.update(task.id for task in found)
+    def _render_infos(
+        self, call: Call, tasks: Sequence[SimulatedTask], view: BodyView
+    ) -> Mapping[str, Fields | msgspec.Raw]:
+        self._state.request_log.polls.update(task.id for task in tasks)
         if call.rendering == "api":
-            return self._tasks.jsons(found, view)
-        return {task: rest_info(info) for task, info in self._tasks.infos(found, view).items()}
+            return self._state.tasks.encode_infos(tasks, view)
+        return {task: render_rest_info(info) for task, info in self._state.tasks.build_infos(tasks, view).items()}
 
 
-def read_body(body: bytes) -> ListSpec | StandardError:
-    """A list's specification out of the body of a POST."""
+def parse_list_body(body: bytes) -> ListSpec | StandardError:
+    """Parse the specification of a list from the body of a POST."""
     try:
         return msgspec.json.decode(body or b"{}", type=ListSpec)
     except msgspec.MsgspecError as problem:
-        return errors.invalid_argument(str(problem))
+        return errors.invalid_argument_error(str(problem))
 
 
-def read_query(query: QueryParams) -> ListSpec:
-    """A list's specification out of the query of `/rest`, where a name stands once for each value."""
+def parse_list_query(query: QueryParams) -> ListSpec:
+    """Parse the specification of a list from the query of `/rest`, which repeats a name for each of its values."""
     names = ("tasks", "services", "operations", "status", "users")
-    wanted = {name: query.getlist(f"filter_spec.{name}") for name in names}
-    return ListSpec(msgspec.convert(wanted, FilterSpec), _view(query, "result_spec."))
+    filters = {name: query.getlist(f"filter_spec.{name}") for name in names}
+    return ListSpec(msgspec.convert(filters, FilterSpec), _parse_view(query, "result_spec."))
 
 
-def session_id(request: Request) -> str | None:
+def read_session_id(request: Request) -> str | None:
     return request.headers.get(SESSION_ID) or request.cookies.get(SESSION_ID)
 
 
-def _view(query: QueryParams, *prefixes: str) -> BodyView:
-    def asked(name: str) -> bool:
+def _parse_view(query: QueryParams, *prefixes: str) -> BodyView:
+    def is_set(name: str) -> bool:
         return any(query.get(prefix + name) == "true" for prefix in prefixes)
 
-    return BodyView(asked("exclude_result"), asked("return_all"))
+    return BodyView(is_set("exclude_result"), is_set("return_all"))
 
 
-def _credentials(request: Request) -> tuple[str, str] | None:
+def _parse_credentials(request: Request) -> tuple[str, str] | None:
     scheme, _, encoded = request.headers.get("authorization", "").partition(" ")
     if scheme.lower() != "basic":
         return None
@@ -184,15 +184,15 @@ def _credentials(request: Request) -> tuple[str, str] | None:
     return user, password
 
 
-def _let_in(call: Call) -> SimulatedSession:
+def _require_session(call: Call) -> SimulatedSession:
     if call.session is None:
-        raise errors.unauthenticated()
+        raise errors.unauthenticated_error()
     return call.session
 
 
-def _answered(call: Call, value: Fields | msgspec.Raw) -> Response:
-    return json_answer({"value": value} if call.rendering == "rest" else value)
+def _value_response(call: Call, value: Fields | msgspec.Raw) -> Response:
+    return json_response({"value": value} if call.rendering == "rest" else value)
 
 
-def _done(call: Call) -> int:
-    return 200 if call.rendering == "rest" else 204
+def _empty_response(call: Call) -> Response:
+    return Response(status_code=200 if call.rendering == "rest" else 204)

@@ -1,12 +1,17 @@
-"""What a simulated vCenter can be told to be like. All may change while it runs."""
+"""Options of a simulated vCenter, which may all change while it runs, and the clock that it runs by."""
 
+from collections.abc import Awaitable, Callable
 from typing import Literal
 
 from msgspec import Struct
 
+Clock = Callable[[], float]
+"""Returns seconds since 1970, as `time.time` does."""
+Sleep = Callable[[float], Awaitable[None]]
+
 Renderings = Literal["both", "api", "rest", "vcsim"]
 
-# Where one can log in, and where the tasks are. vcsim has the legacy login and the modern tasks.
+# The renderings that offer a login, and those that offer tasks. vcsim has the legacy login and the modern tasks.
 LOGIN_ON: dict[Renderings, tuple[str, ...]] = {
     "both": ("api", "rest"),
     "api": ("api",),
@@ -17,11 +22,11 @@ TASKS_ON: dict[Renderings, tuple[str, ...]] = {**LOGIN_ON, "vcsim": ("api",)}
 
 
 class Timestamps(Struct, frozen=True):
-    """How vCenter's clock and its way of writing differ from ours.
+    """Format of vCenter's times, and the skew of its clock.
 
-    `skew_s` is added to every time (below zero: vCenter is behind); `offset_minutes` None writes `Z`, a number
-    writes the same moment as `+02:00`; `digits` are those of the second's fraction, 0 to 9; `absent` leaves all
-    times out of task bodies.
+    `skew_s` is added to every time; a negative one means that vCenter's clock is behind. `offset_minutes` None writes
+    `Z`; a number writes the same moment with an offset such as `+02:00`. `digits` is the number of digits in the
+    fraction of a second, 0 to 9. `absent` leaves all times out of task bodies.
     """
 
     skew_s: float = 0.0
@@ -31,6 +36,8 @@ class Timestamps(Struct, frozen=True):
 
 
 class Options(Struct, kw_only=True, forbid_unknown_fields=True):
+    """Options of a simulated vCenter. `latency_s` delays every answer; None turns a time limit off."""
+
     username: str = "administrator@vsphere.local"
     password: str = "simulated"  # noqa: S105 - there is nothing behind it
     renderings: Renderings = "both"
@@ -52,3 +59,20 @@ class Options(Struct, kw_only=True, forbid_unknown_fields=True):
     @property
     def tasks_on(self) -> tuple[str, ...]:
         return TASKS_ON[self.renderings]
+
+
+class ManualClock:
+    """A clock that moves only when a test advances it, so that a test of an hour takes no time."""
+
+    def __init__(self, now: float = 1_764_000_000.0) -> None:
+        self.now = now
+
+    def __call__(self) -> float:
+        return self.now
+
+    def advance(self, seconds: float) -> None:
+        self.now += seconds
+
+    async def sleep(self, seconds: float) -> None:
+        """Advance the clock instead of waiting; takes the place of `asyncio.sleep`."""
+        self.advance(seconds)

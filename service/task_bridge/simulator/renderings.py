@@ -1,15 +1,16 @@
-"""The same things as `/api` and as `/rest` write them. Pure.
+"""Bodies in the rendering of `/rest`, made from those of `/api`. Pure.
 
-`/rest` wraps answers into `value`, writes every map as an array of `key` and `value`, names a task's error by
-`@class`, and wraps errors into `type` and `value`. JSON doesn't tell a map from a structure; vSphere's structures
-have members in snake_case, so an object with any other key is taken for a map, and so are those with known names.
+`/rest` wraps answers in `value`, writes every map as an array of `key` and `value`, names the class of a task's error
+in `@class`, and wraps errors in `type` and `value`. JSON doesn't distinguish a map from a structure. vSphere's
+structures have members in snake_case, so an object with any other key counts as a map. So do objects with the names in
+`MAPS`.
 """
 
 import re
 from collections.abc import Mapping
 from typing import Any, Literal
 
-from .tasks import Fields
+from .script import Fields
 
 Rendering = Literal["api", "rest"]
 
@@ -17,48 +18,45 @@ MAPS = frozenset(
     {"params", "hosts", "compliances", "subtasks", "subtask_summaries", "diff_results", "compliance_result"}
 )
 
-_member = re.compile(r"[a-z_][a-z0-9_]*").fullmatch
+_match_member = re.compile(r"[a-z_][a-z0-9_]*").fullmatch
 
 
-def rest_info(body: Fields) -> Fields:
-    """A task's Info as `/rest` writes it."""
-    info = {name: rest_value(value, name) for name, value in body.items()}
+def render_rest_info(body: Fields) -> Fields:
+    """Return a task's Info in the rendering of `/rest`."""
+    info = {name: render_rest_value(value, name) for name, value in body.items()}
     error = info.get("error")
     if isinstance(error, dict) and "error_type" in error:
-        info["error"] = {"@class": error_class(error["error_type"]), **error}
+        info["error"] = {"@class": name_error_class(error["error_type"]), **error}
     return info
 
 
-def rest_value(value: Any, name: str = "") -> Any:
+def render_rest_value(value: Any, name: str = "") -> Any:
     if isinstance(value, list):
-        return [rest_value(element) for element in value]
+        return [render_rest_value(element) for element in value]
     if not isinstance(value, dict):
         return value
-    inner = {key: rest_value(element, key) for key, element in value.items()}
-    return rest_map(inner) if _is_map(value, name) else inner
+    inner = {key: render_rest_value(element, key) for key, element in value.items()}
+    # Objects of VI/JSON inside a result are opaque to vAPI, which passes them on unchanged.
+    is_map = name in MAPS or ("_typeName" not in value and not all(map(_match_member, value)))
+    return render_rest_map(inner) if is_map else inner
 
 
-def rest_map(entries: Mapping[str, Any]) -> list[Fields]:
+def render_rest_map(entries: Mapping[str, Any]) -> list[Fields]:
     return [{"key": key, "value": value} for key, value in entries.items()]
 
 
-def rest_error(body: Fields) -> Fields:
-    """A standard error as the legacy endpoint of before 6.7.2 has it: its type is in `type` alone."""
-    value = {name: rest_value(element, name) for name, element in body.items() if name != "error_type"}
-    return {"type": error_class(body["error_type"]), "value": value}
+def render_rest_error(body: Fields) -> Fields:
+    """Return a standard error as `/rest` wrote it before 6.7.2: only `type` contains its type."""
+    value = {name: render_rest_value(element, name) for name, element in body.items() if name != "error_type"}
+    return {"type": name_error_class(body["error_type"]), "value": value}
 
 
-def error_class(error_type: str) -> str:
+def name_error_class(error_type: str) -> str:
     return f"com.vmware.vapi.std.errors.{error_type.lower()}"
 
 
-def old_router_error() -> Fields:
-    """What the oldest routers say to a path they don't know."""
+def build_old_router_error() -> Fields:
+    """Return the answer of the oldest routers to an unknown path."""
     name = "com.vmware.vapi.rest.httpNotFound"
     localizable = [{"defaultMessage": "Not found.", "id": name}]
     return {"localizableMessages": localizable, "majorErrorCode": 404, "name": name}
-
-
-def _is_map(value: Fields, name: str) -> bool:
-    # Objects of VI/JSON inside a result are opaque to vAPI, which passes them on as they are.
-    return name in MAPS or ("_typeName" not in value and not all(map(_member, value)))

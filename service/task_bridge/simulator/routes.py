@@ -1,28 +1,25 @@
-"""The paths that the simulated vCenter has, and the one way that every request goes.
+"""Paths of `/api` and `/rest`, and the steps that every request to them takes.
 
-A request is written down, waits out the latency, meets its fault if there is one, and is let in by its session
-before its operation runs: on a known path 401 comes before 404. Other paths and methods get the router's 404.
+The simulator logs a request, waits for the latency, applies a fault if one matches, and checks the session before it
+runs the operation: on a known path, 401 comes before 404. Other paths and methods get the router's 404.
 """
 
 from collections import defaultdict
 from collections.abc import Awaitable, Callable
-from typing import TYPE_CHECKING
 
 from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response
 from starlette.routing import BaseRoute, Route
 
-from . import errors, journal
-from .answers import ANY_METHOD, error_answer, faulted, json_answer
+from . import errors
 from .errors import StandardError
-from .faults import Fault
-from .operations import TASK_MAKERS, Call, Operations, read_body, read_query, session_id
-from .renderings import Rendering, old_router_error
+from .operations import TASK_MAKERS, Call, Operations, parse_list_body, parse_list_query, read_session_id
+from .renderings import build_old_router_error
+from .request_log import LoggedRequest
+from .responses import ANY_METHOD, error_response, json_response, respond_with_fault
+from .state import VCenterState
 
-if TYPE_CHECKING:
-    from .app import SimulatedVCenter
-
-# method, path, action in the query (`*` any), operation
+# Method, path, action in the query (`*` stands for any), operation
 PATHS = (
     ("POST", "/api/session", "", "login"),
     ("GET", "/api/session", "", "session"),
@@ -38,88 +35,80 @@ PATHS = (
     ("GET", "/rest/cis/tasks", "", "list"),
     *(("POST", path, "*", "create") for path in TASK_MAKERS),
 )
-ABOUT_SESSIONS = {"login", "session", "logout"}
+SESSION_OPERATIONS = {"login", "session", "logout"}
 
 Actions = dict[str, str]
-Endpoint = Callable[[Request], Awaitable[Response]]
+"""Operations by the action in the query."""
 
 
-class SimulatorRoutes:
-    def __init__(self, vcenter: "SimulatedVCenter") -> None:
-        self._vcenter = vcenter
-        self._operations = Operations(vcenter)
+class VCenterRoutes:
+    """The endpoints of `/api` and `/rest`. Their routes match every path, so they come last in a router."""
 
-    def all(self) -> list[BaseRoute]:
-        known: dict[tuple[str, str], Actions] = defaultdict(dict)
+    def __init__(self, state: VCenterState) -> None:
+        self._state = state
+        self._operations = Operations(state)
+
+    def build_routes(self) -> list[BaseRoute]:
+        paths: dict[tuple[str, str], Actions] = defaultdict(dict)
         for method, path, action, operation in PATHS:
-            known[method, path][action] = operation
-        routes = [Route(path, self._endpoint(actions), methods=[method]) for (method, path), actions in known.items()]
+            paths[method, path][action] = operation
+        routes = [Route(path, self._endpoint(actions), methods=[method]) for (method, path), actions in paths.items()]
         return [*routes, Route("/{path:path}", self._endpoint({}), methods=ANY_METHOD)]
 
-    def _endpoint(self, actions: Actions) -> Endpoint:
+    def _endpoint(self, actions: Actions) -> Callable[[Request], Awaitable[Response]]:
         async def endpoint(request: Request) -> Response:
-            asked = request.query_params.get("action") or request.query_params.get("~action") or ""
-            operation = actions.get(asked) or actions.get("*") or "unknown"
-            return await self._answer(await self._call(request, self._offered(operation, request)))
+            return await self._answer(await self._build_call(request, actions))
 
         return endpoint
 
-    def _offered(self, operation: str, request: Request) -> str:
-        """The operation, or `unknown` where this vCenter's version doesn't have it."""
-        options = self._vcenter.options
-        offered_on = options.login_on if operation in ABOUT_SESSIONS else options.tasks_on
-        switched_off = operation == "list" and not options.list_enabled
-        return "unknown" if switched_off or _rendering(request) not in offered_on else operation
-
-    async def _call(self, request: Request, operation: str) -> Call:
-        call = Call(request, operation, _rendering(request))
-        if operation == "list":
-            from_query = call.rendering == "rest"
-            call.spec = read_query(request.query_params) if from_query else read_body(await request.body())
+    async def _build_call(self, request: Request, actions: Actions) -> Call:
+        """Resolve the operation; it is `unknown` if this vCenter's version doesn't offer it."""
+        options, query = self._state.options, request.query_params
+        action = query.get("action") or query.get("~action") or ""
+        operation = actions.get(action) or actions.get("*") or "unknown"
+        call = Call(request, operation, "rest" if request.url.path.startswith("/rest/") else "api")
+        offered_on = options.login_on if operation in SESSION_OPERATIONS else options.tasks_on
+        if call.rendering not in offered_on or (operation == "list" and not options.list_enabled):
+            call.operation = "unknown"
+        elif operation == "list":
+            is_rest = call.rendering == "rest"
+            call.spec = parse_list_query(query) if is_rest else parse_list_body(await request.body())
         return call
 
     async def _answer(self, call: Call) -> Response:
-        entry: journal.LoggedRequest = call.request.scope["simulator.entry"]
+        entry: LoggedRequest = call.request.scope["simulator.entry"]
         entry.operation, entry.task, entry.tasks = call.operation, call.task, len(call.tasks)
-        if self._vcenter.options.latency_s:
-            await self._vcenter.sleep(self._vcenter.options.latency_s)
-        fault = self._vcenter.faults.claim(call.operation, call.request.url.path, call.tasks)
-        answer = self._run(call) if fault is None else await self._faulted(call, fault)
+        if self._state.options.latency_s:
+            await self._state.sleep(self._state.options.latency_s)
+        fault = self._state.faults.claim(call.operation, call.request.url.path, call.tasks)
+        if fault is None:
+            response = await self._run(call)
+        else:
+            response = await respond_with_fault(fault, lambda: self._run(call), call.rendering, self._state.sleep)
+            entry.fault = fault.name
         if call.session:
             entry.session, entry.user = call.session.id, call.session.user
-        entry.fault = fault.name if fault else None
-        return answer
+        return response
 
-    async def _faulted(self, call: Call, fault: Fault) -> Response:
-        if fault.effect.delay_s:
-            await self._vcenter.sleep(fault.effect.delay_s)
-        # What a proxy answers in vCenter's place never reaches vCenter.
-        genuine = Response() if fault.effect.stands_in else self._run(call)
-        return faulted(genuine, fault, call.rendering, self._vcenter.sleep)
-
-    def _run(self, call: Call) -> Response:
+    async def _run(self, call: Call) -> Response:
         try:
             if call.operation == "unknown":
-                return self._route_not_found(call)
+                return self._answer_unknown_route(call)
             if call.operation != "login":
-                call.session = self._vcenter.sessions.touch(session_id(call.request))
+                call.session = self._state.sessions.touch(read_session_id(call.request))
             return self._operations.by_name[call.operation](call)
         except StandardError as error:
-            if error.error_type == "UNAUTHENTICATED" and self._vcenter.options.renderings == "vcsim":
+            if error.error_type == "UNAUTHENTICATED" and self._state.options.renderings == "vcsim":
                 return Response(status_code=401)
-            return error_answer(error, call.rendering)
+            return error_response(error, call.rendering)
 
-    def _route_not_found(self, call: Call) -> Response:
-        renderings = self._vcenter.options.renderings
+    def _answer_unknown_route(self, call: Call) -> Response:
+        renderings = self._state.options.renderings
         path = call.request.url.path
         if renderings == "vcsim":
             return PlainTextResponse("404 page not found\n", 404)
         if call.rendering == "rest":
-            return error_answer(errors.legacy_route_not_found(path.removeprefix("/rest")), "rest")
+            return error_response(errors.legacy_route_not_found_error(path.removeprefix("/rest")), "rest")
         if renderings == "rest":
-            return json_answer(old_router_error(), 404)
-        return error_answer(errors.route_not_found(), "api")
-
-
-def _rendering(request: Request) -> Rendering:
-    return "rest" if request.url.path.startswith("/rest/") else "api"
+            return json_response(build_old_router_error(), 404)
+        return error_response(errors.route_not_found_error(), "api")

@@ -1,15 +1,15 @@
-"""Ready-made fates of tasks: `vcenter.create(scenarios.succeeds(after_s=0.3))`.
+"""Scenarios: ready-made scripts of tasks, such as `vcenter.create(scenarios.succeeds(after_s=0.3))`.
 
-Every fate is a function to a `Script`, so scripts of one's own stand beside them. Seconds count from the task's
-creation. Most tasks are PENDING for the first tenth of `after_s`, then RUNNING with progress, and end after it.
-`FATES` names them all, for whoever asks over HTTP.
+Each scenario is a function that returns a `Script`; scripts of your own work in the same way. Seconds count from the
+task's creation. Most tasks are PENDING for the first tenth of `after_s`, then RUNNING with progress, and end after
+`after_s`. `SCENARIOS` contains all of them by name, for the control API.
 """
 
 from collections.abc import Callable, Sequence
 from functools import lru_cache
 from typing import Any
 
-from .tasks import Fields, Script, Step, message, progress, std_error
+from .script import Fields, Script, Step, message, progress, std_error
 
 DONE = {"status": "SUCCEEDED", "progress": progress(100)}
 GOOD_RESULT: Fields = {"status": "OK", "hosts": {"host-17": {"status": "OK"}, "host-18": {"status": "OK"}}}
@@ -50,20 +50,20 @@ INTERRUPTED: Fields = {
 
 def succeeds(after_s: float = 10.0, looks: int = 5, result: Any = GOOD_RESULT) -> Script:
     """PENDING, then RUNNING with `looks` steps of progress, then SUCCEEDED."""
-    return Script((*_running(after_s, looks), Step(after_s, {**DONE, "result": result})))
+    return Script((*_running_steps(after_s, looks), Step(after_s, {**DONE, "result": result})))
 
 
 def succeeds_at_once(result: Any = GOOD_RESULT) -> Script:
-    """Has ended before anybody can look."""
+    """SUCCEEDED before the first poll."""
     return Script((Step(0.0, {**DONE, "result": result}),))
 
 
 def succeeds_without_result(after_s: float = 10.0) -> Script:
-    return Script((*_running(after_s), Step(after_s, DONE)))
+    return Script((*_running_steps(after_s), Step(after_s, DONE)))
 
 
 def succeeds_with_failed_result(after_s: float = 10.0) -> Script:
-    """SUCCEEDED is the task's own word; its result says that the work failed."""
+    """SUCCEEDED by its status, while its result says that the work failed."""
     return succeeds(after_s, result=BAD_RESULT)
 
 
@@ -81,7 +81,7 @@ def blocked_then_succeeds(blocked_s: float = 4.0, after_s: float = 10.0) -> Scri
 
 
 def partial_results(after_s: float = 10.0, hosts: int = 4) -> Script:
-    """The result grows by a host a step while the task is RUNNING."""
+    """RUNNING with a result that grows by one host per step."""
     pace_s = after_s / (hosts + 1)
     done = [{f"host-{n}": {"status": "OK"} for n in range(count)} for count in range(hosts + 1)]
     steps = [
@@ -92,12 +92,12 @@ def partial_results(after_s: float = 10.0, hosts: int = 4) -> Script:
 
 
 def large_result(size: int = 8_000_000, after_s: float = 1.0) -> Script:
-    """Ends with a result of at least `size` bytes."""
-    return succeeds(after_s, result={"status": "OK", "log": _text(size)})
+    """SUCCEEDED with a result of at least `size` bytes."""
+    return succeeds(after_s, result={"status": "OK", "log": _build_text(size)})
 
 
 def bare_success(after_s: float = 0.0) -> Script:
-    """The body is `{"status": "SUCCEEDED"}` to the letter, and `{"status": "PENDING"}` before."""
+    """A body of exactly `{"status": "SUCCEEDED"}`, and `{"status": "PENDING"}` before."""
     return Script((Step(after_s, {"status": "SUCCEEDED"}),), "minimal")
 
 
@@ -105,32 +105,32 @@ def bare_success(after_s: float = 0.0) -> Script:
 
 
 def fails_with_error(after_s: float = 10.0, error: Fields = ERROR) -> Script:
-    """FAILED, and why is in `error`."""
-    return _fails(after_s, {"error": error})
+    """FAILED with the reason in `error`."""
+    return _failing_script(after_s, {"error": error})
 
 
 def fails_by_result(after_s: float = 10.0) -> Script:
-    """FAILED without `error`: why is in `result`."""
-    return _fails(after_s, {"result": BAD_RESULT})
+    """FAILED without `error`; the reason is in `result`."""
+    return _failing_script(after_s, {"result": BAD_RESULT})
 
 
 def fails_with_error_and_result(after_s: float = 10.0) -> Script:
-    return _fails(after_s, {"error": ERROR, "result": BAD_RESULT})
+    return _failing_script(after_s, {"error": ERROR, "result": BAD_RESULT})
 
 
 def fails_silently(after_s: float = 10.0) -> Script:
-    """FAILED, and nothing says why."""
-    return _fails(after_s, {})
+    """FAILED without any reason."""
+    return _failing_script(after_s, {})
 
 
 def canceled(after_s: float = 10.0) -> Script:
-    """Ends as if somebody had canceled it: FAILED with error type CANCELED."""
-    return Script((*_running(after_s), Step(after_s, CANCELED)))
+    """FAILED with error type CANCELED, as if somebody had canceled it."""
+    return Script((*_running_steps(after_s), Step(after_s, CANCELED)))
 
 
 def interrupted(after_s: float = 10.0) -> Script:
-    """Ends as a service's restart ends it: FAILED, CANCELED, and the message tells."""
-    return Script((*_running(after_s), Step(after_s, INTERRUPTED)))
+    """FAILED with error type CANCELED and a message about a restart, as a service's restart ends tasks."""
+    return Script((*_running_steps(after_s), Step(after_s, INTERRUPTED)))
 
 
 # No end
@@ -147,21 +147,21 @@ def runs_forever(cancelable: bool = True, cancel_takes_s: float = 0.5) -> Script
 
 
 def unknown_status(status: str = "SUSPENDED", after_s: float = 0.0) -> Script:
-    """A word that no version of the API had when this was written."""
+    """A status that no version of the API contained when this was written."""
     return Script((Step(after_s, {"status": status, "progress": progress(10)}),))
 
 
 # Oddities on the way to success
 
 
-def odd_progress(marks: Sequence[Fields | None], after_s: float = 10.0) -> Script:
-    """RUNNING with these progresses one after the other, None for no progress at all; then SUCCEEDED."""
-    pace_s = after_s / len(marks)
+def odd_progress(progresses: Sequence[Fields | None], after_s: float = 10.0) -> Script:
+    """RUNNING with each progress in turn (None for no progress at all), then SUCCEEDED."""
+    pace_s = after_s / len(progresses)
     steps = [
         Step(n * pace_s, {"status": "RUNNING"}, ("progress",))
-        if mark is None
-        else Step(n * pace_s, {"status": "RUNNING", "progress": mark})
-        for n, mark in enumerate(marks)
+        if shown is None
+        else Step(n * pace_s, {"status": "RUNNING", "progress": shown})
+        for n, shown in enumerate(progresses)
     ]
     return Script((*steps, Step(after_s, {"status": "SUCCEEDED", "result": GOOD_RESULT})))
 
@@ -183,17 +183,17 @@ def without_progress(after_s: float = 10.0) -> Script:
 
 
 def cancelable_flips(after_s: float = 10.0) -> Script:
-    """`cancelable` goes from true to false and back, and cancel goes by it."""
+    """`cancelable` changes from true to false and back, and cancel obeys it."""
     pace_s = after_s / 4
     flips = [Step(n * pace_s, {"status": "RUNNING", "cancelable": n != 2, "progress": progress(n)}) for n in (1, 2, 3)]
     return Script((*flips, Step(after_s, {**DONE, "result": GOOD_RESULT})))
 
 
 def without_end_time(after_s: float = 10.0) -> Script:
-    return Script((*_running(after_s), Step(after_s, {**DONE, "result": GOOD_RESULT}, ("end_time",))))
+    return Script((*_running_steps(after_s), Step(after_s, {**DONE, "result": GOOD_RESULT}, ("end_time",))))
 
 
-def _running(after_s: float, looks: int = 5) -> list[Step]:
+def _running_steps(after_s: float, looks: int = 5) -> list[Step]:
     starts_s = after_s / 10
     pace_s = (after_s - starts_s) / max(looks, 1)
     return [
@@ -201,18 +201,18 @@ def _running(after_s: float, looks: int = 5) -> list[Step]:
     ]
 
 
-def _fails(after_s: float, ending: Fields) -> Script:
-    return Script((*_running(after_s), Step(after_s, {"status": "FAILED", **ending})))
+def _failing_script(after_s: float, ending: Fields) -> Script:
+    return Script((*_running_steps(after_s), Step(after_s, {"status": "FAILED", **ending})))
 
 
 @lru_cache(maxsize=8)
-def _text(size: int) -> str:
+def _build_text(size: int) -> str:
     return "0123456789abcdef" * (size // 16 + 1)
 
 
 SCENARIOS: dict[str, Callable[..., Script]] = {
-    fate.__name__: fate
-    for fate in (
+    scenario.__name__: scenario
+    for scenario in (
         succeeds,
         succeeds_at_once,
         succeeds_without_result,

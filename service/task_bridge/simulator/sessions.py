@@ -1,13 +1,12 @@
-"""Sessions: who is logged in, how sessions end, and how often all that happened."""
+"""Sessions of the simulated vCenter, and counts of how they began and ended."""
 
 import secrets
 from collections.abc import Callable
 
 from msgspec import Struct
 
-from .clock import Clock
-from .errors import too_many_sessions, unauthenticated
-from .options import Options
+from .errors import too_many_sessions_error, unauthenticated_error
+from .options import Clock, Options
 
 
 class SimulatedSession(Struct):
@@ -18,6 +17,8 @@ class SimulatedSession(Struct):
 
 
 class SessionCounts(Struct):
+    """`refused_logins` exceeded the limit per user; `failed_logins` had wrong credentials."""
+
     logins: int = 0
     logouts: int = 0
     failed_logins: int = 0
@@ -28,7 +29,7 @@ class SessionCounts(Struct):
 
 
 class Sessions:
-    """`counts.refused_logins` are those over the user's cap, `failed_logins` those with wrong credentials."""
+    """The live sessions. Those past a time limit of the options expire at the next access."""
 
     def __init__(self, options: Options, clock: Clock) -> None:
         self.counts = SessionCounts()
@@ -42,11 +43,15 @@ class Sessions:
         return list(self._live.values())
 
     def login(self, credentials: tuple[str, str] | None) -> SimulatedSession:
+        """Start a session. Raises StandardError for wrong credentials, and when the user has too many sessions."""
         if credentials != (self._options.username, self._options.password):
             self.counts.failed_logins += 1
-            raise unauthenticated()
-        user = self._options.username
-        self._refuse_over_cap(user)
+            raise unauthenticated_error()
+        user, limit = self._options.username, self._options.max_sessions_per_user
+        existing = sum(session.user == user for session in self.live)
+        if existing >= limit:
+            self.counts.refused_logins += 1
+            raise too_many_sessions_error(user, existing, limit)
         now = self._clock()
         session = SimulatedSession(secrets.token_hex(16), user, now, now)
         self._live[session.id] = session
@@ -55,45 +60,34 @@ class Sessions:
         return session
 
     def touch(self, session_id: str | None) -> SimulatedSession:
-        """The live session of this id, whose idle time starts again."""
+        """Restart the idle time of a live session and return it. Raises StandardError without one."""
         session = self._live.get(session_id or "")
-        if session and self._is_over(session):
+        if session and self._is_expired(session):
             self._expire()
         elif session:
             session.last_accessed_at = self._clock()
             return session
-        raise unauthenticated()
+        raise unauthenticated_error()
 
     def logout(self, session: SimulatedSession) -> None:
         if self._live.pop(session.id, None):
             self.counts.logouts += 1
 
     def invalidate(self, matches: Callable[[SimulatedSession], bool] = lambda _: True) -> int:
-        """Ends sessions behind their owners' backs; says how many."""
-        doomed = [session.id for session in self.live if matches(session)]
-        for session_id in doomed:
+        """End the matching sessions without their clients' knowledge; return how many."""
+        ended = [session.id for session in self.live if matches(session)]
+        for session_id in ended:
             del self._live[session_id]
-        self.counts.invalidated += len(doomed)
-        return len(doomed)
-
-    def _refuse_over_cap(self, user: str) -> None:
-        existing = sum(session.user == user for session in self.live)
-        limit = self._options.max_sessions_per_user
-        if existing >= limit:
-            self.counts.refused_logins += 1
-            raise too_many_sessions(user, existing, limit)
+        self.counts.invalidated += len(ended)
+        return len(ended)
 
     def _expire(self) -> None:
-        over = [session.id for session in self._live.values() if self._is_over(session)]
-        for session_id in over:
+        expired = [session.id for session in self._live.values() if self._is_expired(session)]
+        for session_id in expired:
             del self._live[session_id]
-        self.counts.expired += len(over)
+        self.counts.expired += len(expired)
 
-    def _is_over(self, session: SimulatedSession) -> bool:
-        idle_s = self._clock() - session.last_accessed_at
-        age_s = self._clock() - session.created_at
-        return _beyond(idle_s, self._options.idle_timeout_s) or _beyond(age_s, self._options.session_lifetime_s)
-
-
-def _beyond(seconds: float, limit_s: float | None) -> bool:
-    return limit_s is not None and seconds >= limit_s
+    def _is_expired(self, session: SimulatedSession) -> bool:
+        now, idle_limit_s, age_limit_s = self._clock(), self._options.idle_timeout_s, self._options.session_lifetime_s
+        is_idle = idle_limit_s is not None and now - session.last_accessed_at >= idle_limit_s
+        return is_idle or (age_limit_s is not None and now - session.created_at >= age_limit_s)

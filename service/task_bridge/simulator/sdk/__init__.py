@@ -1,12 +1,14 @@
 """`/sdk` of the simulated vCenter: classic tasks by SOAP, as far as clients that follow tasks need it.
 
-endpoint   HTTP, sessions, faults            methods     what each method does
-soap       requests and answers as XML       values      values as XML
-inventory  what can be read                  objects     how a task or a VM stands
-changes    which task changed, without asking each
-collector  PropertyCollector, ListView       history     TaskHistoryCollector
+endpoint           HTTP, sessions, faults, waits
+methods            the methods of managed objects
+history_collector  TaskHistoryCollector
+inventory          the objects that can be read, and their changes
+collector          PropertyCollector, ListView
+properties         properties of tasks and VMs
+soap, values       requests, responses and values as XML
 """
 
-from .endpoint import Sdk
+from .endpoint import SdkEndpoint
 
-__all__ = ["Sdk"]
+__all__ = ["SdkEndpoint"]

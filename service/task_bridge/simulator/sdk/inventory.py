@@ -1,33 +1,37 @@
-"""What there is to be read: tasks, their VMs, and the service's own objects, as properties."""
+"""The objects that can be read at `/sdk`: tasks, their VMs, and the service's own objects, as properties."""
 
-from collections.abc import Mapping
-from typing import TYPE_CHECKING
+import heapq
+import itertools
+from collections.abc import Callable, Mapping
 
-from ..bodies import SimulatedTarget
+from ..script import Script
 from ..sessions import SimulatedSession
-from ..tasks_service import SimulatedTask
-from . import objects, soap
-from .changes import Changes
-from .collector import ListView, ObjectSnapshot, PropertySpec, Watchers, missing_set
-from .objects import task_ref
-from .soap import MethodCall, SoapFaultError, about_denied, children, find, not_found, target_of, text_of
+from ..simulated_task import SimulatedTask
+from ..state import VCenterState
+from ..task_attributes import SimulatedTarget
+from . import properties, soap
+from .collector import FilterIndex, ListView, ObjectSnapshot, PropertySpec, render_missing
+from .properties import task_ref
+from .soap import (
+    MethodCall,
+    SoapFaultError,
+    children,
+    find,
+    object_not_found_fault,
+    parse_target,
+    permission_fields,
+    text_of,
+)
 from .values import Value, element, fault, integer, moref, structure, text
 
-if TYPE_CHECKING:
-    from ..app import SimulatedVCenter
-
-SERVICE, SESSIONS = (
-    SimulatedTarget("ServiceInstance", "ServiceInstance"),
-    SimulatedTarget("SessionManager", "SessionManager"),
-)
-TASKS, VIEWS = SimulatedTarget("TaskManager", "TaskManager"), SimulatedTarget("ViewManager", "ViewManager")
+SERVICE = SimulatedTarget("ServiceInstance", "ServiceInstance")
 ROOT_COLLECTOR = SimulatedTarget("PropertyCollector", "propertyCollector")
 _CONTENT = (
     ("rootFolder", SimulatedTarget("Folder", "group-d1")),
     ("propertyCollector", ROOT_COLLECTOR),
-    ("viewManager", VIEWS),
-    ("sessionManager", SESSIONS),
-    ("taskManager", TASKS),
+    ("viewManager", SimulatedTarget("ViewManager", "ViewManager")),
+    ("sessionManager", SimulatedTarget("SessionManager", "SessionManager")),
+    ("taskManager", SimulatedTarget("TaskManager", "TaskManager")),
 )
 _ABOUT = {
     "name": "VMware vCenter Server",
@@ -45,106 +49,145 @@ _LABELS = {"VirtualMachine.powerOn": "Power On virtual machine", "VirtualMachine
 Views = Mapping[SimulatedTarget, ListView]
 
 
+class ChangeSchedule:
+    """Reports each classic task when it changes, without polling them: a heap holds the next step of every task."""
+
+    def __init__(self, report: Callable[[SimulatedTask], None]) -> None:
+        self._report = report
+        self._numbers = itertools.count()
+        self._steps: list[tuple[float, int, SimulatedTask, Script, int]] = []
+
+    def add(self, task: SimulatedTask, now: float) -> None:
+        """Report a task that was created, set, canceled, hidden or forgotten just now, and schedule its next step."""
+        task.frame_at(now)
+        self._report(task)
+        if task.forgotten_at is None:
+            self._schedule(task, sum(step.after_s <= now - task.created_at for step in task.script.steps))
+
+    def report_due(self, now: float) -> None:
+        """Report the tasks whose next step is due."""
+        while self._steps and self._steps[0][0] <= now:
+            _, _, task, script, step = heapq.heappop(self._steps)
+            if task.script is script and task.forgotten_at is None:
+                self._report(task)
+                self._schedule(task, step + 1)
+
+    @property
+    def next_at(self) -> float:
+        """The time of the next scheduled change, infinity without one."""
+        return self._steps[0][0] if self._steps else float("inf")
+
+    def _schedule(self, task: SimulatedTask, step: int) -> None:
+        steps = task.script.steps
+        if step < len(steps):
+            at = task.created_at + steps[step].after_s
+            heapq.heappush(self._steps, (at, next(self._numbers), task, task.script, step))
+
+
 class Inventory:
-    """Everything that a PropertyCollector can show, and who hears when it changes."""
+    """Everything that a PropertyCollector can show. `filters` are marked when their objects change."""
 
-    def __init__(self, vcenter: "SimulatedVCenter") -> None:
-        self._vcenter = vcenter
-        self._tasks = vcenter.tasks
-        self._on_vm: dict[SimulatedTarget, dict[str, SimulatedTask]] = {}
-        self.watchers = Watchers()
-        self.changes = Changes(self._heard)
+    def __init__(self, state: VCenterState) -> None:
+        self._state = state
+        self._tasks_of_vm: dict[SimulatedTarget, dict[str, SimulatedTask]] = {}
+        self.filters = FilterIndex()
+        self.changes = ChangeSchedule(self._mark_changed)
 
-    def changed(self, task: SimulatedTask) -> None:
-        self.changes.changed(task, self._vcenter.clock())
+    def on_classic_change(self, task: SimulatedTask) -> None:
+        self.changes.add(task, self._state.clock())
 
-    def _heard(self, task: SimulatedTask) -> None:
-        self.watchers.touch(task_ref(task.id))
-        if (vm := task.about.target) is None:
+    def _mark_changed(self, task: SimulatedTask) -> None:
+        self.filters.mark_changed(task_ref(task.id))
+        if (vm := task.attributes.target) is None:
             return
-        if task.gone_at is None:
-            self._on_vm.setdefault(vm, {})[task.id] = task
+        if task.forgotten_at is None:
+            self._tasks_of_vm.setdefault(vm, {})[task.id] = task
         else:
-            self._on_vm.get(vm, {}).pop(task.id, None)
-        self.watchers.touch(vm)
+            self._tasks_of_vm.get(vm, {}).pop(task.id, None)
+        self.filters.mark_changed(vm)
 
     def retrieve(self, call: MethodCall, session: SimulatedSession | None, views: Views) -> str:
-        """RetrieveProperties and its Ex. Without a session every property is missing, and there is no fault."""
-        found: dict[SimulatedTarget, ObjectSnapshot] = {}
+        """Answer RetrieveProperties and RetrievePropertiesEx. Without a session every property is missing, without a
+        fault.
+        """
+        snapshots: dict[SimulatedTarget, ObjectSnapshot] = {}
         for spec in call.all("specSet"):
-            wanted = wanted_of(spec)
-            for target in _selected(spec, views):
-                shown = self.snapshot(target, wanted, session)
-                if shown is not None:
-                    found[target] = shown
+            property_spec = parse_property_spec(spec)
+            for target in _select_objects(spec, views):
+                snapshot = self.take_snapshot(target, property_spec, session)
+                if snapshot is not None:
+                    snapshots[target] = snapshot
                 elif text_of(find(spec, "reportMissingObjectsInResults")) not in ("true", "1"):
-                    raise not_found(target)
-        inner = "".join(_object_content(target, shown) for target, shown in found.items())
+                    raise object_not_found_fault(target)
+        inner = "".join(_render_object(target, snapshot) for target, snapshot in snapshots.items())
         if call.name == "RetrieveProperties":
             return inner.replace("<objects>", "<returnval>").replace("</objects>", "</returnval>")
         return f"<returnval>{inner}</returnval>" if inner else ""
 
     def fetch(self, call: MethodCall, session: SimulatedSession | None) -> str:
-        """pyVmomi's way to one property."""
+        """Answer Fetch, pyVmomi's way to read one property."""
         path = call.text("prop") or ""
         if call.this == SERVICE and path == "content":
-            return soap.returned(content())
-        shown = self.snapshot(call.this, PropertySpec({call.this.type: (path,)}), session)
-        if shown is None:
-            raise not_found(call.this)
-        if path in shown.missing:
-            kind = "NotAuthenticated" if session is None else "InvalidProperty"
-            raise SoapFaultError(kind, "", *(about_denied(call.this) if session is None else [("name", text(path))]))
-        return soap.returned(shown.properties.get(path), typed=True)
+            return soap.return_value(build_service_content())
+        snapshot = self.take_snapshot(call.this, PropertySpec({call.this.type: (path,)}), session)
+        if snapshot is None:
+            raise object_not_found_fault(call.this)
+        if path in snapshot.missing:
+            if session is None:
+                raise SoapFaultError("NotAuthenticated", "", *permission_fields(call.this))
+            raise SoapFaultError("InvalidProperty", "", ("name", text(path)))
+        return soap.return_value(snapshot.properties.get(path), typed=True)
 
-    def snapshot(
-        self, target: SimulatedTarget, wanted: PropertySpec, session: SimulatedSession | None
+    def take_snapshot(
+        self, target: SimulatedTarget, spec: PropertySpec, session: SimulatedSession | None
     ) -> ObjectSnapshot | None:
-        """How the object stands, None when there is no such object."""
-        paths = wanted.paths.get(target.type, ())
-        known = self._known(target, paths, session)
+        """Return the object's properties now, None if there is no such object."""
+        paths = spec.paths.get(target.type, ())
+        known = self._read_properties(target, paths, session)
         if known is None:
             return None
         if session is None:
-            return ObjectSnapshot({}, {path: fault("NotAuthenticated", "", *about_denied(target)) for path in paths})
-        if target.type == "Task" and target.id in self._tasks.denied:
-            return ObjectSnapshot({}, {path: fault("NoPermission", "", *about_denied(target)) for path in paths})
-        found = {path: known[path] for path in paths if path in known}
-        odd = (path for path in paths if "." not in path and path not in known)
-        return ObjectSnapshot(found, {path: fault("InvalidProperty", "", ("name", text(path))) for path in odd})
+            return _refuse_properties(target, paths, "NotAuthenticated")
+        if target.type == "Task" and target.id in self._state.tasks.denied:
+            return _refuse_properties(target, paths, "NoPermission")
+        unknown = (path for path in paths if "." not in path and path not in known)
+        return ObjectSnapshot(
+            {path: known[path] for path in paths if path in known},
+            {path: fault("InvalidProperty", "", ("name", text(path))) for path in unknown},
+        )
 
-    def _known(
+    def _read_properties(
         self, target: SimulatedTarget, paths: tuple[str, ...], session: SimulatedSession | None
     ) -> dict[str, Value] | None:
         match target.type:
             case "Task":
-                return self._task(target, paths)
+                return self._read_task(target, paths)
             case "VirtualMachine":
-                return self._vm(target)
+                return self._read_vm(target)
             case "TaskManager":
-                return {"description": self._description(), "maxCollector": integer(32)}
+                return {"description": self._read_task_description(), "maxCollector": integer(32)}
             case "SessionManager":
-                return {} if session is None else {"currentSession": user_session(session)}
+                return {} if session is None else {"currentSession": build_user_session(session)}
         return None
 
-    def _task(self, target: SimulatedTarget, paths: tuple[str, ...]) -> dict[str, Value] | None:
-        task = self._tasks.visible_vim(target.id)
+    def _read_task(self, target: SimulatedTarget, paths: tuple[str, ...]) -> dict[str, Value] | None:
+        task = self._state.tasks.find_classic(target.id)
         if task is None:
             return None
-        self._vcenter.journal.looks[task.id] += 1
-        info = self.info(task)
+        self._state.request_log.polls[task.id] += 1
+        info = self.read_task_info(task)
         known = {f"info.{name}": value for name, value in info.items()}
         if "info" in paths:
-            known["info"] = objects.whole_info(info)
+            known["info"] = properties.task_info_value(info)
         return known
 
-    def info(self, task: SimulatedTask) -> dict[str, Value]:
-        return objects.task_info(task, self._vcenter.clock(), self._vcenter.options.timestamps)
+    def read_task_info(self, task: SimulatedTask) -> dict[str, Value]:
+        return properties.build_task_info(task, self._state.clock(), self._state.options.timestamps)
 
-    def _vm(self, target: SimulatedTarget) -> dict[str, Value]:
-        now = self._vcenter.clock()
-        asked = (objects.question(task, now) for task in self.on_vm(target))
-        question = next((found for found in asked if found), None)
+    def _read_vm(self, target: SimulatedTarget) -> dict[str, Value]:
+        now = self._state.clock()
+        questions = (properties.build_question(task, now) for task in self.list_tasks_of_vm(target))
+        question = next((question for question in questions if question), None)
         state = text("poweredOff", "VirtualMachinePowerState")
         runtime = structure("VirtualMachineRuntimeInfo", ("powerState", state), ("question", question))
         known = {"name": text(target.id), "runtime": runtime, "runtime.powerState": state}
@@ -152,67 +195,69 @@ class Inventory:
             known["runtime.question"] = question
         return known
 
-    def _description(self) -> Value:
+    def _read_task_description(self) -> Value:
         labels = dict(_LABELS)
-        labels |= {f"{task.about.service}.{task.about.operation}": task.about.description for task in self.vim()}
-        info = [("methodInfo", objects.described(key, label)) for key, label in labels.items()]
+        for task in self.list_classic_tasks():
+            labels[f"{task.attributes.service}.{task.attributes.operation}"] = task.attributes.description
+        info = [("methodInfo", properties.element_description(key, label)) for key, label in labels.items()]
         return structure("TaskDescription", *info)
 
-    def vim(self) -> list[SimulatedTask]:
-        return [task for task in self._tasks.everything() if task.is_vim]
+    def list_classic_tasks(self) -> list[SimulatedTask]:
+        """Return all classic tasks, forgotten ones too."""
+        return [task for task in self._state.tasks.iterate_all() if task.is_classic]
 
-    def on_vm(self, vm: SimulatedTarget) -> list[SimulatedTask]:
-        """The classic tasks that are about this VM."""
-        return list(self._on_vm.get(vm, {}).values())
-
-
-def _invalid(path: str) -> SoapFaultError:
-    return SoapFaultError("InvalidProperty", "", ("name", text(path)))
+    def list_tasks_of_vm(self, vm: SimulatedTarget) -> list[SimulatedTask]:
+        """Return the classic tasks that are about this VM."""
+        return list(self._tasks_of_vm.get(vm, {}).values())
 
 
-def content() -> Value:
-    """ServiceContent, which everybody may read."""
+def build_service_content() -> Value:
+    """Return ServiceContent, which clients may read without a session."""
     about = structure("AboutInfo", *((name, text(value)) for name, value in _ABOUT.items()))
     return structure("ServiceContent", *((name, moref(ref)) for name, ref in _CONTENT), ("about", about))
 
 
-def user_session(session: SimulatedSession) -> Value:
-    named = (("key", session.id), ("userName", session.user), ("fullName", session.user), ("locale", "en"))
-    return structure("UserSession", *((name, text(value)) for name, value in named))
+def build_user_session(session: SimulatedSession) -> Value:
+    fields = (("key", session.id), ("userName", session.user), ("fullName", session.user), ("locale", "en"))
+    return structure("UserSession", *((name, text(value)) for name, value in fields))
 
 
-def wanted_of(spec: soap.Element) -> PropertySpec:
+def parse_property_spec(spec: soap.Element) -> PropertySpec:
+    """Parse a filter's property paths; `all` stands for `info` of a task and `name` of other objects."""
     paths: dict[str, tuple[str, ...]] = {}
-    for asked in children(spec, "propSet"):
-        kind = text_of(find(asked, "type")) or ""
-        named = tuple(text_of(path) or "" for path in children(asked, "pathSet"))
-        if text_of(find(asked, "all")) in ("true", "1"):
-            named = {"Task": ("info",)}.get(kind, ("name",))
-        paths[kind] = named
+    for property_set in children(spec, "propSet"):
+        kind = text_of(find(property_set, "type")) or ""
+        paths[kind] = tuple(text_of(path) or "" for path in children(property_set, "pathSet"))
+        if text_of(find(property_set, "all")) in ("true", "1"):
+            paths[kind] = {"Task": ("info",)}.get(kind, ("name",))
     return PropertySpec(paths)
 
 
-def read_by(call: MethodCall, views: Views) -> list[SimulatedTarget]:
-    """The objects that a reading method names, or that the views have which it goes through."""
-    return [call.this, *(target for spec in call.all("specSet") for target in _selected(spec, views))]
+def list_read_objects(call: MethodCall, views: Views) -> list[SimulatedTarget]:
+    """Return the objects that a reading method reads: those it names and the members of its views."""
+    return [call.this, *(target for spec in call.all("specSet") for target in _select_objects(spec, views))]
 
 
-def _selected(spec: soap.Element, views: Views) -> list[SimulatedTarget]:
-    """The objects of a filter: those named, or those of the views that are gone through."""
+def _select_objects(spec: soap.Element, views: Views) -> list[SimulatedTarget]:
     targets = []
-    for named in children(spec, "objectSet"):
-        found = find(named, "obj")
-        if found is None:
+    for object_spec in children(spec, "objectSet"):
+        node = find(object_spec, "obj")
+        if node is None:
             continue
-        target = target_of(found)
+        target = parse_target(node)
         view = views.get(target)
         targets += list(view.members) if view else [target]
     return targets
 
 
-def _object_content(target: SimulatedTarget, shown: ObjectSnapshot) -> str:
-    found = "".join(
+def _refuse_properties(target: SimulatedTarget, paths: tuple[str, ...], fault_type: str) -> ObjectSnapshot:
+    return ObjectSnapshot({}, {path: fault(fault_type, "", *permission_fields(target)) for path in paths})
+
+
+def _render_object(target: SimulatedTarget, snapshot: ObjectSnapshot) -> str:
+    rendered = "".join(
         f"<propSet>{element('name', text(path), typed=False)}{element('val', value, typed=True)}</propSet>"
-        for path, value in shown.properties.items()
+        for path, value in snapshot.properties.items()
     )
-    return f"<objects>{element('obj', moref(target), typed=False)}{found}{missing_set(shown.missing)}</objects>"
+    missing = render_missing(snapshot.missing)
+    return f"<objects>{element('obj', moref(target), typed=False)}{rendered}{missing}</objects>"

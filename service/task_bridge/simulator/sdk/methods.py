@@ -1,165 +1,181 @@
-"""What the methods of the managed objects do: of those that matter to who starts, watches and cancels tasks."""
+"""Methods of the managed objects: those that clients use to start, watch and cancel tasks."""
 
 import itertools
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from ..bodies import OPERATIONS, SimulatedTarget
 from ..errors import StandardError
+from ..scenarios import stays_pending
+from ..script import ENDED, message
 from ..sessions import SimulatedSession
-from ..tasks import ENDED, message
-from ..tasks_service import SimulatedTask
-from . import objects, soap
-from .collector import Collector, ListView, PropertyFilter, PropertySpec
-from .history import History, within
-from .inventory import ROOT_COLLECTOR, Inventory, wanted_of
-from .soap import MethodCall, SoapFaultError, about_denied, children, find, not_found, target_of, text_of
+from ..simulated_task import SimulatedTask
+from ..state import VCenterState
+from ..task_attributes import OPERATIONS, SimulatedTarget
+from . import properties, soap
+from .collector import ListView, PropertyCollector, PropertyFilter, PropertySpec
+from .history_collector import TaskHistoryCollector, select_tasks
+from .inventory import ROOT_COLLECTOR, Inventory, parse_property_spec
+from .soap import (
+    MethodCall,
+    SoapFaultError,
+    children,
+    find,
+    object_not_found_fault,
+    parse_target,
+    permission_fields,
+    text_of,
+)
 from .values import moref, text
-
-if TYPE_CHECKING:
-    from ..app import SimulatedVCenter
 
 MAX_UPDATES = 100
 """vCenter's own limit of objects in one update set."""
-_STATES = {wire: status for status, wire in reversed(objects.STATES.items())}
+_STATUSES = {state: status for status, state in reversed(properties.STATES.items())}
 Answer = str
-"""The inside of a method's response."""
+"""The content of a method's response."""
 
 
 class SessionObjects:
     """The managed objects of one session, which end with it."""
 
     def __init__(self) -> None:
-        self.collectors = {ROOT_COLLECTOR: Collector(ROOT_COLLECTOR)}
+        self.collectors = {ROOT_COLLECTOR: PropertyCollector(ROOT_COLLECTOR)}
         self.views: dict[SimulatedTarget, ListView] = {}
-        self.histories: dict[SimulatedTarget, History] = {}
+        self.history_collectors: dict[SimulatedTarget, TaskHistoryCollector] = {}
 
     def destroy(self) -> None:
         for collector in self.collectors.values():
-            for one in collector.filters.values():
-                one.destroy()
+            for property_filter in collector.filters.values():
+                property_filter.destroy()
 
 
 class Methods:
-    """`called` does what a method call asks for; only `WaitForUpdates` waits, elsewhere."""
+    """Methods by name; each returns an answer or raises SoapFaultError. Those that read or wait are the endpoint's.
 
-    def __init__(self, vcenter: "SimulatedVCenter", inventory: Inventory) -> None:
-        self._vcenter = vcenter
-        self._tasks = vcenter.tasks
-        self._numbers = itertools.count(1)
+    `session_objects` contains the managed objects of each session by its id.
+    """
+
+    def __init__(self, state: VCenterState, inventory: Inventory) -> None:
+        self._state = state
         self._inventory = inventory
-        self.rooms: dict[str, SessionObjects] = {}
+        self._numbers = itertools.count(1)
+        self.session_objects: dict[str, SessionObjects] = {}
         self.by_name: dict[str, Callable[[MethodCall, SimulatedSession], Answer]] = {
-            "CreateFilter": self._create_filter,
-            "CreatePropertyCollector": self._create_collector,
-            "DestroyPropertyCollector": self._destroy_collector,
-            "DestroyPropertyFilter": self._destroy_filter,
-            "CancelWaitForUpdates": self._cancel_wait,
-            "CreateListView": self._create_view,
-            "ModifyListView": self._modify_view,
-            "DestroyView": self._destroy_view,
-            "CreateTask": self._create_task,
-            "SetTaskState": self._set_state,
-            "SetTaskDescription": self._set_description,
-            "UpdateProgress": self._update_progress,
-            "CancelTask": self._cancel_task,
-            "AnswerVM": self._answer_vm,
-            "CreateCollectorForTasks": self._create_history,
-            "ReadNextTasks": self._read_history,
-            "ReadPreviousTasks": self._read_history,
-            "RewindCollector": self._turn_history,
-            "ResetCollector": self._turn_history,
-            "DestroyCollector": self._destroy_history,
-            "CurrentTime": self._current_time,
-            "SessionIsActive": self._is_active,
+            "CreateFilter": self.create_filter,
+            "CreatePropertyCollector": self.create_collector,
+            "DestroyPropertyCollector": self.destroy_collector,
+            "DestroyPropertyFilter": self.destroy_filter,
+            "CancelWaitForUpdates": self.cancel_wait,
+            "CreateListView": self.create_list_view,
+            "ModifyListView": self.modify_list_view,
+            "DestroyView": self.destroy_view,
+            "CreateTask": self.create_task,
+            "SetTaskState": self.set_task_state,
+            "SetTaskDescription": self.set_task_description,
+            "UpdateProgress": self.update_progress,
+            "CancelTask": self.cancel_task,
+            "AnswerVM": self.answer_vm,
+            "CreateCollectorForTasks": self.create_history_collector,
+            "ReadNextTasks": self.read_tasks,
+            "ReadPreviousTasks": self.read_tasks,
+            "RewindCollector": self.rewind_or_reset,
+            "ResetCollector": self.rewind_or_reset,
+            "DestroyCollector": self.destroy_history_collector,
+            "CurrentTime": self.show_current_time,
+            "SessionIsActive": self.show_session_activity,
         }
 
     # PropertyCollector
 
-    def collector(self, call: MethodCall, session: SimulatedSession) -> Collector:
-        found = self.rooms[session.id].collectors.get(call.this)
-        if found is None:
-            raise not_found(call.this)
-        return found
+    def find_collector(self, call: MethodCall, session: SimulatedSession) -> PropertyCollector:
+        collector = self.session_objects[session.id].collectors.get(call.this)
+        if collector is None:
+            raise object_not_found_fault(call.this)
+        return collector
 
-    def _create_filter(self, call: MethodCall, session: SimulatedSession) -> Answer:
-        collector = self.collector(call, session)
+    def create_filter(self, call: MethodCall, session: SimulatedSession) -> Answer:
+        collector = self.find_collector(call, session)
         spec = find(call.arguments, "spec")
         if spec is None:
             raise SoapFaultError("InvalidArgument", "", ("invalidProperty", text("spec")))
-        one = PropertyFilter(self._ref("PropertyFilter", session), wanted_of(spec), self._inventory.watchers)
-        views = self.rooms[session.id].views
-        for named in children(spec, "objectSet"):
-            target = target_of(named[0])
+        ref = self._new_ref("PropertyFilter", session)
+        property_filter = PropertyFilter(ref, parse_property_spec(spec), self._inventory.filters)
+        views = self.session_objects[session.id].views
+        for object_spec in children(spec, "objectSet"):
+            target = parse_target(object_spec[0])
             view = views.get(target)
             if view is not None:
-                view.filters.append(one)
+                view.filters.append(property_filter)
             for member in list(view.members) if view else [target]:
-                if view is None and self._inventory.snapshot(member, one.wanted, session) is None:
-                    raise not_found(member)
-                one.enter(member)
-        collector.filters[one.ref] = one
-        return soap.returned(moref(one.ref))
+                if view is None and self._inventory.take_snapshot(member, property_filter.spec, session) is None:
+                    raise object_not_found_fault(member)
+                property_filter.add(member)
+        collector.filters[ref] = property_filter
+        return soap.return_value(moref(ref))
 
-    def _create_collector(self, call: MethodCall, session: SimulatedSession) -> Answer:
-        ref = self._ref("PropertyCollector", session)
-        self.rooms[session.id].collectors[ref] = Collector(ref)
-        return soap.returned(moref(ref))
+    def create_collector(self, call: MethodCall, session: SimulatedSession) -> Answer:
+        ref = self._new_ref("PropertyCollector", session)
+        self.session_objects[session.id].collectors[ref] = PropertyCollector(ref)
+        return soap.return_value(moref(ref))
 
-    def _destroy_collector(self, call: MethodCall, session: SimulatedSession) -> Answer:
-        collector = self.collector(call, session)
-        collector.canceled += 1
-        for one in collector.filters.values():
-            one.destroy()
-        del self.rooms[session.id].collectors[call.this]
+    def destroy_collector(self, call: MethodCall, session: SimulatedSession) -> Answer:
+        collector = self.find_collector(call, session)
+        collector.cancel_count += 1
+        for property_filter in collector.filters.values():
+            property_filter.destroy()
+        del self.session_objects[session.id].collectors[call.this]
         return ""
 
-    def _destroy_filter(self, call: MethodCall, session: SimulatedSession) -> Answer:
-        for collector in self.rooms[session.id].collectors.values():
-            if one := collector.filters.pop(call.this, None):
-                one.destroy()
+    def destroy_filter(self, call: MethodCall, session: SimulatedSession) -> Answer:
+        for collector in self.session_objects[session.id].collectors.values():
+            if property_filter := collector.filters.pop(call.this, None):
+                property_filter.destroy()
                 return ""
-        raise not_found(call.this)
+        raise object_not_found_fault(call.this)
 
-    def _cancel_wait(self, call: MethodCall, session: SimulatedSession) -> Answer:
-        self.collector(call, session).canceled += 1
+    def cancel_wait(self, call: MethodCall, session: SimulatedSession) -> Answer:
+        self.find_collector(call, session).cancel_count += 1
         return ""
 
-    def _create_view(self, call: MethodCall, session: SimulatedSession) -> Answer:
-        view = ListView(self._ref("ListView", session))
-        targets = call.targets("obj")
-        if unresolved := self._unresolved(targets, session):
-            raise not_found(unresolved[0])
-        view.modify(targets, ())
-        self.rooms[session.id].views[view.ref] = view
-        return soap.returned(moref(view.ref))
+    # ListView
 
-    def _modify_view(self, call: MethodCall, session: SimulatedSession) -> Answer:
-        view = self.rooms[session.id].views.get(call.this)
+    def create_list_view(self, call: MethodCall, session: SimulatedSession) -> Answer:
+        view = ListView(self._new_ref("ListView", session))
+        targets = call.targets("obj")
+        if unresolved := self._list_unresolved(targets, session):
+            raise object_not_found_fault(unresolved[0])
+        view.modify(targets, ())
+        self.session_objects[session.id].views[view.ref] = view
+        return soap.return_value(moref(view.ref))
+
+    def modify_list_view(self, call: MethodCall, session: SimulatedSession) -> Answer:
+        """Change the view's members; the answer contains the objects that don't exist."""
+        view = self.session_objects[session.id].views.get(call.this)
         if view is None:
-            raise not_found(call.this)
+            raise object_not_found_fault(call.this)
         targets = call.targets("add")
-        unresolved = self._unresolved(targets, session)
+        unresolved = self._list_unresolved(targets, session)
         missing = set(unresolved)
         view.modify([target for target in targets if target not in missing], call.targets("remove"))
-        return "".join(soap.returned(moref(target)) for target in unresolved)
+        return "".join(soap.return_value(moref(target)) for target in unresolved)
 
-    def _unresolved(self, targets: list[SimulatedTarget], session: SimulatedSession) -> list[SimulatedTarget]:
-        return [target for target in targets if self._inventory.snapshot(target, PropertySpec({}), session) is None]
+    def _list_unresolved(self, targets: list[SimulatedTarget], session: SimulatedSession) -> list[SimulatedTarget]:
+        spec = PropertySpec({})
+        return [target for target in targets if self._inventory.take_snapshot(target, spec, session) is None]
 
-    def _destroy_view(self, call: MethodCall, session: SimulatedSession) -> Answer:
-        view = self.rooms[session.id].views.pop(call.this, None)
+    def destroy_view(self, call: MethodCall, session: SimulatedSession) -> Answer:
+        view = self.session_objects[session.id].views.pop(call.this, None)
         if view is None:
-            raise not_found(call.this)
+            raise object_not_found_fault(call.this)
         view.modify((), list(view.members))
         return ""
 
     # Tasks
 
-    def _create_task(self, call: MethodCall, session: SimulatedSession) -> Answer:
+    def create_task(self, call: MethodCall, session: SimulatedSession) -> Answer:
+        """Start a task with the next script. Without one the task stays pending until its owner sets its state."""
         service, _, operation = (call.text("taskTypeId") or "").rpartition(".")
-        task_id = self._vcenter.create(
-            self._vcenter.next_vim_script(),
+        task_id = self._state.tasks.create(
+            self._state.next_scripts.take(default=stays_pending()),
             flavour="vim",
             service=service,
             operation=operation or OPERATIONS["vim"],
@@ -167,107 +183,104 @@ class Methods:
             user=session.user,
             parent=call.text("parentTaskKey") or "",
         )
-        return soap.returned(objects.whole_info(self._inventory.info(self._tasks[task_id])))
+        return self._render_task_info(self._state.tasks[task_id])
 
-    def _running(self, call: MethodCall) -> str:
-        """The id of the task whose owner changes it. Raises SoapFaultError when it has ended."""
-        task = self._tasks.visible_vim(call.this.id)
-        if task is None:
-            raise not_found(call.this)
-        if task.at(self._vcenter.clock()).status in ENDED:
-            raise SoapFaultError("InvalidState")
-        return task.id
-
-    def _set_state(self, call: MethodCall, session: SimulatedSession) -> Answer:
-        changes: dict[str, Any] = {"status": _STATES.get(call.text("state") or "", "RUNNING")}
-        result, failed = find(call.arguments, "result"), find(call.arguments, "fault")
+    def set_task_state(self, call: MethodCall, session: SimulatedSession) -> Answer:
+        changes: dict[str, Any] = {"status": _STATUSES.get(call.text("state") or "", "RUNNING")}
+        result, error = find(call.arguments, "result"), find(call.arguments, "fault")
         if result is not None:
             kind = result.get("type")
             changes["result"] = {"type": kind, "id": text_of(result)} if kind else text_of(result)
-        if failed is not None:
-            kind = (find(failed, "fault") or failed).get(soap.XSI_TYPE) or "SystemError"
-            said = text_of(find(failed, "localizedMessage")) or text_of(find(failed, "fault", "reason")) or ""
-            changes["error"] = {"fault": kind.rpartition(":")[2], "message": said}
-        self._tasks.set(self._running(call), changes)
+        if error is not None:
+            kind = (find(error, "fault") or error).get(soap.XSI_TYPE) or "SystemError"
+            reason = text_of(find(error, "localizedMessage")) or text_of(find(error, "fault", "reason")) or ""
+            changes["error"] = {"fault": kind.rpartition(":")[2], "message": reason}
+        self._state.tasks.set(self._find_unfinished(call).id, changes)
         return ""
 
-    def _set_description(self, call: MethodCall, session: SimulatedSession) -> Answer:
-        task = self._tasks[self._running(call)]
-        said = call.text("description", "message") or ""
-        shown = task.at(self._vcenter.clock()).fields.get("progress") or {"total": 100, "completed": 0}
-        self._tasks.set(task.id, {"progress": {**shown, "message": message(said)}})
+    def set_task_description(self, call: MethodCall, session: SimulatedSession) -> Answer:
+        task = self._find_unfinished(call)
+        progress = task.frame_at(self._state.clock()).fields.get("progress") or {"total": 100, "completed": 0}
+        description = message(call.text("description", "message") or "")
+        self._state.tasks.set(task.id, {"progress": {**progress, "message": description}})
         return ""
 
-    def _update_progress(self, call: MethodCall, session: SimulatedSession) -> Answer:
+    def update_progress(self, call: MethodCall, session: SimulatedSession) -> Answer:
         percent = int(call.text("percentDone") or 0)
-        self._tasks.set(self._running(call), {"progress": {"total": 100, "completed": percent}})
+        self._state.tasks.set(self._find_unfinished(call).id, {"progress": {"total": 100, "completed": percent}})
         return ""
 
-    def _cancel_task(self, call: MethodCall, session: SimulatedSession) -> Answer:
+    def cancel_task(self, call: MethodCall, session: SimulatedSession) -> Answer:
         try:
-            self._tasks.cancel(call.this.id, vim=True)
+            self._state.tasks.cancel(call.this.id, classic=True)
         except StandardError as error:
             raise _CANCEL_FAULTS[error.error_type](call.this) from error
         return ""
 
-    def _answer_vm(self, call: MethodCall, session: SimulatedSession) -> Answer:
-        """Whatever the answer is, the task goes on."""
-        for task in self._inventory.on_vm(call.this):
-            if task.at(self._vcenter.clock()).status == "BLOCKED":
-                self._tasks.set(task.id, {"status": "RUNNING"})
+    def answer_vm(self, call: MethodCall, session: SimulatedSession) -> Answer:
+        """Let the VM's blocked tasks continue, whatever the answer is."""
+        for task in self._inventory.list_tasks_of_vm(call.this):
+            if task.frame_at(self._state.clock()).status == "BLOCKED":
+                self._state.tasks.set(task.id, {"status": "RUNNING"})
         return ""
 
-    # History
+    def _find_unfinished(self, call: MethodCall) -> SimulatedTask:
+        """Return the task that its owner wants to change. Raises SoapFaultError if it has ended."""
+        task = self._state.tasks.find_classic(call.this.id)
+        if task is None:
+            raise object_not_found_fault(call.this)
+        if task.frame_at(self._state.clock()).status in ENDED:
+            raise SoapFaultError("InvalidState")
+        return task
 
-    def _create_history(self, call: MethodCall, session: SimulatedSession) -> Answer:
-        begin, end = within(find(call.arguments, "filter"))
-        # Without the fraction that the filter's times may not have.
-        tasks = [task for task in self._inventory.vim() if begin - 1 <= task.created_at <= end + 1 and _is_kept(task)]
-        history = History(self._ref("TaskHistoryCollector", session), sorted(tasks, key=lambda task: task.created_at))
-        self.rooms[session.id].histories[history.ref] = history
-        return soap.returned(moref(history.ref))
+    def _render_task_info(self, task: SimulatedTask) -> Answer:
+        return soap.return_value(properties.task_info_value(self._inventory.read_task_info(task)))
 
-    def _history(self, call: MethodCall, session: SimulatedSession) -> History:
-        found = self.rooms[session.id].histories.get(call.this)
-        if found is None:
-            raise not_found(call.this)
-        return found
+    # TaskHistoryCollector
 
-    def _read_history(self, call: MethodCall, session: SimulatedSession) -> Answer:
-        history, at_most = self._history(call, session), int(call.text("maxCount") or 0)
+    def create_history_collector(self, call: MethodCall, session: SimulatedSession) -> Answer:
+        tasks = select_tasks(self._inventory.list_classic_tasks(), find(call.arguments, "filter"))
+        history = TaskHistoryCollector(self._new_ref("TaskHistoryCollector", session), tasks)
+        self.session_objects[session.id].history_collectors[history.ref] = history
+        return soap.return_value(moref(history.ref))
+
+    def read_tasks(self, call: MethodCall, session: SimulatedSession) -> Answer:
+        history, at_most = self._find_history(call, session), int(call.text("maxCount") or 0)
         if at_most < 1:
             raise SoapFaultError("InvalidArgument", "", ("invalidProperty", text("maxCount")))
         page = history.read_next(at_most) if call.name == "ReadNextTasks" else history.read_previous(at_most)
-        return "".join(soap.returned(objects.whole_info(self._inventory.info(task))) for task in page)
+        return "".join(map(self._render_task_info, page))
 
-    def _turn_history(self, call: MethodCall, session: SimulatedSession) -> Answer:
-        history = self._history(call, session)
+    def rewind_or_reset(self, call: MethodCall, session: SimulatedSession) -> Answer:
+        history = self._find_history(call, session)
         history.rewind() if call.name == "RewindCollector" else history.reset()
         return ""
 
-    def _destroy_history(self, call: MethodCall, session: SimulatedSession) -> Answer:
-        del self.rooms[session.id].histories[self._history(call, session).ref]
+    def destroy_history_collector(self, call: MethodCall, session: SimulatedSession) -> Answer:
+        del self.session_objects[session.id].history_collectors[self._find_history(call, session).ref]
         return ""
 
-    # The rest
+    def _find_history(self, call: MethodCall, session: SimulatedSession) -> TaskHistoryCollector:
+        history = self.session_objects[session.id].history_collectors.get(call.this)
+        if history is None:
+            raise object_not_found_fault(call.this)
+        return history
 
-    def _current_time(self, call: MethodCall, session: SimulatedSession) -> Answer:
-        return soap.returned(objects.at_time(self._vcenter.clock(), self._vcenter.options.timestamps))
+    # ServiceInstance and SessionManager
 
-    def _is_active(self, call: MethodCall, session: SimulatedSession) -> Answer:
+    def show_current_time(self, call: MethodCall, session: SimulatedSession) -> Answer:
+        return soap.return_value(properties.time_value(self._state.clock(), self._state.options.timestamps))
+
+    def show_session_activity(self, call: MethodCall, session: SimulatedSession) -> Answer:
         return f"<returnval>{'true' if call.text('sessionID') == session.id else 'false'}</returnval>"
 
-    def _ref(self, kind: str, session: SimulatedSession) -> SimulatedTarget:
+    def _new_ref(self, kind: str, session: SimulatedSession) -> SimulatedTarget:
         return SimulatedTarget(kind, f"session[{session.id}]{next(self._numbers)}")
 
 
-def _is_kept(task: SimulatedTask) -> bool:
-    return task.gone_at is None or task.retired
-
-
 _CANCEL_FAULTS: dict[str, Callable[[SimulatedTarget], SoapFaultError]] = {
-    "NOT_FOUND": not_found,
-    "UNAUTHORIZED": lambda target: SoapFaultError("NoPermission", "No permission.", *about_denied(target)),
+    "NOT_FOUND": object_not_found_fault,
+    "UNAUTHORIZED": lambda target: SoapFaultError("NoPermission", "No permission.", *permission_fields(target)),
     "UNSUPPORTED": lambda _: SoapFaultError("NotSupported", "The task can't be canceled."),
     "NOT_ALLOWED_IN_CURRENT_STATE": lambda _: SoapFaultError("InvalidState", "The task has ended."),
 }

@@ -1,11 +1,11 @@
-"""SOAP in and out: requests as methods with arguments, answers and faults as envelopes."""
+"""SOAP: requests parsed to method calls, responses and faults rendered as envelopes."""
 
 from typing import NamedTuple
 
 from lxml import etree
 from starlette.responses import Response
 
-from ..bodies import SimulatedTarget
+from ..task_attributes import SimulatedTarget
 from .values import Value, element, moref, text
 
 VIM = "urn:vim25"
@@ -23,17 +23,17 @@ Element = etree._Element
 
 
 class SoapFaultError(Exception):
-    """Answered as a SOAP fault with this detail."""
+    """A method's fault, answered as a SOAP fault; `parts` are the fields of its detail."""
 
-    def __init__(self, kind: str, said: str = "", *parts: tuple[str, Value | None]) -> None:
-        super().__init__(kind)
-        self.kind = kind
-        self.said = said
+    def __init__(self, fault_type: str, message: str = "", *parts: tuple[str, Value | None]) -> None:
+        super().__init__(fault_type)
+        self.fault_type = fault_type
+        self.message = message
         self.parts = parts
 
 
 class MethodCall(NamedTuple):
-    """A method of a managed object, and its arguments as they stand there."""
+    """A call of a managed object's method, and the element that contains its arguments."""
 
     name: str
     this: SimulatedTarget
@@ -46,11 +46,11 @@ class MethodCall(NamedTuple):
         return children(self.arguments, name)
 
     def targets(self, name: str) -> list[SimulatedTarget]:
-        return [target_of(found) for found in self.all(name)]
+        return [parse_target(argument) for argument in self.all(name)]
 
 
-def read(body: bytes) -> MethodCall:
-    """The call in a request. Raises SoapFaultError."""
+def parse_call(body: bytes) -> MethodCall:
+    """Parse the body of a request. Raises SoapFaultError."""
     try:
         envelope = etree.fromstring(body, _PARSER)
     except etree.XMLSyntaxError as error:
@@ -60,46 +60,47 @@ def read(body: bytes) -> MethodCall:
     this = None if method is None else find(method, "_this")
     if method is None or this is None:
         raise SoapFaultError("InvalidRequest", "There is no method in the body.")
-    return MethodCall(name_of(method), target_of(this), method)
+    return MethodCall(local_name(method), parse_target(this), method)
 
 
-def name_of(found: Element) -> str:
-    return etree.QName(found).localname
+def local_name(node: Element) -> str:
+    return etree.QName(node).localname
 
 
 def children(parent: Element, name: str) -> list[Element]:
-    return [child for child in parent if name_of(child) == name]
+    return [child for child in parent if local_name(child) == name]
 
 
 def find(parent: Element, *path: str) -> Element | None:
-    found: Element | None = parent
+    """Return the first element at this path below the parent."""
+    node: Element | None = parent
     for name in path:
-        found = next(iter(children(found, name)), None) if found is not None else None
-    return found
+        node = next(iter(children(node, name)), None) if node is not None else None
+    return node
 
 
-def text_of(found: Element | None) -> str | None:
-    return None if found is None else (found.text or "").strip()
+def text_of(node: Element | None) -> str | None:
+    return None if node is None else (node.text or "").strip()
 
 
-def target_of(found: Element) -> SimulatedTarget:
-    return SimulatedTarget(found.get("type") or "", (found.text or "").strip())
+def parse_target(node: Element) -> SimulatedTarget:
+    return SimulatedTarget(node.get("type") or "", (node.text or "").strip())
 
 
-def answer(method: str, inner: str) -> Response:
+def method_response(method: str, inner: str) -> Response:
     return _envelope(f'<{method}Response xmlns="{VIM}">{inner}</{method}Response>', 200)
 
 
-def returned(value: Value | None, *, typed: bool = False) -> str:
+def return_value(value: Value | None, *, typed: bool = False) -> str:
     return "" if value is None else element("returnval", value, typed=typed)
 
 
-def fault_answer(fault: SoapFaultError) -> Response:
+def fault_response(fault: SoapFaultError) -> Response:
     detail = "".join(element(name, value, typed=False) for name, value in fault.parts if value is not None)
-    said = element("faultstring", text(fault.said), typed=False)
+    message = element("faultstring", text(fault.message), typed=False)
     return _envelope(
-        f"<soapenv:Fault><faultcode>ServerFaultCode</faultcode>{said}<detail>"
-        f'<{fault.kind}Fault xmlns="{VIM}" xsi:type="{fault.kind}">{detail}</{fault.kind}Fault>'
+        f"<soapenv:Fault><faultcode>ServerFaultCode</faultcode>{message}<detail>"
+        f'<{fault.fault_type}Fault xmlns="{VIM}" xsi:type="{fault.fault_type}">{detail}</{fault.fault_type}Fault>'
         "</detail></soapenv:Fault>",
         500,
     )
@@ -109,14 +110,15 @@ def _envelope(body: str, status: int) -> Response:
     return Response(f"{_START}{body}{_END}", status, media_type="text/xml")
 
 
-def not_found(target: SimulatedTarget) -> SoapFaultError:
-    said = f"The object '{target.type}:{target.id}' has already been deleted or has not been completely created"
-    return SoapFaultError("ManagedObjectNotFound", said, ("obj", moref(target)))
+def object_not_found_fault(target: SimulatedTarget) -> SoapFaultError:
+    message = f"The object '{target.type}:{target.id}' has already been deleted or has not been completely created"
+    return SoapFaultError("ManagedObjectNotFound", message, ("obj", moref(target)))
 
 
-def not_authenticated(target: SimulatedTarget) -> SoapFaultError:
-    return SoapFaultError("NotAuthenticated", "The session is not authenticated.", *about_denied(target))
+def no_session_fault(target: SimulatedTarget) -> SoapFaultError:
+    return SoapFaultError("NotAuthenticated", "The session is not authenticated.", *permission_fields(target))
 
 
-def about_denied(target: SimulatedTarget) -> tuple[tuple[str, Value], tuple[str, Value]]:
+def permission_fields(target: SimulatedTarget) -> tuple[tuple[str, Value], tuple[str, Value]]:
+    """Return the fields of a NoPermission or NotAuthenticated fault about this object."""
     return ("object", moref(target)), ("privilegeId", text("System.Read"))

@@ -1,17 +1,16 @@
 """Values of the Web Services API as XML. Pure."""
 
-from collections.abc import Iterable
 from typing import Any, NamedTuple
 from xml.sax.saxutils import escape
 
-from ..bodies import SimulatedTarget
+from ..task_attributes import SimulatedTarget
 
-_OF_ANY = {"AnyType", "TaskReason", "MethodFault"}
-"""Declared types whose values must name their own."""
+_ABSTRACT_TYPES = {"AnyType", "TaskReason", "MethodFault"}
+"""Declared types whose values must name their own type."""
 
 
 class Value(NamedTuple):
-    """`type` is the xsi:type, `inner` what stands inside the element, `moref` the referred object's type."""
+    """`type` is the xsi:type, `inner` the content of the element, `moref` the type of a referenced object."""
 
     type: str
     inner: str
@@ -19,7 +18,7 @@ class Value(NamedTuple):
 
 
 def element(tag: str, value: Value, *, typed: bool) -> str:
-    """The value as an element; `typed` where its type doesn't follow from where it stands."""
+    """Return the value as an element. Set `typed` if its place doesn't determine its type."""
     kind = f' type="{value.moref}"' if value.moref else ""
     xsi = f' xsi:type="{value.type}"' if typed else ""
     return f"<{tag}{kind}{xsi}>{value.inner}</{tag}>"
@@ -42,19 +41,19 @@ def integer(value: int) -> Value:
 
 
 def structure(kind: str, *parts: tuple[str, Value | None]) -> Value:
-    """A data object; parts without a value are left out."""
-    inner = (element(name, value, typed=value.type in _OF_ANY) for name, value in parts if value is not None)
+    """Return a data object; parts without a value are left out."""
+    inner = (element(name, value, typed=value.type in _ABSTRACT_TYPES) for name, value in parts if value is not None)
     return Value(kind, "".join(inner))
 
 
-def fault(kind: str, said: str, *parts: tuple[str, Value | None]) -> Value:
-    """A LocalizedMethodFault around a fault of this type."""
+def fault(kind: str, message: str, *parts: tuple[str, Value | None]) -> Value:
+    """Return a LocalizedMethodFault that contains a fault of this type."""
     inner = element("fault", structure(kind, *parts), typed=True)
-    return Value("LocalizedMethodFault", f"{inner}{element('localizedMessage', text(said), typed=False)}")
+    return Value("LocalizedMethodFault", f"{inner}{element('localizedMessage', text(message), typed=False)}")
 
 
-def anything(value: Any) -> Value | None:
-    """Decoded JSON as a value; `{"type", "id"}` is a reference, and any other object an array of KeyValue."""
+def value_of_json(value: Any) -> Value | None:
+    """Return decoded JSON as a value: `{"type", "id"}` as a reference, any other object as an array of KeyValue."""
     match value:
         case None:
             return None
@@ -69,14 +68,7 @@ def anything(value: Any) -> Value | None:
         case {"type": str(kind), "id": str(name), **rest} if not rest:
             return moref(SimulatedTarget(kind, name))
         case dict():
-            return Value("ArrayOfKeyValue", "".join(_pair(str(key), str(item)) for key, item in value.items()))
+            pairs = (f"<key>{escape(str(key))}</key><value>{escape(str(item))}</value>" for key, item in value.items())
+            return Value("ArrayOfKeyValue", "".join(f"<KeyValue>{pair}</KeyValue>" for pair in pairs))
         case _:
-            return Value("ArrayOfString", _strings(map(str, value)))
-
-
-def _pair(key: str, value: str) -> str:
-    return f"<KeyValue><key>{escape(key)}</key><value>{escape(value)}</value></KeyValue>"
-
-
-def _strings(items: Iterable[str]) -> str:
-    return "".join(f"<string>{escape(item)}</string>" for item in items)
+            return Value("ArrayOfString", "".join(f"<string>{escape(str(item))}</string>" for item in value))

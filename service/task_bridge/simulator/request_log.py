@@ -1,17 +1,19 @@
-"""What was asked of the simulated vCenter, request by request, for whoever wants to judge a client."""
+"""Log of the requests that the simulated vCenter received, so that tests can judge a client."""
 
 from collections import Counter, deque
-from collections.abc import Callable, Iterator
 
 from msgspec import Struct
 
-from .clock import Clock
+from .options import Clock
 
 
 class LoggedRequest(Struct):
-    """One request. `operation` is `login`, `session`, `logout`, `get`, `list`, `cancel`, `create` or `unknown`, at
-    `/sdk` the method's name; `tasks` is how many task ids it named; `status` is None until answered, and for good
-    when no answer was given. `fault` names the fault it met. The session and the user are those it was let in with.
+    """One request.
+
+    `operation` is `login`, `session`, `logout`, `get`, `list`, `cancel`, `create` or `unknown`, and at `/sdk` the
+    method's name. `tasks` is the number of task ids that the request names. `status` is None until the request is
+    answered, and stays None if it never is. `fault` is the name of the fault that was applied. `session` and `user`
+    are those that the request was authenticated with.
     """
 
     at: float
@@ -29,11 +31,11 @@ class LoggedRequest(Struct):
 
 
 class RequestLog:
-    """The newest requests, and counts over all of them. `looks` says how often each task was shown."""
+    """The newest requests, and counts over all of them. `polls` counts how often each task was shown."""
 
     def __init__(self, clock: Clock, remembered: int) -> None:
         self.requests: deque[LoggedRequest] = deque(maxlen=remembered)
-        self.looks: Counter[str] = Counter()
+        self.polls: Counter[str] = Counter()
         self.operations: Counter[str] = Counter()
         self.in_flight = 0
         self.most_in_flight = 0
@@ -52,17 +54,15 @@ class RequestLog:
         self.in_flight -= 1
 
     def of(self, operation: str, task: str | None = None) -> list[LoggedRequest]:
-        return list(self._matching(lambda request: request.operation == operation and task in (None, request.task)))
+        """Return the requests of an operation; `task` narrows them to those about one task."""
+        return [one for one in self.requests if one.operation == operation and task in (None, one.task)]
 
     def since(self, at: float) -> list[LoggedRequest]:
-        return list(self._matching(lambda request: request.at >= at))
+        return [request for request in self.requests if request.at >= at]
 
     def clear(self) -> None:
-        """Forgets all but what is in flight."""
+        """Forget everything but the requests in flight."""
         self.requests.clear()
-        self.looks.clear()
+        self.polls.clear()
         self.operations.clear()
         self.most_in_flight = self.in_flight
-
-    def _matching(self, wanted: Callable[[LoggedRequest], bool]) -> Iterator[LoggedRequest]:
-        return (request for request in self.requests if wanted(request))
