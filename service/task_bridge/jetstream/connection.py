@@ -85,7 +85,7 @@ class Connection:
         client._flush_pending = _kept_when_closed(client._flush_pending)  # type: ignore[method-assign, assignment]
         self._client = client
         self.reason = None
-        self._trouble.recovered()
+        self._trouble.report_recovery()
         server = client.connected_url.netloc if client.connected_url else None
         log.info("nats_connected", server=server, version=".".join(map(str, server_version(client))))
         return client
@@ -137,7 +137,7 @@ class Connection:
             log.warning("nats_error", reason=told)
         else:
             self.reason = told
-            self._trouble.failed(reason=told, servers=list(self._settings.urls))
+            self._trouble.report_failure(reason=told, servers=list(self._settings.urls))
             self._reread()
 
     def _is_refused(self, told: str) -> None:
@@ -147,7 +147,7 @@ class Connection:
                 self._refused.set_result(told)
             return
         self.reason = f"NATS refuses the bridge: {told}"
-        self._refusal.failed(reason=told, cure="see that the credentials in the bridge's files are NATS's")
+        self._refusal.report_failure(reason=told, cure="see that the credentials in the bridge's files are NATS's")
         self._reread()
 
     def _reread(self) -> None:
@@ -184,12 +184,12 @@ class Connection:
     async def _on_disconnected(self) -> None:
         if self.reason is None and not self._closing:
             self.reason = "connection lost"
-            self._trouble.failed(reason=self.reason, servers=list(self._settings.urls))
+            self._trouble.report_failure(reason=self.reason, servers=list(self._settings.urls))
 
     async def _on_reconnected(self) -> None:
         self.reason = None
-        self._refusal.recovered()
-        self._trouble.recovered()
+        self._refusal.report_recovery()
+        self._trouble.report_recovery()
         for call in self._on_return:
             call()
 

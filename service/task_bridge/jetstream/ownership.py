@@ -143,10 +143,10 @@ class Ownership:
             outcome = await self._take(watch, handle)
         except (NatsUnavailable, VCenterUnavailable) as error:
             # Not said to be in progress any more, so it is delivered again.
-            self._trouble.failed(vcenter=watch.vcenter, task=watch.task, reason=str(error))
+            self._trouble.report_failure(vcenter=watch.vcenter, task=watch.task, reason=str(error))
             handle.drop()
             return
-        self._trouble.recovered()
+        self._trouble.report_recovery()
         if outcome is not None and first and watch.stored_request:
             self._metrics.requests.labels(outcome).inc()
             log.info("request", outcome=outcome, **watch.log_keys)

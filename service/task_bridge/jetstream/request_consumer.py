@@ -63,11 +63,11 @@ class RequestConsumer:
         try:
             await self._admit(message)
             await self._say(message, ACK)
-            self._trouble.recovered()
+            self._trouble.report_recovery()
         except Refused as refused:
             await self._rejected(message, refused)
         except NatsUnavailable as error:
-            self._trouble.failed(reason=str(error))
+            self._trouble.report_failure(reason=str(error))
             await self._say(message, nak_later(RETRY_S))
         except Exception:
             log.exception("request_failed", subject=message.subject)
@@ -101,7 +101,7 @@ class RequestConsumer:
         try:
             await self._ports.rejections.publish(request_id, refused, message.data, message.headers)
         except NatsUnavailable as error:
-            self._trouble.failed(reason=str(error))
+            self._trouble.report_failure(reason=str(error))
             await self._say(message, nak_later(RETRY_S))
             return
         await self._say(message, TERM)
