@@ -376,9 +376,9 @@ class VimTaskTracker:
         try:
             found = await methods.history(self._session, [one.id for one in those], min(began) - 60.0, end)
         except SoapFault as fault:
-            self._no_history.failed(vcenter=self._vcenter, reason=str(fault))
+            self._no_history.report_failure(vcenter=self._vcenter, reason=str(fault))
             return False
-        self._no_history.recovered(vcenter=self._vcenter)
+        self._no_history.report_recovery(vcenter=self._vcenter)
         for followed in those:
             self._of_history(followed, found.get(followed.id))
         return True
