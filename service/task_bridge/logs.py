@@ -83,13 +83,13 @@ class FailureLog:
         self._ends = ends
         self._told = False
 
-    def failed(self, **keys: object) -> None:
+    def report_failure(self, **keys: object) -> None:
         """Tells that it has begun, unless that is told already."""
         if not self._told:
             self._told = True
             self._logger.warning(self._begins, **keys)
 
-    def recovered(self, **keys: object) -> None:
+    def report_recovery(self, **keys: object) -> None:
         """Tells that it is over, if it was told."""
         if self._told:
             self._told = False

@@ -13,7 +13,7 @@ import pytest
 from credentials import nkey
 from task_bridge.domain.errors import CannotStart
 from task_bridge.settings import Listen, NatsSettings, Settings, VCenterSettings, load
-from task_bridge.settings.loading import variable_names
+from task_bridge.settings.loader import variable_names
 
 LAB = {
     "BRIDGE_VCENTERS__LAB__URL": "https://vc.example.com",

@@ -91,7 +91,7 @@ class Connection:
         keep_unwritten_data(client)
         self._client = client
         self.reason = None
-        self._outage_log.recovered()
+        self._outage_log.report_recovery()
         server = client.connected_url.netloc if client.connected_url else None
         log.info("nats_connected", server=server, version=".".join(map(str, server_version(client))))
         return client
@@ -145,7 +145,7 @@ class Connection:
             log.warning("nats_error", reason=message)
         else:
             self.reason = message
-            self._outage_log.failed(reason=message, servers=list(self._settings.urls))
+            self._outage_log.report_failure(reason=message, servers=list(self._settings.urls))
             self._reload_secrets()
 
     def _on_refused(self, message: str) -> None:
@@ -155,7 +155,9 @@ class Connection:
                 self._refused_at_start.set_result(message)
             return
         self.reason = f"NATS refuses the bridge: {message}"
-        self._refusal_log.failed(reason=message, cure="make the credentials in the bridge's files match those of NATS")
+        self._refusal_log.report_failure(
+            reason=message, cure="make the credentials in the bridge's files match those of NATS"
+        )
         self._reload_secrets()
 
     def _reload_secrets(self) -> None:
@@ -196,12 +198,12 @@ class Connection:
     async def _on_disconnected(self) -> None:
         if self.reason is None and not self._closing:
             self.reason = "connection lost"
-            self._outage_log.failed(reason=self.reason, servers=list(self._settings.urls))
+            self._outage_log.report_failure(reason=self.reason, servers=list(self._settings.urls))
 
     async def _on_reconnected(self) -> None:
         self.reason = None
-        self._refusal_log.recovered()
-        self._outage_log.recovered()
+        self._refusal_log.report_recovery()
+        self._outage_log.report_recovery()
         for callback in self._on_reconnect:
             callback()
 

@@ -140,10 +140,10 @@ class Ownership:
             outcome = await self._take_over(watch, handle)
         except (NatsUnavailable, VCenterUnavailable) as error:
             # Without heartbeats JetStream delivers the message again.
-            self._failures.failed(vcenter=watch.vcenter, task=watch.task, reason=str(error))
+            self._failures.report_failure(vcenter=watch.vcenter, task=watch.task, reason=str(error))
             handle.drop()
             return
-        self._failures.recovered()
+        self._failures.report_recovery()
         if outcome is not None and is_first and watch.stored_request:
             self._metrics.requests.labels(outcome).inc()
             log.info("request", outcome=outcome, **watch.log_keys)

@@ -84,11 +84,11 @@ class RequestConsumer:
         try:
             await self._admit(message)
             await self._send_ack(message, ACK)
-            self._failures.recovered()
+            self._failures.report_recovery()
         except Refused as refused:
             await self._reject(message, refused)
         except NatsUnavailable as error:
-            self._failures.failed(reason=str(error))
+            self._failures.report_failure(reason=str(error))
             await self._send_ack(message, nak_later(RETRY_S))
         except Exception:
             log.exception("request_failed", subject=message.subject)
@@ -122,7 +122,7 @@ class RequestConsumer:
         try:
             await self._context.rejections.publish(request_id, refused, message.data, message.headers)
         except NatsUnavailable as error:
-            self._failures.failed(reason=str(error))
+            self._failures.report_failure(reason=str(error))
             await self._send_ack(message, nak_later(RETRY_S))
             return
         await self._send_ack(message, TERM)

@@ -1,6 +1,6 @@
 """Every setting of the bridge, and `load`, the only door from the environment to them."""
 
-from .loading import load
+from .loader import load
 from .models import NatsSettings, Settings, VCenterSettings
 from .values import Listen, SecretFile
 

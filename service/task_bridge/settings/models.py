@@ -1,4 +1,4 @@
-"""Every knob of the bridge: its environment variable, its unit, its reason."""
+"""Every setting of the bridge: its environment variable, its unit, what it is for."""
 
 from __future__ import annotations
 
@@ -21,24 +21,24 @@ from pydantic_settings import BaseSettings, NoDecode, PydanticBaseSettingsSource
 from . import values
 from .values import Listen, SecretFile
 
-Secret = Annotated[SecretFile, PlainValidator(values.secret_file), PlainSerializer(repr)]
-ReadableFile = Annotated[Path, BeforeValidator(values.readable)]
-CaFile = Annotated[Path, BeforeValidator(values.ca_file)]
-CredsFile = Annotated[Path, BeforeValidator(values.creds_file)]
-SeedFile = Annotated[Path, BeforeValidator(values.seed_file)]
+Secret = Annotated[SecretFile, PlainValidator(values.open_secret_file), PlainSerializer(repr)]
+ReadableFile = Annotated[Path, BeforeValidator(values.check_readable)]
+CaFile = Annotated[Path, BeforeValidator(values.check_ca_file)]
+CredsFile = Annotated[Path, BeforeValidator(values.check_creds_file)]
+SeedFile = Annotated[Path, BeforeValidator(values.check_seed_file)]
 Lower = BeforeValidator(lambda text: text.lower() if isinstance(text, str) else text)
 
 
-def _knob(variable: str, default: Any, meaning: str, **limits: Any) -> Any:
-    """One setting: its variable (of a vCenter its key), its default as it would be written, what it is for."""
+def _setting(variable: str, default: Any, meaning: str, **limits: Any) -> Any:
+    """Return the field of one setting: its variable (or key of a vCenter), its default as text, what it is for."""
     return Field(default, validation_alias=variable, description=meaning, validate_default=True, **limits)
 
 
-def _duration(low: str, high: str = "365d") -> BeforeValidator:
-    return BeforeValidator(values.duration(low, high))
+def _validate_duration(low: str, high: str = "365d") -> BeforeValidator:
+    return BeforeValidator(values.duration_parser(low, high))
 
 
-def _secret(given: SecretStr | None, file: SecretFile | None) -> str | None:
+def _read_secret(given: SecretStr | None, file: SecretFile | None) -> str | None:
     if file is not None:
         return file.read()
     return None if given is None else given.get_secret_value()
@@ -49,92 +49,99 @@ class VCenterSettings(BaseModel):
 
     model_config = ConfigDict(frozen=True, validate_by_name=True, hide_input_in_errors=True)
 
-    name: str = Field(description="its name in subjects and events: <NAME>, lower-cased")
-    url: Annotated[str, BeforeValidator(values.vcenter_url)] = Field(
+    name: str = Field(description="its name in subjects and events: <NAME> in lower case")
+    url: Annotated[str, BeforeValidator(values.parse_vcenter_url)] = Field(
         validation_alias="url",
         description="scheme and host, like https://vcenter.example.com; events name it as their source",
     )
-    given_username: str | None = _knob(
-        "username", None, "who looks at tasks, like task-bridge@vsphere.local; this or USERNAME_FILE is needed"
+    given_username: str | None = _setting(
+        "username", None, "the user who reads tasks, like task-bridge@vsphere.local; this or USERNAME_FILE is required"
     )
-    username_file: Secret | None = _knob("username_file", None, "a file that holds the username")
-    given_password: SecretStr | None = _knob("password", None, "its password; this or PASSWORD_FILE is needed")
-    password_file: Secret | None = _knob(
-        "password_file", None, "a file that holds the password; read again when it changes"
+    username_file: Secret | None = _setting("username_file", None, "a file that holds the username")
+    given_password: SecretStr | None = _setting(
+        "password", None, "the user's password; this or PASSWORD_FILE is required"
     )
-    ca_file: CaFile | None = _knob(
-        "ca_file", None, "PEM file of the authorities that sign vCenter's certificate, instead of the system's"
+    password_file: Secret | None = _setting(
+        "password_file", None, "a file that holds the password; it is read again when it changes"
     )
-    verify_tls: bool = _knob("verify_tls", True, "false accepts any certificate: whoever answers gets the password")
-    proxy: Annotated[str, BeforeValidator(values.proxy_url)] | None = _knob(
-        "proxy", None, "http://host:port of a proxy to this vCenter; HTTPS_PROXY and the like are ignored"
+    ca_file: CaFile | None = _setting(
+        "ca_file", None, "PEM file of the CA that signs vCenter's certificate, instead of the system's CAs"
     )
-    max_concurrent_requests: int = _knob(
-        "max_concurrent_requests", 4, "requests in flight at once, per replica: others use vCenter too", ge=1
+    verify_tls: bool = _setting(
+        "verify_tls", True, "false accepts any certificate, so any server that answers gets the password"
     )
-    max_requests_per_second: float = _knob(
+    proxy: Annotated[str, BeforeValidator(values.parse_proxy_url)] | None = _setting(
+        "proxy", None, "http://host:port of a proxy to this vCenter; HTTPS_PROXY and similar variables are ignored"
+    )
+    max_concurrent_requests: int = _setting(
+        "max_concurrent_requests",
+        4,
+        "the most requests in flight at once, per replica, to leave room for other clients of vCenter",
+        ge=1,
+    )
+    max_requests_per_second: float = _setting(
         "max_requests_per_second",
         20.0,
-        "requests per second and replica, every request counts; when they don't suffice all looks get rarer",
+        "the most requests per second, per replica; every request counts; beyond it all tasks are polled less often",
         gt=0,
         allow_inf_nan=False,
     )
-    api: Annotated[Literal["auto", "api", "rest"], Lower] = _knob(
-        "api", "auto", "which rendering of the REST API: /api (7.0 U2 and later), /rest (6.7), auto asks"
+    api: Annotated[Literal["auto", "api", "rest"], Lower] = _setting(
+        "api", "auto", "the REST API to use: api is /api (7.0 U2 and later), rest is /rest (6.7), auto detects it"
     )
-    vim: Annotated[Literal["auto", "push", "pull", "off"], Lower] = _knob(
+    vim: Annotated[Literal["auto", "push", "pull", "off"], Lower] = _setting(
         "vim",
         "auto",
-        "how classic tasks (task-123) are followed, over /sdk: push waits, pull asks every 2 s, auto pushes while "
-        "that works; off refuses them",
+        "how classic tasks (task-123) are followed over /sdk: push waits for changes, pull polls every 2 s, "
+        "auto pushes while that works, off refuses them",
     )
 
     def username(self) -> str:
-        """Who logs in, as of now."""
-        return _secret(SecretStr(self.given_username or ""), self.username_file) or ""
+        """Return the user name. A file is read again when it has changed."""
+        return _read_secret(SecretStr(self.given_username or ""), self.username_file) or ""
 
     def password(self) -> str:
-        """The password as of now: a file is read again when it changed."""
-        return _secret(self.given_password, self.password_file) or ""
+        """Return the password. A file is read again when it has changed."""
+        return _read_secret(self.given_password, self.password_file) or ""
 
 
 class NatsSettings(BaseModel):
-    """Where NATS is and how to log in: by at most one of credentials, seed, user and token."""
+    """The address of NATS and the login: at most one of credentials, seed, user and token."""
 
     model_config = ConfigDict(frozen=True, validate_by_name=True, hide_input_in_errors=True)
 
-    urls: Annotated[tuple[str, ...], BeforeValidator(values.nats_urls)] = _knob(
-        "BRIDGE_NATS_URL", "nats://127.0.0.1:4222", "servers, comma-separated; tls:// insists on TLS"
+    urls: Annotated[tuple[str, ...], BeforeValidator(values.parse_nats_urls)] = _setting(
+        "BRIDGE_NATS_URL", "nats://127.0.0.1:4222", "servers, comma-separated; tls:// requires TLS"
     )
-    creds_file: CredsFile | None = _knob("BRIDGE_NATS_CREDS_FILE", None, "credentials file (JWT and seed)")
-    nkey_seed_file: SeedFile | None = _knob("BRIDGE_NATS_NKEY_SEED_FILE", None, "a file with an NKey seed")
-    user: str | None = _knob("BRIDGE_NATS_USER", None, "user name, with one of the next two")
-    given_password: SecretStr | None = _knob("BRIDGE_NATS_PASSWORD", None, "the user's password")
-    password_file: Secret | None = _knob("BRIDGE_NATS_PASSWORD_FILE", None, "a file that holds the password")
-    given_token: SecretStr | None = _knob("BRIDGE_NATS_TOKEN", None, "a token, when the server asks for one")
-    token_file: Secret | None = _knob("BRIDGE_NATS_TOKEN_FILE", None, "a file that holds the token")
-    tls_ca_file: CaFile | None = _knob(
-        "BRIDGE_NATS_TLS_CA_FILE", None, "PEM file of the authorities that sign the server's certificate"
+    creds_file: CredsFile | None = _setting("BRIDGE_NATS_CREDS_FILE", None, "credentials file (JWT and seed)")
+    nkey_seed_file: SeedFile | None = _setting("BRIDGE_NATS_NKEY_SEED_FILE", None, "a file with an NKey seed")
+    user: str | None = _setting("BRIDGE_NATS_USER", None, "the user name; needs one of the next two")
+    given_password: SecretStr | None = _setting("BRIDGE_NATS_PASSWORD", None, "the user's password")
+    password_file: Secret | None = _setting("BRIDGE_NATS_PASSWORD_FILE", None, "a file that holds the password")
+    given_token: SecretStr | None = _setting("BRIDGE_NATS_TOKEN", None, "the token, if the server requires one")
+    token_file: Secret | None = _setting("BRIDGE_NATS_TOKEN_FILE", None, "a file that holds the token")
+    tls_ca_file: CaFile | None = _setting(
+        "BRIDGE_NATS_TLS_CA_FILE", None, "PEM file of the CA that signs the server's certificate"
     )
-    tls_cert_file: ReadableFile | None = _knob(
-        "BRIDGE_NATS_TLS_CERT_FILE", None, "PEM file of the client's certificate, when the server asks for one"
+    tls_cert_file: ReadableFile | None = _setting(
+        "BRIDGE_NATS_TLS_CERT_FILE", None, "PEM file of the client's certificate, if the server requires one"
     )
-    tls_key_file: ReadableFile | None = _knob(
+    tls_key_file: ReadableFile | None = _setting(
         "BRIDGE_NATS_TLS_KEY_FILE", None, "PEM file of its key, without a passphrase"
     )
-    js_domain: Annotated[str, BeforeValidator(values.token)] | None = _knob(
-        "BRIDGE_NATS_JS_DOMAIN", None, "JetStream domain, when the bridge is connected to a leaf node"
+    js_domain: Annotated[str, BeforeValidator(values.check_token)] | None = _setting(
+        "BRIDGE_NATS_JS_DOMAIN", None, "the JetStream domain, if the bridge connects to a leaf node"
     )
 
     @field_validator("tls_key_file")
     @classmethod
-    def _belongs(cls, key: Path | None, info: ValidationInfo) -> Path | None:
+    def _check_tls_key(cls, key: Path | None, info: ValidationInfo) -> Path | None:
         certificate = info.data.get("tls_cert_file")
-        return values.key_of(certificate, key) if certificate and key else key
+        return values.check_tls_key(certificate, key) if certificate and key else key
 
     @property
     def login(self) -> Literal["creds", "nkey", "user", "token", "none"]:
-        """By what the bridge logs in."""
+        """The kind of login that the bridge uses."""
         if self.creds_file or self.nkey_seed_file:
             return "creds" if self.creds_file else "nkey"
         if self.user is not None:
@@ -142,80 +149,88 @@ class NatsSettings(BaseModel):
         return "none" if self.token() is None else "token"
 
     def password(self) -> str | None:
-        """The user's password as of now: a file is read again when it changed."""
-        return _secret(self.given_password, self.password_file)
+        """Return the user's password. A file is read again when it has changed."""
+        return _read_secret(self.given_password, self.password_file)
 
     def token(self) -> str | None:
-        """The token as of now."""
-        return _secret(self.given_token, self.token_file)
+        """Return the token. A file is read again when it has changed."""
+        return _read_secret(self.given_token, self.token_file)
 
 
 class Settings(BaseSettings):
-    """All of it. `warnings` are for the log: one sentence each, without secrets."""
+    """All settings. `warnings` are for the log: one sentence each, without secrets."""
 
     model_config = SettingsConfigDict(
         env_nested_delimiter="__", frozen=True, validate_by_name=True, hide_input_in_errors=True
     )
 
     nats: NatsSettings = Field(default_factory=NatsSettings)
-    vcenters: dict[str, VCenterSettings] = _knob(
+    vcenters: dict[str, VCenterSettings] = _setting(
         "BRIDGE_VCENTERS",
         {},
-        'all vCenters as one JSON object, like {"lab": {"url": "https://…"}}; adds to the others, whose variables '
-        "go before it; a password in both is a mistake",
+        'all vCenters as one JSON object, like {"lab": {"url": "https://…"}}; added to the other variables, '
+        "which win over it; a password in both is a mistake",
     )
-    default_vcenter: Annotated[str, Lower] | None = _knob(
+    default_vcenter: Annotated[str, Lower] | None = _setting(
         "BRIDGE_DEFAULT_VCENTER", None, "the vCenter of requests that name none, when several are configured"
     )
-    subject_prefix: Annotated[str, BeforeValidator(values.prefix)] = _knob(
-        "BRIDGE_SUBJECT_PREFIX", "vcenter.tasks", "begins every subject; streams are named after it"
+    subject_prefix: Annotated[str, BeforeValidator(values.check_prefix)] = _setting(
+        "BRIDGE_SUBJECT_PREFIX", "vcenter.tasks", "the beginning of every subject; streams are named after it"
     )
-    stream_replicas: int = _knob(
-        "BRIDGE_STREAM_REPLICAS", 1, "servers that keep each stream, 1 to 5: 3 survives the loss of one", ge=1, le=5
+    stream_replicas: int = _setting(
+        "BRIDGE_STREAM_REPLICAS", 1, "how many servers keep each stream, 1 to 5; 3 survive the loss of one", ge=1, le=5
     )
-    # A watch that is quiet for half of it is stated again: seconds are for tests, days for a life.
-    events_max_age_s: Annotated[float, _duration("1s")] = _knob(
-        "BRIDGE_EVENTS_MAX_AGE", "7d", "how long events are kept, duration: who was away longer misses some"
+    # A watch without an event for half of this time is restated. Seconds are for tests, days for production.
+    events_max_age_s: Annotated[float, _validate_duration("1s")] = _setting(
+        "BRIDGE_EVENTS_MAX_AGE",
+        "7d",
+        "how long events are kept (duration); a consumer that is away for longer misses some",
     )
-    provision: Annotated[Literal["auto", "verify"], Lower] = _knob(
+    provision: Annotated[Literal["auto", "verify"], Lower] = _setting(
         "BRIDGE_PROVISION",
         "auto",
-        "auto creates missing streams; verify creates nothing and stops with what is missing",
+        "auto creates missing streams; verify creates nothing and stops if one is missing",
     )
-    capacity: int = _knob(
-        "BRIDGE_CAPACITY", 50_000, "watches that one replica holds at most; bounds its memory (5 KB each)", ge=1
+    capacity: int = _setting(
+        "BRIDGE_CAPACITY", 50_000, "the most watches that one replica holds, which bounds its memory (5 KB each)", ge=1
     )
-    poll_min_s: Annotated[float, _duration("10ms")] = _knob(
-        "BRIDGE_POLL_MIN", "1s", "the shortest time between two looks at a task, duration: young tasks"
+    poll_min_s: Annotated[float, _validate_duration("10ms")] = _setting(
+        "BRIDGE_POLL_MIN", "1s", "the poll interval of young tasks (duration)"
     )
-    poll_max_s: Annotated[float, _duration("10ms")] = _knob(
-        "BRIDGE_POLL_MAX", "15s", "the longest time between two looks at a task, duration: old tasks"
+    poll_max_s: Annotated[float, _validate_duration("10ms")] = _setting(
+        "BRIDGE_POLL_MAX", "15s", "the poll interval of old tasks (duration)"
     )
-    progress_interval_s: Annotated[float, _duration("0s")] = _knob(
-        "BRIDGE_PROGRESS_INTERVAL", "2s", "at most one progress event per task in this time, duration; 0 is each"
+    progress_interval_s: Annotated[float, _validate_duration("0s")] = _setting(
+        "BRIDGE_PROGRESS_INTERVAL",
+        "2s",
+        "at most one progress event per task in this time (duration); 0 publishes each",
     )
-    stalled_after_s: Annotated[float, _duration("0s")] = _knob(
-        "BRIDGE_STALLED_AFTER", "15m", "a task without any change for this long is told once, duration; 0 is never"
+    stalled_after_s: Annotated[float, _validate_duration("0s")] = _setting(
+        "BRIDGE_STALLED_AFTER",
+        "15m",
+        "a task that hasn't changed for this long is reported once as stalled (duration); 0 is never",
     )
-    not_found_grace_s: Annotated[float, _duration("0s")] = _knob(
+    not_found_grace_s: Annotated[float, _validate_duration("0s")] = _setting(
         "BRIDGE_NOT_FOUND_GRACE",
         "30s",
-        "how long a task may take to show up in vCenter before it is lost, duration",
+        "how long a task that was never seen may be missing in vCenter before it is lost (duration)",
     )
-    ack_wait_s: Annotated[float, _duration("1s")] = _knob(
-        "BRIDGE_ACK_WAIT", "10s", "a replica silent for this long loses its watches to the others, duration"
+    ack_wait_s: Annotated[float, _validate_duration("1s")] = _setting(
+        "BRIDGE_ACK_WAIT", "10s", "a replica that is silent for this long loses its watches to the others (duration)"
     )
-    allow_cancel: bool = _knob("BRIDGE_ALLOW_CANCEL", False, "whether requests may cancel tasks in vCenter")
+    allow_cancel: bool = _setting("BRIDGE_ALLOW_CANCEL", False, "true lets requests cancel tasks in vCenter")
     http_listen: Annotated[
-        Listen | None, NoDecode, PlainValidator(values.listen), PlainSerializer(values.listen_text)
-    ] = _knob(
-        "BRIDGE_HTTP_LISTEN", "127.0.0.1:8080", "host:port of health, metrics and the board; port 0 picks one; off"
+        Listen | None, NoDecode, PlainValidator(values.parse_listen), PlainSerializer(values.format_listen)
+    ] = _setting(
+        "BRIDGE_HTTP_LISTEN",
+        "127.0.0.1:8080",
+        "host:port of health, metrics and the board; port 0 picks a free one; off disables them",
     )
-    log_format: Annotated[Literal["auto", "console", "json"], Lower] = _knob(
-        "BRIDGE_LOG_FORMAT", "auto", "json is one object a line; auto is console on a terminal, else json"
+    log_format: Annotated[Literal["auto", "console", "json"], Lower] = _setting(
+        "BRIDGE_LOG_FORMAT", "auto", "json is one object per line; auto is console on a terminal, else json"
     )
-    log_level: Annotated[Literal["debug", "info", "warning", "error"], Lower] = _knob(
-        "BRIDGE_LOG_LEVEL", "info", "the least that is logged: debug, info, warning, error"
+    log_level: Annotated[Literal["debug", "info", "warning", "error"], Lower] = _setting(
+        "BRIDGE_LOG_LEVEL", "info", "the lowest level that is logged: debug, info, warning, error"
     )
     warnings: tuple[str, ...] = ()
 
@@ -228,26 +243,26 @@ class Settings(BaseSettings):
         dotenv_settings: PydanticBaseSettingsSource,
         file_secret_settings: PydanticBaseSettingsSource,
     ) -> tuple[PydanticBaseSettingsSource, ...]:
-        """Only what is given: `load` reads the environment, and whoever makes settings in a test gets those."""
+        """Take only the arguments, so that a test gets the settings that it gives. `load` reads the environment."""
         return (init_settings,)
 
     @field_validator("vcenters", mode="before")
     @classmethod
-    def _named(cls, vcenters: Any) -> Any:
-        """Tells each vCenter its name."""
+    def _add_names(cls, vcenters: Any) -> Any:
+        """Put the name of each vCenter into its settings."""
         if not isinstance(vcenters, dict):
             return vcenters
         return {name: {"name": name, **of} if isinstance(of, dict) else of for name, of in vcenters.items()}
 
     @field_validator("poll_max_s")
     @classmethod
-    def _not_below_poll_min(cls, poll_max_s: float, info: ValidationInfo) -> float:
+    def _check_poll_max(cls, poll_max_s: float, info: ValidationInfo) -> float:
         if poll_max_s < info.data.get("poll_min_s", 0.0):
             raise ValueError("must not be below BRIDGE_POLL_MIN")
         return poll_max_s
 
     def describe(self) -> dict[str, Any]:
-        """What the log tells at the start: everything but secrets, files by their names."""
+        """Return what the log shows at the start: all settings without secrets, files by name."""
         nats = {"urls": list(self.nats.urls), "login": self.nats.login, "tls": self.nats.tls_ca_file is not None}
         vcenters = {name: vcenter.url for name, vcenter in self.vcenters.items()}
         plain = self.model_dump(mode="json", exclude={"nats", "vcenters", "warnings"})

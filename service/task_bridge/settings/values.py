@@ -1,5 +1,7 @@
-"""What the values of settings look like, and what about them is wrong: each function takes a text and returns the
-value or raises ValueError with the rest of a sentence that begins with the variable's name."""
+"""Parsers of the values of settings.
+
+Each takes a text and returns the value, or raises ValueError with a message that follows the variable's name.
+"""
 
 from __future__ import annotations
 
@@ -19,14 +21,14 @@ _TOKEN = re.compile(r"[A-Za-z0-9_-]+", re.ASCII)
 
 
 class Listen(NamedTuple):
-    """Where HTTP listens; port 0 lets the system choose."""
+    """The address that HTTP listens on. With port 0 the system chooses one."""
 
     host: str
     port: int
 
 
 class SecretFile:
-    """A secret in a file, read again when the file changes: one stat a call."""
+    """A secret in a file, which is read again when it changes. Each call costs one stat."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -37,7 +39,7 @@ class SecretFile:
             raise ValueError("can't be right: the file is empty")
 
     def read(self) -> str:
-        """The secret as it is now; while the file is away or empty (it is being replaced), as it was last."""
+        """Return the secret. While the file is missing or empty (it is being replaced), return the last one."""
         try:
             self._refresh()
         except (OSError, UnicodeDecodeError):
@@ -55,8 +57,8 @@ class SecretFile:
         return f"SecretFile({str(self.path)!r})"
 
 
-def secret_file(text: str) -> SecretFile:
-    """A file that can be read and isn't empty. Mistakes are told without `text`: it may be the secret itself."""
+def open_secret_file(text: str) -> SecretFile:
+    """Open a secret file, which must not be empty. Errors don't quote `text`: it may be the secret itself."""
     try:
         return SecretFile(Path(text))
     except OSError as error:
@@ -65,8 +67,8 @@ def secret_file(text: str) -> SecretFile:
         raise ValueError("can't be read: the file is not UTF-8 text") from None
 
 
-def readable(text: str | Path) -> Path:
-    """The path of a file that can be read and isn't empty."""
+def check_readable(text: str | Path) -> Path:
+    """Return the path of a file that is readable and not empty."""
     path = Path(text)
     try:
         with path.open("rb") as file:
@@ -78,9 +80,9 @@ def readable(text: str | Path) -> Path:
     return path
 
 
-def ca_file(text: str | Path) -> Path:
-    """The path of a file with at least one certificate to trust."""
-    path = readable(text)
+def check_ca_file(text: str | Path) -> Path:
+    """Return the path of a file with at least one CA certificate."""
+    path = check_readable(text)
     try:
         ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT).load_verify_locations(path)
     except (ssl.SSLError, OSError):
@@ -88,37 +90,37 @@ def ca_file(text: str | Path) -> Path:
     return path
 
 
-def seed_file(text: str | Path) -> Path:
-    """The path of a file with an NKey's seed."""
-    path = readable(text)
+def check_seed_file(text: str | Path) -> Path:
+    """Return the path of a file with an NKey seed."""
+    path = check_readable(text)
     if not _is_seed(path.read_bytes()):
         raise ValueError("can't be right: the file holds no NKey seed, like SU…")
     return path
 
 
-def creds_file(text: str | Path) -> Path:
-    """The path of a credentials file."""
-    path = readable(text)
+def check_creds_file(text: str | Path) -> Path:
+    """Return the path of a NATS credentials file."""
+    path = check_readable(text)
     read_credentials(path)
     return path
 
 
 def read_credentials(path: Path) -> str:
-    """What a credentials file holds, as `nsc` writes it. Raises ValueError where a part is missing, and OSError."""
+    """Return the text of a credentials file, as `nsc` writes it. Raises ValueError (a part is missing), OSError."""
     text = path.read_text("utf-8", "replace")
-    jwt, seed = (_line_after(f"BEGIN {what}", text) for what in ("NATS USER JWT", "USER NKEY SEED"))
+    jwt, seed = (_find_line_after(f"BEGIN {what}", text) for what in ("NATS USER JWT", "USER NKEY SEED"))
     if not (jwt and _is_seed(seed.encode())):
         raise ValueError("can't be right: the file doesn't hold both a NATS user's JWT and its seed")
     return text
 
 
-def _line_after(mark: str, text: str) -> str:
+def _find_line_after(mark: str, text: str) -> str:
     lines = iter(text.splitlines())
     return next((next(lines, "").strip() for line in lines if mark in line), "")
 
 
 def _is_seed(text: bytes) -> bool:
-    import nkeys  # type: ignore[import-untyped] # noqa: PLC0415 - nearly nobody needs it
+    import nkeys  # type: ignore[import-untyped] # noqa: PLC0415 - few installations need it
 
     try:
         nkeys.from_seed(bytearray(text.strip()))
@@ -127,8 +129,8 @@ def _is_seed(text: bytes) -> bool:
     return True
 
 
-def key_of(certificate: Path, key: Path) -> Path:
-    """`key`, when it is the one of `certificate` and can be used without asking for a passphrase."""
+def check_tls_key(certificate: Path, key: Path) -> Path:
+    """Return `key` if it belongs to `certificate` and needs no passphrase."""
     try:
         ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT).load_cert_chain(certificate, key, password="")
     except (ssl.SSLError, OSError, ValueError):
@@ -138,8 +140,8 @@ def key_of(certificate: Path, key: Path) -> Path:
     return key
 
 
-def duration(low: str, high: str = "365d") -> Callable[[object], float]:
-    """What parses a duration into seconds, from `low` to `high`."""
+def duration_parser(low: str, high: str = "365d") -> Callable[[object], float]:
+    """Return a parser of durations between `low` and `high`. It returns seconds."""
     low_s, high_s = parse_duration(low), parse_duration(high)
 
     def parse(value: object) -> float:
@@ -151,50 +153,50 @@ def duration(low: str, high: str = "365d") -> Callable[[object], float]:
     return parse
 
 
-def vcenter_url(text: str) -> str:
-    """`https://host[:port]`, a trailing slash taken off."""
+def parse_vcenter_url(text: str) -> str:
+    """Return `https://host[:port]` without a trailing slash."""
     if "@" in text:
         raise ValueError("must not hold credentials; set this vCenter's USERNAME and PASSWORD (or …_FILE) instead")
-    _origin(text, ("https", "http"), "must be https://host or http://host, without a path")
+    _check_origin(text, ("https", "http"), "must be https://host or http://host, without a path")
     return text.removesuffix("/")
 
 
-def proxy_url(text: str) -> str:
-    """`http://host:port` of a proxy."""
+def parse_proxy_url(text: str) -> str:
+    """Return the `http://host:port` of a proxy."""
     if "@" in text:
-        raise ValueError("must not hold credentials; use a proxy that knows this host without them")
-    _origin(text, ("http", "https"), "must be http://host:port, without a path")
+        raise ValueError("must not hold credentials; use a proxy that lets this host in without them")
+    _check_origin(text, ("http", "https"), "must be http://host:port, without a path")
     return text.removesuffix("/")
 
 
-def nats_urls(text: object) -> tuple[str, ...]:
-    """NATS servers, comma-separated; `nats://` may be left out."""
+def parse_nats_urls(text: object) -> tuple[str, ...]:
+    """Return the URLs of NATS servers, which are comma-separated; `nats://` is optional."""
     parts = text.split(",") if isinstance(text, str) else text
     if not isinstance(parts, list | tuple):
-        raise ValueError("must be nats://host:port, more of them after commas")  # noqa: TRY004 - told as a mistake
+        raise ValueError("must be nats://host:port, more of them after commas")  # noqa: TRY004 - pydantic reports ValueError
     if not any(part.strip() for part in parts):
         raise ValueError("must name at least one server, like nats://127.0.0.1:4222")
     if not all(part.strip() for part in parts):
         raise ValueError("must name a server before and after each comma")
-    return tuple(_nats_url(part.strip()) for part in parts)
+    return tuple(_parse_nats_url(part.strip()) for part in parts)
 
 
-def _nats_url(text: str) -> str:
+def _parse_nats_url(text: str) -> str:
     if "@" in text:
         raise ValueError(
             "must not hold credentials; set BRIDGE_NATS_USER and BRIDGE_NATS_PASSWORD, BRIDGE_NATS_TOKEN"
             " or BRIDGE_NATS_CREDS_FILE instead"
         )
     url = text if "://" in text else f"nats://{text}"
-    _origin(url, ("nats", "tls"), "must be nats://host:port or tls://host:port, more of them after commas")
+    _check_origin(url, ("nats", "tls"), "must be nats://host:port or tls://host:port, more of them after commas")
     return url.removesuffix("/")
 
 
-def _origin(text: str, schemes: Collection[str], rule: str) -> None:
+def _check_origin(text: str, schemes: Collection[str], rule: str) -> None:
     try:
         parts = urlsplit(text)
         good = text.isprintable() and " " not in text and parts.port != 0 and _is_origin(parts)
-    except ValueError:  # a port or an address that is none
+    except ValueError:  # an invalid port or address
         good = False
     if not good or parts.scheme not in schemes:
         raise ValueError(rule)
@@ -205,8 +207,8 @@ def _is_origin(parts: SplitResult) -> bool:
     return _HOST.fullmatch(parts.hostname or "") is not None and not any(rest)
 
 
-def listen(text: object) -> Listen | None:
-    """`host:port`, `[address]:port`, or `off` as None."""
+def parse_listen(text: object) -> Listen | None:
+    """Parse `host:port` or `[address]:port`; `off` gives None."""
     if text is None or (isinstance(text, str) and text.lower() == "off"):
         return None
     match = _LISTEN.fullmatch(text) if isinstance(text, str) else None
@@ -215,22 +217,22 @@ def listen(text: object) -> Listen | None:
     return Listen(match[1] or match[2], int(match[3]))
 
 
-def listen_text(where: Listen | None) -> str:
-    """What `listen` made `where` of."""
+def format_listen(where: Listen | None) -> str:
+    """Return the text that `parse_listen` parses."""
     if where is None:
         return "off"
     return f"[{where.host}]:{where.port}" if ":" in where.host else f"{where.host}:{where.port}"
 
 
-def prefix(text: str) -> str:
-    """The first tokens of every subject."""
+def check_prefix(text: str) -> str:
+    """Return the first tokens of every subject."""
     if not is_prefix(text):
         raise ValueError("must be subject tokens of letters, digits, - and _, joined by dots, at most 64 characters")
     return text
 
 
-def token(text: str) -> str:
-    """One subject token."""
+def check_token(text: str) -> str:
+    """Return one subject token."""
     if not _TOKEN.fullmatch(text):
         raise ValueError("must be letters, digits, - and _")
     return text

@@ -288,9 +288,9 @@ class VimPoller:
         try:
             infos = await api.fetch_history(self._session, [one.id for one in those], min(begins) - 60.0, end)
         except SoapFault as fault:
-            self._history_log.failed(vcenter=self._tracker.vcenter, reason=str(fault))
+            self._history_log.report_failure(vcenter=self._tracker.vcenter, reason=str(fault))
             return False
-        self._history_log.recovered(vcenter=self._tracker.vcenter)
+        self._history_log.report_recovery(vcenter=self._tracker.vcenter)
         for tracked in those:
             info = infos.get(tracked.id, {})
             task = build_task(info, None, self.labels)
