@@ -1,4 +1,4 @@
-"""The only place that chooses real things: wires the rooms, runs them, and hands over on the way out."""
+"""The composition root: builds the parts of a replica, runs them, and hands the watches over at the end."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import time
 from collections.abc import AsyncIterator, Coroutine
 from contextlib import AsyncExitStack, asynccontextmanager
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import structlog
 from nats.aio.client import Client
@@ -28,6 +28,7 @@ from .jetstream.journal import JetStreamJournal
 from .jetstream.monitor import Monitor
 from .jetstream.nats_py_workarounds import cancel_and_wait
 from .jetstream.ownership import Ownership
+from .jetstream.pull_consumer import PullConsumer
 from .jetstream.provision import check_version, expected_config
 from .jetstream.rejections import Rejections
 from .jetstream.replicas import Replicas, ReplicaStatus
@@ -51,103 +52,95 @@ _BOARD_READER_IS_A_BOARD_SOURCE: type[BoardSource] = BoardReader
 
 FINISH_S = 1.5
 
-_board_source: type[BoardSource] = BoardReader  # mypy checks that it is one
-
 
 class Bridge:
-    """One replica: `async with bridge.running() as failed:` runs it, leaving hands its watches over.
+    """One replica. `async with bridge.running() as failed:` runs it; leaving it hands its watches over.
 
-    It is ready when NATS is there and the streams are as they must be; before that it waits, and tells.
+    It is ready once NATS is connected and the streams are verified; until then it waits and reports why.
     """
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
         self._names = SubjectNames(settings.subject_prefix)
         self._metrics = Metrics()
-        looks = PollPolicy(settings.poll_min_s, settings.poll_max_s, settings.not_found_grace_s)
-        self._sources = {name: VCenterTaskSource(of, looks, self._metrics) for name, of in settings.vcenters.items()}
-        without_vim = frozenset(name for name, of in settings.vcenters.items() if of.vim == "off")
-        urls = {name: of.url for name, of in settings.vcenters.items()}
-        self._routes = VCenterRouting(urls, _default(settings), without_vim)
+        policy = PollPolicy(settings.poll_min_s, settings.poll_max_s, settings.not_found_grace_s)
+        self._sources = {
+            name: VCenterTaskSource(vcenter, policy, self._metrics) for name, vcenter in settings.vcenters.items()
+        }
+        self._routing = _build_routing(settings)
         self._watchdog = Watchdog(self._metrics.event_loop_lag)
         self.status = BridgeStatus(
             settings.capacity, self._names, self._sources, self._metrics, lambda: self._watchdog.lag_s
         )
-        self._feed = BoardReader(settings.nats, self._names)
-        self.web = WebServer(build_web(self.status, self._feed), settings.http_listen)
+        self._board_reader = BoardReader(settings.nats, self._names)
+        self.web = WebServer(build_web(self.status, self._board_reader), settings.http_listen)
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[asyncio.Future[None]]:
-        """Runs the bridge. The future fails when the bridge can't go on. Raises CannotStart."""
+        """Run the bridge. The future fails when the bridge can't go on. Raises CannotStart."""
         failed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         async with AsyncExitStack() as stack:
             self._watchdog.start()
             stack.push_async_callback(self._watchdog.stop)
             await self.web.start()
             stack.push_async_callback(self.web.stop)
-            stack.push_async_callback(self._feed.close)
-            await self._follow(stack)
+            stack.push_async_callback(self._board_reader.close)
+            await self._enter_sources(stack)
             starting = asyncio.create_task(self._start(stack, failed))
-            starting.add_done_callback(lambda task: _fails_with(failed, task))
+            starting.add_done_callback(lambda task: _fail_with_error_of(task, failed))
             stack.push_async_callback(cancel_and_wait, starting)
             try:
                 yield failed
             finally:
                 self.status.stopping = True
 
-    async def _follow(self, stack: AsyncExitStack) -> None:
-        """Enters every vCenter. They are left together: each that hangs is given time to end its session."""
-        leaving = [AsyncExitStack() for _ in self._sources]
+    async def _enter_sources(self, stack: AsyncExitStack) -> None:
+        """Enter the source of every vCenter. All are left at once, so each has its own time to log out."""
+        exits = [AsyncExitStack() for _ in self._sources]
 
-        async def leave() -> None:
-            await asyncio.gather(*(one.aclose() for one in leaving))
+        async def leave_all() -> None:
+            await asyncio.gather(*(source_exit.aclose() for source_exit in exits))
 
-        stack.push_async_callback(leave)
-        for one, source in zip(leaving, self._sources.values(), strict=True):
-            await one.enter_async_context(source)
+        stack.push_async_callback(leave_all)
+        for source_exit, source in zip(exits, self._sources.values(), strict=True):
+            await source_exit.enter_async_context(source)
 
     async def _start(self, stack: AsyncExitStack, failed: asyncio.Future[None]) -> None:
-        """Connects, provisions, and only then consumes: waiting for NATS is no error."""
-        connection = self.status.connection = Connection(self._settings.nats, f"task-bridge {__version__}")
+        """Connect, verify the streams, then consume. Waiting for NATS is no error."""
+        settings = self._settings
+        connection = self.status.connection = Connection(settings.nats, f"task-bridge {__version__}")
         stack.push_async_callback(connection.close)
         client = await connection.open()
-        connection.closed.add_done_callback(lambda _: _fails_at_end(failed, "the connection to NATS"))
+        connection.closed.add_done_callback(lambda _: _fail_because_ended("the connection to NATS", failed))
         check_version(server_version(client))
-        streams = Streams(client, self._settings.nats.js_domain)
+        streams = Streams(client, settings.nats.js_domain)
         await streams.open()
-        monitor = self.status.monitor = self._monitor(streams)
-        await monitor.start()
-        await self._consume(connection, streams, monitor, stack, failed)
-        log.info("ready", capacity=self._settings.capacity, vcenters=sorted(self._sources))
-
-    def _monitor(self, streams: Streams) -> Monitor:
-        settings = self._settings
-        what = expected_config(
+        config = expected_config(
             self._names,
             replicas=settings.stream_replicas,
             ack_wait_s=settings.ack_wait_s,
             events_max_age_s=settings.events_max_age_s,
         )
-        return Monitor(streams, self._names, what, create=settings.provision == "auto")
+        monitor = self.status.monitor = Monitor(streams, self._names, config, create=settings.provision == "auto")
+        await monitor.start()
+        parts = self._build_parts(streams, monitor)
+        self.status.watcher, self.status.instance = parts.watcher, parts.instance
+        await parts.start(connection, self._names)
+        for pull in parts.pulls:
+            connection.on_reconnect(pull.reset)
+        stack.push_async_callback(parts.hand_over, parts.start_loops(failed))
+        self.status.consuming = True
+        log.info("ready", capacity=settings.capacity, vcenters=sorted(self._sources))
 
-    async def _consume(
-        self,
-        connection: Connection,
-        streams: Streams,
-        monitor: Monitor,
-        stack: AsyncExitStack,
-        failed: asyncio.Future[None],
-    ) -> None:
+    def _build_parts(self, streams: Streams, monitor: Monitor) -> _Parts:
         settings, names, metrics = self._settings, self._names, self._metrics
         journal = JetStreamJournal(streams, names, metrics, time.time)
         watches = WatchStore(streams, names, journal, self._policy_of, self._sources, time.time)
         watcher = Watcher(self._sources, journal, self._policy_of, metrics, time.time)
-        rejections = Rejections(streams, names, self._routes, time.time)
-        ports = RequestContext(
-            streams, names, watches, journal, rejections, self._routes, self._sources, metrics, time.time
+        rejections = Rejections(streams, names, self._routing, time.time)
+        context = RequestContext(
+            streams, names, watches, journal, rejections, self._routing, self._sources, metrics, time.time
         )
-        intake = RequestConsumer(ports, stalled_after_s=settings.stalled_after_s)
-        api = Api(ports, stalled_after_s=settings.stalled_after_s, allow_cancel=settings.allow_cancel)
         ownership = Ownership(
             streams,
             names,
@@ -155,9 +148,9 @@ class Bridge:
             capacity=settings.capacity,
             ack_wait_s=monitor.ack_wait_s,
             take_over=watcher.take_over,
-            quarantine=partial(quarantine_unreadable_watch, ports),
+            quarantine=partial(quarantine_unreadable_watch, context),
         )
-        neighbours = Replicas(
+        replicas = Replicas(
             streams.connection,
             names.replicas,
             ReplicaStatus(journal.instance, 0, settings.capacity),
@@ -166,93 +159,122 @@ class Bridge:
             self._sources,
             ack_wait_s=monitor.ack_wait_s,
         )
-        self.status.watcher, self.status.instance = watcher, journal.instance
-        intake.subscribe(connection.broker)
-        await connection.broker.start()
-        await _hear_of_unwatched(streams.connection, names, watcher)
-        await api.start()
-        with contextlib.suppress(NatsUnavailable):
-            # A round trip behind the subscriptions, so that who is told "ready" is heard: nats-py's flush()
-            # overtakes them (2.16, measured).
-            await monitor.read()
-        monitor.set_pulls(intake.pull, ownership.pull, held=neighbours.held_count)
-        for pull in (intake.pull, ownership.pull):
-            connection.on_reconnect(pull.reset)
-        endless = {
-            "the watcher": watcher.run(),
-            "the ownership of watches": ownership.run(),
-            "the intake of requests": intake.pull.run(),
-            "the monitor of JetStream": monitor.run(),
-            "the talk with other replicas": neighbours.run(),
-            "the sweep of the watches": watcher.sweep_ownership(),
-            "the end of overdue watches": end_timed_out_watches(watches, lambda: bool(monitor.unheld_count), time.time),
-        }
-        loops = [_begun(loop, name, failed) for name, loop in endless.items()]
-        stack.push_async_callback(_hand_over, loops, api, intake, watcher, ownership, neighbours)
-        self.status.consuming = True
+        return _Parts(
+            client=streams.connection,
+            instance=journal.instance,
+            monitor=monitor,
+            watches=watches,
+            watcher=watcher,
+            requests=RequestConsumer(context, stalled_after_s=settings.stalled_after_s),
+            api=Api(context, stalled_after_s=settings.stalled_after_s, allow_cancel=settings.allow_cancel),
+            ownership=ownership,
+            replicas=replicas,
+        )
 
     def _policy_of(self, vcenter: str) -> Policy:
-        """What decides about events of `vcenter`, configured or not any more."""
+        """Return the settings that decide about events of `vcenter`, also if it is no longer configured."""
         max_age_s = self.status.monitor.events_max_age_s if self.status.monitor else 0
-        return Policy(self._routes.urls.get(vcenter), self._settings.progress_interval_s, max_age_s or math.inf)
+        return Policy(self._routing.urls.get(vcenter), self._settings.progress_interval_s, max_age_s or math.inf)
 
 
-def _begun(loop: Coroutine[Any, Any, None], name: str, failed: asyncio.Future[None]) -> asyncio.Task[None]:
-    """Something that must never end, begun."""
+class _Parts(NamedTuple):
+    """The parts of a replica that need NATS."""
+
+    client: Client
+    instance: str
+    monitor: Monitor
+    watches: WatchStore
+    watcher: Watcher
+    requests: RequestConsumer
+    api: Api
+    ownership: Ownership
+    replicas: Replicas
+
+    @property
+    def pulls(self) -> tuple[PullConsumer, PullConsumer]:
+        return self.requests.pull, self.ownership.pull
+
+    async def start(self, connection: Connection, names: SubjectNames) -> None:
+        """Subscribe, and return when nats-server has taken the subscriptions."""
+        self.requests.subscribe(connection.broker)
+        await connection.broker.start()
+        await self._subscribe_to_unwatched(names)
+        await self.api.start()
+        with contextlib.suppress(NatsUnavailable):
+            # A round trip after the subscriptions, so that a request sent after "ready" is received: nats-py's
+            # flush() overtakes them (2.16, measured).
+            await self.monitor.read()
+        self.monitor.set_pulls(*self.pulls, held=self.replicas.held_count)
+
+    async def _subscribe_to_unwatched(self, names: SubjectNames) -> None:
+        """Subscribe to endings by request, which any replica may publish; without this hint the next publish fails."""
+
+        async def check_ownership(message: Msg) -> None:
+            with contextlib.suppress(NatsUnavailable):
+                await self.watcher.check_ownership(*names.parse_event_subject(message.subject))
+
+        await self.client.subscribe(f"{names.events}.*.*.abandoned.unwatched", cb=check_ownership)
+
+    def start_loops(self, failed: asyncio.Future[None]) -> list[asyncio.Task[None]]:
+        """Start everything that must never end; if one does, the replica fails."""
+        loops = {
+            "the watcher": self.watcher.run(),
+            "the ownership of watches": self.ownership.run(),
+            "the intake of requests": self.requests.pull.run(),
+            "the monitor of JetStream": self.monitor.run(),
+            "the exchange with other replicas": self.replicas.run(),
+            "the sweep of the watches": self.watcher.sweep_ownership(),
+            "the end of timed-out watches": end_timed_out_watches(self.watches, self._has_unheld_watches, time.time),
+        }
+        return [_start_loop(loop, name, failed) for name, loop in loops.items()]
+
+    def _has_unheld_watches(self) -> bool:
+        return bool(self.monitor.unheld_count)
+
+    async def hand_over(self, loops: list[asyncio.Task[None]]) -> None:
+        """Take no more, finish what is in flight, and nak the watches, so that other replicas get them at once."""
+        await cancel_and_wait(*loops)
+        finishing = [
+            asyncio.create_task(part) for part in (self.api.stop(), self.requests.drain(), self.watcher.stop())
+        ]
+        await asyncio.wait(finishing, timeout=FINISH_S)
+        await cancel_and_wait(*finishing)
+        await self.replicas.announce_leaving()
+        await self.ownership.hand_all_back()
+
+
+def _start_loop(loop: Coroutine[Any, Any, None], name: str, failed: asyncio.Future[None]) -> asyncio.Task[None]:
     task = asyncio.create_task(loop, name=name)
-    task.add_done_callback(lambda task: _fails_at_end(failed, name, task))
+    task.add_done_callback(lambda task: _fail_because_ended(name, failed, task))
     return task
 
 
-async def _hear_of_unwatched(client: Client, names: SubjectNames, watcher: Watcher) -> None:
-    """A hint from whatever replica ended a watch on request to its owner; without it the next publish tells."""
-
-    async def heard(message: Msg) -> None:
-        with contextlib.suppress(NatsUnavailable):
-            await watcher.check_ownership(*names.parse_event_subject(message.subject))
-
-    await client.subscribe(f"{names.events}.*.*.abandoned.unwatched", cb=heard)
-
-
-async def _hand_over(
-    loops: list[asyncio.Task[None]],
-    api: Api,
-    intake: RequestConsumer,
-    watcher: Watcher,
-    ownership: Ownership,
-    neighbours: Replicas,
-) -> None:
-    """Takes no more, finishes what is in flight, and naks the watches, so that others have them at once."""
-    await cancel_and_wait(*loops)
-    finishing = [asyncio.create_task(part) for part in (api.stop(), intake.drain(), watcher.stop())]
-    await asyncio.wait(finishing, timeout=FINISH_S)
-    await cancel_and_wait(*finishing)
-    await neighbours.announce_leaving()
-    await ownership.hand_all_back()
-
-
-def _fails_with(failed: asyncio.Future[None], task: asyncio.Task[None]) -> None:
+def _fail_with_error_of(task: asyncio.Task[None], failed: asyncio.Future[None]) -> None:
     if not task.cancelled() and (error := task.exception()) and not failed.done():
         failed.set_exception(error)
 
 
-def _fails_at_end(failed: asyncio.Future[None], what: str, task: asyncio.Task[None] | None = None) -> None:
-    """What must never end has ended: better a restart than a process that lives on deaf."""
+def _fail_because_ended(what: str, failed: asyncio.Future[None], task: asyncio.Task[None] | None = None) -> None:
+    """Fail because something that must never end has ended: a restart is better than a process that hears nothing."""
     if task is not None:
         if task.cancelled():
             return
-        _fails_with(failed, task)
+        _fail_with_error_of(task, failed)
     if not failed.done():
         failed.set_exception(CannotStart(f"{what} has ended for good; see the log above. Start the bridge again."))
 
 
-def _default(settings: Settings) -> str | None:
-    names = list(settings.vcenters)
-    return settings.default_vcenter or (names[0] if len(names) == 1 else None)
+def _build_routing(settings: Settings) -> VCenterRouting:
+    vcenters = settings.vcenters
+    return VCenterRouting(
+        urls={name: vcenter.url for name, vcenter in vcenters.items()},
+        default=settings.default_vcenter or (next(iter(vcenters)) if len(vcenters) == 1 else None),
+        without_vim=frozenset(name for name, vcenter in vcenters.items() if vcenter.vim == "off"),
+    )
 
 
 async def serve(settings: Settings) -> None:
-    """Runs a replica until SIGTERM or SIGINT. Raises CannotStart, or whatever ended it."""
+    """Run a replica until SIGTERM or SIGINT. Raises CannotStart, or the error that ended it."""
     loop = asyncio.get_running_loop()
     stop = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -260,15 +282,15 @@ async def serve(settings: Settings) -> None:
     for warning in settings.warnings:
         log.warning("setting", problem=warning)
     log.info("starting", version=__version__, **settings.describe())
-    asked = asyncio.create_task(stop.wait())
+    stop_requested = asyncio.create_task(stop.wait())
     tracing.begin()
     try:
         async with Bridge(settings).running() as failed:
-            await asyncio.wait((asked, failed), return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait((stop_requested, failed), return_when=asyncio.FIRST_COMPLETED)
             log.info("stopping")
     finally:
         tracing.end()
-    asked.cancel()
+    stop_requested.cancel()
     if failed.done():
         failed.result()
     log.info("stopped")
