@@ -28,8 +28,8 @@ from .jetstream.journal import JetStreamJournal
 from .jetstream.monitor import Monitor
 from .jetstream.nats_py_workarounds import cancel_and_wait
 from .jetstream.ownership import Ownership
-from .jetstream.pull_consumer import PullConsumer
 from .jetstream.provision import check_version, expected_config
+from .jetstream.pull_consumer import PullConsumer
 from .jetstream.rejections import Rejections
 from .jetstream.replicas import Replicas, ReplicaStatus
 from .jetstream.request_consumer import RequestConsumer, RequestContext, quarantine_unreadable_watch
