@@ -100,7 +100,7 @@ async def test_tasks_that_vanish_together_are_held_whoever_follows_them(lab: Lab
             lab.vcenter.forget(task)
 
         def told() -> bool:
-            return all("no longer shown" in (b.status.health().vcenters[0].reason or "") for b in (first, second))
+            return all("no longer shows" in (b.status.health().vcenters[0].reason or "") for b in (first, second))
 
         await until(told, within_s=15)
         # Longer than one that vanishes alone would be waited for.
