@@ -8,6 +8,7 @@ three turns of the event loop for each message. Measured on two shared cores, fe
 * 3,000 messages in an event loop whose turns take 4 ms: 40 s against 0.2 s.
 * After a restart of nats-server a fetch waits until its timeout (2.3 s of 5), since it doesn't learn of the reconnect.
 * While the consumer is missing, a loop of fetches sends some 500 requests a second and never learns why (409).
+* A fetch swallowed the cancellation (as `asyncio.wait_for` of Python 3.11 does), so a bridge told to stop went on.
 """
 
 from __future__ import annotations
