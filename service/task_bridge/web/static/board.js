@@ -1,20 +1,20 @@
-// Keeps the page up to date: the server sends the parts that changed, whose rows are taken over one by one, so that
-// what is selected or read stays. Without this script the page loads itself again now and then.
+// Keeps the page up to date. The server sends the sections that changed; their rows are replaced one by one, so that
+// selected text and the reading position stay. Without this script the page reloads from time to time.
 "use strict";
 
 const live = document.getElementById("live");
 const form = document.getElementById("filter");
-const rows = new WeakMap(); // a row -> its HTML as it came, without ages
+const receivedHtml = new WeakMap(); // row -> its HTML as received, without ages
 let source = null;
-let behind = Date.now() - Date.parse(live.dataset.now); // this clock against the bridge's
-let waiting = 0;
+let clockOffset = Date.now() - Date.parse(live.dataset.now); // this clock minus the bridge's, in ms
+let reconnectTimer = 0;
 
-function say(text, away) {
-  if (live.textContent !== text) live.textContent = text; // else a screen reader would say it again and again
+function showConnection(text, away) {
+  if (live.textContent !== text) live.textContent = text; // if unchanged, a screen reader must not repeat it
   live.classList.toggle("away", away);
 }
 
-function span(seconds) {
+function formatDuration(seconds) {
   const whole = Math.max(0, Math.floor(seconds));
   const minutes = Math.floor(whole / 60), hours = Math.floor(whole / 3600), days = Math.floor(whole / 86400);
   if (whole < 60) return `${whole} s`;
@@ -22,45 +22,45 @@ function span(seconds) {
   return days < 1 ? `${hours} h ${minutes % 60} min` : `${days} d ${hours % 24} h`;
 }
 
-function ages() {
-  const now = Date.now() - behind;
+function updateAges() {
+  const now = Date.now() - clockOffset;
   for (const time of document.querySelectorAll("time")) {
-    const text = span((now - Date.parse(time.dateTime)) / 1000);
+    const text = formatDuration((now - Date.parse(time.dateTime)) / 1000);
     if (time.textContent !== text) time.textContent = text;
     time.title = time.dateTime;
   }
 }
 
-function taken(row) {
-  if (!rows.has(row)) rows.set(row, row.outerHTML);
-  return rows.get(row);
+function rememberHtml(row) {
+  if (!receivedHtml.has(row)) receivedHtml.set(row, row.outerHTML);
+  return receivedHtml.get(row);
 }
 
 function replaceRows(before, after) {
-  const kept = new Map();
-  for (const row of before.rows) kept.set(row.dataset.key, row);
-  const next = [];
+  const oldRows = new Map();
+  for (const row of before.rows) oldRows.set(row.dataset.key, row);
+  const newRows = [];
   for (const row of after.rows) {
-    const html = taken(row), old = kept.get(row.dataset.key);
-    next.push(old && rows.get(old) === html ? old : row);
+    const html = rememberHtml(row), old = oldRows.get(row.dataset.key);
+    newRows.push(old && receivedHtml.get(old) === html ? old : row);
   }
-  const wanted = new Set(next);
-  for (const row of [...before.rows]) if (!wanted.has(row)) row.remove();
-  next.forEach((row, place) => {
-    if (before.rows[place] !== row) before.insertBefore(row, before.rows[place] ?? null);
+  const kept = new Set(newRows);
+  for (const row of [...before.rows]) if (!kept.has(row)) row.remove();
+  newRows.forEach((row, index) => {
+    if (before.rows[index] !== row) before.insertBefore(row, before.rows[index] ?? null);
   });
 }
 
-function show(name, html) {
+function showSection(name, html) {
   const section = document.getElementById(name);
   const part = document.createElement("template");
   part.innerHTML = html; // escaped by the server
   const before = section.querySelectorAll("tbody"), after = part.content.querySelectorAll("tbody");
-  for (const body of after) for (const row of body.rows) taken(row);
+  for (const body of after) for (const row of body.rows) rememberHtml(row);
   if (before.length === after.length) {
-    after.forEach((body, place) => {
-      replaceRows(before[place], body);
-      body.replaceWith(before[place]);
+    after.forEach((body, index) => {
+      replaceRows(before[index], body);
+      body.replaceWith(before[index]);
     });
   }
   const focused = document.activeElement?.closest("a")?.getAttribute("href");
@@ -70,39 +70,39 @@ function show(name, html) {
 }
 
 function connect() {
-  clearTimeout(waiting);
+  clearTimeout(reconnectTimer);
   source?.close();
   const opened = source = new EventSource("/live" + location.search);
   opened.onmessage = (message) => {
-    const told = JSON.parse(message.data);
-    behind = Date.now() - Date.parse(told.now);
-    for (const [name, html] of Object.entries(told.parts)) show(name, html);
-    ages();
-    say("Live.", false);
+    const update = JSON.parse(message.data);
+    clockOffset = Date.now() - Date.parse(update.now);
+    for (const [name, html] of Object.entries(update.parts)) showSection(name, html);
+    updateAges();
+    showConnection("Live.", false);
   };
   opened.onerror = () => {
-    say("Not live: the bridge doesn't answer, or too many look. Trying again.", true);
-    if (opened.readyState === EventSource.CLOSED) waiting = setTimeout(connect, 3000);
+    showConnection("Not live: the bridge doesn't answer, or has too many viewers. Trying again.", true);
+    if (opened.readyState === EventSource.CLOSED) reconnectTimer = setTimeout(connect, 3000);
   };
 }
 
-function filter() {
-  const asked = new URLSearchParams();
-  for (const [name, value] of new FormData(form)) if (value) asked.set(name, value);
-  const query = asked.toString();
+function applyFilter() {
+  const parameters = new URLSearchParams();
+  for (const [name, value] of new FormData(form)) if (value) parameters.set(name, value);
+  const query = parameters.toString();
   history.replaceState(null, "", query ? `/?${query}` : "/");
   connect();
 }
 
-let typing = 0;
+let typingTimer = 0;
 form.addEventListener("input", () => {
-  clearTimeout(typing);
-  typing = setTimeout(() => filter(), 250);
+  clearTimeout(typingTimer);
+  typingTimer = setTimeout(() => applyFilter(), 250);
 });
 form.addEventListener("submit", (event) => {
   event.preventDefault();
-  clearTimeout(typing);
-  filter();
+  clearTimeout(typingTimer);
+  applyFilter();
 });
 document.addEventListener("click", (event) => {
   const link = event.target.closest("#watches nav a");
@@ -114,10 +114,10 @@ document.addEventListener("click", (event) => {
 });
 window.addEventListener("popstate", () => location.reload());
 document.addEventListener("visibilitychange", () => {
-  // Nothing is read for a page that nobody sees.
-  if (document.hidden) { clearTimeout(waiting); source?.close(); } else connect();
+  // The bridge reads nothing for a page that nobody sees.
+  if (document.hidden) { clearTimeout(reconnectTimer); source?.close(); } else connect();
 });
 
 document.documentElement.classList.add("live");
-setInterval(ages, 1000);
+setInterval(updateAges, 1000);
 connect();
