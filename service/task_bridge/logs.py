@@ -45,14 +45,20 @@ def configure(log_format: LogFormat = "auto", level: str = "info", *, stream: Te
     use_console = log_format == "console" or (log_format == "auto" and on_terminal)
     handler = logging.StreamHandler(stream)
     handler.addFilter(_ExporterFilter())
-    handler.setFormatter(_create_formatter(_console_renderers(on_terminal) if use_console else _json_renderers()))
+    renderers = _console_renderers(on_terminal) if use_console else _json_renderers()
+    handler.setFormatter(
+        structlog.stdlib.ProcessorFormatter(
+            foreign_pre_chain=_SHARED_PROCESSORS,
+            processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, _order_keys, *renderers],
+        )
+    )
     _install_handler(handler, level.upper())
     # The bridge's own lines go straight to the stream: through logging each would cost 90 µs instead of 30.
     structlog.configure(
         processors=[
             *_SHARED_PROCESSORS,
             _order_keys,
-            *(_console_renderers(on_terminal) if use_console else _json_renderers()),
+            *renderers,
             _encode_line,
         ],
         logger_factory=structlog.BytesLoggerFactory(stream.buffer),
@@ -116,13 +122,6 @@ def _install_handler(handler: logging.Handler, level: str) -> None:
         logger.setLevel(logging.NOTSET)
     for name, minimum in _MINIMUM_LEVELS.items():
         logging.getLogger(name).setLevel(max(minimum, root.level))
-
-
-def _create_formatter(renderers: list[Processor]) -> logging.Formatter:
-    return structlog.stdlib.ProcessorFormatter(
-        foreign_pre_chain=_SHARED_PROCESSORS,
-        processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, _order_keys, *renderers],
-    )
 
 
 def _json_renderers() -> list[Processor]:

@@ -82,8 +82,7 @@ def watch(
 ) -> None:
     """Watch tasks and follow them until all have ended.
 
-    Exit code: 0 all succeeded; 1 any failed or was canceled; 2 a request was refused; 3 any watch was abandoned;
-    4 the bridge or NATS is out of reach.
+    Exit code: 0 all succeeded, 1 any failed or canceled, 2 refused, 3 any abandoned, 4 out of reach.
     """
     ids = list(dict.fromkeys(tasks or _read_ids_from_stdin()))
     request = {"vcenter": vcenter, "timeout": timeout, "labels": dict(label) if label else None}

@@ -171,7 +171,8 @@ class Bars:
         data, bar = stored.event.data, self._bars[stored.event.data.watch.id]
         if data.final:
             self._progress.remove_task(bar)
-            self._console.print(_format_end(stored.event))
+            end = Text(f"{shorten(data.task)}  ").append(stored.event.kind, _choose_style(stored.event))
+            self._console.print(end.append(f"  {describe(stored.event)}"))
             return
         known = data.progress is not None and data.progress.percent is not None
         message = (data.progress.message if data.progress else None) or ""
@@ -182,10 +183,6 @@ class Bars:
             completed=data.progress.percent if data.progress and known else 0,
             message=truncate(f"{status} {message}", self._console.width - _BAR_WIDTH),
         )
-
-
-def _format_end(event: Event) -> Text:
-    return Text(f"{shorten(event.data.task)}  ").append(event.kind, _choose_style(event)).append(f"  {describe(event)}")
 
 
 def _format_span(watch: WatchRef) -> str:

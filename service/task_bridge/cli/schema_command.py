@@ -42,16 +42,16 @@ def schema(
         for name, description in _DESCRIPTIONS.items():
             typer.echo(f"{name:<10}{description}")
     elif document is Document.asyncapi:
-        typer.echo(_build_asyncapi(), nl=False)
+        _print_asyncapi()
     else:
         typer.echo(schemas.text(document), nl=False)
 
 
-def _build_asyncapi() -> str:
+def _print_asyncapi() -> None:
     from ..schemas.asyncapi import document  # noqa: PLC0415
 
     try:
         settings = load(need_vcenters=False)
     except CannotStart as error:
         exit_with_error(error)
-    return schemas.written(document(SubjectNames(settings.subject_prefix)))
+    typer.echo(schemas.written(document(SubjectNames(settings.subject_prefix))), nl=False)

@@ -116,12 +116,12 @@ def demo(keep: Keep = False) -> None:
         with tempfile.TemporaryDirectory(prefix="task-bridge-demo-") as name, _log_to(Path(name) / "bridge.log"):
             plays = _run(_run_demo(console, Path(name), keep=keep))
             surprises = [surprise for play in plays or () if (surprise := play.surprise())]
-            warnings = _read_warnings(Path(name) / "bridge.log") if surprises else []
+            problems = _read_problems(Path(name) / "bridge.log") if surprises else []
     except CannotStart as error:
         exit_with_error(error)
     if plays is None:  # Ctrl-C, the normal end of --keep
         raise typer.Exit(0 if keep else INTERRUPTED)
-    for line in [*surprises, *warnings]:
+    for line in [*surprises, *problems]:
         typer.echo(line, err=True)
     if surprises:
         raise typer.Exit(1)
@@ -153,7 +153,8 @@ def _log_to(path: Path) -> Iterator[None]:
         sys.excepthook = sys.__excepthook__
 
 
-def _read_warnings(log: Path) -> list[str]:
+def _read_problems(log: Path) -> list[str]:
+    """Return the last lines of the log that are at least warnings."""
     lines = log.read_text(encoding="utf-8", errors="replace").splitlines()
     return [line for line in lines if "[info" not in line][-20:]
 
