@@ -255,13 +255,13 @@ async def serve(settings: Settings) -> None:
         log.warning("setting", problem=warning)
     log.info("starting", version=__version__, **settings.describe())
     asked = asyncio.create_task(stop.wait())
-    tracing.begin()
+    tracing.start()
     try:
         async with Bridge(settings).running() as failed:
             await asyncio.wait((asked, failed), return_when=asyncio.FIRST_COMPLETED)
             log.info("stopping")
     finally:
-        tracing.end()
+        tracing.stop()
     asked.cancel()
     if failed.done():
         failed.result()

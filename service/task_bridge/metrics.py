@@ -65,7 +65,7 @@ class Metrics:
         self.event_loop_lag = gauge("event_loop_lag_seconds", "Delay of the event loop's ticks")
         gauge("build_info", "Always 1; the label is the version", "version").labels(__version__).set(1)
 
-    def begin(self, vcenters: Iterable[str]) -> None:
+    def create_alert_counters(self, vcenters: Iterable[str]) -> None:
         """Create counters used by alerts at 0; Prometheus doesn't see a counter that appears at 1 as an increase."""
         for name in vcenters:
             for result in ("ok", "failed", "refused", "session_limit"):

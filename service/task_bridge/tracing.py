@@ -51,14 +51,14 @@ class _Tracing:
             attributes={key: value for key, value in attributes.items() if value is not None},
         )
 
-    def end(self) -> None:
+    def shut_down(self) -> None:
         # An unreachable collector must not delay the exit of the process.
         exporter = threading.Thread(target=self._provider.shutdown, name="last spans", daemon=True)
         exporter.start()
         exporter.join(_LAST_EXPORT_S)
 
 
-def begin() -> None:
+def start() -> None:
     """Turn spans on if the environment asks for them. A missing extra is logged and doesn't stop the process."""
     global _tracing
     disabled = os.environ.get("OTEL_SDK_DISABLED", "").lower() == "true"
@@ -70,11 +70,11 @@ def begin() -> None:
         log.warning("tracing_off", reason=str(error), cure="install vcenter-task-bridge[otel]")
 
 
-def end() -> None:
+def stop() -> None:
     """Export the last spans, within a second."""
     global _tracing
     if _tracing is not None:
-        _tracing.end()
+        _tracing.shut_down()
         _tracing = None
 
 
