@@ -1,4 +1,4 @@
-"""`task-bridge`, and `python -m task_bridge`: what hears signals while the commands are being imported."""
+"""Entry point of `task-bridge` and `python -m task_bridge`. It handles signals while the commands are imported."""
 
 from __future__ import annotations
 
@@ -8,16 +8,16 @@ import sys
 
 
 def main() -> None:
-    """The console script. A `serve` that is told to stop before it has begun ends as one that ran: with 0."""
+    """Run the console script. A `serve` that is stopped before it has started exits with 0, like one that ran."""
     if sys.argv[1:2] == ["serve"]:
         for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, _leave)
+            signal.signal(number, _exit)
     from .cli import main as run  # noqa: PLC0415
 
     run()
 
 
-def _leave(_number: int, _frame: object) -> None:
+def _exit(_number: int, _frame: object) -> None:
     os._exit(0)
 
 

@@ -283,13 +283,13 @@ async def serve(settings: Settings) -> None:
         log.warning("setting", problem=warning)
     log.info("starting", version=__version__, **settings.describe())
     stop_requested = asyncio.create_task(stop.wait())
-    tracing.begin()
+    tracing.start()
     try:
         async with Bridge(settings).running() as failed:
             await asyncio.wait((stop_requested, failed), return_when=asyncio.FIRST_COMPLETED)
             log.info("stopping")
     finally:
-        tracing.end()
+        tracing.stop()
     stop_requested.cancel()
     if failed.done():
         failed.result()

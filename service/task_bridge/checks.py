@@ -1,6 +1,6 @@
-"""Everything that the bridge depends on, asked once: what is, or what is wrong and its cure.
+"""Checks of everything that the bridge depends on, each with the fix if it fails.
 
-Nothing is created and no event is published; a password is tried once, since SSO counts.
+A check creates nothing and publishes no event. It tries a password once, because SSO counts failed logins.
 """
 
 from __future__ import annotations
@@ -37,35 +37,36 @@ _NO_TASK = "00000000-0000-0000-0000-000000000000:com.vmware.cis"
 
 
 class CheckResult(NamedTuple):
-    """About one thing: that it is well, or (not `ok`) what is wrong and what to do. Without `needed` the bridge can
-    do its work all the same.
+    """The result of one check. If it isn't `ok`, the message says what is wrong and how to fix it.
+
+    The bridge works without what isn't `needed`.
     """
 
     about: str
-    said: str
+    message: str
     ok: bool = True
     needed: bool = True
 
 
 @asynccontextmanager
 async def connect_or_explain(settings: Settings) -> AsyncIterator[Client]:
-    """A connection to NATS. Raises CannotStart when it can't be had soon (exit code 4), or is refused."""
+    """Yield a connection to NATS. Raises CannotStart if it is refused, or isn't there in time (exit code 4)."""
     connection = Connection(settings.nats, f"task-bridge {__version__}")
     try:
         try:
             async with asyncio.timeout(REACH_S):
                 client = await connection.open()
         except TimeoutError:
-            urls, why = ", ".join(settings.nats.urls), connection.reason or "no answer in time"
-            told = f"NATS at {urls} is out of reach ({why}). Start it, or set BRIDGE_NATS_URL to where it is."
-            raise CannotStart(told, exit_code=OUT_OF_REACH) from None
+            urls, reason = ", ".join(settings.nats.urls), connection.reason or "no answer in time"
+            message = f"NATS at {urls} is out of reach ({reason}). Start it, or set BRIDGE_NATS_URL to its address."
+            raise CannotStart(message, exit_code=OUT_OF_REACH) from None
         yield client
     finally:
         await connection.close()
 
 
 def expected_jetstream(settings: Settings) -> JetStreamConfig:
-    """The streams, consumers and bucket by these settings."""
+    """Return the streams, consumers and bucket that these settings require."""
     return expected_config(
         SubjectNames(settings.subject_prefix),
         replicas=settings.stream_replicas,
@@ -75,22 +76,22 @@ def expected_jetstream(settings: Settings) -> JetStreamConfig:
 
 
 async def run_checks(settings: Settings) -> AsyncIterator[CheckResult]:
-    """About everything, one after the other; what needs something that isn't there is left out."""
+    """Run all checks in order. A check is skipped if what it needs has failed."""
     try:
         async with connect_or_explain(settings) as client:
-            async for finding in _nats(settings, client):
-                yield finding
+            async for result in _check_nats(settings, client):
+                yield result
     except CannotStart as error:
         yield CheckResult("NATS", str(error), ok=False)
     for vcenter in settings.vcenters.values():
-        async for finding in _vcenter(vcenter):
-            yield finding
+        async for result in _check_vcenter(vcenter):
+            yield result
 
 
 # NATS
 
 
-async def _nats(settings: Settings, client: Client) -> AsyncIterator[CheckResult]:
+async def _check_nats(settings: Settings, client: Client) -> AsyncIterator[CheckResult]:
     where = client.connected_url.netloc if client.connected_url else ", ".join(settings.nats.urls)
     yield CheckResult("NATS", f"connected to {where}, login: {settings.nats.login}")
     version = server_version(client)
@@ -107,67 +108,66 @@ async def _nats(settings: Settings, client: Client) -> AsyncIterator[CheckResult
         differences = None
     else:
         yield CheckResult("JetStream", "answers")
-    for finding in await _streams_and_permissions(settings, streams, differences):
-        yield finding
+    for result in await _check_streams_and_permissions(settings, streams, differences):
+        yield result
 
 
-async def _streams_and_permissions(
+async def _check_streams_and_permissions(
     settings: Settings, streams: Streams, differences: list[Difference] | None
 ) -> list[CheckResult]:
-    """Without `differences` nothing is known of the streams."""
+    """Check streams and permissions. `differences` is None if the streams couldn't be read."""
     client, api, names = streams.connection, streams.prefix, SubjectNames(settings.subject_prefix)
     missing = [difference for difference in differences or () if difference.field == "missing"]
     to_create = permissions.creation_rights(names, api, missing) if settings.provision == "auto" else []
     needed = permissions.required_rights(names, api, client.new_inbox()) + to_create
-    dispensable = permissions.reply_rights() + permissions.board_rights(names, api)
+    optional = permissions.reply_rights() + permissions.board_rights(names, api)
     try:
-        lacking = await permissions.find_missing_rights(client, needed + dispensable)
+        lacking = await permissions.find_missing_rights(client, needed + optional)
     except NatsUnavailable as error:
         return [CheckResult("permissions", str(error), ok=False)]
     may_create = settings.provision == "auto" and not set(to_create) & set(lacking)
-    found = [] if differences is None else _streams(differences, settings.provision, may_create=may_create)
+    results = [] if differences is None else _describe_streams(differences, settings.provision, may_create=may_create)
     denied = [right for right in lacking if right in needed]
-    return [*found, *_permissions(denied, [right for right in lacking if right in dispensable])]
+    return [*results, *_describe_permissions(denied, [right for right in lacking if right in optional])]
 
 
-def _streams(differences: list[Difference], how: str, *, may_create: bool) -> list[CheckResult]:
+def _describe_streams(differences: list[Difference], provision_mode: str, *, may_create: bool) -> list[CheckResult]:
     missing = [difference.where for difference in differences if difference.field == "missing"]
-    found = [
+    results = [
         CheckResult("streams", f"{difference}. See `task-bridge provision --check`.", ok=False)
         for difference in differences
         if difference.unsafe and difference.field != "missing"
     ]
     if missing:
-        cure = "`serve` will create them" if may_create else "run `task-bridge provision`"
-        if how == "auto" and not may_create:
-            cure += " as a user who may create them, for this one may not"
-        found.append(CheckResult("streams", f"not there yet: {', '.join(missing)}; {cure}", ok=may_create))
-    if not found:
+        fix = "`serve` will create them" if may_create else "run `task-bridge provision`"
+        if provision_mode == "auto" and not may_create:
+            fix += " as a user who may create them; this user may not"
+        results.append(CheckResult("streams", f"missing: {', '.join(missing)}; {fix}", ok=may_create))
+    if not results:
         tuned = f"; {len(differences)} settings differ, see `task-bridge provision --check`" if differences else ""
-        found.append(CheckResult("streams", f"all there{tuned}"))
-    return found
+        results.append(CheckResult("streams", f"all exist{tuned}"))
+    return results
 
 
-def _permissions(denied: list[Right], dispensable: list[Right]) -> list[CheckResult]:
-    cure = "let the bridge's NATS user do it, as deploy/nats does"
+def _describe_permissions(denied: list[Right], optional: list[Right]) -> list[CheckResult]:
+    fix = "allow it for the bridge's NATS user, as deploy/nats does"
     if denied:
-        return [CheckResult("permissions", f"not allowed: {_listed(denied)}; {cure}", ok=False)]
-    found = [CheckResult("permissions", "may subscribe and publish as the bridge does")]
-    if dispensable:
-        told = f"not allowed: {_listed(dispensable)}; answers (unless allow_responses) or the board need it; {cure}"
-        found.append(CheckResult("permissions", told, ok=False, needed=False))
-    return found
-
-
-def _listed(rights: list[Right]) -> str:
-    return ", ".join(map(str, rights))
+        return [CheckResult("permissions", f"not allowed: {', '.join(map(str, denied))}; {fix}", ok=False)]
+    results = [CheckResult("permissions", "may subscribe and publish as the bridge does")]
+    if optional:
+        message = (
+            f"not allowed: {', '.join(map(str, optional))}; replies (unless allow_responses is set) or the board"
+            f" need it; {fix}"
+        )
+        results.append(CheckResult("permissions", message, ok=False, needed=False))
+    return results
 
 
 # vCenter
 
 
-async def _vcenter(settings: VCenterSettings) -> AsyncIterator[CheckResult]:
-    """Its address and certificate; then the login and the tasks, of each kind up to what fails."""
+async def _check_vcenter(settings: VCenterSettings) -> AsyncIterator[CheckResult]:
+    """Check the address and certificate, then the login, then each kind of tasks."""
     metrics = Metrics()
     http = VCenterHttp(settings, metrics)
     session = CisSession(http, settings, metrics)
@@ -176,77 +176,75 @@ async def _vcenter(settings: VCenterSettings) -> AsyncIterator[CheckResult]:
     )
     try:
         about = f"vCenter {settings.name}"
-        yield (finding := await _found(about, _address(http, settings), settings))
-        if not finding.ok:
+        yield (result := await _run_check(about, _check_address(http, settings), settings))
+        if not result.ok:
             return
-        yield (finding := await _found(f"{about} login", _login(session, settings), settings))
-        if finding.ok:
-            yield await _found(f"{about} tasks", _tasks(CisTasksApi(session, settings)), settings)
+        yield (result := await _run_check(f"{about} login", _check_login(session, settings), settings))
+        if result.ok:
+            yield await _run_check(f"{about} tasks", _check_tasks(CisTasksApi(session, settings)), settings)
         if settings.vim != "off" and not session.login_throttle.is_refused:
-            finding = await _found(f"{about} classic tasks", _classic_tasks(classic), settings)
-            yield finding if finding.ok or settings.vim != "auto" else _dispensable(finding, settings)
+            result = await _run_check(f"{about} classic tasks", _check_classic_tasks(classic), settings)
+            yield result if result.ok or settings.vim != "auto" else _make_optional(result, settings)
     finally:
         await classic.close()
         await session.close()
         await http.close()
 
 
-def _dispensable(finding: CheckResult, settings: VCenterSettings) -> CheckResult:
-    """Nobody asked for classic tasks by a setting, and all others can be watched without."""
+def _make_optional(result: CheckResult, settings: VCenterSettings) -> CheckResult:
+    """Return a failure of classic tasks as a note: no setting requires them, and other tasks work without them."""
     off = f"BRIDGE_VCENTERS__{settings.name.upper()}__VIM=off"
-    return finding._replace(
-        said=f"{finding.said} Until then tasks like task-123 can't be watched; {off} refuses them.", needed=False
+    return result._replace(
+        message=f"{result.message} Until then tasks like task-123 can't be watched; set {off} to refuse them.",
+        needed=False,
     )
 
 
-def _tls(settings: VCenterSettings) -> str:
-    if settings.url.startswith("http:"):
-        return "without TLS"
-    return "its certificate is trusted" if settings.verify_tls else "its certificate isn't looked at"
-
-
-async def _found(about: str, asking: Coroutine[Any, Any, str], settings: VCenterSettings) -> CheckResult:
+async def _run_check(about: str, check: Coroutine[Any, Any, str], settings: VCenterSettings) -> CheckResult:
     try:
         async with asyncio.timeout(ANSWER_S):
-            return CheckResult(about, await asking)
+            return CheckResult(about, await check)
     except VCenterUnavailable as error:
-        return CheckResult(about, _with_cure(str(error), settings), ok=False)
+        return CheckResult(about, _add_fix(str(error), settings), ok=False)
     except TimeoutError:
         return CheckResult(about, f"{settings.url} doesn't answer in time. It may be busy or restarting.", ok=False)
 
 
-async def _address(http: VCenterHttp, settings: VCenterSettings) -> str:
-    await http.request("session", *LOGIN_CALLS["api"].check, {})  # whatever it answers to a stranger
-    return f"{settings.url} answers, {_tls(settings)}"
+async def _check_address(http: VCenterHttp, settings: VCenterSettings) -> str:
+    await http.request("session", *LOGIN_CALLS["api"].check, {})  # any answer will do
+    if settings.url.startswith("http:"):
+        return f"{settings.url} answers, without TLS"
+    trust = "is trusted" if settings.verify_tls else "isn't checked"
+    return f"{settings.url} answers, its certificate {trust}"
 
 
-async def _login(session: CisSession, settings: VCenterSettings) -> str:
+async def _check_login(session: CisSession, settings: VCenterSettings) -> str:
     if not await session.check():
-        raise VCenterUnavailable("doesn't answer for the session that it gave. Is it starting?")
+        raise VCenterUnavailable("doesn't accept the session that it created. Is it starting?")
     return f"as {settings.username()}"
 
 
-async def _tasks(tasks: CisTasksApi) -> str:
-    """Asks for a task that there is not: a service that says so itself is there."""
+async def _check_tasks(tasks: CisTasksApi) -> str:
+    """Get a task that doesn't exist. If the tasks service itself says so, it works."""
     try:
         answer = await tasks.get_task(_NO_TASK, with_result=False)
     except BadAnswer as error:
-        return f"answers, though: {error}"
+        return f"answers, but: {error}"
     if isinstance(answer, MissingTask) and not answer.well_formed:
-        cure = "Let this user read tasks." if answer.denied else "Wait until vCenter's services are up."
-        raise VCenterUnavailable(f"the tasks service doesn't answer: {answer.answer.message} {cure}")
+        fix = "Let this user read tasks." if answer.denied else "Wait until vCenter's services are up."
+        raise VCenterUnavailable(f"the tasks service doesn't answer: {answer.answer.message} {fix}")
     return "the tasks service answers"
 
 
-async def _classic_tasks(session: VimSession) -> str:
-    """Asks for the labels of what tasks do, which whoever may see tasks may read."""
+async def _check_classic_tasks(session: VimSession) -> str:
+    """Read the labels of task types, which every user who can see tasks may read."""
     await fetch_labels(session)
     return "the Web Services API answers at /sdk"
 
 
-def _with_cure(told: str, settings: VCenterSettings) -> str:
-    told = told.removeprefix(f"vCenter {settings.name} ")
-    if not told.startswith("refuses the user name or the password"):
-        return told
+def _add_fix(message: str, settings: VCenterSettings) -> str:
+    message = message.removeprefix(f"vCenter {settings.name} ")
+    if not message.startswith("refuses the user name or the password"):
+        return message
     prefix = f"BRIDGE_VCENTERS__{settings.name.upper()}"
-    return f"{told.partition(' Tried again')[0]} Set {prefix}__USERNAME and {prefix}__PASSWORD right."
+    return f"{message.partition(' Tried again')[0]} Correct {prefix}__USERNAME and {prefix}__PASSWORD."

@@ -1,6 +1,6 @@
-"""The log: every line of the process in one form on stderr, those of uvicorn, FastStream, nats-py and Python too.
+"""The log: all lines of the process in one form on stderr, also those of uvicorn, FastStream, nats-py and Python.
 
-`structlog.get_logger(__name__).info("watch_accepted", vcenter="lab", task=task)` is what the code writes.
+The code writes `structlog.get_logger(__name__).info("watch_accepted", vcenter="lab", task=task)`.
 """
 
 from __future__ import annotations
@@ -24,81 +24,92 @@ from .domain.errors import BridgeError
 
 LogFormat = Literal["auto", "console", "json"]
 
-_SELDOM_S = 3600.0
-_FIRST = ("timestamp", "level", "event", "logger")
-_QUIETER = {
-    "uvicorn": logging.WARNING,  # its start and stop are told by the bridge
-    "httpx": logging.WARNING,  # a line a request
-    "httpcore": logging.INFO,  # its debug lines show response headers, and they may carry a session
-    "pydantic_settings": logging.INFO,  # its debug lines may show what is in the environment
+_REPEAT_AFTER_S = 3600.0
+_FIRST_KEYS = ("timestamp", "level", "event", "logger")
+_MINIMUM_LEVELS = {
+    "uvicorn": logging.WARNING,  # the bridge logs its start and stop
+    "httpx": logging.WARNING,  # it logs a line per request
+    "httpcore": logging.INFO,  # its debug lines show response headers, which may carry a session
+    "pydantic_settings": logging.INFO,  # its debug lines may show the environment
 }
 
 
 def configure(log_format: LogFormat = "auto", level: str = "info", *, stream: TextIO | None = None) -> None:
-    """Sends every log line of the process to `stream` (stderr), from `level` on.
+    """Send every log line of the process, from `level` on, to `stream` (default: stderr).
 
-    `json`: one JSON object a line, with timestamp, level, event, logger and key-values; `console`: for people;
-    `auto`: console on a terminal, else json.
+    `json`: one JSON object per line, with timestamp, level, event, logger and further keys; `console`: text for
+    people; `auto`: console on a terminal, else json.
     """
     stream = stream or sys.stderr
     on_terminal = stream.isatty()
-    for_people = log_format == "console" or (log_format == "auto" and on_terminal)
+    use_console = log_format == "console" or (log_format == "auto" and on_terminal)
     handler = logging.StreamHandler(stream)
-    handler.addFilter(_Seldom())
-    handler.setFormatter(_formatter(_console(on_terminal) if for_people else _json()))
-    _take_over(handler, level.upper())
+    handler.addFilter(_ExporterFilter())
+    renderers = _console_renderers(on_terminal) if use_console else _json_renderers()
+    handler.setFormatter(
+        structlog.stdlib.ProcessorFormatter(
+            foreign_pre_chain=_SHARED_PROCESSORS,
+            processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, _order_keys, *renderers],
+        )
+    )
+    _install_handler(handler, level.upper())
     # The bridge's own lines go straight to the stream: through logging each would cost 90 µs instead of 30.
     structlog.configure(
-        processors=[*_SHARED, _in_order, *(_console(on_terminal) if for_people else _json()), _encoded],
+        processors=[
+            *_SHARED_PROCESSORS,
+            _order_keys,
+            *renderers,
+            _encode_line,
+        ],
         logger_factory=structlog.BytesLoggerFactory(stream.buffer),
         wrapper_class=structlog.make_filtering_bound_logger(level),
         cache_logger_on_first_use=True,
     )
-    sys.excepthook = _uncaught
-    threading.excepthook = _uncaught_in_thread
+    sys.excepthook = _log_uncaught
+    threading.excepthook = _log_uncaught_in_thread
 
 
-class _Seldom(logging.Filter):
-    """OpenTelemetry tells of each try while its collector is away: each of its sentences comes once an hour."""
+class _ExporterFilter(logging.Filter):
+    """Lets each message of OpenTelemetry through once per hour: it logs every try while its collector is away."""
 
     def __init__(self) -> None:
         super().__init__()
-        self._told: dict[object, float] = {}
+        self._next_times: dict[object, float] = {}
 
     def filter(self, record: logging.LogRecord) -> bool:
         if not record.name.startswith("opentelemetry."):
             return True
-        due = record.created >= self._told.get(record.msg, 0.0)
+        due = record.created >= self._next_times.get(record.msg, 0.0)
         if due:
-            self._told[record.msg] = record.created + _SELDOM_S
+            self._next_times[record.msg] = record.created + _REPEAT_AFTER_S
         return due
 
 
 class FailureLog:
-    """A failure that many things may meet at once: told once by the name `begins`, and its end once by `ends`."""
+    """Logs a failure once, however often it is reported, as the event `failure`, and its end once as `recovery`."""
 
-    def __init__(self, logger: Any, begins: str, ends: str) -> None:
+    def __init__(self, logger: Any, failure: str, recovery: str) -> None:
         self._logger = logger
-        self._begins = begins
-        self._ends = ends
-        self._told = False
+        self._failure = failure
+        self._recovery = recovery
+        self._logged = False
 
     def report_failure(self, **keys: object) -> None:
-        """Tells that it has begun, unless that is told already."""
-        if not self._told:
-            self._told = True
-            self._logger.warning(self._begins, **keys)
+        """Log the failure, unless it is logged already."""
+        if not self._logged:
+            self._logged = True
+            self._logger.warning(self._failure, **keys)
 
     def report_recovery(self, **keys: object) -> None:
-        """Tells that it is over, if it was told."""
-        if self._told:
-            self._told = False
-            self._logger.info(self._ends, **keys)
+        """Log the recovery, if the failure was logged."""
+        if self._logged:
+            self._logged = False
+            self._logger.info(self._recovery, **keys)
 
 
-def _take_over(handler: logging.Handler, level: str) -> None:
-    """Makes `handler` the only one. Libraries that bring their own lose it."""
-    # FastStream's import gives its logger a handler of its own: not before then can it be taken away.
+def _install_handler(handler: logging.Handler, level: str) -> None:
+    """Make `handler` the only handler; remove those that libraries have installed."""
+    # The import of FastStream installs a handler of its own, so it can only be removed afterwards.
     importlib.import_module("faststream")
     logging.captureWarnings(True)
     root = logging.getLogger()
@@ -109,64 +120,57 @@ def _take_over(handler: logging.Handler, level: str) -> None:
         logger.handlers.clear()
         logger.propagate = True
         logger.setLevel(logging.NOTSET)
-    for name, quieter in _QUIETER.items():
-        logging.getLogger(name).setLevel(max(quieter, root.level))
+    for name, minimum in _MINIMUM_LEVELS.items():
+        logging.getLogger(name).setLevel(max(minimum, root.level))
 
 
-def _formatter(renderers: list[Processor]) -> logging.Formatter:
-    return structlog.stdlib.ProcessorFormatter(
-        foreign_pre_chain=_SHARED,
-        processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, _in_order, *renderers],
-    )
+def _json_renderers() -> list[Processor]:
+    return [structlog.processors.format_exc_info, structlog.processors.JSONRenderer(_dump_json)]
 
 
-def _json() -> list[Processor]:
-    return [structlog.processors.format_exc_info, structlog.processors.JSONRenderer(_dumps)]
-
-
-def _console(on_terminal: bool) -> list[Processor]:
+def _console_renderers(on_terminal: bool) -> list[Processor]:
     colors = on_terminal and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
     renderer = structlog.dev.ConsoleRenderer(
         colors=colors,
         sort_keys=False,
-        repr_native_str=True,  # a line break in a value must not break the line
-        exception_formatter=structlog.dev.plain_traceback,  # rich's shows local variables, secrets among them
+        repr_native_str=True,  # a line break in a value must not split the line
+        exception_formatter=structlog.dev.plain_traceback,  # rich's shows local variables, which include secrets
     )
     return [renderer]
 
 
-def _dumps(event: Mapping[str, Any], **options: Any) -> str:
+def _dump_json(event: Mapping[str, Any], **options: Any) -> str:
     try:
         return json.dumps(event, allow_nan=False, **options)
-    except (TypeError, ValueError):  # a value that JSON can't carry must not cost the line
+    except (TypeError, ValueError):  # log the line even if JSON can't carry a value
         return json.dumps({str(key): value if isinstance(value, str) else repr(value) for key, value in event.items()})
 
 
-def _encoded(_logger: WrappedLogger, _method: str, line: Any) -> bytes:
+def _encode_line(_logger: WrappedLogger, _method: str, line: Any) -> bytes:
     return str(line).encode("utf-8", "backslashreplace")
 
 
-def _timestamp(_logger: WrappedLogger, _method: str, event: EventDict) -> EventDict:
+def _add_timestamp(_logger: WrappedLogger, _method: str, event: EventDict) -> EventDict:
     record = event.get("_record")
     event["timestamp"] = rfc3339(record.created if record else time.time())
     return event
 
 
-def _in_order(_logger: WrappedLogger, _method: str, event: EventDict) -> EventDict:
-    first = {key: event.pop(key) for key in _FIRST if key in event}
+def _order_keys(_logger: WrappedLogger, _method: str, event: EventDict) -> EventDict:
+    first = {key: event.pop(key) for key in _FIRST_KEYS if key in event}
     return {**first, **event}
 
 
-def _known_failure(_logger: WrappedLogger, _method: str, event: EventDict) -> EventDict:
-    """A failure that the bridge knows is told by its words; where it was raised helps nobody."""
-    error = _exception(event.get("exc_info"))
-    if error is not None and all(isinstance(one, BridgeError) for one in _leaves(error)):
+def _shorten_known_failure(_logger: WrappedLogger, _method: str, event: EventDict) -> EventDict:
+    """Replace the traceback of the bridge's own errors by their message, which is enough."""
+    error = _find_exception(event.get("exc_info"))
+    if error is not None and all(isinstance(one, BridgeError) for one in _iterate_leaves(error)):
         del event["exc_info"]
-        event.setdefault("error", "; ".join(str(one).replace("\n", "; ") for one in _leaves(error)))
+        event.setdefault("error", "; ".join(str(one).replace("\n", "; ") for one in _iterate_leaves(error)))
     return event
 
 
-def _exception(exc_info: object) -> BaseException | None:
+def _find_exception(exc_info: object) -> BaseException | None:
     if exc_info is True:
         return sys.exc_info()[1]
     if isinstance(exc_info, tuple):
@@ -174,30 +178,30 @@ def _exception(exc_info: object) -> BaseException | None:
     return exc_info if isinstance(exc_info, BaseException) else None
 
 
-def _leaves(error: BaseException) -> Iterator[BaseException]:
+def _iterate_leaves(error: BaseException) -> Iterator[BaseException]:
     if isinstance(error, BaseExceptionGroup):
         for one in error.exceptions:
-            yield from _leaves(one)
+            yield from _iterate_leaves(one)
     else:
         yield error
 
 
-_SHARED: list[Processor] = [
+_SHARED_PROCESSORS: list[Processor] = [
     structlog.stdlib.add_log_level,
     structlog.stdlib.add_logger_name,
-    _timestamp,
-    _known_failure,
+    _add_timestamp,
+    _shorten_known_failure,
 ]
 
 
-def _uncaught(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+def _log_uncaught(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
     if issubclass(kind, KeyboardInterrupt):
         sys.__excepthook__(kind, error, trace)
     else:
         logging.getLogger(__package__).critical("process_failed", exc_info=(kind, error, trace))
 
 
-def _uncaught_in_thread(args: threading.ExceptHookArgs) -> None:
+def _log_uncaught_in_thread(args: threading.ExceptHookArgs) -> None:
     if args.exc_value is not None:
         name = args.thread.name if args.thread else "?"
         logging.getLogger(__package__).critical("thread_failed: %s", name, exc_info=args.exc_value)

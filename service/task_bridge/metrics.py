@@ -1,4 +1,4 @@
-"""What the bridge counts: the contract's names, with bounded labels only (never a task id)."""
+"""Prometheus metrics. Their names are public; labels are bounded (never a task id)."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _DETECTION_BUCKETS_S = (0.1, 0.25, 0.5, 1, 2, 3, 5, 10, 15, 30, 60, 300, 3600)
 
 
 class Metrics:
-    """One set of counters a process, in a registry of its own so that tests can have many."""
+    """The metrics of one process, in a registry of its own so that tests can have several."""
 
     def __init__(self) -> None:
         self.registry = registry = CollectorRegistry()
@@ -28,43 +28,45 @@ class Metrics:
             return Histogram(f"task_bridge_{name}", text, labels, buckets=buckets, registry=registry)
 
         self.watches = gauge("watches", "Watches held by this replica now", "vcenter", "status")
-        self.watches_waiting = gauge("watches_waiting", "Watches stored and held by nobody")
+        self.watches_waiting = gauge("watches_waiting", "Watches stored and held by no replica")
         self.events = counter("events", "Events stored", "vcenter", "kind", "outcome")
-        self.requests = counter("requests", "Watch requests by what became of them", "outcome")
+        self.requests = counter("requests", "Watch requests by outcome", "outcome")
         self.rejected = counter("rejected", "Requests rejected", "code")
-        self.last_look_age = gauge("last_look_age_seconds", "Since the last good look", "vcenter")
+        self.last_look_age = gauge("last_look_age_seconds", "Seconds since the last successful poll", "vcenter")
         self.vcenter_requests = counter("vcenter_requests", "HTTP requests to vCenter", "vcenter", "operation", "code")
         self.vcenter_logins = counter("vcenter_logins", "Logins by result", "vcenter", "result")
-        self.looks = counter("looks", "Task looks (a list of 500 tasks is 500)", "vcenter")
+        self.looks = counter("looks", "Task polls (a list of 500 tasks is 500)", "vcenter")
         self.detection = histogram(
-            "detection_seconds", "From a task's end in vCenter to its event in the stream", _DETECTION_BUCKETS_S
+            "detection_seconds", "From a task's end in vCenter to its stored event", _DETECTION_BUCKETS_S
         )
-        self.publish_retries = counter("publish_retries", "Publishes of an event tried again")
-        self.fenced = counter("fenced", "Publishes refused because another owner wrote")
-        # What an operator needs besides the names that are promised.
-        self.ready = gauge("ready", "1 while /readyz answers 200")
-        self.capacity = gauge("capacity", "Watches that this replica holds at most")
-        self.takeovers = counter("takeovers", "Watches taken up that were handed out before: another owner is gone")
-        self.heartbeat_lag = gauge("heartbeat_lag_seconds", "How late the last round of heartbeats ended")
+        self.publish_retries = counter("publish_retries", "Publishes of an event that were retried")
+        self.fenced = counter("fenced", "Publishes refused because another owner wrote first")
+        # Further metrics for operators.
+        self.ready = gauge("ready", "1 while /readyz returns 200")
+        self.capacity = gauge("capacity", "The most watches that this replica holds")
+        self.takeovers = counter("takeovers", "Watches taken over from another owner")
+        self.heartbeat_lag = gauge("heartbeat_lag_seconds", "Delay of the last round of heartbeats")
         self.publish_seconds = histogram(
-            "publish_seconds", "From an event's publish to JetStream's answer", _LATENCY_BUCKETS_S
+            "publish_seconds", "From the publish of an event to JetStream's answer", _LATENCY_BUCKETS_S
         )
         self.vcenter_seconds = histogram(
             "vcenter_request_seconds",
-            "How long vCenter takes to answer",
+            "Response time of vCenter",
             _LATENCY_BUCKETS_S,
             "vcenter",
             "operation",
         )
         self.budget_used = gauge(
-            "vcenter_budget_used_ratio", "Of the requests that vCenter may get; above 1 looks get rarer", "vcenter"
+            "vcenter_budget_used_ratio",
+            "Used share of the request limit of vCenter; above 1 polls get rarer",
+            "vcenter",
         )
         self.nats_connected = gauge("nats_connected", "1 while connected to NATS")
-        self.event_loop_lag = gauge("event_loop_lag_seconds", "How late the event loop ticks")
-        gauge("build_info", "1, by version", "version").labels(__version__).set(1)
+        self.event_loop_lag = gauge("event_loop_lag_seconds", "Delay of the event loop's ticks")
+        gauge("build_info", "Always 1; the label is the version", "version").labels(__version__).set(1)
 
-    def begin(self, vcenters: Iterable[str]) -> None:
-        """What alerts ask the growth of is there at 0: to Prometheus a count that comes up as 1 hasn't grown."""
+    def create_alert_counters(self, vcenters: Iterable[str]) -> None:
+        """Create counters used by alerts at 0; Prometheus doesn't see a counter that appears at 1 as an increase."""
         for name in vcenters:
             for result in ("ok", "failed", "refused", "session_limit"):
                 self.vcenter_logins.labels(name, result)

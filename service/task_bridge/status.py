@@ -36,7 +36,7 @@ class BridgeStatus:
         self._sources = sources
         self._metrics = metrics
         metrics.capacity.set(capacity)
-        metrics.begin(sources)
+        metrics.create_alert_counters(sources)
         self._lag_s = lag_s
         self.connection: Connection | None = None
         self.monitor: Monitor | None = None

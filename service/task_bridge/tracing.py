@@ -1,7 +1,7 @@
-"""Spans by OpenTelemetry, where the extra `otel` is installed and an OTLP endpoint is set; else they cost nothing.
+"""OpenTelemetry spans. They cost nothing unless the extra `otel` is installed and an OTLP endpoint is set.
 
-The variables are OpenTelemetry's own (`OTEL_EXPORTER_OTLP_ENDPOINT`, `OTEL_TRACES_SAMPLER`, …). What belongs to a
-request is a child of its sender's span; a look, which is at many tasks at once, begins a trace of its own.
+The variables are OpenTelemetry's own (`OTEL_EXPORTER_OTLP_ENDPOINT`, `OTEL_TRACES_SAMPLER`, …). Spans of a request
+are children of its sender's span. A poll covers many tasks, so it starts a trace of its own.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _tracing: _Tracing | None = None
 
 
 class _Tracing:
-    """What is imported only when it is wanted. Raises ImportError."""
+    """The OpenTelemetry SDK, imported only if tracing is on. Raises ImportError."""
 
     def __init__(self) -> None:
         self._trace: Any = importlib.import_module("opentelemetry.trace")
@@ -37,8 +37,8 @@ class _Tracing:
         otlp: Any = importlib.import_module("opentelemetry.exporter.otlp.proto.http.trace_exporter")
         resources: Any = importlib.import_module("opentelemetry.sdk.resources")
         ours = resources.Resource({"service.name": SERVICE_NAME, "service.version": __version__})
-        given = resources.OTELResourceDetector().detect()
-        self._provider = sdk.TracerProvider(resource=ours.merge(given), shutdown_on_exit=False)
+        from_environment = resources.OTELResourceDetector().detect()
+        self._provider = sdk.TracerProvider(resource=ours.merge(from_environment), shutdown_on_exit=False)
         self._provider.add_span_processor(export.BatchSpanProcessor(otlp.OTLPSpanExporter()))
         self._tracer = self._provider.get_tracer(SERVICE_NAME, __version__)
 
@@ -51,15 +51,15 @@ class _Tracing:
             attributes={key: value for key, value in attributes.items() if value is not None},
         )
 
-    def end(self) -> None:
-        # A collector that is away must not hold up the end of the process.
-        ending = threading.Thread(target=self._provider.shutdown, name="last spans", daemon=True)
-        ending.start()
-        ending.join(_LAST_EXPORT_S)
+    def shut_down(self) -> None:
+        # An unreachable collector must not delay the exit of the process.
+        exporter = threading.Thread(target=self._provider.shutdown, name="last spans", daemon=True)
+        exporter.start()
+        exporter.join(_LAST_EXPORT_S)
 
 
-def begin() -> None:
-    """Switches spans on where the environment asks for them; a missing extra is told, and is no reason to end."""
+def start() -> None:
+    """Turn spans on if the environment asks for them. A missing extra is logged and doesn't stop the process."""
     global _tracing
     disabled = os.environ.get("OTEL_SDK_DISABLED", "").lower() == "true"
     if disabled or os.environ.get("OTEL_TRACES_EXPORTER") == "none" or not any(map(os.environ.get, _ENDPOINTS)):
@@ -70,19 +70,19 @@ def begin() -> None:
         log.warning("tracing_off", reason=str(error), cure="install vcenter-task-bridge[otel]")
 
 
-def end() -> None:
-    """Sends the last spans, for a second at most."""
+def stop() -> None:
+    """Export the last spans, within a second."""
     global _tracing
     if _tracing is not None:
-        _tracing.end()
+        _tracing.shut_down()
         _tracing = None
 
 
 def span(
     name: str, kind: str = "INTERNAL", *, parent: str | None = None, **attributes: Any
 ) -> AbstractContextManager[Any]:
-    """A span around what happens within. `kind` is OpenTelemetry's word; `parent` a W3C traceparent.
+    """Return a context manager that runs its block in a span. `kind` is OpenTelemetry's; `parent` is a W3C traceparent.
 
-    Entering gives the span, None while spans are off. Attributes that are None are left out.
+    It yields the span, or None while spans are off. Attributes that are None are omitted.
     """
     return _OFF if _tracing is None else _tracing.span(name, kind, parent, attributes)

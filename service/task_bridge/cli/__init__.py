@@ -1,4 +1,4 @@
-"""`task-bridge`: the commands. Each one is thin; exit codes are the contract's."""
+"""The command `task-bridge`. Each subcommand is thin; the exit codes are part of the public interface."""
 
 from __future__ import annotations
 
@@ -7,20 +7,24 @@ from typing import Annotated
 import typer
 
 from .. import __version__
-from . import asking, checking, running, schema
+from . import client_commands, operator_commands, schema, server_commands
 
 app = typer.Typer(name="task-bridge", no_args_is_help=True, pretty_exceptions_enable=False)
-app.command()(running.serve)
-for ask in (asking.watch, asking.events, asking.list_, asking.get, asking.unwatch, asking.cancel):
-    app.command(ask.__name__.rstrip("_"))(ask)
-app.command()(running.demo)
-app.command()(running.simulate)
-app.command()(checking.provision)
-app.command()(checking.check)
+app.command()(server_commands.serve)
+app.command()(client_commands.watch)
+app.command()(client_commands.events)
+app.command("list")(client_commands.list_)
+app.command()(client_commands.get)
+app.command()(client_commands.unwatch)
+app.command()(client_commands.cancel)
+app.command()(server_commands.demo)
+app.command()(server_commands.simulate)
+app.command()(operator_commands.provision)
+app.command()(operator_commands.check)
 app.command()(schema.schema)
 
 
-def _version(wanted: bool) -> None:
+def _print_version(wanted: bool) -> None:
     if wanted:
         typer.echo(f"task-bridge {__version__}")
         raise typer.Exit
@@ -29,12 +33,12 @@ def _version(wanted: bool) -> None:
 @app.callback()
 def task_bridge(
     version: Annotated[
-        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version.")
     ] = False,
 ) -> None:
-    """Watches vCenter tasks for everybody: a request over NATS in, every status change and one ending out."""
+    """Watch vCenter tasks over NATS: send a task id, get every status change and exactly one final event."""
 
 
 def main() -> None:
-    """The console script."""
+    """Run the command line."""
     app()

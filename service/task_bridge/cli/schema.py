@@ -1,4 +1,4 @@
-"""The command that prints the schemas: `schema`."""
+"""The command `schema`, which prints the schemas."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from .. import schemas
 from ..domain.errors import CannotStart
 from ..domain.subjects import SubjectNames
 from ..settings import load
-from .ending import give_up
+from .exit_codes import exit_with_error
 
 
 class Document(StrEnum):
-    """What there is, and what it is of."""
+    """The documents that can be printed."""
 
     request = "request"
     reply = "reply"
@@ -23,34 +23,35 @@ class Document(StrEnum):
     asyncapi = "asyncapi"
 
 
-_ABOUT = {
-    Document.request: "JSON Schema of what may be asked",
-    Document.reply: "JSON Schema of the API's answers",
-    Document.event: "JSON Schema of what lies in the events stream",
+_DESCRIPTIONS = {
+    Document.request: "JSON Schema of the requests",
+    Document.reply: "JSON Schema of the replies",
+    Document.event: "JSON Schema of the events",
     Document.asyncapi: "AsyncAPI 3.0 of every subject, with the configured prefix",
 }
 
 
 def schema(
-    which: Annotated[
-        Document | None, typer.Argument(metavar="[request|reply|event|asyncapi]", help="Without it they are named.")
+    document: Annotated[
+        Document | None,
+        typer.Argument(metavar="[request|reply|event|asyncapi]", help="The document. Default: list them."),
     ] = None,
 ) -> None:
     """Print the JSON Schemas of requests, replies and events, or the AsyncAPI document of every subject."""
-    if which is None:
-        for name, about in _ABOUT.items():
-            typer.echo(f"{name:<10}{about}")
-    elif which is Document.asyncapi:
-        typer.echo(_asyncapi(), nl=False)
+    if document is None:
+        for name, description in _DESCRIPTIONS.items():
+            typer.echo(f"{name:<10}{description}")
+    elif document is Document.asyncapi:
+        _print_asyncapi()
     else:
-        typer.echo(schemas.read_text(which), nl=False)
+        typer.echo(schemas.read_text(document), nl=False)
 
 
-def _asyncapi() -> str:
+def _print_asyncapi() -> None:
     from ..schemas.asyncapi import build_document  # noqa: PLC0415
 
     try:
         settings = load(need_vcenters=False)
     except CannotStart as error:
-        give_up(error)
-    return schemas.format_document(build_document(SubjectNames(settings.subject_prefix)))
+        exit_with_error(error)
+    typer.echo(schemas.format_document(build_document(SubjectNames(settings.subject_prefix))), nl=False)

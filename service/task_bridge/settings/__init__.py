@@ -1,4 +1,4 @@
-"""Every setting of the bridge, and `load`, the only door from the environment to them."""
+"""The settings of the bridge. `load` is the only way from the environment to them."""
 
 from .loader import load
 from .models import NatsSettings, Settings, VCenterSettings

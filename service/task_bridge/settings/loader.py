@@ -48,21 +48,23 @@ def load(
     if environ is None:
         environ, env_file = os.environ, env_file or _DOT_ENV
     variables = read_variables(Settings, environ, env_file)
-    own = {name: value for name, value in variables.items() if not _is_of_vcenters(name)}
+    bridge_variables = {name: value for name, value in variables.items() if not _is_of_vcenters(name)}
     mistakes: list[str] = []
     of_vcenters = _check_vcenter_names(variables, mistakes) if need_vcenters else {}
-    source = VariablesSource(Settings, {**own, **of_vcenters})
+    source = VariablesSource(Settings, {**bridge_variables, **of_vcenters})
     tree = source()
     mistakes += source.mistakes
     # The source returns the field by its alias if the JSON is given, else by its name.
     vcenters: VCenters = tree.setdefault("vcenters", tree.pop(VCENTERS, {}))
     mistakes += _drop_unknown_keys(vcenters, keep=source.json_names)
-    given = own | {vcenter_variable(name, key): vcenters[name][key] for name in vcenters for key in vcenters[name]}
+    given = bridge_variables | {
+        vcenter_variable(name, key): vcenters[name][key] for name in vcenters for key in vcenters[name]
+    }
     if need_vcenters:
         mistakes += list(_check_vcenters(vcenters, given, mistakes))
     mistakes += _check_contradictions(given)
     settings = _validate(tree, given, mistakes)
-    return settings.model_copy(update={"warnings": (*_warn_of_unknown(own), *_warn_of_risks(settings))})
+    return settings.model_copy(update={"warnings": (*_warn_of_unknown(bridge_variables), *_warn_of_risks(settings))})
 
 
 def variable_names(model: type[BaseModel]) -> dict[str, str]:
@@ -96,7 +98,7 @@ def _check_vcenter_names(variables: Mapping[str, str], mistakes: list[str]) -> d
 
 
 def _drop_unknown_keys(vcenters: VCenters, keep: Collection[str]) -> Iterator[str]:
-    """Drop and report them. A vCenter of which nothing is left is dropped too, unless it is one to `keep`."""
+    """Drop unknown keys and report each. Also drop a vCenter without any key left, unless its name is in `keep`."""
     known = set(variable_names(VCenterSettings).values())
     for name, keys in list(vcenters.items()):
         for key in keys.keys() - known:

@@ -108,15 +108,15 @@ def check_creds_file(text: str | Path) -> Path:
 def read_credentials(path: Path) -> str:
     """Return the text of a credentials file, as `nsc` writes it. Raises ValueError (a part is missing), OSError."""
     text = path.read_text("utf-8", "replace")
-    jwt, seed = (_find_line_after(f"BEGIN {what}", text) for what in ("NATS USER JWT", "USER NKEY SEED"))
+
+    def find_line_after(mark: str) -> str:
+        lines = iter(text.splitlines())
+        return next((next(lines, "").strip() for line in lines if mark in line), "")
+
+    jwt, seed = find_line_after("BEGIN NATS USER JWT"), find_line_after("BEGIN USER NKEY SEED")
     if not (jwt and _is_seed(seed.encode())):
         raise ValueError("can't be right: the file doesn't hold both a NATS user's JWT and its seed")
     return text
-
-
-def _find_line_after(mark: str, text: str) -> str:
-    lines = iter(text.splitlines())
-    return next((next(lines, "").strip() for line in lines if mark in line), "")
 
 
 def _is_seed(text: bytes) -> bool:

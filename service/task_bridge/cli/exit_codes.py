@@ -1,4 +1,4 @@
-"""How a command ends when it can't do what it was to do: a line a mistake on stderr, and the exit code."""
+"""The exit codes of the commands, and the exit of a command that can't run."""
 
 from __future__ import annotations
 
@@ -11,9 +11,11 @@ from ..domain.errors import CannotStart
 
 log = structlog.get_logger(__name__)
 
+FAILED, REFUSED, ABANDONED, OUT_OF_REACH, INTERRUPTED = 1, 2, 3, 4, 130
 
-def give_up(error: CannotStart, *, in_json: bool = False) -> NoReturn:
-    """Tells what is wrong, as lines of the log where that is JSON, and leaves with the error's exit code."""
+
+def exit_with_error(error: CannotStart, *, in_json: bool = False) -> NoReturn:
+    """Print one line per mistake on stderr, or log it if the log is JSON, and exit with the error's code."""
     for line in error.lines:
         if in_json:
             log.error("cannot_run", reason=line, exit_code=error.exit_code)

@@ -81,7 +81,7 @@ class TestProvision:
         again = await ran("provision", directory=tmp_path, environment=nats_only(lab))
         assert (first.code, again.code) == (0, 0)
         assert f"stream {EVENTS} is missing." in first.out
-        assert again.out == ["Everything is as the bridge would make it."]
+        assert again.out == ["Everything matches the settings."]
         async with lab.bridge(provision="verify"):
             pass
 
@@ -158,7 +158,7 @@ class TestProvision:
         for line in printed.out:
             await natscli.run(lab.client, line)
         checked = await ran("provision", "--check", directory=tmp_path, environment=nats_only(lab))
-        assert (checked.code, checked.out) == (0, ["Everything is as the bridge would make it."])
+        assert (checked.code, checked.out) == (0, ["Everything matches the settings."])
         by_hand = await configurations(lab)
         for stream in by_hand:
             await lab.js.delete_stream(stream)
@@ -259,7 +259,7 @@ class TestCheck:
             async with connect_or_explain(by_operator) as client:
                 await provision(Streams(client), expected_jetstream(by_operator), create=True)
             found = [finding async for finding in run_checks(lab.settings(nats={**login, "user": "u"}, vcenters={}))]
-        (told,) = [finding.said for finding in found if finding.about == "permissions" and not finding.ok]
+        (told,) = [finding.message for finding in found if finding.about == "permissions" and not finding.ok]
         assert told.startswith(f"not allowed: {verb} to {denied}; ")
         assert "deploy/nats" in told
 

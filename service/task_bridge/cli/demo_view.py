@@ -1,4 +1,4 @@
-"""How the demonstration is seen: progress bars and a line an event on a terminal, lines alone elsewhere."""
+"""Output of `demo`: a line per event, on a terminal with progress bars below."""
 
 from __future__ import annotations
 
@@ -16,94 +16,94 @@ from ..lab.demo import DemoAddresses, DemoRun
 _COLORS = {"watching": "cyan", "status": "yellow", "completed.succeeded": "green", "completed.failed": "red"}
 
 
-class LineShow:
-    """A line an event, with the seconds since the beginning."""
+class LineView:
+    """Prints a line per event, with the seconds since the start."""
 
     def __init__(self, console: Console, *, keep: bool) -> None:
         self._console = console
         self._keep = keep
-        self._began = time.monotonic()
+        self._started_at = time.monotonic()
 
     def show_addresses(self, addresses: DemoAddresses) -> None:
-        self._say("nats-server, a simulated vCenter and the bridge are up; their tasks begin.")
+        self._print("nats-server, a simulated vCenter and the bridge are up. Starting the tasks.")
         if self._keep:
             where = f"Pages: {addresses.http}\nNATS: {addresses.nats}\nLog: {addresses.log}\nCtrl-C ends it."
             self._console.print(where, highlight=False, soft_wrap=True)
 
     def show_start(self, run: DemoRun) -> None:
-        """Its first event tells."""
+        """Print nothing: the first event shows the start."""
 
     def show_event(self, run: DemoRun, event: Event) -> None:
         color = _COLORS.get(event.kind, "magenta" if event.data.final else "dim")
-        seconds = f"{time.monotonic() - self._began:5.1f}s"
-        said = f"[{color}]{event.kind:<25}[/] {escape(_said(event))}"
-        self._say(f"{seconds} {run.case.title:<20} {said}")
+        seconds = f"{time.monotonic() - self._started_at:5.1f}s"
+        message = f"[{color}]{event.kind:<25}[/] {escape(_describe(event))}"
+        self._print(f"{seconds} {run.case.title:<20} {message}")
 
     def show_results(self, runs: Sequence[DemoRun]) -> None:
-        self._console.print(table(runs))
+        self._console.print(build_table(runs))
 
-    def _say(self, line: str) -> None:
+    def _print(self, line: str) -> None:
         self._console.print(line, highlight=False, no_wrap=True, overflow="ellipsis", crop=True)
 
 
-class BarShow(LineShow):
-    """A bar a task below, and above them what happens besides progress."""
+class BarView(LineView):
+    """Shows a bar per task, and above them a line for each event except progress."""
 
     def __init__(self, console: Console, bars: Progress, *, keep: bool) -> None:
         super().__init__(console, keep=keep)
         self._bars = bars
         self._bar_of: dict[str, TaskID] = {}
-        self._over = False
+        self._finished = False
 
     def show_start(self, run: DemoRun) -> None:
-        self._bar_of[run.task] = self._bars.add_task(run.case.title, total=100, said="asked for")
+        self._bar_of[run.task] = self._bars.add_task(run.case.title, total=100, message="requested")
 
     def show_event(self, run: DemoRun, event: Event) -> None:
         bar, progress = self._bar_of.get(run.task), event.data.progress
         color = _COLORS.get(event.kind, "magenta" if event.data.final else "default")
-        said = f"[{color}]{event.data.status if not event.data.final else event.kind}[/]"
+        message = f"[{color}]{event.data.status if not event.data.final else event.kind}[/]"
         if bar is not None:
-            self._bars.update(bar, completed=(progress.percent if progress else None), said=said)
+            self._bars.update(bar, completed=(progress.percent if progress else None), message=message)
         if event.data.kind != "progress":
             super().show_event(run, event)
-        if event.data.final and self._over and bar is not None:
+        if event.data.final and self._finished and bar is not None:
             self._bars.remove_task(self._bar_of.pop(run.task))
 
     def show_results(self, runs: Sequence[DemoRun]) -> None:
         for bar in self._bar_of.values():
             self._bars.remove_task(bar)
         self._bar_of.clear()
-        self._over = True
+        self._finished = True
         super().show_results(runs)
 
 
-def bars(console: Console) -> Progress:
-    """The bars, to be entered while the show goes on."""
+def create_bars(console: Console) -> Progress:
+    """Return the progress bars. Enter them for the time of the demo."""
     columns = (
         TextColumn("{task.description:<20}"),
         BarColumn(bar_width=24),
         TextColumn("{task.percentage:>3.0f}%"),
-        TextColumn("{task.fields[said]}"),
+        TextColumn("{task.fields[message]}"),
     )
     return Progress(*columns, console=console)
 
 
-def table(runs: Sequence[DemoRun]) -> Table:
-    """How every task went."""
-    shown = Table("Task", "Outcome", title_justify="left")
-    shown.add_column("Duration", justify="right")
-    shown.add_column("Events", justify="right")
+def build_table(runs: Sequence[DemoRun]) -> Table:
+    """Return a table of the results of all tasks."""
+    table = Table("Task", "Outcome", title_justify="left")
+    table.add_column("Duration", justify="right")
+    table.add_column("Events", justify="right")
     for run in runs:
         end = run.final_event
         duration_s = end.data.duration_seconds if end else None
         duration = "" if duration_s is None else f"{duration_s:.1f} s"
         outcome = end.kind if end else "no end"
-        shown.add_row(run.case.title, outcome, duration, str(len(run.events)))
-    return shown
+        table.add_row(run.case.title, outcome, duration, str(len(run.events)))
+    return table
 
 
-def _said(event: Event) -> str:
-    """The event in a few words."""
+def _describe(event: Event) -> str:
+    """Return the event in a few words."""
     data = event.data
     if data.error is not None:
         return data.error.message

@@ -1,0 +1,126 @@
+"""The commands that check or prepare what the bridge needs: `provision` and `check`."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from .. import logs
+from ..domain.errors import CannotStart, NatsUnavailable
+from ..settings import Settings, load
+from .exit_codes import FAILED, OUT_OF_REACH, exit_with_error
+
+if TYPE_CHECKING:
+    from ..jetstream.provision import Difference, JetStreamConfig
+    from ..jetstream.streams import Streams
+
+# Functions import what the other commands don't need.
+
+CheckOnly = Annotated[
+    bool, typer.Option("--check", help="Change nothing; exit with 1 if something is missing or unsafe.")
+]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON, one object per line.")]
+PrintOnly = Annotated[bool, typer.Option("--print", help="Print commands of the nats CLI that do the same.")]
+
+
+def provision(check: CheckOnly = False, only_print: PrintOnly = False, as_json: Json = False) -> None:
+    """Create the streams, consumers and bucket; list any difference from the settings, then apply it.
+
+    Needs only the settings of NATS. No other command changes what an operator has tuned.
+    """
+    logs.configure("auto", "error")
+    try:
+        settings = load(need_vcenters=False)
+        is_good = _print_nats_commands(settings) if only_print else asyncio.run(_provision(settings, check, as_json))
+    except CannotStart as error:
+        exit_with_error(error)
+    raise typer.Exit(0 if is_good else FAILED)
+
+
+def _print_nats_commands(settings: Settings) -> bool:
+    from ..checks import expected_jetstream  # noqa: PLC0415
+    from ..jetstream.nats_cli import nats_commands  # noqa: PLC0415
+
+    for command in nats_commands(expected_jetstream(settings), settings.nats.js_domain):
+        typer.echo(command)
+    return True
+
+
+async def _provision(settings: Settings, check_only: bool, as_json: bool) -> bool:
+    """Return True if the bridge can work with the streams. With JSON only differences are on standard output."""
+    from .. import checks  # noqa: PLC0415
+    from ..jetstream.connection import server_version  # noqa: PLC0415
+    from ..jetstream.provision import check_version  # noqa: PLC0415
+    from ..jetstream.provision import provision as compare  # noqa: PLC0415
+    from ..jetstream.streams import Streams  # noqa: PLC0415
+
+    expected, all_applied = checks.expected_jetstream(settings), True
+    try:
+        async with checks.connect_or_explain(settings) as client:
+            check_version(server_version(client))
+            streams = Streams(client, settings.nats.js_domain)
+            differences = await compare(streams, expected, create=False)
+            for difference in differences:
+                line = json.dumps(difference._asdict(), ensure_ascii=False, default=str)
+                typer.echo(line if as_json else f"{difference}.")
+            if not check_only:
+                differences, all_applied = await _apply(streams, expected, differences, to_stderr=as_json)
+    except NatsUnavailable as error:
+        raise CannotStart(str(error), exit_code=OUT_OF_REACH) from error
+    is_good = all_applied and not any(difference.unsafe for difference in differences)
+    if is_good:
+        message = "The bridge can work with this." if differences else "Everything matches the settings."
+        typer.echo(message, err=as_json)
+    return is_good
+
+
+async def _apply(
+    streams: Streams, expected: JetStreamConfig, before: list[Difference], *, to_stderr: bool
+) -> tuple[list[Difference], bool]:
+    """Apply the differences. Return those that are left, and False if nats-server refused a change."""
+    from ..jetstream.amend import apply_differences, how_to_replace, is_fixed  # noqa: PLC0415
+    from ..jetstream.provision import provision as compare  # noqa: PLC0415
+
+    problems = await apply_differences(streams, expected, await compare(streams, expected, create=True))
+    for line in problems:
+        typer.echo(line, err=True)
+    left = await compare(streams, expected, create=False)
+    for difference in filter(is_fixed, left):
+        typer.echo(f"{difference.where}: {difference.field}. {how_to_replace(difference)}", err=True)
+    if applied := len(before) - len(left):
+        typer.echo(f"Created or changed {applied} of {len(before)}.", err=to_stderr)
+    return left, not problems
+
+
+def check(as_json: Json = False) -> None:
+    """Check everything that the bridge depends on: one line each, with the fix if it fails."""
+    logs.configure("auto", "error")
+    try:
+        settings = load()
+    except CannotStart as error:
+        exit_with_error(error)
+    raise typer.Exit(0 if asyncio.run(_check(settings, as_json)) else FAILED)
+
+
+async def _check(settings: Settings, as_json: bool) -> bool:
+    """Print all results. Return False if something that the bridge needs fails."""
+    from ..checks import run_checks  # noqa: PLC0415
+
+    def print_result(result: str, about: str, message: str) -> None:
+        if as_json:
+            line = {"about": about, "result": result.lower(), "said": message}
+            typer.echo(json.dumps(line, ensure_ascii=False))
+        else:
+            typer.echo(f"{result:<4}  {about}: {message}")
+
+    print_result("ok", "settings", "are valid")
+    for warning in settings.warnings:
+        print_result("note", "settings", warning)
+    is_good = True
+    async for about, message, ok, needed in run_checks(settings):
+        print_result("ok" if ok else "FAIL" if needed else "note", about, message)
+        is_good = is_good and (ok or not needed)
+    return is_good
