@@ -1,4 +1,4 @@
-"""Commands of the `nats` CLI that create what the bridge needs, for operators who provision by hand. Pure."""
+"""Commands of the `nats` CLI that create what the bridge needs, for operators who provision by hand."""
 
 from __future__ import annotations
 
