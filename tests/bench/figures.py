@@ -1,4 +1,4 @@
-"""docs/figures.md: the one place with measured costs. A run replaces the sections that it measured and keeps the others."""
+"""docs/figures.md, the one place with measured costs. A run replaces the sections that it measured, and keeps the rest."""
 
 from __future__ import annotations
 
