@@ -1,4 +1,4 @@
-"""docs/figures.md, the one place with measured costs. A run replaces the sections that it measured, and keeps the rest."""
+"""Write docs/figures.md, the one place with measured costs: a run replaces the sections that it measured."""
 
 from __future__ import annotations
 
