@@ -29,7 +29,9 @@ _LINE_FEED = {"type": "string", "pattern": "\\n"}
 
 
 def _field(description: str, **bounds: Any) -> Schema:
-    return {"description": description, **bounds}
+    """Describe a field. `since="1.1"` marks one that events of earlier releases lack, so it isn't required."""
+    since = bounds.pop("since", None)
+    return {"description": description, **({"x-since": since} if since else {}), **bounds}
 
 
 def _time(description: str) -> Schema:

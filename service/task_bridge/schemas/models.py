@@ -112,7 +112,11 @@ def _build_open_components() -> dict[str, Schema]:
     for model_name, model in models.items():
         for field in model["properties"].values():
             field.pop("default", None)  # every key is present, so a reader doesn't need defaults
-        model["required"] = [name for name in model["properties"] if (model_name, name) != ("Target", "name")]
+        model["required"] = [
+            name
+            for name, field in model["properties"].items()
+            if "x-since" not in field and (model_name, name) != ("Target", "name")
+        ]
     _restrict_cloudevent(models["CloudEvent"])
     models["EventData"]["allOf"] = list(_event_rules())
     for name in ("WatchReply", "GetReply", "UnwatchReply"):
