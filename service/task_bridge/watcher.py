@@ -45,7 +45,7 @@ from .metrics import Metrics
 log = structlog.get_logger(__name__)
 
 YIELD_EVERY = 25
-"""Poll results with news between two turns of the event loop."""
+"""Poll results that are applied between two turns of the event loop."""
 TIMER_MIN_S = 0.005
 RETRY_S = 5.0
 """Pause after an unexpected error over one watch."""
@@ -72,8 +72,9 @@ class HeldWatch:
     """A watch that this replica owns.
 
     `fence`: the stream sequence of its task's last event. `is_parked`: the source polls its task again only after
-    `resume`. `is_publishing`: a coroutine publishes what follows. `stall_polled_for`: the standstill for which a poll
-    was requested. `counted_status`: the status that the watch counts under in the metrics.
+    `resume`. `is_publishing`: a coroutine publishes what follows. `stalls_at`: when the next standstill is due.
+    `stall_polled_for`: its value for which a poll was requested already. `counted_status`: the status under which the
+    metrics count the watch.
     """
 
     __slots__ = (
@@ -141,7 +142,7 @@ class Watcher:
     async def _process_poll_results(self, vcenter: str, source: TaskSource) -> None:
         """Apply each result to its watch, and start publishing where an event may follow."""
         async for batch in source.poll_results():
-            now, news = self._clock(), 0
+            now, applied = self._clock(), 0
             for task, result in batch:
                 held = self._held.get((vcenter, task))
                 if held is None:
@@ -149,9 +150,9 @@ class Watcher:
                 elif result is UNCHANGED and now < held.stalls_at and not held.view.last_poll_requested:
                     held.view.polled_at = now  # nearly all results
                 else:
-                    self._process_news(held, result, now)
-                    news += 1
-                    if news % YIELD_EVERY == 0:
+                    self._apply_and_log_errors(held, result, now)
+                    applied += 1
+                    if applied % YIELD_EVERY == 0:
                         await asyncio.sleep(0)
 
     async def _publish_what_follows(self, held: HeldWatch) -> None:
@@ -160,7 +161,7 @@ class Watcher:
             draft = next_event(held.watch, held.last, held.view, self._clock(), self._policy_of(held.watch.vcenter))
             if draft is None:
                 break
-            # Publish before remembering: a crash in between repeats a poll, never loses an event.
+            # Publish before remembering: a crash between the two repeats a poll, never loses an event.
             entry = await self._journal.append(draft, held.fence)
             if not self._adopt(held, entry):
                 return
@@ -170,7 +171,7 @@ class Watcher:
             self._arm_timer(held)
             self._resume_polling(held)
 
-    def _process_news(self, held: HeldWatch, result: PollResult, now: float) -> None:
+    def _apply_and_log_errors(self, held: HeldWatch, result: PollResult, now: float) -> None:
         try:
             if self._apply_poll_result(held, result, now):
                 self._start_publishing(held)
@@ -219,7 +220,10 @@ class Watcher:
             self._start_publishing(held)
 
     def _adopt(self, held: HeldWatch, entry: EventEntry) -> bool:
-        """Go on from the task's last stored event. Return False, and step back, if another replica owns the watch."""
+        """Go on from the task's last stored event. Return True if it is this replica's.
+
+        Otherwise another replica owns the watch: this second owner steps back, without ack or nak. Return False.
+        """
         data = entry.event.data
         if data.watch.id == held.watch.id and (entry.instance == self._journal.instance or data.final):
             held.last, held.fence = entry.event, entry.sequence
@@ -264,21 +268,21 @@ class Watcher:
             return "accepted"
         last = await self._journal.read_last(watch.vcenter, watch.task)
         source = self._sources.get(watch.vcenter)
-        answered = last is not None and await is_request_answered(source, watch, last.event, last.stored_at)
-        own = last is not None and last.event.data.watch.id == watch.id
+        is_answered = last is not None and await is_request_answered(source, watch, last.event, last.stored_at)
+        is_own = last is not None and last.event.data.watch.id == watch.id
         # The last event is another watch's, so this delivery may be stale: check that its message still exists.
-        gone = last is not None and not own and not answered and not await handle.is_current()
+        is_gone = last is not None and not is_own and not is_answered and not await handle.is_current()
         if self._rebind_if_held(watch, handle):
             return "accepted"  # delivered twice meanwhile
-        if gone:
+        if is_gone:
             handle.drop()
             return None
         if (older := self._held.get((watch.vcenter, watch.task))) is not None:
             self._forget(older)
-        if answered:
+        if is_answered:
             await handle.ack()
             return "already_completed"
-        self._hold(HeldWatch(watch, handle, last.event if last and own else None, last.sequence if last else 0))
+        self._hold(HeldWatch(watch, handle, last.event if last and is_own else None, last.sequence if last else 0))
         return "accepted"
 
     def _rebind_if_held(self, watch: Watch, handle: WatchHandle) -> bool:
@@ -394,7 +398,7 @@ class Watcher:
         return len(self._held)
 
     def held_by_status(self) -> Counter[tuple[str, str]]:
-        """Count the held watches by (vCenter, status): vCenter's five words, OTHER, UNSEEN, UNCONFIGURED."""
+        """Count the held watches by (vCenter, status): LISTED_STATUSES, OTHER, UNSEEN, UNCONFIGURED."""
         return +self._counts
 
     def _count(self, held: HeldWatch, status: str | None) -> None:

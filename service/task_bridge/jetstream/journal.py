@@ -142,7 +142,10 @@ class JetStreamJournal:
         return self._streams.connection.max_payload - around
 
     async def _publish(self, event: Event, body: bytes, after: int, suffix: str, backoff: _Backoff) -> int | None:
-        """Publish once. Return the stored event's sequence, None if it isn't certain that this publish stored it."""
+        """Publish once, behind the fence: JetStream stores it only if the task's expected last sequence is `after`.
+
+        Return the stored event's sequence, None if it isn't certain that this publish stored it.
+        """
         data = event.data
         headers = {
             "Content-Type": CONTENT_TYPE,

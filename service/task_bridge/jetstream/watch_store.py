@@ -53,9 +53,9 @@ class StoredWatch(NamedTuple):
     sequence: int
 
     def is_answered_by(self, last: JournalEntry) -> bool:
-        """Return whether the message is about to go: its watch ended, or its request was answered before it started.
+        """Return whether the watch has ended, or the last event answered its request before the watch started.
 
-        The replica that admitted it or takes it up is about to see that.
+        Then its message is about to go: the replica that admitted it, or that takes it over, notices and deletes it.
         """
         return answers_request(last.event, last.stored_at, self.watch)
 

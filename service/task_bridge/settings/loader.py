@@ -149,6 +149,7 @@ def _is_set(variable: str, given: Collection[str]) -> bool:
 
 
 def _validate(tree: Mapping[str, Any], given: Mapping[str, str], mistakes: list[str]) -> Settings:
+    """Return the settings. Refuse a wrong setting with one line per mistake. Raises CannotStart (exit code 2)."""
     nats = {name: given[name] for name in variable_names(NatsSettings).values() if name in given}
     try:
         settings = Settings(**tree, nats=nats)

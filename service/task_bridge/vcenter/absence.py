@@ -1,7 +1,8 @@
 """Rules for when a task that vCenter doesn't show is lost or denied. Pure: callers pass the time, in seconds.
 
-A task is absent from the first poll that doesn't show it until a poll that does. Its watch may end once vCenter has
-answered twice, some time apart, that the task isn't there, and something else proves that its tasks service answers.
+A task is *missing* if a poll doesn't show it, and *absent* from the first such poll until one that shows it. Its watch
+may end once vCenter has answered twice, some time apart, that the task isn't there, and something else proves that its
+tasks service answers.
 
 If several tasks that were seen before are absent at once, they have *vanished together*. Then the service has more
 likely forgotten them than they are gone, so no watch ends until vCenter has answered for a good while. Only time in

@@ -68,7 +68,7 @@ class PollTransport(Protocol[_Tracked_contra]):
         """Poll the task again when it is due."""
 
     def poll_now(self, tracked: _Tracked_contra) -> bool:
-        """Poll the task before all others. Return False if a result of it is on its way anyway."""
+        """Poll the task before all others. Return False if a poll of it is under way anyway."""
         ...
 
     def poll_at(self, tracked: _Tracked_contra, due: float) -> None:
@@ -97,7 +97,7 @@ class TaskTracker(Generic[Tracked]):
         self.results = results
         self.absences = Absences(policy.not_found_grace_s, timeouts)
         self.last_refusal: TaskError | None = None
-        """What vCenter answered last instead of tasks. Unanswered results carry it."""
+        """The error that vCenter answered last, if it didn't show tasks. Unanswered results carry it."""
         self._policy = policy
         self._transport = transport
         self._urgent: set[Tracked] = set()

@@ -178,7 +178,8 @@ class CisTasksApi:
         text, task_error = f"vCenter {self._name} can't report on tasks now: {message}", message.to_task_error()
         if answer.status == 429 or answer.retry_after_s is not None:
             return VCenterUnavailable(text, retry_after_s=answer.retry_after_s, answer=task_error)
-        # A refusal in vCenter's own words, or of a long request, concerns these tasks: others may get an answer.
+        # A 400 or a 500 in vCenter's own words concerns these tasks: others may get an answer. A 503 of vCenter without
+        # Retry-After, or any other 5xx, may concern all of them.
         about_these_tasks = message.error is not None if answer.status == 500 else answer.status < 500
         return (BadAnswer if about_these_tasks else AmbiguousFailure)(text, answer=task_error)
 

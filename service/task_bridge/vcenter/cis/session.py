@@ -124,7 +124,7 @@ class CisSession:
     # Logging in
 
     async def _ensure_token(self, stale: str | None) -> str:
-        """Return the session's token. Log in if there is none, or if it is still the `stale` one."""
+        """Return the session's token; renew the session if there is none, or if it is still the `stale` one."""
         if self._token is not None and self._token != stale:
             return self._token
         if self._closed:

@@ -58,7 +58,7 @@ class VimSession:
         return self._service is not None
 
     async def ensure_logged_in(self) -> ServiceContent:
-        """Log in if there is no session. Raises VCenterUnavailable."""
+        """Renew the session if it has ended, or log in for the first time. Raises VCenterUnavailable."""
         if self._service is not None:
             return self._service
         if self._closed:
