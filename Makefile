@@ -26,7 +26,7 @@ demo: setup ## Run nats-server, a simulated vCenter, the bridge, and a task of e
 
 test: setup ## Run all tests, against a real nats-server and the simulated vCenter, and print the coverage of the unit tests
 	$(BIN)/pytest -n 3 --dist worksteal --ignore tests/unit
-	$(BIN)/pytest -n 3 tests/unit --cov=task_bridge --cov-report=term:skip-covered
+	$(BIN)/pytest -n 3 tests/unit --cov --cov-report=term
 
 check: lint types test ## Run what CI runs: lint, format, types, layers, tests
 
@@ -44,9 +44,10 @@ types: setup #: Check types, strictly
 format: setup #: Format the code
 	$(BIN)/ruff check --fix . && $(BIN)/ruff format .
 
-schemas: setup #: Write the schema files and docs/events.md from the models
+schemas: setup #: Write the schema files, docs/events.md and docs/figures.md from their sources
 	$(BIN)/python -m task_bridge.schemas
 	PYTHONPATH=tests $(BIN)/python -m contract.reference > docs/events.md
+	PYTHONPATH=tests $(BIN)/python -m bench.figures
 
 bench: setup #: Measure costs and update docs/figures.md: ONLY="looks memory" measures some
 	@PYTHONPATH=tests $(BIN)/python -m bench $(ONLY)

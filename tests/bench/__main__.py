@@ -1,17 +1,15 @@
-"""`make bench` measures everything, `make bench ONLY="looks memory"` some of it; both update docs/figures.md.
+"""`make bench` measures all parts, `make bench ONLY="looks memory"` two of them, `make soak` the soak.
 
-`make soak` is apart.
+Each part that ends is printed and written to docs/figures.md, which keeps the figures of the others.
 """
 
 from __future__ import annotations
 
 import asyncio
-import subprocess
 import sys
+from datetime import UTC, datetime
 
 from bench import figures, looks, memory, promptness, scale, soak, vim
-from bench.stage import Row
-from lab import SERVER
 
 PARTS = {
     "promptness": promptness.measure,
@@ -30,19 +28,21 @@ async def main(only: list[str]) -> None:
     parts = PARTS | ON_DEMAND
     if unknown := set(only) - parts.keys():
         sys.exit(f"There is no {', '.join(unknown)}; there are {', '.join(parts)}.")
-    machine = figures.describe_machine(nats_version())
     print(f"{'':<46} {'measured':<50} {'goal':<24} load")
     for name in only or PARTS:
-        rows: list[Row] = []
+        rows = []
         async for row in parts[name]():
             print(row, flush=True)
-            rows.append(row)
-        figures.FILE.write_text(figures.update(figures.FILE.read_text(), name, rows, machine, parts))
+            rows.append(figures.Figure(row.what, row.measured, row.goal))
+        write(name, rows)
 
 
-def nats_version() -> str:
-    done = subprocess.run([str(SERVER), "--version"], capture_output=True, text=True, check=True)
-    return done.stdout.split()[-1].removeprefix("v")
+def write(name: str, rows: list[figures.Figure]) -> None:
+    """Write the part that was measured to docs/figures.md. Of the soak's samples only the last rows are kept."""
+    command = "`make soak`" if name in ON_DEMAND else f'`make bench ONLY="{name}"`'
+    kept = rows[-2:] if name in ON_DEMAND else rows
+    today, machine = datetime.now(UTC).date(), figures.describe_machine()
+    figures.save(figures.record(figures.load(), name, kept, on=today, machine=machine, command=command))
 
 
 if __name__ == "__main__":

@@ -33,11 +33,13 @@ async def measure() -> AsyncIterator[Row]:
         await it.client.flush()
         lone = await alone(it, heard, await it.create(ALONE, fate="stays_pending"))
         words = f"median {statistics.median(lone):.1f} ms, worst {max(lone):.1f} of {ALONE}"
-        yield Row("a request alone, to its event", words)
+        yield Row("one request: publish to its event", words)
         tasks = await it.create(AT_ONCE, fate="stays_pending")
         before_s = it.cpu_s()
         burst_s = await at_once(it, heard, tasks)
-        yield Row(f"{AT_ONCE:,} at once, to the last event", f"{burst_s:.1f} s, CPU {it.cpu_s() - before_s:.1f} s")
+        yield Row(
+            f"{AT_ONCE:,} requests at once: to the last event", f"{burst_s:.1f} s, CPU {it.cpu_s() - before_s:.1f} s"
+        )
 
 
 async def alone(it: Stage, heard: Heard, tasks: list[str]) -> list[float]:

@@ -112,10 +112,10 @@ async def quiet(it: Stage, count: int, goals: tuple[str, str, str]) -> AsyncIter
     words = f"{used.core_percent:.1f} % of a core; {rates}{used.requests / used.seconds:.1f} requests a second"
     yield Row(f"{count:,} watches", words, goals[0])
     words = f"{growing.core_percent:.1f} %; {growing.requests / growing.seconds:.1f} requests a second"
-    yield Row("   while they are young", words)
+    yield Row("   while the tasks are young", words)
     yield Row("   memory", f"{it.rss_mb():.0f} MB", goals[1])
     lag_ms = 1000 * await it.lag_s()
-    yield Row("   event loop late at most", f"{lag_ms:.0f} ms; before that {1000 * max(lags):.0f} ms", goals[2])
+    yield Row("   event loop late by at most", f"{lag_ms:.0f} ms; before that {1000 * max(lags):.0f} ms", goals[2])
 
 
 async def lags_until(it: Stage, at: float) -> list[float]:
