@@ -15,9 +15,11 @@ from starlette.types import ASGIApp
 
 from ..domain.errors import CannotStart
 from ..settings import Listen
+from .connections import LimitedProtocol, LoopbackHosts, is_loopback_name
 
 _log = structlog.stdlib.get_logger(__name__)
 
+_BACKLOG = 128  # connections that asyncio accepts in one turn, before the limit can refuse any
 _GRACE_S = 1  # answers under way are waited for: health must not hold up the handing over of watches
 _CURES = {
     errno.EADDRINUSE: "is taken; end what listens there or set another port (0 picks one, off needs none)",
@@ -43,7 +45,8 @@ class WebServer:
         listener = await _listener(self._listen)
         host, port = listener.getsockname()[:2]
         self.address = Listen(host, port)
-        self._server = _Server(_config(self._app))
+        app = LoopbackHosts(self._app) if is_loopback_name(host) else self._app
+        self._server = _Server(_config(app))
         self._serving = asyncio.create_task(self._server.serve(sockets=[listener]), name="web")
         _log.info("http_listening", host=host, port=port)
 
@@ -71,6 +74,8 @@ class _Server(uvicorn.Server):
 def _config(app: ASGIApp) -> uvicorn.Config:
     return uvicorn.Config(
         app,
+        http=LimitedProtocol,
+        backlog=_BACKLOG,
         lifespan="off",
         ws="none",
         log_config=None,
