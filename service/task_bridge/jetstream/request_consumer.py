@@ -16,15 +16,17 @@ from faststream import AckPolicy
 from faststream.nats import NatsBroker, NatsMessage
 from nats.aio.msg import Msg
 
-from ..domain.errors import NatsUnavailable, Refused
+from ..domain.errors import NatsUnavailable, Problem, Refused
+from ..domain.events import is_own_event
 from ..domain.ports import TaskSource
-from ..domain.requests import VCenterRouting, WatchRequest, parse_request, parse_trace_context
+from ..domain.requests import VCenterRouting, WatchRequest, invalid_request, parse_request, parse_trace_context
 from ..domain.subjects import CONSUMER, SubjectNames
 from ..domain.watch import Watch
 from ..logs import FailureLog
 from ..metrics import Metrics
 from ..tracing import span
 from .journal import JetStreamJournal
+from .nats_py_workarounds import UNREADABLE_HEADERS
 from .pull_consumer import PullConsumer
 from .rejections import Rejections
 from .streams import ACK, TERM, StoredMessage, Streams, nak_later, send_ack
@@ -57,6 +59,7 @@ class RequestConsumer:
         self._context = context
         self._stalled_after_s = stalled_after_s
         self._failures = FailureLog(log, "requests_kept", "requests_served_again")
+        self._logged_own_event = False
         self._tasks: set[asyncio.Task[None]] = set()
         inbox = context.streams.connection.new_inbox()
         self.pull = PullConsumer(context.streams, context.names.requests_stream, CONSUMER, inbox, lambda: BATCH)
@@ -82,6 +85,9 @@ class RequestConsumer:
 
     async def _serve(self, message: Msg) -> None:
         try:
+            if is_own_event(message.data):
+                await self._drop_own_event(message)
+                return
             await self._admit(message)
             await self._send_ack(message, ACK)
             self._failures.report_recovery()
@@ -94,11 +100,20 @@ class RequestConsumer:
             log.exception("request_failed", subject=message.subject)
             await self._send_ack(message, nak_later(RETRY_S))
 
+    async def _drop_own_event(self, message: Msg) -> None:
+        """Drop one of the bridge's own events. A rejection would be the next event to come back as a request."""
+        await self._send_ack(message, TERM)
+        self._context.metrics.requests.labels("dropped").inc()
+        if not self._logged_own_event:
+            self._logged_own_event = True
+            log.warning("event_as_request", subject=message.subject, stream=self._context.names.requests_stream)
+
     async def _send_ack(self, message: Msg, ack: bytes) -> None:
         # Not message.ack(): FastStream marks messages of a core subscription as acknowledged, so it refuses.
         await send_ack(self._context.streams.connection, message.reply, ack)
 
     async def _admit(self, message: Msg) -> None:
+        check_headers(message.headers)
         request = parse_request(WatchRequest, message.data)
         vcenter = self._context.routes.resolve_watchable(request.vcenter, request.task)
         watch = build_watch(
@@ -129,6 +144,13 @@ class RequestConsumer:
         self._context.metrics.requests.labels("rejected").inc()
         self._context.metrics.rejected.labels(refused.code).inc()
         log.info("request", outcome="rejected", code=refused.code, reason=refused.message, request=request_id)
+
+
+def check_headers(headers: Mapping[str, str] | None) -> None:
+    """Refuse a request whose header block can't be read. Raises Refused (400)."""
+    if UNREADABLE_HEADERS in (headers or {}):
+        problem = Problem("headers", "can't be read; they begin with NATS/1.0 and have a name and a value per line")
+        raise invalid_request("The headers of the request can't be read.", problem)
 
 
 async def keep_raw_message(message: NatsMessage) -> Msg:
