@@ -153,7 +153,7 @@ class Bridge:
         replicas = Replicas(
             streams.connection,
             names.replicas,
-            ReplicaStatus(journal.instance, 0, settings.capacity),
+            ReplicaStatus(journal.instance, 0, settings.capacity, vcenters=sorted(self._sources)),
             ownership,
             watcher,
             self._sources,
@@ -165,7 +165,9 @@ class Bridge:
             monitor=monitor,
             watches=watches,
             watcher=watcher,
-            requests=RequestConsumer(context, stalled_after_s=settings.stalled_after_s),
+            requests=RequestConsumer(
+                context, replicas, stalled_after_s=settings.stalled_after_s, ack_wait_s=monitor.ack_wait_s
+            ),
             api=Api(context, stalled_after_s=settings.stalled_after_s, allow_cancel=settings.allow_cancel),
             ownership=ownership,
             replicas=replicas,
@@ -220,7 +222,7 @@ class _Parts(NamedTuple):
         loops = {
             "the watcher": self.watcher.run(),
             "the ownership of watches": self.ownership.run(),
-            "the intake of requests": self.requests.pull.run(),
+            "the intake of requests": self.requests.run(),
             "the monitor of JetStream": self.monitor.run(),
             "the exchange with other replicas": self.replicas.run(),
             "the sweep of the watches": self.watcher.sweep_ownership(),

@@ -346,6 +346,14 @@ class Watcher:
             self._forget(held)
         return [held.key for held in released]
 
+    def release_unconfigured(self, vcenter: str, count: int) -> list[tuple[str, str]]:
+        """Stop holding up to `count` watches of an unconfigured vCenter; return (vCenter, task) of each."""
+        idle = (held for held in self._held.values() if held.watch.vcenter == vcenter and not held.is_publishing)
+        released = list(islice(idle, count))
+        for held in released:
+            self._forget(held)
+        return [held.key for held in released]
+
     async def stop(self) -> None:
         """Finish the publishes in flight; start no others."""
         self._is_stopping = True

@@ -33,7 +33,8 @@ async def test_a_request_that_can_never_be_served_is_rejected_once(lab: Lab, bod
         good = lab.vcenter.create(scenarios.succeeds_at_once())
         await lab.publish(good)
         await lab.ended(good)
-        rejections = [event for subject, event in lab.live if subject == f"{PREFIX}.rejected"]
+        # A bridge that has just started listens five seconds for others that may know the vCenter.
+        rejections = await until(lambda: [event for subject, event in lab.live if subject == f"{PREFIX}.rejected"])
         state = (await lab.js.stream_info("VCENTER_TASKS_REQUESTS")).state
     assert [rejection["data"]["error"]["code"] for rejection in rejections] == [code]
     assert rejections[0]["type"] == "io.vcenter-task-bridge.request.rejected.v1"

@@ -330,7 +330,7 @@ class Viewer:
     async def of(cls, server: WebServer, path: str = "/live") -> Viewer:
         assert server.address
         reader, writer = await asyncio.open_connection("127.0.0.1", server.address.port)
-        writer.write(f"GET {path} HTTP/1.1\r\nHost: x\r\n\r\n".encode())
+        writer.write(f"GET {path} HTTP/1.1\r\nHost: localhost\r\n\r\n".encode())
         return cls(reader, writer)
 
     async def status(self) -> int:
@@ -501,7 +501,7 @@ async def test_a_client_that_never_finishes_does_not_hold_up_the_stop(caplog: py
     await server.start()
     assert server.address
     _, writer = await asyncio.open_connection("127.0.0.1", server.address.port)
-    writer.write(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
+    writer.write(b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n")
     await asked.wait()
     with caplog.at_level(logging.CRITICAL):  # uvicorn tells that it cuts somebody off
         await asyncio.wait_for(server.stop(), 4)

@@ -139,6 +139,14 @@ _decoder = msgspec.json.Decoder(CloudEvent)
 _FIXED = b'{"specversion":"1.0","datacontenttype":"application/json",'
 
 
+class _CloudEventType(msgspec.Struct):
+    specversion: str
+    type: str
+
+
+_type_decoder = msgspec.json.Decoder(_CloudEventType)
+
+
 def _without_surrogates(event: CloudEvent) -> dict[str, Any]:
     """Replace lone surrogates, which vCenter's JSON may escape: an event is always published."""
     plain = msgspec.structs.replace(event, data=msgspec.structs.replace(event.data, result=NULL))
@@ -161,6 +169,14 @@ def from_cloudevent(body: bytes, *, stalled_reported: bool) -> Event | None:
         tracestate=stored.tracestate,
         stalled_reported=stalled_reported,
     )
+
+
+def is_own_event(body: bytes) -> bool:
+    """Return whether the body is a CloudEvent of the bridge, in the form in which events and rejections are stored."""
+    try:
+        return _type_decoder.decode(body).type.startswith(f"{TYPE_PREFIX}.")
+    except (msgspec.DecodeError, msgspec.ValidationError, RecursionError):
+        return False
 
 
 def attach_result(event: Event, result: Result, ref: ResultRef | None = None) -> Event:

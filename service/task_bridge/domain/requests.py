@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Annotated, Any, Self, TypeVar
 
 import msgspec
@@ -161,7 +161,7 @@ class VCenterRouting(msgspec.Struct, frozen=True):
         return name
 
 
-def unknown_vcenter(name: str, known: Mapping[str, str]) -> Refused:
+def unknown_vcenter(name: str, known: Iterable[str]) -> Refused:
     listed = ", ".join(sorted(known))
     return Refused(
         404,

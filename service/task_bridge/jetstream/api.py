@@ -38,7 +38,7 @@ from ..domain.subjects import SERVICE, VERBS, is_vcenter_name
 from ..tracing import span
 from .journal import JournalEntry
 from .nats_py_workarounds import drain_endpoints, reply_subject
-from .request_consumer import RequestContext
+from .request_consumer import RequestContext, check_headers
 from .watch_store import AlreadyEnded, StoredWatch, build_watch, event_of_watch
 
 log = structlog.get_logger(__name__)
@@ -96,6 +96,7 @@ class Api:
         headers: dict[str, str] = {}
         try:
             async with self._at_once, asyncio.timeout(DEADLINE_S):
+                check_headers(request.headers)
                 body = msgspec.json.encode(await verb(request))
         except Refused as refused:
             headers, body = _encode_error(refused)

@@ -14,7 +14,7 @@ from nats.aio.client import Client, RawCredentials
 from ..domain.errors import NatsUnavailable
 from ..settings import NatsSettings
 from ..settings.values import read_credentials
-from .nats_py_workarounds import cancel_and_wait, reconnect_after_any_error, wait_until_connected
+from .nats_py_workarounds import accept_any_message, cancel_and_wait, reconnect_after_any_error, wait_until_connected
 
 PERMISSION_VIOLATION = "permissions violation"
 _INBOX_VIOLATION = f'{PERMISSION_VIOLATION} for subscription to "_inbox.'
@@ -63,6 +63,7 @@ def tls_context(settings: NatsSettings) -> ssl.SSLContext | None:
 async def connect(settings: NatsSettings, timeout_s: float, **options: Any) -> Client:
     """Return a new connection; `options` go to nats-py. Raises NatsUnavailable after `timeout_s`, with the reason."""
     client, reason = Client(), "no answer"
+    accept_any_message(client)
 
     async def keep_reason(error: Exception) -> None:
         nonlocal reason

@@ -26,6 +26,7 @@ from ..logs import FailureLog
 from ..settings import NatsSettings
 from .connect import PERMISSION_VIOLATION, Credentials, connect_options, error_message, tls_context
 from .nats_py_workarounds import (
+    accept_any_message,
     cancel_and_wait,
     keep_unwritten_data,
     reconnect_after_any_error,
@@ -119,6 +120,7 @@ class Connection:
         client = await self.broker.connect()
         replace_error_callback(client, self._on_error)
         reconnect_after_any_error(client)
+        accept_any_message(client)
         await wait_until_connected(client)
         return client
 

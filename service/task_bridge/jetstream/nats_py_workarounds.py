@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import re
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
@@ -17,10 +18,16 @@ from nats.aio.msg import Msg
 from nats.js import JetStreamContext
 from nats.micro.request import Request
 from nats.micro.service import Service
+from nats.protocol import parser
 
 _RECOVERABLE = ("permissions violation", "stale connection")
 """Errors of nats-server that nats-py handles as it should."""
 _MAX_IN_A_ROW = 64
+UNREADABLE_HEADERS = "Bridge-Unreadable-Headers"
+"""Header that stands for a header block which can't be read; see `accept_any_message`."""
+_MSG = re.compile(rb"\AMSG[ \t]+([^ \t\r\n]+)[ \t]+([^ \t\r\n]+)[ \t]+(([^ \t\r\n]+)[ \t]+)?(\d+)\r\n")
+_HMSG = re.compile(rb"\AHMSG[ \t]+([^ \t\r\n]+)[ \t]+([^ \t\r\n]+)[ \t]+(([^ \t\r\n]+)[ \t]+)?(\d+)[ \t]+(\d+)\r\n")
+"""As nats-server separates the arguments; the groups are those of nats-py's own expressions."""
 
 
 def reconnect_after_any_error(client: Client) -> None:
@@ -74,6 +81,39 @@ def keep_unwritten_data(client: Client) -> None:
             await flush_pending(*args, **kwargs)
 
     client._flush_pending = flush_or_keep  # type: ignore[method-assign]
+
+
+def accept_any_message(client: Client) -> None:
+    """Let the client receive every message that nats-server delivers, whatever bytes are in it.
+
+    nats-py raises in its read loop, and so loses the connection, for headers that it can't parse, for subjects that
+    aren't UTF-8, and for a vertical tab or form feed in a subject, which it takes for the end of the subject. A stored
+    message did that at each delivery, forever. Headers that can't be read become `{UNREADABLE_HEADERS: "true"}`, and
+    bytes that aren't UTF-8 surrogate escapes.
+    """
+    parser.MSG_RE, parser.HMSG_RE = _MSG, _HMSG
+    process_headers = client._process_headers
+
+    async def process_or_mark(headers: bytes | None) -> dict[str, str] | None:
+        if headers and not (headers.startswith(b"NATS/1.0") and headers.endswith(b"\r\n\r\n")):
+            return {UNREADABLE_HEADERS: "true"}
+        try:
+            return await process_headers(headers)
+        except Exception:
+            return {UNREADABLE_HEADERS: "true"}
+
+    def build_message(sid: int, subject: bytes, reply: bytes, data: bytes, headers: dict[str, str] | None) -> Msg:
+        return client.msg_class(
+            subject=subject.decode("utf-8", "surrogateescape"),
+            reply=reply.decode("utf-8", "surrogateescape"),
+            data=data,
+            headers=headers,
+            _client=client,
+            _sid=sid,
+        )
+
+    client._process_headers = process_or_mark  # type: ignore[method-assign]
+    client._build_message = build_message  # type: ignore[method-assign]
 
 
 def api_prefix(js: JetStreamContext) -> str:

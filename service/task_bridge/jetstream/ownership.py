@@ -22,13 +22,15 @@ from ..domain.watch import Watch
 from ..logs import FailureLog
 from ..metrics import Metrics
 from .pull_consumer import PullConsumer
-from .streams import ACK, IN_PROGRESS, NAK, TERM, StoredMessage, Streams, send_ack
+from .streams import ACK, IN_PROGRESS, NAK, TERM, StoredMessage, Streams, nak_later, send_ack
 
 log = structlog.get_logger(__name__)
 
 _CHUNK = 500
 _MIN_HANDED_BACK = 50
 _MAX_REQUESTED = 5_000
+_PASSED_ON_S = 0.2
+"""Until JetStream delivers a watch again that another replica can poll; by chance it may be this one again."""
 _decoder = msgspec.json.Decoder(Watch)
 
 Key = tuple[str, str]
@@ -65,7 +67,7 @@ class Ownership:
     """Pulls watches up to `capacity`, keeps them in progress, and hands all back when the replica stops.
 
     `take_over` gets each delivered watch and returns the outcome of its request, None if the watch was over.
-    `quarantine` gets each message that can't be read.
+    `quarantine` gets each message that can't be read. `belongs_elsewhere(vcenter)`: only other replicas can poll it.
     """
 
     def __init__(
@@ -87,6 +89,7 @@ class Ownership:
         self._take_over = take_over
         self._quarantine = quarantine
         self._surplus = 0
+        self.belongs_elsewhere: Callable[[str], bool] = lambda _: False
         self._failures = FailureLog(log, "watches_not_taken_up", "watches_taken_up_again")
         self._handles: dict[Key, HeldMessage] = {}
         self._tasks: set[asyncio.Task[None]] = set()
@@ -124,6 +127,9 @@ class Ownership:
             return
         key = (watch.vcenter, watch.task)
         was_held = key in self._handles
+        if not was_held and self.belongs_elsewhere(watch.vcenter):
+            await send_ack(self._streams.connection, message.reply, nak_later(_PASSED_ON_S))
+            return
         handle = self._handles[key] = HeldMessage(self, key, message.reply)
         is_first = parse_ack_subject(message.reply).delivered == 1
         if not (is_first or was_held):
@@ -213,12 +219,14 @@ class Ownership:
 
 
 class AckSubject(NamedTuple):
-    """A delivery as JetStream's ack subject names it: how often delivered, and the message's stream sequence."""
+    """A delivery as JetStream's ack subject names it: how often delivered, the message's sequence and time (ns)."""
 
     delivered: int
     sequence: int
+    stored_ns: int
 
 
 def parse_ack_subject(reply: str) -> AckSubject:
-    delivered, sequence = reply.split(".")[-5:-3]  # …<delivered>.<stream seq>.<consumer seq>.<time>.<pending>
-    return AckSubject(int(delivered), int(sequence))
+    # …<delivered>.<stream seq>.<consumer seq>.<time>.<pending>
+    delivered, sequence, _, stored_ns, _ = reply.split(".")[-5:]
+    return AckSubject(int(delivered), int(sequence), int(stored_ns))

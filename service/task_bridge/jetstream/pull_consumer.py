@@ -60,7 +60,8 @@ class PullConsumer:
         self._answered_at = time.monotonic()
         headers = message.headers or {}
         status = headers.get("Status")
-        if status is None:
+        # A stored message can carry any headers, also those of a status, but only it has something to acknowledge.
+        if status is None or message.reply.startswith("$JS.ACK."):
             self.trouble = None
             self._requested -= 1
             self._wake.set()

@@ -1,16 +1,20 @@
-"""Reports between replicas: how many watches each holds, and how many tasks each misses.
+"""Reports between replicas: how many watches each holds, which vCenters it has, and how many tasks it misses.
 
 They are hints on a core subject. What follows from them (pull less, hand some watches back, give up a vanished task
 later) is safe when they are late, lost or wrong: JetStream alone decides which replica owns a watch.
+
+On the same subject a replica asks whether another one has survived a request. A subject of its own would need another
+permission in every account.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import math
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from typing import NamedTuple
 
 import msgspec
@@ -19,9 +23,11 @@ import structlog
 from nats.aio.client import Client
 from nats.aio.msg import Msg
 
+from ..domain.errors import NatsUnavailable
 from ..domain.ports import TaskSource
 from ..watcher import Watcher
 from .ownership import Ownership
+from .reported_vcenters import ReportedVCenters
 
 log = structlog.get_logger(__name__)
 
@@ -32,14 +38,29 @@ _UNEVEN_FOR = 3
 """Intervals: after 5 missed reports a replica is gone; 3 uneven reports in a row are no burst."""
 
 
+_ANSWER_WITHIN_S = 1.0
+"""How long a replica waits for others to say that they survived a request."""
+
+
 class ReplicaStatus(msgspec.Struct):
-    """One replica: the watches it holds, `capacity` at most; the tasks it misses by vCenter; `leaving`: it stops."""
+    """One replica: the watches it holds, `capacity` at most; the tasks it misses by vCenter; `leaving`: it stops.
+
+    `vcenters`: those in its settings. Releases up to 1.0 don't report them.
+    """
 
     instance: str
     held: int
     capacity: int
     absent: dict[str, int] = {}
     leaving: bool = False
+    vcenters: list[str] = []
+
+
+class SurvivalNote(msgspec.Struct):
+    """A question whether a replica has survived this request, or the answer that it has (`survived`)."""
+
+    request: str
+    survived: bool = False
 
 
 class _Report(NamedTuple):
@@ -48,6 +69,7 @@ class _Report(NamedTuple):
 
 
 _decoder = msgspec.json.Decoder(ReplicaStatus)
+_note_decoder = msgspec.json.Decoder(SurvivalNote)
 
 
 class Replicas:
@@ -75,6 +97,15 @@ class Replicas:
         self._clock = clock
         self._others: dict[str, _Report] = {}
         self._uneven_count = 0
+        self._reported = ReportedVCenters(_GONE_AFTER * self._interval_s, clock())
+        self._asked: dict[str, asyncio.Future[None]] = {}
+        self._has_survived: Callable[[str], bool] = lambda _: False
+        self._on_vcenter: Callable[[str], Awaitable[None]] | None = None
+        ownership.belongs_elsewhere = self.belongs_elsewhere
+
+    def set_requests(self, has_survived: Callable[[str], bool], on_vcenter: Callable[[str], Awaitable[None]]) -> None:
+        """Answer for the requests that this replica has survived, and report each vCenter that others begin to have."""
+        self._has_survived, self._on_vcenter = has_survived, on_vcenter
 
     async def run(self) -> None:
         subscription = await self._connection.subscribe(self._subject, cb=self._on_report)
@@ -82,9 +113,11 @@ class Replicas:
             while True:
                 await self._publish_own_status()
                 await asyncio.sleep(self._interval_s)
+                self._reported.check_listening(self._clock(), is_connected=self._connection.is_connected)
                 gone_before = self._clock() - _GONE_AFTER * self._interval_s
                 self._others = {name: one for name, one in self._others.items() if one.received_at >= gone_before}
                 self._pass_on_absent_counts()
+                await self._hand_back_unconfigured()
                 await self._hand_back_surplus()
         finally:
             if not self._connection.is_closed:
@@ -93,6 +126,26 @@ class Replicas:
     def held_count(self) -> int:
         """Return how many watches all replicas hold, by the last report of each."""
         return self._ownership.held_count + sum(other.status.held for other in self._others.values())
+
+    def hand_back_s(self, vcenter: str, waited_s: float) -> float:
+        """Return for how long to hand back a request for a vCenter that isn't configured here, 0 to reject it."""
+        return self._reported.hand_back_s(vcenter, waited_s, self._clock())
+
+    def reported_vcenters(self) -> list[str]:
+        """Return the vCenters that other replicas report."""
+        return self._reported.names(self._clock())
+
+    async def was_survived(self, request: str) -> bool:
+        """Ask the other replicas whether one has survived this request. Raises NatsUnavailable."""
+        answer = self._asked.setdefault(request, asyncio.get_running_loop().create_future())
+        try:
+            await self._publish(SurvivalNote(request))
+            done, _ = await asyncio.wait((answer,), timeout=_ANSWER_WITHIN_S)
+        except nats.errors.Error as error:
+            raise NatsUnavailable(f"can't ask other replicas: {error or type(error).__name__}") from error
+        finally:
+            self._asked.pop(request, None)
+        return bool(done)
 
     async def announce_leaving(self) -> None:
         """Let the others take over now; they needn't wait until the reports of this replica stop."""
@@ -105,19 +158,38 @@ class Replicas:
         own.absent = {name: source.absent_count for name, source in self._sources.items() if source.absent_count}
         if self._connection.is_connected:
             try:
-                await self._connection.publish(self._subject, msgspec.json.encode(own))
+                await self._publish(own)
             except nats.errors.Error as error:
                 log.debug("neighbours_not_told", reason=str(error))
+
+    async def _publish(self, message: ReplicaStatus | SurvivalNote) -> None:
+        await self._connection.publish(self._subject, msgspec.json.encode(message))
 
     async def _on_report(self, message: Msg) -> None:
         try:
             status = _decoder.decode(message.data)
         except (msgspec.DecodeError, msgspec.ValidationError):
-            return  # another release's report
+            await self._on_note(message)
+            return
         if status.leaving:
             self._others.pop(status.instance, None)
         elif status.instance != self._own.instance:
             self._others[status.instance] = _Report(status, self._clock())
+            for vcenter in self._reported.record(status.vcenters, self._clock()):
+                if self._on_vcenter is not None:
+                    await self._on_vcenter(vcenter)
+
+    async def _on_note(self, message: Msg) -> None:
+        try:
+            note = _note_decoder.decode(message.data)
+        except (msgspec.DecodeError, msgspec.ValidationError):
+            return  # another release's report
+        if note.survived:
+            if (answer := self._asked.get(note.request)) is not None and not answer.done():
+                answer.set_result(None)
+        elif self._has_survived(note.request):
+            with contextlib.suppress(nats.errors.Error):
+                await self._publish(SurvivalNote(note.request, survived=True))
 
     def _pass_on_absent_counts(self) -> None:
         absent: Counter[str] = Counter()
@@ -125,6 +197,21 @@ class Replicas:
             absent.update(other.status.absent)
         for name, source in self._sources.items():
             source.set_absent_elsewhere(absent[name])
+
+    def belongs_elsewhere(self, vcenter: str) -> bool:
+        """Return whether only other replicas can poll this vCenter's tasks, and one of them has capacity."""
+        return vcenter not in self._sources and self._free_elsewhere(vcenter) > 0
+
+    def _free_elsewhere(self, vcenter: str) -> int:
+        having = (other.status for other in self._others.values() if vcenter in other.status.vcenters)
+        return sum(max(0, status.capacity - status.held) for status in having)
+
+    async def _hand_back_unconfigured(self) -> None:
+        """Hand the watches that this replica can't poll to those that can, as many as they have capacity for."""
+        unconfigured = {vcenter for vcenter, _ in self._watcher.held_by_status()} - self._sources.keys()
+        for vcenter in unconfigured:
+            if free := self._free_elsewhere(vcenter):
+                await self._ownership.hand_back(self._watcher.release_unconfigured(vcenter, free))
 
     async def _hand_back_surplus(self) -> None:
         """Compare the last reports, not the current state: watches of a burst are still being handed out."""

@@ -15,9 +15,11 @@ from starlette.types import ASGIApp
 
 from ..domain.errors import CannotStart
 from ..settings import Listen
+from .connections import LimitedProtocol, LoopbackHosts, is_loopback_name
 
 _log = structlog.stdlib.get_logger(__name__)
 
+_BACKLOG = 128  # connections that asyncio accepts in one turn, before the limit can refuse any
 _GRACE_S = 1  # for answers in progress; the web pages must not delay the handover of watches
 _FIXES = {
     errno.EADDRINUSE: "is taken; stop what listens there or set another port (0 picks a free one, off uses none)",
@@ -47,7 +49,9 @@ class WebServer:
         host, port = listener.getsockname()[:2]
         self.address = Listen(host, port)
         config = uvicorn.Config(
-            self._app,
+            LoopbackHosts(self._app) if is_loopback_name(host) else self._app,
+            http=LimitedProtocol,
+            backlog=_BACKLOG,
             lifespan="off",
             ws="none",
             log_config=None,

@@ -1,0 +1,101 @@
+"""Limits on HTTP connections: how many there are, how long headers may take, and which hosts a loopback server has.
+
+uvicorn (0.54) has neither a deadline for headers nor a limit before it has parsed a request, so half-open connections
+could take all file descriptors of the process: 2,000 of them did.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ipaddress
+
+from starlette.datastructures import Headers
+from starlette.responses import PlainTextResponse
+from starlette.types import ASGIApp, Receive, Scope, Send
+from uvicorn.protocols.http.h11_impl import H11Protocol
+
+MAX_CONNECTIONS = 256
+HEADERS_S = 10.0
+"""Time for the headers of a request, counted from the connection or from the end of the answer before."""
+
+_REFUSAL = (
+    b"HTTP/1.1 503 Service Unavailable\r\nContent-Type: text/plain; charset=utf-8\r\nRetry-After: 10\r\n"
+    b"Connection: close\r\nContent-Length: 39\r\n\r\nToo many connections; try again later.\n"
+)
+
+
+class LimitedProtocol(H11Protocol):
+    """A connection that is closed if its headers are late, and refused with 503 above MAX_CONNECTIONS."""
+
+    _deadline: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        if len(self.connections) >= MAX_CONNECTIONS:
+            self.transport = transport
+            transport.write(_REFUSAL)
+            transport.close()
+            return
+        super().connection_made(transport)
+        self._update_deadline()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        if self._deadline is not None:
+            self._deadline.cancel()
+        if self in self.connections:
+            super().connection_lost(exc)
+
+    def data_received(self, data: bytes) -> None:
+        if self in self.connections:
+            super().data_received(data)
+
+    def handle_events(self) -> None:
+        super().handle_events()
+        self._update_deadline()
+
+    def on_response_complete(self) -> None:
+        super().on_response_complete()
+        self._update_deadline()
+
+    def _update_deadline(self) -> None:
+        """Keep a deadline as long as no request is being answered."""
+        is_answering = self.cycle is not None and not self.cycle.response_complete
+        if is_answering or self.transport.is_closing():
+            if self._deadline is not None:
+                self._deadline.cancel()
+                self._deadline = None
+        elif self._deadline is None:
+            self._deadline = self.loop.call_later(HEADERS_S, self.transport.abort)
+
+
+class LoopbackHosts:
+    """Answers 421 to requests whose `Host` isn't a name of this machine's loopback.
+
+    A web page whose name resolves to 127.0.0.1 (DNS rebinding) could otherwise read a server that only listens there.
+    """
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        app = self._app
+        if scope["type"] == "http":
+            host = Headers(scope=scope).get("host")
+            if host is not None and not is_loopback_name(host):
+                app = PlainTextResponse("This server only answers for localhost; set the Host header to it.\n", 421)
+        await app(scope, receive, send)
+
+
+def is_loopback_name(host: str) -> bool:
+    """Return whether a `Host` header (or an address) names the loopback: `localhost:8080`, `[::1]`, `127.0.0.1`."""
+    name = host.strip().lower()
+    if name.startswith("["):
+        name = name[1:].partition("]")[0]
+    elif name.count(":") == 1:
+        name = name.partition(":")[0]
+    name = name.removesuffix(".")
+    if name == "localhost" or name.endswith(".localhost"):
+        return True
+    try:
+        return ipaddress.ip_address(name).is_loopback
+    except ValueError:
+        return False
