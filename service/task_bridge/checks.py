@@ -202,7 +202,7 @@ def _make_optional(result: CheckResult, settings: VCenterSettings) -> CheckResul
 
 async def _run_check(about: str, check: Coroutine[Any, Any, str], settings: VCenterSettings) -> CheckResult:
     try:
-        async with asyncio.timeout(ANSWER_S):
+        async with asyncio.timeout(max(ANSWER_S, settings.timeout_s)):
             return CheckResult(about, await check)
     except VCenterUnavailable as error:
         return CheckResult(about, _add_fix(str(error), settings), ok=False)

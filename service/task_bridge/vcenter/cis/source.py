@@ -62,14 +62,13 @@ class CisSource:
         http_transport: httpx.AsyncBaseTransport | None = None,
     ) -> None:
         rng = rng or random.Random()  # noqa: S311 - spreads polls in time
+        timeouts = timeouts.with_answer_timeout(settings.timeout_s)
         self.health = VCenterHealthTracker(settings.name)
         self._settings = settings
         self._timeouts = timeouts
         self._clock = clock
         self._monotonic = monotonic
-        self._http = VCenterHttp(
-            settings, metrics, read_timeout_s=timeouts.read_timeout_s, clock=monotonic, transport=http_transport
-        )
+        self._http = VCenterHttp(settings, metrics, clock=monotonic, transport=http_transport)
         self._session = CisSession(self._http, settings, metrics, clock=monotonic, rng=rng)
         self._api = CisTasksApi(self._session, settings)
         self._agenda = PollAgenda(policy.poll_min_s, settings.max_concurrent_requests)
