@@ -87,7 +87,6 @@ class CisSource:
             metrics,
             timeouts,
             self._http.budget,
-            clock,
         )
         self._wake_up = asyncio.Event()
         self._wakes_at = math.inf
@@ -273,6 +272,6 @@ class CisSource:
                 f"vCenter {self._settings.name} doesn't answer for the session that it gave to the bridge."
             )
         else:
-            self.health.record_good_poll(self._clock())
+            self.health.record_good_poll(self._monotonic())
         self._answered_at = self.health.last_good_poll_at or 0.0
         self._outage.record_answer(self._monotonic())
