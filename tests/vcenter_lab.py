@@ -40,6 +40,7 @@ class Given:
     proxy: str | None = None
     max_concurrent_requests: int = 4
     max_requests_per_second: float = 1_000.0
+    timeout_s: float = 30.0
     api: Literal["auto", "api", "rest"] = "auto"
     user: str = "administrator@vsphere.local"
     secret: Callable[[], str] = field(default=lambda: "simulated")

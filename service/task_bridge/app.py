@@ -17,6 +17,7 @@ from nats.aio.client import Client
 from nats.aio.msg import Msg
 
 from . import __version__, tracing
+from .domain.clock import ServerClock
 from .domain.errors import CannotStart, NatsUnavailable
 from .domain.requests import VCenterRouting
 from .domain.subjects import SubjectNames
@@ -62,15 +63,17 @@ class Bridge:
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
         self._names = SubjectNames(settings.subject_prefix)
+        self._clock = ServerClock(time.time, time.monotonic)
         self._metrics = Metrics()
         policy = PollPolicy(settings.poll_min_s, settings.poll_max_s, settings.not_found_grace_s)
         self._sources = {
-            name: VCenterTaskSource(vcenter, policy, self._metrics) for name, vcenter in settings.vcenters.items()
+            name: VCenterTaskSource(vcenter, policy, self._metrics, self._clock.now)
+            for name, vcenter in settings.vcenters.items()
         }
         self._routing = _build_routing(settings)
         self._watchdog = Watchdog(self._metrics.event_loop_lag)
         self.status = BridgeStatus(
-            settings.capacity, self._names, self._sources, self._metrics, lambda: self._watchdog.lag_s
+            settings.capacity, self._names, self._sources, self._metrics, self._clock, lambda: self._watchdog.lag_s
         )
         self._board_reader = BoardReader(settings.nats, self._names)
         self.web = WebServer(build_web(self.status, self._board_reader), settings.http_listen)
@@ -121,7 +124,9 @@ class Bridge:
             ack_wait_s=settings.ack_wait_s,
             events_max_age_s=settings.events_max_age_s,
         )
-        monitor = self.status.monitor = Monitor(streams, self._names, config, create=settings.provision == "auto")
+        monitor = self.status.monitor = Monitor(
+            streams, self._names, config, self._clock, create=settings.provision == "auto"
+        )
         await monitor.start()
         parts = self._build_parts(streams, monitor)
         self.status.watcher, self.status.instance = parts.watcher, parts.instance
@@ -133,13 +138,13 @@ class Bridge:
         log.info("ready", capacity=settings.capacity, vcenters=sorted(self._sources))
 
     def _build_parts(self, streams: Streams, monitor: Monitor) -> _Parts:
-        settings, names, metrics = self._settings, self._names, self._metrics
-        journal = JetStreamJournal(streams, names, metrics, time.time)
-        watches = WatchStore(streams, names, journal, self._policy_of, self._sources, time.time)
-        watcher = Watcher(self._sources, journal, self._policy_of, metrics, time.time)
-        rejections = Rejections(streams, names, self._routing, time.time)
+        settings, names, metrics, now = self._settings, self._names, self._metrics, self._clock.now
+        journal = JetStreamJournal(streams, names, metrics, now)
+        watches = WatchStore(streams, names, journal, self._policy_of, self._sources, now)
+        watcher = Watcher(self._sources, journal, self._policy_of, metrics, self._clock)
+        rejections = Rejections(streams, names, self._routing, now)
         context = RequestContext(
-            streams, names, watches, journal, rejections, self._routing, self._sources, metrics, time.time
+            streams, names, watches, journal, rejections, self._routing, self._sources, metrics, now
         )
         ownership = Ownership(
             streams,
@@ -163,6 +168,7 @@ class Bridge:
             client=streams.connection,
             instance=journal.instance,
             monitor=monitor,
+            clock=self._clock,
             watches=watches,
             watcher=watcher,
             requests=RequestConsumer(
@@ -185,6 +191,7 @@ class _Parts(NamedTuple):
     client: Client
     instance: str
     monitor: Monitor
+    clock: ServerClock
     watches: WatchStore
     watcher: Watcher
     requests: RequestConsumer
@@ -219,6 +226,7 @@ class _Parts(NamedTuple):
 
     def start_loops(self, failed: asyncio.Future[None]) -> list[asyncio.Task[None]]:
         """Start everything that must never end; if one does, the replica fails."""
+        timing_out = end_timed_out_watches(self.watches, self._has_unheld_watches, self.clock.now)
         loops = {
             "the watcher": self.watcher.run(),
             "the ownership of watches": self.ownership.run(),
@@ -226,7 +234,7 @@ class _Parts(NamedTuple):
             "the monitor of JetStream": self.monitor.run(),
             "the exchange with other replicas": self.replicas.run(),
             "the sweep of the watches": self.watcher.sweep_ownership(),
-            "the end of timed-out watches": end_timed_out_watches(self.watches, self._has_unheld_watches, time.time),
+            "the end of timed-out watches": timing_out,
         }
         return [_start_loop(loop, name, failed) for name, loop in loops.items()]
 

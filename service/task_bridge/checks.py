@@ -6,6 +6,7 @@ A check creates nothing and publishes no event. It tries a password once, becaus
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncIterator, Coroutine
 from contextlib import asynccontextmanager
 from typing import Any, NamedTuple
@@ -13,6 +14,7 @@ from typing import Any, NamedTuple
 from nats.aio.client import Client
 
 from . import __version__
+from .domain.clock import ServerClock, describe_difference
 from .domain.errors import CannotStart, NatsUnavailable, VCenterUnavailable
 from .domain.subjects import SubjectNames
 from .jetstream import permissions
@@ -108,8 +110,23 @@ async def _check_nats(settings: Settings, client: Client) -> AsyncIterator[Check
         differences = None
     else:
         yield CheckResult("JetStream", "answers")
+        yield await _check_clock(streams, SubjectNames(settings.subject_prefix).events_stream)
     for result in await _check_streams_and_permissions(settings, streams, differences):
         yield result
+
+
+async def _check_clock(streams: Streams, stream: str) -> CheckResult:
+    """Compare this host's clock with nats-server's. The bridge works if they differ, but people compare times."""
+    clock = ServerClock(time.time, time.monotonic)
+    try:
+        await streams.measure_clock(stream, clock)
+    except NatsUnavailable as error:
+        return CheckResult("clock", f"can't be compared with nats-server's: {error}", ok=False, needed=False)
+    if clock.difference_s is None:
+        return CheckResult("clock", "isn't compared with nats-server's before the streams exist")
+    if reason := describe_difference(clock.difference_s):
+        return CheckResult("clock", reason, ok=False, needed=False)
+    return CheckResult("clock", f"differs by {abs(clock.difference_s):.1f} s from nats-server's")
 
 
 async def _check_streams_and_permissions(
@@ -202,7 +219,7 @@ def _make_optional(result: CheckResult, settings: VCenterSettings) -> CheckResul
 
 async def _run_check(about: str, check: Coroutine[Any, Any, str], settings: VCenterSettings) -> CheckResult:
     try:
-        async with asyncio.timeout(ANSWER_S):
+        async with asyncio.timeout(max(ANSWER_S, settings.timeout_s)):
             return CheckResult(about, await check)
     except VCenterUnavailable as error:
         return CheckResult(about, _add_fix(str(error), settings), ok=False)

@@ -63,6 +63,9 @@ class Metrics:
         )
         self.nats_connected = gauge("nats_connected", "1 while connected to NATS")
         self.event_loop_lag = gauge("event_loop_lag_seconds", "Delay of the event loop's ticks")
+        self.clock_difference = gauge(
+            "clock_difference_seconds", "The clock of this host minus nats-server's, at the last measurement"
+        )
         gauge("build_info", "Always 1; the label is the version", "version").labels(__version__).set(1)
 
     def create_alert_counters(self, vcenters: Iterable[str]) -> None:

@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping
 from prometheus_client import CollectorRegistry
 
 from . import schemas
+from .domain.clock import ServerClock
 from .domain.subjects import SubjectNames
 from .jetstream.connection import Connection
 from .jetstream.monitor import Monitor, MonitoredPart
@@ -29,6 +30,7 @@ class BridgeStatus:
         names: SubjectNames,
         sources: Mapping[str, VCenterTaskSource],
         metrics: Metrics,
+        clock: ServerClock,
         lag_s: Callable[[], float],
     ) -> None:
         self._capacity = capacity
@@ -37,6 +39,7 @@ class BridgeStatus:
         self._metrics = metrics
         metrics.capacity.set(capacity)
         metrics.create_alert_counters(sources)
+        self._clock = clock
         self._lag_s = lag_s
         self.connection: Connection | None = None
         self.monitor: Monitor | None = None
@@ -61,9 +64,14 @@ class BridgeStatus:
             waiting=monitor.unheld_count if monitor else None,
             capacity=self._capacity,
             loop_lag_s=self._lag_s(),
+            clock_difference_s=self._clock.difference_s,
             stopping=self.stopping,
             instance=self.instance,
         )
+
+    def server_time(self) -> float:
+        """Return Unix seconds by nats-server's clock, which the times of watches and events go by."""
+        return self._clock.now()
 
     def metrics(self) -> CollectorRegistry:
         """Return all metrics, with gauges like ages set to their current values."""
@@ -77,6 +85,8 @@ class BridgeStatus:
             age_s = _age_s(source.health.last_good_poll_at)
             metrics.budget_used.labels(name).set(max(0.0, source.budget_used))
             metrics.last_look_age.labels(name).set(math.nan if age_s is None else age_s)
+        difference_s = self._clock.difference_s
+        metrics.clock_difference.set(math.nan if difference_s is None else difference_s)
         metrics.nats_connected.set(self._nats_health().connected)
         metrics.ready.set(self.health().status != "unready")
         return metrics.registry
@@ -111,7 +121,7 @@ class BridgeStatus:
 
 
 def _age_s(at: float | None) -> float | None:
-    return None if at is None else max(0.0, time.time() - at)
+    return None if at is None else max(0.0, time.monotonic() - at)
 
 
 def _resource_healths(parts: tuple[MonitoredPart, ...]) -> tuple[ResourceHealth, ...]:

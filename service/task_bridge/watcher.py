@@ -20,6 +20,7 @@ from itertools import islice
 
 import structlog
 
+from .domain.clock import ServerClock
 from .domain.durations import parse_time
 from .domain.errors import NatsUnavailable
 from .domain.events import Event
@@ -74,10 +75,12 @@ class HeldWatch:
     `fence`: the stream sequence of its task's last event. `is_parked`: the source polls its task again only after
     `resume`. `is_publishing`: a coroutine publishes what follows. `stalls_at`: when the next standstill is due.
     `stall_polled_for`: its value for which a poll was requested already. `counted_status`: the status under which the
-    metrics count the watch.
+    metrics count the watch. `clock_offset_s`: the clock's at takeover. The watch goes by it, so a clock that is
+    stepped later ends or stalls nothing early or late.
     """
 
     __slots__ = (
+        "clock_offset_s",
         "counted_status",
         "fence",
         "handle",
@@ -91,11 +94,14 @@ class HeldWatch:
         "watch",
     )
 
-    def __init__(self, watch: Watch, handle: WatchHandle, last: Event | None, fence: int) -> None:
+    def __init__(
+        self, watch: Watch, handle: WatchHandle, last: Event | None, fence: int, clock_offset_s: float
+    ) -> None:
         self.watch = watch
         self.handle = handle
         self.last = last
         self.fence = fence
+        self.clock_offset_s = clock_offset_s
         self.counted_status: str | None = None
         self.view: TaskView = view_from_event(last)
         self.stalls_at = math.inf
@@ -118,7 +124,7 @@ class Watcher:
         journal: EventJournal,
         policy_of: Callable[[str], Policy],
         metrics: Metrics,
-        clock: Callable[[], float],
+        clock: ServerClock,
     ) -> None:
         self._sources = sources
         self._journal = journal
@@ -142,12 +148,14 @@ class Watcher:
     async def _process_poll_results(self, vcenter: str, source: TaskSource) -> None:
         """Apply each result to its watch, and start publishing where an event may follow."""
         async for batch in source.poll_results():
-            now, applied = self._clock(), 0
+            monotonic, applied = self._clock.monotonic(), 0
             for task, result in batch:
                 held = self._held.get((vcenter, task))
                 if held is None:
                     source.forget(task)
-                elif result is UNCHANGED and now < held.stalls_at and not held.view.last_poll_requested:
+                    continue
+                now = monotonic + held.clock_offset_s
+                if result is UNCHANGED and now < held.stalls_at and not held.view.last_poll_requested:
                     held.view.polled_at = now  # nearly all results
                 else:
                     self._apply_and_log_errors(held, result, now)
@@ -158,7 +166,7 @@ class Watcher:
     async def _publish_what_follows(self, held: HeldWatch) -> None:
         """Publish the events that follow from the newest poll, one after the other; then resume polling or finish."""
         while not self._is_stopping:
-            draft = next_event(held.watch, held.last, held.view, self._clock(), self._policy_of(held.watch.vcenter))
+            draft = next_event(held.watch, held.last, held.view, self._now(held), self._policy_of(held.watch.vcenter))
             if draft is None:
                 break
             # Publish before remembering: a crash between the two repeats a poll, never loses an event.
@@ -245,7 +253,7 @@ class Watcher:
         log.info("watch_over", outcome=event.kind, **keys)
         ended_at = parse_time(data.ended_at)
         if data.kind == "completed" and ended_at is not None:
-            self._metrics.detection.observe(max(0.0, self._clock() - ended_at))
+            self._metrics.detection.observe(max(0.0, self._now(held) - ended_at))
 
     async def _finish(self, held: HeldWatch) -> None:
         self._forget(held)
@@ -282,7 +290,8 @@ class Watcher:
         if is_answered:
             await handle.ack()
             return "already_completed"
-        self._hold(HeldWatch(watch, handle, last.event if last and is_own else None, last.sequence if last else 0))
+        own_last, fence = last.event if last and is_own else None, last.sequence if last else 0
+        self._hold(HeldWatch(watch, handle, own_last, fence, self._clock.offset_s))
         return "accepted"
 
     def _rebind_if_held(self, watch: Watch, handle: WatchHandle) -> bool:
@@ -361,6 +370,10 @@ class Watcher:
 
     # Time
 
+    def _now(self, held: HeldWatch) -> float:
+        """Return the time by which this watch goes: nats-server's at takeover, and what passed since."""
+        return self._clock.monotonic() + held.clock_offset_s
+
     def _arm_timer(self, held: HeldWatch) -> None:
         """Arm the watch's timer for when an event may be due although no poll brings news, if that is soon."""
         if held.timer is not None:
@@ -370,7 +383,7 @@ class Watcher:
         wakes_at = wake_at(held.watch, held.last, held.view, self._policy_of(held.watch.vcenter))
         if held.stall_polled_for != held.stalls_at:
             wakes_at = min(wakes_at, held.stalls_at)
-        delay = wakes_at - self._clock()
+        delay = wakes_at - self._now(held)
         if delay <= TIMER_HORIZON_S and not self._is_stopping:
             held.timer = asyncio.get_running_loop().call_later(max(TIMER_MIN_S, delay), self._on_timer, held)
 
@@ -385,14 +398,14 @@ class Watcher:
                     await asyncio.sleep(0)
 
     def _on_timer(self, held: HeldWatch) -> None:
-        view, source = held.view, self._sources.get(held.watch.vcenter)
-        if self._clock() >= held.watch.deadline and not view.last_poll_requested:
-            view.last_poll_until = last_poll_until(held.watch, self._clock())
+        view, source, now = held.view, self._sources.get(held.watch.vcenter), self._now(held)
+        if now >= held.watch.deadline and not view.last_poll_requested:
+            view.last_poll_until = last_poll_until(held.watch, now)
             if source is not None:
                 source.poll_now(held.watch.task)
             else:
                 view.last_poll_over = True
-        elif self._clock() >= held.stalls_at and held.stall_polled_for != held.stalls_at:
+        elif now >= held.stalls_at and held.stall_polled_for != held.stalls_at:
             # Only a good poll can confirm a standstill; request one, since none may come by itself soon.
             held.stall_polled_for = held.stalls_at
             if source is not None:

@@ -10,6 +10,7 @@ from pathlib import Path
 import yaml
 
 from task_bridge.checks import expected_jetstream
+from task_bridge.domain.clock import DIFFERENCE_LIMIT_S
 from task_bridge.jetstream.nats_cli import nats_commands
 from task_bridge.settings import load
 from task_bridge.web.health import LAG_LIMIT_S
@@ -57,6 +58,12 @@ def test_readiness_and_the_alert_find_the_same_lag_too_much() -> None:
     (group,) = yaml.safe_load((ROOT / "deploy/grafana/alerts.yaml").read_text())["groups"]
     (rule,) = [rule for rule in group["rules"] if rule["alert"] == "TaskBridgeEventLoopLags"]
     assert rule["expr"] == f"task_bridge_event_loop_lag_seconds > {LAG_LIMIT_S}"
+
+
+def test_readiness_and_the_alert_find_the_same_clocks_too_different() -> None:
+    (group,) = yaml.safe_load((ROOT / "deploy/grafana/alerts.yaml").read_text())["groups"]
+    (rule,) = [rule for rule in group["rules"] if rule["alert"] == "TaskBridgeClockDiffers"]
+    assert rule["expr"] == f"abs(task_bridge_clock_difference_seconds) > {DIFFERENCE_LIMIT_S:.0f}"
 
 
 def test_the_commands_for_operators_are_those_that_provision_prints() -> None:

@@ -120,7 +120,7 @@ async def test_a_result_that_can_not_be_had_is_unavailable_and_the_task_ended_al
 
 @pytest.mark.parametrize("fault", [faults.delayed(3_600), faults.stalled_body(20)], ids=["headers", "body"])
 async def test_an_answer_that_stalls_is_waited_for_so_long_and_invents_nothing(fault: faults.Effect) -> None:
-    async with lab(timeouts=SHORT_TIMEOUTS._replace(read_timeout_s=0.2)) as it:
+    async with lab(timeout_s=0.2) as it:
         tasks = running(it, 3)
         it.follow(*tasks)
         await it.shown(*tasks)

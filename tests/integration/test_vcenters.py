@@ -14,6 +14,7 @@ from lab import PASSWORD, USERNAME, BridgeProcess, Lab, until
 from task_bridge.simulator import Options, Script, SimulatedVCenter, Step, faults, scenarios
 from task_bridge.simulator.faults import Effect
 from task_bridge.simulator.options import Timestamps
+from task_bridge.simulator.script import Flavour
 from task_bridge.simulator.serve import serve_vcenter
 
 FIELDS = [
@@ -122,6 +123,30 @@ async def test_a_vcenter_that_hangs_and_one_that_is_down_cost_a_third_nothing(la
             assert not any(lab.heard(task) for task in stuck)
         assert lab.vcenter.sessions.counts.logins == 1
     assert (len(lab.vcenter.sessions.live), len(slow.sessions.live)) == (0, 0)
+
+
+@pytest.mark.parametrize(("flavour", "path"), [("vlcm", "/tasks"), ("vim", "/sdk")], ids=["cis", "classic"])
+async def test_each_vcenter_has_its_own_time_for_an_answer(lab: Lab, flavour: Flavour, path: str) -> None:
+    login = {"given_username": USERNAME, "given_password": PASSWORD}
+    hasty = SimulatedVCenter(Options(username=USERNAME, password=PASSWORD))
+    async with serve_vcenter(hasty) as hasty_url:
+        vcenters = {
+            "hasty": {"url": hasty_url, "timeout_s": 1.0, **login},
+            "patient": {"url": lab.vcenter_url, "timeout_s": 5.0, **login},
+        }
+        for vcenter in (hasty, lab.vcenter):
+            vcenter.faults.add(faults.delayed(1.2), path=path)
+        async with lab.bridge(vcenters=vcenters) as bridge:
+            await lab.listen()
+            unseen = hasty.create(scenarios.succeeds_at_once(), flavour=flavour)
+            task = lab.vcenter.create(scenarios.succeeds_at_once(), flavour=flavour)
+            await lab.publish({"task": unseen, "vcenter": "hasty"})
+            await lab.publish({"task": task, "vcenter": "patient"})
+            assert (await lab.ended(task))["data"]["outcome"] == "succeeded"
+            health = {vcenter.name: vcenter for vcenter in bridge.status.health().vcenters}
+            assert health["patient"].state == "ok"
+            assert "doesn't answer in time" in str(health["hasty"].reason)
+            assert {event["data"]["vcenter"] for _, event in lab.live} == {"patient"}
 
 
 async def test_vcenters_that_all_hang_hold_up_no_stop(lab: Lab) -> None:

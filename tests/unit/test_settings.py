@@ -62,6 +62,7 @@ def test_what_is_set_is_taken() -> None:
             "BRIDGE_VCENTERS__LAB__URL": "https://vc.example.com:8443/",
             "BRIDGE_VCENTERS__LAB__MAX_REQUESTS_PER_SECOND": "0.5",
             "BRIDGE_VCENTERS__LAB__PROXY": "http://proxy:3128",
+            "BRIDGE_VCENTERS__LAB__TIMEOUT": "2m",
         }
     )
     assert settings.nats.urls == ("tls://a.example.com:4222", "nats://b:4222")
@@ -70,7 +71,7 @@ def test_what_is_set_is_taken() -> None:
     assert (settings.log_level, settings.allow_cancel, settings.default_vcenter) == ("debug", True, "lab")
     lab = settings.vcenters["lab"]
     assert (lab.url, lab.max_requests_per_second) == ("https://vc.example.com:8443", 0.5)
-    assert lab.proxy == "http://proxy:3128"
+    assert (lab.proxy, lab.timeout_s) == ("http://proxy:3128", 120)
 
 
 def test_off_means_no_http() -> None:
@@ -144,6 +145,9 @@ WRONG = [
     ("BRIDGE_VCENTERS__LAB__MAX_CONCURRENT_REQUESTS", "0", "greater than or equal to 1"),
     ("BRIDGE_VCENTERS__LAB__MAX_REQUESTS_PER_SECOND", "0", "greater than 0"),
     ("BRIDGE_VCENTERS__LAB__MAX_REQUESTS_PER_SECOND", "inf", "must be a finite number"),
+    ("BRIDGE_VCENTERS__LAB__TIMEOUT", "6m", "must be between 1s and 5m"),
+    ("BRIDGE_VCENTERS__LAB__TIMEOUT", "500ms", "must be between 1s and 5m"),
+    ("BRIDGE_VCENTERS__LAB__TIMEOUT", "soon", "duration"),
     ("BRIDGE_VCENTERS__LAB__PROXY", "socks5://proxy:1080", "must be http://host:port"),
     ("BRIDGE_VCENTERS__LAB__CA_FILE", "/nowhere/ca.pem", "can't be read: No such file or directory"),
     ("BRIDGE_VCENTERS__LAB__PASWORD", "x", "no such setting of a vCenter; did you mean PASSWORD?"),

@@ -10,6 +10,7 @@ import msgspec
 import pytest
 
 from task_bridge import watcher
+from task_bridge.domain.clock import ServerClock
 from task_bridge.domain.durations import rfc3339
 from task_bridge.domain.errors import NatsUnavailable
 from task_bridge.domain.events import Event, WatchRef
@@ -59,7 +60,12 @@ class Bridge:
         self.journal = journal or RecordingJournal(self.clock)
         self.metrics = Metrics()
         self.sources = sources
-        self.watcher = Watcher(sources, self.journal, lambda _: policy, self.metrics, self.clock)
+        self.server_clock = ServerClock(self.clock, self.clock)
+        self.watcher = Watcher(sources, self.journal, lambda _: policy, self.metrics, self.server_clock)
+
+    def step_server_clock(self, seconds: float) -> None:
+        """From now on nats-server's answers carry a time that differs by so much."""
+        self.server_clock.record_server_time(self.server_clock.now() + seconds, self.clock())
 
     @property
     def source(self) -> FakeSource:
@@ -237,6 +243,39 @@ async def test_what_is_due_late_is_still_woken(monkeypatch: pytest.MonkeyPatch) 
         bridge.source.on_hurry = Unanswered()
         await bridge.take(a_watch(timeout_at=bridge.clock() + 0.2))
         await until(lambda: bridge.journal.kinds == ["abandoned.watch_timed_out"])
+
+
+@pytest.mark.parametrize("step_s", [3_600.0, -3_600.0])
+async def test_a_stepped_clock_ends_nothing_early_or_late(bridge: Bridge, step_s: float) -> None:
+    bridge.source.on_hurry = UNCHANGED
+    ends_at = bridge.clock() + 0.2
+    ends = await bridge.take(a_watch(id="ends", task="ends", timeout_at=ends_at))
+    lives = await bridge.take(a_watch(id="lives", task="lives", timeout_at=bridge.clock() + 1_800.0))
+    for task in ("ends", "lives"):
+        await bridge.see(running(0), task=task)
+
+    bridge.step_server_clock(step_s)
+    later_at = bridge.server_clock.now() + 0.3
+    later = await bridge.take(a_watch(id="later", task="later", timeout_at=later_at))
+    await until(lambda: ends.said == later.said == ["ack"])
+
+    assert lives.said == []
+    for task, timeout_at in (("ends", ends_at), ("later", later_at)):
+        final = bridge.journal.of("lab", task)[-1].event
+        assert final.kind == "abandoned.watch_timed_out"
+        assert 0 <= round(final.time - timeout_at, 3) < 1.0
+
+
+@pytest.mark.parametrize("step_s", [3_600.0, -3_600.0])
+async def test_a_stepped_clock_stalls_nothing_early_or_late(bridge: Bridge, step_s: float) -> None:
+    await bridge.take(a_watch(stalled_after_s=60.0))
+    await bridge.see(running(0))
+    bridge.step_server_clock(step_s)
+    bridge.clock.jump(59)
+    assert await bridge.see(UNCHANGED) == ["watching"]
+
+    bridge.clock.jump(2)
+    assert await bridge.see(UNCHANGED) == ["watching", "stalled"]
 
 
 # Handed over again, or by another

@@ -8,6 +8,7 @@ import logging
 import re
 import signal
 import socket
+import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -120,6 +121,9 @@ class FakeState:
     def health(self) -> BridgeHealth:
         return self.now
 
+    def server_time(self) -> float:
+        return time.time()
+
     def metrics(self) -> CollectorRegistry:
         self.counted.nats_connected.set(self.now.nats.connected)
         return self.counted.registry
@@ -166,6 +170,8 @@ async def test_readiness_tells_everything_it_rests_on(web: httpx.AsyncClient) ->
         "waiting": 1,
         "capacity": 50_000,
         "capacity_reason": None,
+        "clock_difference_seconds": None,
+        "clock_reason": None,
         "event_loop_lag_seconds": 0.001,
         "event_loop_lag_reason": None,
     }
@@ -232,6 +238,18 @@ async def test_the_page_tells_what_readiness_tells(web: httpx.AsyncClient, state
     assert "not enabled" in answer.text
     for path in ("/readyz", "/livez", "/metrics", "/asyncapi.json"):
         assert f'href="{path}"' in answer.text
+
+
+@pytest.mark.parametrize("path", ["/readyz", "/"])
+async def test_a_clock_that_differs_from_nats_servers_is_reported_and_stops_nothing(
+    web: httpx.AsyncClient, state: FakeState, path: str
+) -> None:
+    state.now = replace(HEALTHY, clock_difference_s=-4.9)
+    assert "behind nats-server" not in (await web.get(path)).text
+    state.now = replace(HEALTHY, clock_difference_s=-3_600.2)
+    answer = await web.get(path)
+    assert answer.status_code == 200
+    assert "the clock of this host is 3600.2 s behind nats-server" in answer.text
 
 
 def test_everything_on_the_page_is_escaped_and_cannot_turn_around_what_stands_beside_it() -> None:

@@ -11,6 +11,7 @@ from typing import NamedTuple
 import nats.errors
 import structlog
 
+from ..domain.clock import ServerClock, describe_difference
 from ..domain.errors import CannotStart, NatsUnavailable
 from ..domain.subjects import CONSUMER, SubjectNames
 from .provision import Difference, JetStreamConfig, provision
@@ -38,10 +39,20 @@ class Monitor:
     `unheld_count`: stored watches that no replica holds. `trouble`: why JetStream doesn't work, None if it does.
     """
 
-    def __init__(self, streams: Streams, names: SubjectNames, expected: JetStreamConfig, *, create: bool) -> None:
+    def __init__(
+        self,
+        streams: Streams,
+        names: SubjectNames,
+        expected: JetStreamConfig,
+        clock: ServerClock,
+        *,
+        create: bool,
+    ) -> None:
         self._streams = streams
         self._names = names
         self._expected = expected
+        self._clock = clock
+        self._clock_differs = False
         self._create = create
         self._logged: set[str] = set()
         self.trouble: str | None = "not checked yet"
@@ -120,6 +131,7 @@ class Monitor:
         try:
             consumer = await self._streams.js.consumer_info(self._names.watches_stream, CONSUMER)
             events = await self._streams.js.stream_info(self._names.events_stream)
+            await self._streams.measure_clock(self._names.events_stream, self._clock)
         except (TimeoutError, nats.errors.Error) as error:
             raise NatsUnavailable(str(error) or "JetStream doesn't answer") from error
         # The replica that got a watch may have gone. A watch that seems unheld only once is on its way to a replica,
@@ -129,6 +141,15 @@ class Monitor:
         self._unheld_before = unheld
         self.ack_wait_s = consumer.config.ack_wait or self.ack_wait_s
         self.events_max_age_s = events.config.max_age or 0.0
+        self._log_clock()
+
+    def _log_clock(self) -> None:
+        reason = describe_difference(self._clock.difference_s)
+        if reason is not None and not self._clock_differs:
+            log.warning("clock_differs", reason=reason)
+        if reason is None and self._clock_differs:
+            log.info("clock_agrees")
+        self._clock_differs = reason is not None
 
     def _set_trouble(self, reason: str) -> None:
         if self.trouble != reason:

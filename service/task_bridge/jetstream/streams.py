@@ -18,6 +18,7 @@ from nats.aio.client import Client
 from nats.aio.msg import Msg
 from nats.js import JetStreamContext
 
+from ..domain.clock import ServerClock
 from ..domain.durations import parse_time
 from ..domain.errors import NatsUnavailable
 from .nats_py_workarounds import SubscriptionQueue, queued_subscription
@@ -168,6 +169,18 @@ class Streams:
         except _NotFound:
             return
 
+    async def measure_clock(self, stream: str, clock: ServerClock) -> None:
+        """Ask the stream's leader for its time. Raises NatsUnavailable."""
+        asked_at = clock.monotonic()
+        try:
+            # Not js.stream_info: nats-py drops the time of the answer.
+            answer = await self.connection.request(f"{self.prefix}.STREAM.INFO.{stream}", timeout=REQUEST_TIMEOUT_S)
+            written_at = parse_time(_dated_decoder.decode(answer.data).ts)
+        except (TimeoutError, nats.errors.Error, OSError, msgspec.DecodeError) as error:
+            raise NatsUnavailable(f"{stream} didn't answer: {error or type(error).__name__}") from error
+        if written_at is not None:
+            clock.record_server_time(written_at, asked_at)
+
     async def read_page(self, stream: str, subjects: str, after: int, limit: int) -> tuple[list[StoredMessage], int]:
         """Return up to `limit` messages of `subjects` after a sequence, oldest first, and how many more follow."""
         return await self._direct_get(stream, {"seq": after + 1, "next_by_subj": subjects, "batch": limit})
@@ -274,6 +287,15 @@ class PubAck(msgspec.Struct):
 
 
 _ack_decoder = msgspec.json.Decoder(PubAck)
+
+
+class _DatedAnswer(msgspec.Struct):
+    """An answer of JetStream's API; `ts` is when nats-server wrote it. Some answers have none."""
+
+    ts: str | None = None
+
+
+_dated_decoder = msgspec.json.Decoder(_DatedAnswer)
 
 
 class StoreRefused(NatsUnavailable):

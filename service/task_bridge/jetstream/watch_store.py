@@ -263,12 +263,13 @@ class WatchStore:
     ) -> JournalEntry | None:
         """Publish the final event. Return it, None if another event was stored after `last`."""
         own = event_of_watch(last, watch)
-        view = view_from_event(own.event if own else None)
+        view, now = view_from_event(own.event if own else None), self._clock()
         if timed_out:
-            view.last_poll_until = watch.deadline
+            # The caller found its time up. If the clock was set back since, `next_event` would wait for the deadline.
+            view.last_poll_until, now = watch.deadline, max(now, watch.deadline)
         else:
             view.unwatched = True
-        draft = next_event(watch, own.event if own else None, view, self._clock(), self._policy_of(watch.vcenter))
+        draft = next_event(watch, own.event if own else None, view, now, self._policy_of(watch.vcenter))
         if draft is None:
             return None
         stored = await self._journal.append(draft, last.sequence if last else 0)

@@ -101,7 +101,7 @@ DESCRIPTIONS: dict[str, dict[str, Schema]] = {
         "source": _field("The configured URL of the vCenter.", minLength=1, format="uri-reference"),
         "type": _field("What happened.", pattern=rf"^{TYPE_PREFIX.replace('.', '[.]')}[.]task[.][a-z_]+[.]v1$"),
         "subject": _TASK,
-        "time": _time("When the bridge saw it happen."),
+        "time": _time("When the bridge saw it happen, by nats-server's clock."),
         "outcome": _field("The same as `data.outcome`; on final events only."),
         "traceparent": _field("The requester's W3C trace context, if it sent one."),
         "tracestate": _field("The requester's `tracestate`, if it sent one."),

@@ -86,6 +86,11 @@ class VCenterSettings(BaseModel):
         gt=0,
         allow_inf_nan=False,
     )
+    timeout_s: Annotated[float, _validate_duration("1s", "5m")] = _setting(
+        "timeout",
+        "30s",
+        "how long an answer may take to begin or to go on (duration); raise it for a vCenter that is slow and right",
+    )
     api: Annotated[Literal["auto", "api", "rest"], Lower] = _setting(
         "api", "auto", "the REST API to use: api is /api (7.0 U2 and later), rest is /rest (6.7), auto detects it"
     )

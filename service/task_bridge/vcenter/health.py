@@ -14,8 +14,8 @@ VCenterState = Literal["ok", "degraded", "unknown"]
 class VCenterHealthTracker:
     """`degraded` from a failed poll or login until a good one; `unknown` before the first.
 
-    `last_good_poll_at` is Unix seconds. `good_polls` counts the good ones. `vanished_reason` is set while tasks that
-    vanished together aren't given up yet, and says why.
+    `last_good_poll_at` is in seconds of a monotonic clock. `good_polls` counts the good ones. `vanished_reason` is set
+    while tasks that vanished together aren't given up yet, and says why.
     """
 
     def __init__(self, vcenter: str) -> None:

@@ -22,13 +22,14 @@ from ..domain.errors import VCenterUnavailable
 from ..metrics import Metrics
 from ..tracing import span
 from .http_errors import describe_http_error, is_tls_error
-from .policy import TIMEOUTS, VCenterConfig
+from .policy import VCenterConfig
 
 MAX_BODY_BYTES = 32 * 1024 * 1024
 MAX_RETRY_AFTER_S = 3_600.0
 CONNECT_TIMEOUT_S = 10.0
-REQUEST_TIMEOUT_S = 90.0
-"""Longer than any step: a list of 500 tasks may take its time, but a body that drips may not."""
+WHOLE_ANSWER_S = 60.0
+"""How much longer than one step a request may take: a list of 500 tasks may take its time, but a body that drips may
+not."""
 
 _SAFE_TO_REPEAT = frozenset({"list", "get", "result", "session", "pull", "modify", "wait"})
 _DROPPED = (httpx.RemoteProtocolError, httpx.ReadError, httpx.WriteError)
@@ -66,7 +67,7 @@ class Answer(NamedTuple):
 
 
 class AnswerLimits(NamedTuple):
-    """The longest wait for the next bytes of an answer (default: as for all steps) and its largest size."""
+    """The longest wait for the next bytes of an answer (default: the setting TIMEOUT) and its largest size."""
 
     read_timeout_s: float | None = None
     max_bytes: int = MAX_BODY_BYTES
@@ -157,13 +158,11 @@ class VCenterHttp:
         settings: VCenterConfig,
         metrics: Metrics,
         *,
-        read_timeout_s: float = TIMEOUTS.read_timeout_s,
         clock: Callable[[], float] = time.monotonic,
         transport: httpx.AsyncBaseTransport | None = None,
     ) -> None:
         self._settings = settings
         self._metrics = metrics
-        self._read_timeout_s = read_timeout_s
         self._transport = transport
         # httpx collapses when many requests queue inside its pool, so they queue here.
         self._slots = asyncio.Semaphore(settings.max_concurrent_requests)
@@ -227,15 +226,16 @@ class VCenterHttp:
         async def trace(event: str, _: object) -> None:
             events.add(event)
 
-        read_timeout_s = request.limits.read_timeout_s or self._read_timeout_s
+        step_s = self._settings.timeout_s
+        read_timeout_s = request.limits.read_timeout_s or step_s
         try:
-            async with asyncio.timeout(REQUEST_TIMEOUT_S), self._use_client() as client:
+            async with asyncio.timeout(max(step_s, read_timeout_s) + WHOLE_ANSWER_S), self._use_client() as client:
                 http_request = client.build_request(
                     request.method,
                     request.target,
                     headers=request.headers,
                     content=request.content,
-                    timeout=httpx.Timeout(self._read_timeout_s, connect=CONNECT_TIMEOUT_S, read=read_timeout_s),
+                    timeout=httpx.Timeout(step_s, connect=CONNECT_TIMEOUT_S, read=read_timeout_s),
                     extensions={"trace": trace},
                 )
                 return await self._read_answer(client, http_request, request.limits.max_bytes)

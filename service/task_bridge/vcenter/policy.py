@@ -7,7 +7,10 @@ from typing import Literal, NamedTuple, Protocol
 
 
 class VCenterConfig(Protocol):
-    """One configured vCenter. `url` is `scheme://host[:port]` without a trailing slash."""
+    """One configured vCenter. `url` is `scheme://host[:port]` without a trailing slash.
+
+    `timeout_s`: for each step of a request, such as the next bytes of an answer.
+    """
 
     @property
     def name(self) -> str: ...
@@ -24,6 +27,8 @@ class VCenterConfig(Protocol):
     @property
     def max_requests_per_second(self) -> float: ...
     @property
+    def timeout_s(self) -> float: ...
+    @property
     def api(self) -> Literal["auto", "api", "rest"]: ...
 
     def username(self) -> str:
@@ -31,6 +36,9 @@ class VCenterConfig(Protocol):
 
     def password(self) -> str:
         """Return the password. Raises OSError if its file can't be read now."""
+
+
+DEFAULT_TIMEOUT_S = 30.0
 
 
 class PollPolicy(NamedTuple):
@@ -52,12 +60,11 @@ class Timeouts(NamedTuple):
     CIS tasks:
     `gather_s`: how long due polls wait for others under load.
     `gather_results_s`: how long results wait for others.
-    `result_s`: how long to try to fetch the result of an ended task.
+    `result_s`: how long to try to fetch the result of an ended task. A `timeout_s` above its default makes it longer.
     `ping_s`: between checks of vCenter while no task is tracked.
     `relist_s`: until a list is tried again where it failed.
 
-    Requests and shutdown:
-    `read_timeout_s`: for each step of a request, such as the next bytes of an answer.
+    Shutdown:
     `finish_s`: for requests in flight at shutdown.
     `logout_s`: for the logout.
     """
@@ -71,9 +78,12 @@ class Timeouts(NamedTuple):
     result_s: float = 30.0
     ping_s: float = 60.0
     relist_s: float = 600.0
-    read_timeout_s: float = 30.0
     finish_s: float = 0.3
     logout_s: float = 1.5
+
+    def with_answer_timeout(self, timeout_s: float) -> Timeouts:
+        """Return the times for a vCenter whose answers may take `timeout_s`: a late result is waited for."""
+        return self._replace(result_s=self.result_s + max(0.0, timeout_s - DEFAULT_TIMEOUT_S))
 
 
 TIMEOUTS = Timeouts()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack
 from types import TracebackType
 from typing import Self
@@ -28,11 +28,14 @@ class VCenterTaskSource:
     `async with VCenterTaskSource(settings, policy, metrics) as source:`
     """
 
-    def __init__(self, settings: VCenterSettings, policy: PollPolicy, metrics: Metrics) -> None:
+    def __init__(
+        self, settings: VCenterSettings, policy: PollPolicy, metrics: Metrics, clock: Callable[[], float]
+    ) -> None:
         self._name = settings.name
-        self._cis = CisSource(settings, policy, metrics)
-        mode = settings.vim
-        self._vim = None if mode == "off" else VimSource(self._cis.shared, settings, policy, metrics, mode=mode)
+        self._cis = CisSource(settings, policy, metrics, clock=clock)
+        self._vim: VimSource | None = None
+        if (mode := settings.vim) != "off":
+            self._vim = VimSource(self._cis.shared, settings, policy, metrics, mode=mode, clock=clock)
         self._stack = AsyncExitStack()
 
     async def __aenter__(self) -> Self:

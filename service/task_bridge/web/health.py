@@ -10,6 +10,7 @@ from prometheus_client import CollectorRegistry
 
 from .. import __version__
 from ..domain.board import WatchBoard
+from ..domain.clock import describe_difference
 
 Readiness = Literal["ok", "degraded", "unready"]
 
@@ -63,7 +64,7 @@ class BridgeHealth:
 
     The replica holds `held` of at most `capacity` watches. `waiting` watches are stored and held by no replica (None
     if unknown). Streams and consumers are listed once they have been checked; none at all means unready. `instance` is
-    the id that this replica writes into its events.
+    the id that this replica writes into its events. `clock_difference_s`: this host's clock minus nats-server's.
     """
 
     nats: NatsHealth
@@ -75,6 +76,7 @@ class BridgeHealth:
     waiting: int | None = None
     capacity: int = 0
     loop_lag_s: float = 0.0
+    clock_difference_s: float | None = None
     stopping: bool = False
     instance: str = ""
 
@@ -94,6 +96,11 @@ class BridgeHealth:
         return f"held {self.held} of {self.capacity}: new watches wait for another replica, or until one of these ends"
 
     @property
+    def clock_reason(self) -> str | None:
+        """The reason why the clock of this host needs attention. None while it is near nats-server's."""
+        return describe_difference(self.clock_difference_s)
+
+    @property
     def loop_lag_reason(self) -> str | None:
         """The delay of the event loop with its likely causes. None while it is on time."""
         if self.loop_lag_s <= LAG_LIMIT_S:
@@ -105,6 +112,10 @@ class WebState(Protocol):
     """The source of health, metrics and the AsyncAPI document. No method waits; they return what is known."""
 
     def health(self) -> BridgeHealth: ...
+
+    def server_time(self) -> float:
+        """Return Unix seconds by the clock that the times of watches and events go by."""
+        ...
 
     def metrics(self) -> CollectorRegistry:
         """Return the metrics. Called at each scrape, so that gauges like ages are set to current values."""
@@ -157,6 +168,8 @@ def build_readiness(health: BridgeHealth) -> dict[str, Any]:
         "waiting": health.waiting,
         "capacity": health.capacity,
         "capacity_reason": health.capacity_reason,
+        "clock_difference_seconds": None if (ahead := health.clock_difference_s) is None else round(ahead, 3),
+        "clock_reason": health.clock_reason,
         "event_loop_lag_seconds": round(health.loop_lag_s, 3),
         "event_loop_lag_reason": health.loop_lag_reason,
     }

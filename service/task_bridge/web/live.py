@@ -4,7 +4,6 @@ viewers."""
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import Callable
 
 import msgspec
@@ -91,12 +90,13 @@ class LiveStream(Response):
 
     def _render_changes(self) -> bytes:
         """Return a message with the sections that changed since they were sent, and the time by the bridge's clock."""
-        sections = self._renderer.render_sections(self._read_view())
+        view = self._read_view()
+        sections = self._renderer.render_sections(view)
         changes = {name: html for name, html in sections.items() if html != self._sent_sections.get(name)}
         if not changes:
             return b""
         self._sent_sections.update(changes)
-        return b"data: " + msgspec.json.encode({"now": rfc3339(time.time()), "parts": changes}) + b"\n\n"
+        return b"data: " + msgspec.json.encode({"now": rfc3339(view.now), "parts": changes}) + b"\n\n"
 
 
 async def _wait_for_disconnect(receive: Receive) -> None:

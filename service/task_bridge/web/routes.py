@@ -92,7 +92,7 @@ class _Pages:
 
     def _read_view(self, row_filter: RowFilter) -> BoardView:
         source = self._source
-        return BoardView(self._state.health(), source.board, source.trouble, row_filter, time.time())
+        return BoardView(self._state.health(), source.board, source.trouble, row_filter, self._state.server_time())
 
     async def asset(self, request: Request) -> Response:
         name = request.path_params["name"]

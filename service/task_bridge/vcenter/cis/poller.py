@@ -7,7 +7,6 @@ parked.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
 from itertools import islice
 
 import msgspec
@@ -51,7 +50,6 @@ class CisPoller:
         metrics: Metrics,
         timeouts: Timeouts,
         budget: RequestBudget,
-        wall_clock: Callable[[], float],
     ) -> None:
         self._tracker = tracker
         self._absences = tracker.absences
@@ -66,7 +64,6 @@ class CisPoller:
         self._polled = metrics.looks.labels(tracker.vcenter)
         self._timeouts = timeouts
         self._budget = budget
-        self._wall_clock = wall_clock
         self._had_no_list = False
         self._failing: set[str] = set()
         self._good_polls_then = 0
@@ -373,7 +370,7 @@ class CisPoller:
     def _record_good_poll(self, now: float, provider: str) -> None:
         self._absences.record_answer(now)
         self._record_answer()
-        self._health.record_good_poll(self._wall_clock(), provider)
+        self._health.record_good_poll(now, provider)
 
     def _record_answer(self) -> None:
         """Record that vCenter answered, whatever it said."""

@@ -62,14 +62,13 @@ class CisSource:
         http_transport: httpx.AsyncBaseTransport | None = None,
     ) -> None:
         rng = rng or random.Random()  # noqa: S311 - spreads polls in time
+        timeouts = timeouts.with_answer_timeout(settings.timeout_s)
         self.health = VCenterHealthTracker(settings.name)
         self._settings = settings
         self._timeouts = timeouts
         self._clock = clock
         self._monotonic = monotonic
-        self._http = VCenterHttp(
-            settings, metrics, read_timeout_s=timeouts.read_timeout_s, clock=monotonic, transport=http_transport
-        )
+        self._http = VCenterHttp(settings, metrics, clock=monotonic, transport=http_transport)
         self._session = CisSession(self._http, settings, metrics, clock=monotonic, rng=rng)
         self._api = CisTasksApi(self._session, settings)
         self._agenda = PollAgenda(policy.poll_min_s, settings.max_concurrent_requests)
@@ -88,7 +87,6 @@ class CisSource:
             metrics,
             timeouts,
             self._http.budget,
-            clock,
         )
         self._wake_up = asyncio.Event()
         self._wakes_at = math.inf
@@ -274,6 +272,6 @@ class CisSource:
                 f"vCenter {self._settings.name} doesn't answer for the session that it gave to the bridge."
             )
         else:
-            self.health.record_good_poll(self._clock())
+            self.health.record_good_poll(self._monotonic())
         self._answered_at = self.health.last_good_poll_at or 0.0
         self._outage.record_answer(self._monotonic())

@@ -311,4 +311,4 @@ class VimPoller:
 
     def _record_good_poll(self, now: float) -> None:
         self._absences.record_answer(now)
-        self._health.record_good_poll_of_provider(self._wall_clock(), "vim")
+        self._health.record_good_poll_of_provider(now, "vim")
