@@ -151,7 +151,7 @@ class Bridge:
             names,
             metrics,
             capacity=settings.capacity,
-            ack_wait_s=monitor.ack_wait_s,
+            ack_wait_s=lambda: monitor.ack_wait_s,
             take_over=watcher.take_over,
             quarantine=partial(quarantine_unreadable_watch, context),
         )
@@ -162,7 +162,7 @@ class Bridge:
             ownership,
             watcher,
             self._sources,
-            ack_wait_s=monitor.ack_wait_s,
+            ack_wait_s=lambda: monitor.ack_wait_s,
         )
         return _Parts(
             client=streams.connection,

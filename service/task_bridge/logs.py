@@ -42,10 +42,9 @@ def configure(log_format: LogFormat = "auto", level: str = "info", *, stream: Te
     """
     stream = stream or sys.stderr
     on_terminal = stream.isatty()
-    use_console = log_format == "console" or (log_format == "auto" and on_terminal)
     handler = logging.StreamHandler(stream)
     handler.addFilter(_ExporterFilter())
-    renderers = _console_renderers(on_terminal) if use_console else _json_renderers()
+    renderers = _json_renderers() if is_json(log_format, stream) else _console_renderers(on_terminal)
     handler.setFormatter(
         structlog.stdlib.ProcessorFormatter(
             foreign_pre_chain=_SHARED_PROCESSORS,
@@ -67,6 +66,11 @@ def configure(log_format: LogFormat = "auto", level: str = "info", *, stream: Te
     )
     sys.excepthook = _log_uncaught
     threading.excepthook = _log_uncaught_in_thread
+
+
+def is_json(log_format: LogFormat, stream: TextIO) -> bool:
+    """Return whether the lines that go to `stream` in this format are JSON."""
+    return log_format == "json" or (log_format == "auto" and not stream.isatty())
 
 
 class _ExporterFilter(logging.Filter):

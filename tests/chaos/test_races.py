@@ -235,7 +235,13 @@ async def test_a_handed_over_watch_knows_whether_it_still_lies_in_the_stream(sid
         raise AssertionError
 
     ownership = Ownership(
-        one.streams, one.names, Metrics(), capacity=10, ack_wait_s=10, take_over=take_over, quarantine=quarantine
+        one.streams,
+        one.names,
+        Metrics(),
+        capacity=10,
+        ack_wait_s=lambda: 10,
+        take_over=take_over,
+        quarantine=quarantine,
     )
     owning = asyncio.create_task(ownership.run())
     await one.watches.admit(a_watch(1))

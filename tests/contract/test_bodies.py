@@ -16,7 +16,7 @@ BODIES = Path(__file__).parent / "bodies"
 WATCH = Watch(id="1764024055123-42", vcenter="lab", task="52f9:com.example", since=1764024055.123)
 POLICY = Policy("https://vcenter.example.com", 2.0, 604_800.0)
 FROM_VLCM = {
-    "target": {"type": "ClusterComputeResource", "id": "domain-c21"},
+    "target": {"type": "ClusterComputeResource", "id": "domain-c21", "name": None},
     "parent": None,
     "user": "Operator@EXAMPLE.TEST",
     "description": "Task made by the lifecycle service",

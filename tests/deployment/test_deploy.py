@@ -150,6 +150,30 @@ def test_the_bridge_of_kubernetes_knows_its_settings_and_gets_secrets_as_files(t
     accepts(settings, tmp_path)
 
 
+TOLERATED_S = 30
+"""How long all HTTP connections may be taken, and every probe refused, before something follows from it."""
+
+
+def test_the_probes_of_kubernetes_tolerate_that_all_connections_are_taken() -> None:
+    (bridge,) = of_kind("Deployment")["spec"]["template"]["spec"]["containers"]
+    for kind in ("startup", "liveness", "readiness"):
+        probe = bridge[f"{kind}Probe"]
+        failures = probe.get("failureThreshold", 3)
+        assert (failures - 1) * probe["periodSeconds"] >= TOLERATED_S, kind
+
+
+def test_the_health_check_of_the_image_does_too() -> None:
+    (rest,) = [rest for word, rest in instructions((DEPLOY / "Dockerfile").read_text()) if word == "HEALTHCHECK"]
+    interval = int(re.findall(r"--interval=(\d+)s", rest)[0])
+    retries = int((re.findall(r"--retries=(\d+)", rest) or ["3"])[0])
+    assert (retries - 1) * interval > TOLERATED_S
+
+
+def test_no_core_of_a_process_that_holds_secrets_is_dumped() -> None:
+    assert "\nLimitCORE=0\n" in UNIT.read_text()
+    assert compose()["services"]["bridge"]["ulimits"] == {"core": 0}
+
+
 def test_nats_of_kubernetes_gets_every_password_that_its_accounts_ask_for() -> None:
     values = yaml.safe_load((DEPLOY / "kubernetes" / "nats-values.yaml").read_text())
     asked = set(re.findall(r"\$(NATS_\w+)", (DEPLOY / "nats" / "accounts.conf").read_text()))

@@ -501,3 +501,17 @@ async def test_questions_are_asked_apart_until_no_vm_is_locked(
     assert pulled == (way == "pull")
     assert (told("questions_asked_apart"), told("questions_asked_together")) == (1, 1)
     assert not told("vcenter_unavailable")
+
+
+@pytest.mark.parametrize("away", [faults.gateway_unavailable(), faults.delayed(60)], ids=["refuses", "hangs"])
+async def test_a_completed_task_is_answered_from_the_stream_while_vcenter_is_away(lab: Lab, away: Effect) -> None:
+    async with lab.bridge():
+        await lab.listen()
+        task = lab.vcenter.create(scenarios.succeeds_at_once(), flavour="vim")
+        await lab.publish(task)
+        final = await lab.ended(task)
+        with lab.vcenter.faults.during(away):
+            reply = await lab.ask("watch", task)
+        assert (reply.get("outcome"), reply.get("last_event")) == ("already_completed", final), reply
+        assert (await lab.js.stream_info("VCENTER_TASKS_WATCHES")).state.messages == 0
+        assert len(await lab.events(task)) == final["data"]["sequence"]

@@ -94,7 +94,7 @@ async def test_it_stops_while_it_waits_for_nats(lab: Lab, tmp_path: Path, starte
 
 
 async def exit_of(environment: dict[str, str], directory: Path) -> tuple[int, list[str]]:
-    """How a bridge with this environment ends: its exit code and its last words, the lines that aren't JSON."""
+    """How a bridge with this environment ends: its exit code, and the reasons that its last lines give, all JSON."""
     process = BridgeProcess(environment, directory)
     process.log.unlink(missing_ok=True)
     await process.start()
@@ -102,9 +102,21 @@ async def exit_of(environment: dict[str, str], directory: Path) -> tuple[int, li
         code = await process.exit()
     finally:
         await process.close()
-    return code, [line for line in process.log.read_text().splitlines() if not line.startswith("{")]
+    lines = [json.loads(line) for line in process.log.read_text().splitlines()]
+    return code, [line["reason"] for line in lines if line["event"] == "cannot_run"]
 
 
+FORMATS: dict[str, tuple[dict[str, str], str, bool]] = {
+    "json": ({"BRIDGE_LOG_FORMAT": "json"}, "", True),
+    "auto": ({"BRIDGE_LOG_FORMAT": "auto"}, "", True),
+    "not set": ({}, "", True),
+    "console": ({"BRIDGE_LOG_FORMAT": "console"}, "", False),
+    "console in .env": ({}, "BRIDGE_LOG_FORMAT=Console", False),
+    "json over console": ({"BRIDGE_LOG_FORMAT": "JSON"}, "BRIDGE_LOG_FORMAT=console", True),
+}
+
+
+@pytest.mark.parametrize("form", FORMATS)
 @pytest.mark.parametrize(
     ("wrong", "code", "named"),
     [
@@ -112,15 +124,26 @@ async def exit_of(environment: dict[str, str], directory: Path) -> tuple[int, li
         ({"BRIDGE_HTTP_LISTEN": "192.0.2.1:80"}, 1, "BRIDGE_HTTP_LISTEN"),
     ],
 )
-async def test_with_json_the_last_words_are_json_too(
-    lab: Lab, tmp_path: Path, wrong: dict[str, str], code: int, named: str
+async def test_the_last_line_is_json_where_the_log_is(
+    lab: Lab, tmp_path: Path, wrong: dict[str, str], code: int, named: str, form: str
 ) -> None:
-    process = BridgeProcess(lab.environment(BRIDGE_LOG_FORMAT="json", **wrong), tmp_path)
+    more, dot_env, is_json = FORMATS[form]
+    (tmp_path / ".env").write_text(dot_env)
+    process = BridgeProcess(lab.environment(**more, **wrong), tmp_path)
     await process.start()
     assert await process.exit() == code
-    told = [json.loads(line) for line in process.log.read_text().splitlines()]
-    last = [line for line in told if line["event"] == "cannot_run"]
-    assert [(line["level"], line["exit_code"], named in line["reason"]) for line in last] == [("error", code, True)]
+    *before, last = process.log.read_text().splitlines()
+    if is_json:
+        *_, told = [json.loads(line) for line in (*before, last)]
+        assert (told["event"], told["level"], told["exit_code"]) == ("cannot_run", "error", code)
+        assert told["reason"].startswith(named)
+    else:
+        assert last.startswith(named)
+
+
+async def test_a_wrong_log_format_is_told_in_json_off_a_terminal(lab: Lab, tmp_path: Path) -> None:
+    code, lines = await exit_of(lab.environment(BRIDGE_LOG_FORMAT="xml"), tmp_path)
+    assert (code, [line.split(":")[0] for line in lines]) == (2, ["BRIDGE_LOG_FORMAT"])
 
 
 async def test_wrong_settings_are_told_a_line_each_with_exit_code_2(lab: Lab, tmp_path: Path) -> None:

@@ -174,6 +174,26 @@ async def test_partial_results_come_with_each_look_where_asked_for() -> None:
         assert all(s.result is None for s in it.standings(plain) if isinstance(s, Task) and not s.ended)
 
 
+@pytest.mark.parametrize("trouble", ["too large", "unreadable"])
+async def test_the_log_says_once_when_partial_results_stop_and_the_state_is_still_followed(trouble: str) -> None:
+    with capture_logs() as logs:
+        async with lab() as it:
+            task = it.vcenter.create(scenarios.runs_forever())
+            it.follow(task, with_result=True)
+            await it.shown(task)
+            if trouble == "too large":
+                it.vcenter.set(task, result="x" * 34_000_000)
+            else:
+                it.vcenter.faults.add(faults.truncated_json(), path="/tasks")
+            await it.until(lambda: any(line["event"] == "partial_results_stopped" for line in logs))
+            it.vcenter.faults.clear()
+            it.vcenter.set(task, status="BLOCKED")
+            await it.until(lambda: "BLOCKED" in it.statuses(task))
+    (line,) = [line for line in logs if line["event"] == "partial_results_stopped"]
+    assert (line["log_level"], line["task"]) == ("warning", task)
+    assert line["reason"]
+
+
 async def test_a_minimal_body_is_a_task() -> None:
     async with lab() as it:
         task = it.vcenter.create(scenarios.bare_success(after_s=0.1))

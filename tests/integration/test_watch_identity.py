@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import time
 
 import msgspec
-from nats.js.api import StreamState
+from nats.js.api import RawStreamMsg, StreamState
 
 from lab import PREFIX, Lab, until
 from task_bridge.domain.subjects import SubjectNames
@@ -98,6 +99,32 @@ async def test_a_stored_request_that_another_watch_served_starts_nothing(lab: La
         late = Watch(id=f"{asked_at * 1000:.0f}-77", vcenter="lab", task=task, since=asked_at, stored_request=True)
         await deliver(lab, late)
         assert len(await lab.events(task)) == before
+
+
+async def test_who_only_published_is_answered_by_any_final_event_stored_after_the_request(lab: Lab) -> None:
+    async with lab.bridge():
+        await lab.listen()
+        task = lab.vcenter.create(scenarios.runs_forever())
+        earlier = await stored_watch(lab, {"task": task})
+        await until(lambda: lab.heard(task))
+        accepted = await lab.js.publish(f"{PREFIX}.watch", json.dumps(task).encode())
+        request = await lab.js.get_msg(accepted.stream, accepted.seq)
+        await lab.ask("unwatch", task)
+        await until_empty(lab)
+        own = Watch(id="1-1", vcenter="lab", task=task, since=stored_at(request), stored_request=True)
+        await deliver(lab, own)  # the request, as a redelivery at any later time
+        answers = [
+            (str(message.subject).rsplit(".", 1)[1], event["data"]["watch"]["id"])
+            for message, event in await lab.stored()
+            if event["data"]["final"] and stored_at(message) > stored_at(request)
+        ]
+    assert answers == [("unwatched", earlier.id)]  # of a watch that began before the request, and the only answer
+    assert earlier.since < stored_at(request)
+
+
+def stored_at(message: RawStreamMsg) -> float:
+    assert message.time is not None
+    return message.time.timestamp()
 
 
 async def test_an_ack_lost_after_the_ending_is_made_good_without_an_event(lab: Lab) -> None:

@@ -93,7 +93,7 @@ AS_TOLD: dict[str, Any] = {
         "service": "com.vmware.esx.settings.clusters.software",
         "operation": "apply$task",
         "description": "Apply software",
-        "target": {"type": "ClusterComputeResource", "id": "domain-c9"},
+        "target": {"type": "ClusterComputeResource", "id": "domain-c9", "name": None},
         "parent": None,
         "user": "Administrator@VSPHERE.LOCAL",
         "cancelable": False,
@@ -193,7 +193,7 @@ def test_the_keys_of_every_part_are_always_there() -> None:
     event = an_event(target=Target(), progress=Progress(), error=TaskError(None, "x", (Message(None, "x"),)))
     data = told(event)["data"]
 
-    assert set(data["target"]) == {"type", "id"}
+    assert set(data["target"]) == {"type", "id", "name"}
     assert set(data["progress"]) == {"completed", "total", "percent", "message"}
     assert set(data["error"]) == {"type", "message", "messages", "transient", "data"}
     assert set(data["error"]["messages"][0]) == {"id", "text", "args"}
@@ -306,6 +306,7 @@ def test_a_key_that_an_earlier_release_did_not_write_is_none(name: str) -> None:
         ("progress", "message"),
         ("target", "type"),
         ("target", "id"),
+        ("target", "name"),
         ("error", "transient"),
         ("error", "data"),
         ("watch", "timeout_at"),

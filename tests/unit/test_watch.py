@@ -14,11 +14,13 @@ from task_bridge.domain.ports import PollResult, Unanswered
 from task_bridge.domain.task import NO_RESULT, UNAVAILABLE, Message, Result, Task, TaskError
 from task_bridge.domain.watch import (
     LAST_POLL_S,
+    LATE_POLL_S,
     Policy,
     TaskView,
     Watch,
     answers_request,
     is_past_last_poll,
+    last_poll_until,
     next_event,
     record_poll,
     stall_at,
@@ -553,6 +555,22 @@ def test_the_last_look_is_past_when_it_is_over_or_had_its_time(
     view = TaskView(task=task, last_poll_until=TIMED.deadline + LAST_POLL_S, last_poll_over=over)
 
     assert is_past_last_poll(TIMED, view, TIMED.deadline + after) is past
+
+
+@pytest.mark.parametrize(
+    ("requested_after", "over_after"),
+    [
+        (0.0, LAST_POLL_S),
+        (3.0, LAST_POLL_S),  # taken over 3 s after the deadline: 12 s are left
+        (LAST_POLL_S - LATE_POLL_S, LAST_POLL_S),
+        (LAST_POLL_S - 1.0, LAST_POLL_S - 1.0 + LATE_POLL_S),
+        (DAY_S, DAY_S + LATE_POLL_S),
+    ],
+)
+def test_a_takeover_does_not_restart_the_time_of_the_last_look(requested_after: float, over_after: float) -> None:
+    until = last_poll_until(TIMED, TIMED.deadline + requested_after)
+
+    assert until - TIMED.deadline == pytest.approx(over_after, abs=0.001)
 
 
 def test_without_a_timeout_there_is_no_deadline() -> None:

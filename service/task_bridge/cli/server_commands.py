@@ -6,7 +6,6 @@ import asyncio
 import contextlib
 import gc
 import io
-import os
 import signal
 import sys
 import tempfile
@@ -19,7 +18,7 @@ import typer
 
 from .. import logs
 from ..domain.errors import CannotStart
-from ..settings import NatsSettings, Settings, load
+from ..settings import NatsSettings, Settings, load, read_log_format
 from .exit_codes import INTERRUPTED, exit_with_error
 
 if TYPE_CHECKING:
@@ -46,17 +45,16 @@ def serve(embedded_nats: DataDirectory = None) -> None:
 
     from ..app import serve as run  # noqa: PLC0415
 
-    in_json = os.environ.get("BRIDGE_LOG_FORMAT", "").lower() == "json"
-    if in_json:
-        logs.configure("json")  # mistakes in the settings are reported as JSON too
+    log_format = read_log_format()
+    if logs.is_json(log_format, sys.stderr):
+        logs.configure(log_format)  # mistakes in the settings are reported as JSON too
     try:
         settings = load()
-        in_json = settings.log_format == "json"
         logs.configure(settings.log_format, settings.log_level)
         _collect_garbage_rarely()
         uvloop.run(run(settings) if embedded_nats is None else _serve_with_nats(settings, embedded_nats))
     except CannotStart as error:
-        exit_with_error(error, in_json=in_json)
+        exit_with_error(error, in_json=logs.is_json(log_format, sys.stderr))
 
 
 def _collect_garbage_rarely() -> None:

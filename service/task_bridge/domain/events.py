@@ -216,7 +216,7 @@ def _shrink_steps(data: EventData) -> list[EventData]:
         error=error and replace(error, type=_cut(error.type), message=error.message[:2_000], messages=()),
         progress=progress,
         description=_cut(data.description, 2_000),
-        target=data.target and replace(data.target, type=_cut(data.target.type), id=_cut(data.target.id)),
+        target=data.target and Target(_cut(data.target.type), _cut(data.target.id), _cut(data.target.name)),
         **{name: _cut(getattr(data, name)) for name in _WORDS},
     )
     return [without_extra, without_stack, short]

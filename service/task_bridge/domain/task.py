@@ -80,11 +80,11 @@ class NotATask(ValueError):  # noqa: N818 - named after what the body is
 
 
 class Target(msgspec.Struct, frozen=True, gc=False):
-    """The object that the task works on: `ClusterComputeResource` `domain-c9`; `name` only if vCenter sends it."""
+    """The object that the task works on: `ClusterComputeResource` `domain-c9`; `name` is None if vCenter sends none."""
 
     type: str | None = None
     id: str | None = None
-    name: str | msgspec.UnsetType = msgspec.UNSET
+    name: str | None = None
 
 
 class Progress(msgspec.Struct, frozen=True, gc=False):

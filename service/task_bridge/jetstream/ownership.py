@@ -26,6 +26,9 @@ from .streams import ACK, IN_PROGRESS, NAK, TERM, StoredMessage, Streams, nak_la
 
 log = structlog.get_logger(__name__)
 
+_HEARTBEATS_PER_ACK_WAIT = 3
+_RECHECK_S = 0.5
+"""Time in which a changed `ack_wait` is noticed."""
 _CHUNK = 500
 _MIN_HANDED_BACK = 50
 _MAX_REQUESTED = 5_000
@@ -66,7 +69,8 @@ _HELD_MESSAGE_IS_A_HANDLE: type[WatchHandle] = HeldMessage
 class Ownership:
     """Pulls watches up to `capacity`, keeps them in progress, and hands all back when the replica stops.
 
-    `take_over` gets each delivered watch and returns the outcome of its request, None if the watch was over.
+    `ack_wait_s` returns that of the server's consumer, which an operator may change at any time. `take_over` gets
+    each delivered watch and returns the outcome of its request, None if the watch was over.
     `quarantine` gets each message that can't be read. `belongs_elsewhere(vcenter)`: only other replicas can poll it.
     """
 
@@ -77,7 +81,7 @@ class Ownership:
         metrics: Metrics,
         *,
         capacity: int,
-        ack_wait_s: float,
+        ack_wait_s: Callable[[], float],
         take_over: Callable[[Watch, HeldMessage], Awaitable[str | None]],
         quarantine: Callable[[StoredMessage], Awaitable[None]],
     ) -> None:
@@ -85,7 +89,7 @@ class Ownership:
         self._names = names
         self._metrics = metrics
         self._capacity = capacity
-        self._heartbeat_s = ack_wait_s / 3
+        self._ack_wait_s = ack_wait_s
         self._take_over = take_over
         self._quarantine = quarantine
         self._surplus = 0
@@ -169,8 +173,7 @@ class Ownership:
         """Tell JetStream three times per `ack_wait` that each held watch is in progress."""
         clock = asyncio.get_running_loop().time
         while True:
-            due = clock() + self._heartbeat_s
-            await asyncio.sleep(self._heartbeat_s)
+            due = await self._sleep_until_heartbeat(clock)
             for number, handle in enumerate(list(self._handles.values())):
                 if number % _CHUNK == _CHUNK - 1:
                     await asyncio.sleep(0)
@@ -178,6 +181,16 @@ class Ownership:
                     break  # nats-py would buffer them, and fail past 2 MiB
                 await send_ack(self._streams.connection, handle.reply, IN_PROGRESS)
             self._metrics.heartbeat_lag.set(clock() - due)
+
+    async def _sleep_until_heartbeat(self, clock: Callable[[], float]) -> float:
+        """Sleep until the next heartbeats are due, and return when that was: at once if `ack_wait` changes."""
+        ack_wait_s = self._ack_wait_s()
+        due = clock() + ack_wait_s / _HEARTBEATS_PER_ACK_WAIT
+        while (wait_s := due - clock()) > 0:
+            await asyncio.sleep(min(wait_s, _RECHECK_S))
+            if self._ack_wait_s() != ack_wait_s:
+                return clock()
+        return due
 
     async def ack(self, handle: HeldMessage) -> None:
         self.drop(handle)

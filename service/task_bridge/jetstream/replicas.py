@@ -84,7 +84,7 @@ class Replicas:
         watcher: Watcher,
         sources: Mapping[str, TaskSource],
         *,
-        ack_wait_s: float,
+        ack_wait_s: Callable[[], float],
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._connection = connection
@@ -93,7 +93,7 @@ class Replicas:
         self._ownership = ownership
         self._watcher = watcher
         self._sources = sources
-        self._interval_s = min(1.0, ack_wait_s / _REPORTS_PER_ACK_WAIT)
+        self._ack_wait_s = ack_wait_s
         self._clock = clock
         self._others: dict[str, _Report] = {}
         self._uneven_count = 0
@@ -112,9 +112,10 @@ class Replicas:
         try:
             while True:
                 await self._publish_own_status()
-                await asyncio.sleep(self._interval_s)
+                interval_s = min(1.0, self._ack_wait_s() / _REPORTS_PER_ACK_WAIT)
+                await asyncio.sleep(interval_s)
                 self._reported.check_listening(self._clock(), is_connected=self._connection.is_connected)
-                gone_before = self._clock() - _GONE_AFTER * self._interval_s
+                gone_before = self._clock() - _GONE_AFTER * interval_s
                 self._others = {name: one for name, one in self._others.items() if one.received_at >= gone_before}
                 self._pass_on_absent_counts()
                 await self._hand_back_unconfigured()

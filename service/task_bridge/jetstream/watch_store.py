@@ -35,6 +35,8 @@ _TIMEOUT_PAGE = 1_000
 """Watches read per second in search of timed-out ones: 15 ms of CPU."""
 _TIMEOUT_LATE_S = LAST_POLL_S + 2.0
 """A replica that holds a timed-out watch has ended it by then."""
+_IDENTITY_S = 5.0
+"""How long a requester over the API waits for vCenter, which alone knows whether an id was given to another task."""
 _decoder = msgspec.json.Decoder(Watch)
 
 
@@ -115,7 +117,7 @@ def decode_watch(stored: StoredMessage) -> StoredWatch | None:
 
 
 class WatchStore:
-    """The stream of watches. Every method raises NatsUnavailable, and `admit` also VCenterUnavailable."""
+    """The stream of watches. Every method raises NatsUnavailable."""
 
     def __init__(
         self,
@@ -178,16 +180,22 @@ class WatchStore:
         if last is None or last.event.data.watch.id == watch.id:
             # The watch may even have ended by now: a replica took it up, or somebody unwatched it.
             return Admission("accepted", watch.ref, last and event_of_watch(last, watch))
-        source = self._sources.get(watch.vcenter)
-        try:
-            is_answered = await is_request_answered(source, watch, last.event, last.stored_at)
-        except VCenterUnavailable:
-            await self._streams.delete(self._names.watches_stream, sequence)
-            raise
-        if not is_answered:
+        if not await self._is_request_answered(watch, last):
             return Admission("accepted", watch.ref, None)
         await self._streams.delete(self._names.watches_stream, sequence)
         return Admission("already_completed", last.event.data.watch, last)
+
+    async def _is_request_answered(self, watch: Watch, last: JournalEntry) -> bool:
+        """Return whether the last event answers the request. While vCenter is away, a `completed` does.
+
+        Whether vCenter has given the id to another task meanwhile can't be known then, and the requester waits.
+        """
+        source = self._sources.get(watch.vcenter)
+        try:
+            async with asyncio.timeout(_IDENTITY_S):
+                return await is_request_answered(source, watch, last.event, last.stored_at)
+        except (VCenterUnavailable, TimeoutError):
+            return answers_request(last.event, last.stored_at, watch)
 
     async def read_watch(self, vcenter: str, task: str) -> StoredWatch | None:
         """Return the task's watch, None if there is none."""

@@ -109,14 +109,10 @@ def _build_request_components() -> dict[str, Schema]:
 def _build_open_components() -> dict[str, Schema]:
     _, generated = msgspec.json.schema_components([CloudEvent, ErrorBody, *_REPLIES], ref_template=_DEFS + "{name}")
     models: dict[str, Schema] = {name: _describe_fields(name, schema) for name, schema in generated.items()}
-    for model_name, model in models.items():
+    for model in models.values():
         for field in model["properties"].values():
             field.pop("default", None)  # every key is present, so a reader doesn't need defaults
-        model["required"] = [
-            name
-            for name, field in model["properties"].items()
-            if "x-since" not in field and (model_name, name) != ("Target", "name")
-        ]
+        model["required"] = [name for name, field in model["properties"].items() if "x-since" not in field]
     _restrict_cloudevent(models["CloudEvent"])
     models["EventData"]["allOf"] = list(_event_rules())
     for name in ("WatchReply", "GetReply", "UnwatchReply"):

@@ -10,13 +10,13 @@ import difflib
 import os
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from pydantic import BaseModel, ValidationError
 
 from ..domain.errors import CannotStart
 from ..domain.subjects import is_vcenter_name
-from .models import NatsSettings, Settings, VCenterSettings
+from .models import LogFormat, NatsSettings, Settings, VCenterSettings
 from .sources import VCENTER_NAME_RULE, VCENTERS, VariablesSource, read_variables, vcenter_variable
 
 _DOT_ENV = Path(".env")
@@ -65,6 +65,15 @@ def load(
     mistakes += _check_contradictions(given)
     settings = _validate(tree, given, mistakes)
     return settings.model_copy(update={"warnings": (*_warn_of_unknown(bridge_variables), *_warn_of_risks(settings))})
+
+
+def read_log_format() -> LogFormat:
+    """Return the format in which mistakes in the settings are reported: what is set, `auto` if that is a mistake."""
+    try:
+        given = read_variables(Settings, os.environ, _DOT_ENV).get("BRIDGE_LOG_FORMAT", "").lower()
+    except CannotStart:
+        given = os.environ.get("BRIDGE_LOG_FORMAT", "").lower()
+    return next((one for one in get_args(LogFormat) if one == given), "auto")
 
 
 def variable_names(model: type[BaseModel]) -> dict[str, str]:

@@ -26,6 +26,7 @@ ReadableFile = Annotated[Path, BeforeValidator(values.check_readable)]
 CaFile = Annotated[Path, BeforeValidator(values.check_ca_file)]
 CredsFile = Annotated[Path, BeforeValidator(values.check_creds_file)]
 SeedFile = Annotated[Path, BeforeValidator(values.check_seed_file)]
+LogFormat = Literal["auto", "console", "json"]
 Lower = BeforeValidator(lambda text: text.lower() if isinstance(text, str) else text)
 
 
@@ -231,7 +232,7 @@ class Settings(BaseSettings):
         "127.0.0.1:8080",
         "host:port of health, metrics and the board; port 0 picks a free one; off disables them",
     )
-    log_format: Annotated[Literal["auto", "console", "json"], Lower] = _setting(
+    log_format: Annotated[LogFormat, Lower] = _setting(
         "BRIDGE_LOG_FORMAT", "auto", "json is one object per line; auto is console on a terminal, else json"
     )
     log_level: Annotated[Literal["debug", "info", "warning", "error"], Lower] = _setting(

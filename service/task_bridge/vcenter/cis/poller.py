@@ -341,6 +341,7 @@ class CisPoller:
         if tracked.with_result and (is_too_large or tracked.failures >= _PARTIAL_RESULTS_TRIED):
             # The task's state without its partial result is better than nothing.
             tracked.with_result, tracked.home = False, None
+            log.warning("partial_results_stopped", vcenter=self._tracker.vcenter, task=tracked.id, reason=str(error))
 
     def _handle_unreadable(self, tracked: TrackedCisTask, error: Exception, log_after: int) -> None:
         is_whole_group = tracked.home is not None and tracked.home.failures > 0  # its own log line says so

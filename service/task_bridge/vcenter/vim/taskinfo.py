@@ -9,8 +9,6 @@ import re
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
-import msgspec
-
 from ...domain.durations import parse_time, rfc3339
 from ...domain.task import (
     NO_RESULT,
@@ -96,7 +94,7 @@ def build_task(info: Info, question: Question | None, labels: Mapping[str, str])
         service=service or None,
         operation=operation or None,
         description=labels.get(description_id),
-        target=entity and Target(entity.type, entity.id, info.get("entityName") or msgspec.UNSET),
+        target=entity and Target(entity.type, entity.id, info.get("entityName") or None),
         parent=info.get("parentTaskKey"),
         user=info.get("reason"),
         cancelable=info.get("cancelable"),
