@@ -47,10 +47,10 @@ async def test_heartbeats_and_reports_follow_an_ack_wait_that_an_operator_change
         await until(lambda: bridge.status.health().held == 1)
         assert not beats.all
         consumer = (await lab.js.consumer_info(WATCHES, "bridge")).config
-        consumer.ack_wait = 1.5
+        consumer.ack_wait = 3.0
         await lab.js.add_consumer(WATCHES, consumer)
-        await until(lambda: beats.come_within(0.6) and reports.come_within(0.25))
+        await until(lambda: beats.come_within(1.4) and reports.come_within(0.6))
         delivered = await deliveries(lab)
         count = len(beats.all)
-        await until(lambda: len(beats.all) >= count + 8)  # longer than two times ack_wait
+        await until(lambda: len(beats.all) >= count + 7)  # longer than two times ack_wait
         assert await deliveries(lab) == delivered

@@ -97,7 +97,7 @@ class Replicas:
         self._clock = clock
         self._others: dict[str, _Report] = {}
         self._uneven_count = 0
-        self._reported = ReportedVCenters(_GONE_AFTER * self._interval_s, clock())
+        self._reported = ReportedVCenters(_GONE_AFTER * min(1.0, ack_wait_s() / _REPORTS_PER_ACK_WAIT), clock())
         self._asked: dict[str, asyncio.Future[None]] = {}
         self._has_survived: Callable[[str], bool] = lambda _: False
         self._on_vcenter: Callable[[str], Awaitable[None]] | None = None

@@ -161,7 +161,7 @@ DESCRIPTIONS: dict[str, dict[str, Schema]] = {
     "Target": {
         "type": _field("Like `ClusterComputeResource`.", minLength=1),
         "id": _field("The id of the object, like `domain-c9`.", minLength=1),
-        "name": _field("The name of the object. Null where vCenter doesn't name it.", minLength=1),
+        "name": _field("The name of the object. Null where vCenter doesn't name it.", since="1.1", minLength=1),
     },
     "Progress": {
         "completed": _field("The completed units, as vCenter sent them."),
