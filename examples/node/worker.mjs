@@ -1,26 +1,26 @@
-// Starts a workflow on every `completed` event, by an HTTP POST of the event to WORKFLOW_URL.
+// Start a workflow for every `completed` event with an HTTP POST of the event to WORKFLOW_URL.
 //
-// Run as many as you like: they share one durable consumer. The event is acked after the work, so a crash repeats it;
-// the ids of events that were worked on are remembered in a bucket, so that a repeated one starts nothing.
+// You can run several workers; they share one durable consumer. A worker acks an event after the work, so after a crash
+// the event is redelivered. A bucket keeps the ids of handled events, so that a redelivered event starts nothing.
 import { connect, nanos } from "@nats-io/transport-node";
 import { AckPolicy, jetstream, jetstreamManager } from "@nats-io/jetstream";
 import { Kvm } from "@nats-io/kv";
 
 const servers = process.env.BRIDGE_NATS_URL ?? "nats://127.0.0.1:4222";
 const stream = "VCENTER_TASKS_EVENTS";
-const rememberedMs = 14 * 86_400_000; // longer than events are kept
+const keepIdsMs = 14 * 86_400_000; // longer than events are kept
 
-/** Throws when the workflow wasn't started. A receiver that knows the key starts nothing twice either. */
+/** Start the workflow, or throw. With the key, the receiver can ignore a second start too. */
 async function startWorkflow(event) {
   const headers = { "Content-Type": "application/cloudevents+json", "Idempotency-Key": event.id };
   const body = JSON.stringify(event);
   const signal = AbortSignal.timeout(20_000);
-  const answer = await fetch(process.env.WORKFLOW_URL, { method: "POST", headers, body, signal });
-  if (!answer.ok) throw new Error(`HTTP ${answer.status}`);
+  const response = await fetch(process.env.WORKFLOW_URL, { method: "POST", headers, body, signal });
+  if (!response.ok) throw new Error(`HTTP ${response.status}`);
 }
 
 const nc = await connect({ servers, maxReconnectAttempts: -1 });
-const done = await new Kvm(nc).create("workflows_started", { ttl: rememberedMs });
+const handled = await new Kvm(nc).create("workflows_started", { ttl: keepIdsMs });
 await (await jetstreamManager(nc)).consumers.add(stream, {
   durable_name: "workflows",
   filter_subject: "vcenter.tasks.events.*.*.completed.*",
@@ -30,11 +30,11 @@ await (await jetstreamManager(nc)).consumers.add(stream, {
 const consumer = await jetstream(nc).consumers.get(stream, "workflows");
 for await (const message of await consumer.consume({ max_messages: 1 })) {
   const event = message.json();
-  const key = event.id.replaceAll("/", "."); // what a key of a bucket may be in every client library
+  const key = event.id.replaceAll("/", "."); // every client library accepts this as a key
   try {
-    if (!(await done.get(key))) {
+    if (!(await handled.get(key))) {
       await startWorkflow(event);
-      await done.put(key, "");
+      await handled.put(key, "");
     }
     message.ack();
     console.log(`${event.id}: ${event.outcome}`);

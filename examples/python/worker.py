@@ -1,7 +1,7 @@
-"""Starts a workflow on every `completed` event, by an HTTP POST of the event to WORKFLOW_URL. Needs nats-py only.
+"""Start a workflow for every `completed` event with an HTTP POST of the event to WORKFLOW_URL. Needs nats-py only.
 
-Run as many as you like: they share one durable consumer. The event is acked after the work, so a crash repeats it;
-the ids of events that were worked on are remembered in a bucket, so that a repeated one starts nothing.
+You can run several workers; they share one durable consumer. A worker acks an event after the work, so after a crash
+the event is redelivered. A bucket keeps the ids of handled events, so that a redelivered event starts nothing.
 """
 
 import asyncio
@@ -16,11 +16,11 @@ NATS_URL = os.environ.get("BRIDGE_NATS_URL", "nats://127.0.0.1:4222")
 WORKFLOW_URL = os.environ["WORKFLOW_URL"]
 STREAM = "VCENTER_TASKS_EVENTS"
 COMPLETED = "vcenter.tasks.events.*.*.completed.*"
-REMEMBERED_S = 14 * 86_400  # longer than events are kept
+KEEP_IDS_S = 14 * 86_400  # longer than events are kept
 
 
 def start_workflow(event: dict) -> None:
-    """Raises when the workflow wasn't started. A receiver that knows the key starts nothing twice either."""
+    """Start the workflow, or raise OSError. With the key, the receiver can ignore a second start too."""
     headers = {"Content-Type": "application/cloudevents+json", "Idempotency-Key": event["id"]}
     request = urllib.request.Request(WORKFLOW_URL, json.dumps(event).encode(), headers)
     urllib.request.urlopen(request, timeout=20).close()
@@ -29,7 +29,7 @@ def start_workflow(event: dict) -> None:
 async def main() -> None:
     nc = await nats.connect(NATS_URL, max_reconnect_attempts=-1)
     js = nc.jetstream()
-    done = await js.create_key_value(bucket="workflows_started", ttl=REMEMBERED_S)
+    handled = await js.create_key_value(bucket="workflows_started", ttl=KEEP_IDS_S)
     config = ConsumerConfig(durable_name="workflows", ack_policy=AckPolicy.EXPLICIT, ack_wait=60)
     events = await js.pull_subscribe(COMPLETED, durable="workflows", stream=STREAM, config=config)
     while True:
@@ -38,12 +38,12 @@ async def main() -> None:
         except nats.errors.TimeoutError:
             continue
         event = json.loads(message.data)
-        key = event["id"].replace("/", ".")  # what a key of a bucket may be in every client library
+        key = event["id"].replace("/", ".")  # every client library accepts this as a key
         try:
-            if not await remembers(done, key):
+            if not await is_handled(handled, key):
                 await asyncio.to_thread(start_workflow, event)
-                await done.put(key, b"")
-        except OSError as error:  # of the POST: try again later
+                await handled.put(key, b"")
+        except OSError as error:  # the POST failed: try again later
             print(f"{event['id']}: {error}", flush=True)
             await message.nak(delay=2)
         else:
@@ -51,7 +51,7 @@ async def main() -> None:
             print(f"{event['id']}: {event['outcome']}", flush=True)
 
 
-async def remembers(bucket: nats.js.kv.KeyValue, key: str) -> bool:
+async def is_handled(bucket: nats.js.kv.KeyValue, key: str) -> bool:
     try:
         await bucket.get(key)
     except nats.js.errors.KeyNotFoundError:

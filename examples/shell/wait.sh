@@ -1,6 +1,6 @@
 #!/bin/sh
-# Starts an operation in vCenter, waits for its task, and goes on by how it ended.
-# Needs: VCENTER (its URL), SESSION (a session id of its API), and BRIDGE_NATS_URL where NATS isn't on this machine.
+# Start an operation in vCenter, wait for its task, and continue according to its outcome.
+# Set VCENTER (its URL), SESSION (a session id of its API), and BRIDGE_NATS_URL if NATS isn't on this machine.
 set -u
 
 curl -sf -X POST -H "vmware-api-session-id: $SESSION" \
@@ -11,7 +11,7 @@ code=$?
 case $code in
 0) echo "The task succeeded." ;;
 1) echo "The task failed: $(tail -n 1 events.jsonl | jq -r .data.error.message)" ;;
-3) echo "Its end can't be known: $(tail -n 1 events.jsonl | jq -r .data.error.message)" ;;
-*) echo "It could not be watched." ;;
+3) echo "The outcome is unknown: $(tail -n 1 events.jsonl | jq -r .data.error.message)" ;;
+*) echo "The task could not be watched." ;;
 esac
 exit $code

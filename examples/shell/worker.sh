@@ -1,7 +1,7 @@
 #!/bin/sh
-# Runs a command for every task that completed, the event on its standard input: worker.sh COMMAND...
-# What was done is remembered by the event's id in ./done, after the work; at each start it goes through the stored
-# events again, so that what happened meanwhile isn't missed. One worker at a time; for several see ../python.
+# Run a command for every task that completed, with the event on its standard input: worker.sh COMMAND...
+# After the work, a file in ./done keeps the event's id. At each start the script reads all stored events again, so it
+# doesn't miss events from while it was stopped. Run one worker at a time; for several, see ../python.
 set -u
 mkdir -p done
 

@@ -118,4 +118,4 @@ def _resource_healths(parts: tuple[MonitoredPart, ...]) -> tuple[ResourceHealth,
     return tuple(ResourceHealth(part.name, part.reason is None, part.reason or part.warning) for part in parts)
 
 
-_web_state: type[WebState] = BridgeStatus  # mypy checks that it is one
+_BRIDGE_STATUS_IS_A_WEB_STATE: type[WebState] = BridgeStatus

@@ -10,7 +10,7 @@ import pytest
 from contract.reference import reference
 
 ROOT = Path(__file__).parents[2]
-PAGES = [ROOT / "README.md", ROOT / "CHANGELOG.md", ROOT / "service/README.md"]
+PAGES = [ROOT / "README.md", ROOT / "CHANGELOG.md", ROOT / "CONTRIBUTING.md", ROOT / "SECURITY.md"]
 PAGES += sorted(page for folder in ("docs", "examples", "deploy") for page in (ROOT / folder).rglob("*.md"))
 PAGES = [page for page in PAGES if "node_modules" not in page.parts]
 _LINK = re.compile(r"\[[^\]]+\]\(([^)\s]+)\)")

@@ -52,8 +52,8 @@ class FakeSource:
     def give_batch(self, batch: list[tuple[str, PollResult]]) -> None:
         self._batches.put_nowait(batch)
 
-    def track(self, task: str, since: float, *, seen: bool, with_result: bool, birth: TaskIdentity | None) -> None:
-        self.births[task] = birth
+    def track(self, task: str, since: float, *, seen: bool, with_result: bool, identity: TaskIdentity | None) -> None:
+        self.births[task] = identity
         self.calls.append(f"follow {task}")
         self.followed[task] = (since, seen, with_result)
 

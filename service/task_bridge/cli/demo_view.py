@@ -11,7 +11,7 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn
 from rich.table import Table
 
 from ..domain.events import Event
-from ..lab.demo import DemoAddresses, DemoRun
+from ..lab.demo import DemoAddresses, DemoRun, DemoView
 
 _COLORS = {"watching": "cyan", "status": "yellow", "completed.succeeded": "green", "completed.failed": "red"}
 
@@ -75,6 +75,9 @@ class BarView(LineView):
         self._bar_of.clear()
         self._finished = True
         super().show_results(runs)
+
+
+_LINE_VIEW_IS_A_DEMO_VIEW: type[DemoView] = LineView
 
 
 def create_bars(console: Console) -> Progress:

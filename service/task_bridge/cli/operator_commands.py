@@ -81,15 +81,15 @@ async def _apply(
     streams: Streams, expected: JetStreamConfig, before: list[Difference], *, to_stderr: bool
 ) -> tuple[list[Difference], bool]:
     """Apply the differences. Return those that are left, and False if nats-server refused a change."""
-    from ..jetstream.amend import apply_differences, how_to_replace, is_fixed  # noqa: PLC0415
+    from ..jetstream.provision import apply_differences, explain_replacement, is_immutable  # noqa: PLC0415
     from ..jetstream.provision import provision as compare  # noqa: PLC0415
 
     problems = await apply_differences(streams, expected, await compare(streams, expected, create=True))
     for line in problems:
         typer.echo(line, err=True)
     left = await compare(streams, expected, create=False)
-    for difference in filter(is_fixed, left):
-        typer.echo(f"{difference.where}: {difference.field}. {how_to_replace(difference)}", err=True)
+    for difference in filter(is_immutable, left):
+        typer.echo(f"{difference.where}: {difference.field}. {explain_replacement(difference)}", err=True)
     if applied := len(before) - len(left):
         typer.echo(f"Created or changed {applied} of {len(before)}.", err=to_stderr)
     return left, not problems

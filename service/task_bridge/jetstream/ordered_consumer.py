@@ -30,14 +30,14 @@ from .connect import denied_permission
 from .nats_py_workarounds import SubscriptionQueue, api_prefix, queued_subscription
 
 
-class _StreamRecreated(nats.errors.Error):
-    pass
-
-
 _ATTEMPTS = 3
 HEARTBEAT_S = 1.0
 SILENCE_S = 2.5
 PAUSE_S = 0.2
+
+
+class _StreamRecreated(nats.errors.Error):
+    """The stream is shorter than what was read of it."""
 
 
 class OrderedConsumer:
@@ -122,17 +122,22 @@ class OrderedConsumer:
         """Read from the first message if the stream isn't the one that was read; its sequences mean others then."""
         if not self._may_read_info:
             return
+        reading = asyncio.ensure_future(self._js.stream_info(self._stream))
         try:
-            info = await self._js.stream_info(self._stream)
-        except (nats.js.errors.APIError, nats.errors.NoRespondersError):
-            return  # the consumer can't be created either
-        except TimeoutError:
-            # Who may not read the information gets no answer. The consumer's start then shows a shorter stream.
-            self._may_read_info = not self._is_info_denied()
-            return
-        if self._created not in (None, info.created):
+            while not reading.done():
+                await asyncio.wait((reading,), timeout=PAUSE_S)
+                if not reading.done() and self._is_info_denied():
+                    # No answer comes then. Only a stream that is shorter than what was read is noticed.
+                    self._may_read_info = False
+                    return
+            created = reading.result().created
+        except (nats.js.errors.APIError, nats.errors.NoRespondersError, TimeoutError):
+            return  # the consumer can't be created either, which reports the reason
+        finally:
+            reading.cancel()
+        if self._created not in (None, created):
             self._next_sequence = 1
-        self._created = info.created
+        self._created = created
 
     def _is_info_denied(self) -> bool:
         return denied_permission(self._client, f"{api_prefix(self._js)}.STREAM.INFO.{self._stream}") is not None

@@ -15,7 +15,7 @@ from ..metrics import Metrics
 from ..settings import VCenterSettings
 from .cis import CisSource
 from .health import VCenterHealthTracker
-from .policy import PollPolicy
+from .policy import PollPolicy, VCenterConfig
 from .vim import VimSource
 
 CANCEL_S = 15.0
@@ -58,11 +58,11 @@ class VCenterTaskSource:
         """Return None for a classic task if `vim` is off by now: its watch waits until it is on again."""
         return self._vim if is_vim_task(task) else self._cis
 
-    def track(self, task: str, since: float, *, seen: bool, with_result: bool, birth: TaskIdentity | None) -> None:
+    def track(self, task: str, since: float, *, seen: bool, with_result: bool, identity: TaskIdentity | None) -> None:
         if not is_vim_task(task):
             self._cis.track(task, since, seen=seen, with_result=with_result)
         elif self._vim is not None:
-            self._vim.track(task, since, seen=seen, birth=birth)
+            self._vim.track(task, since, seen=seen, identity=identity)
 
     def resume(self, task: str) -> None:
         if source := self._source_of(task):
@@ -102,4 +102,5 @@ class VCenterTaskSource:
             raise VCenterUnavailable(message) from error
 
 
-_PROVES_PORT: type[TaskSource] = VCenterTaskSource
+_VCENTER_TASK_SOURCE_IS_A_TASK_SOURCE: type[TaskSource] = VCenterTaskSource
+_VCENTER_SETTINGS_ARE_A_VCENTER_CONFIG: type[VCenterConfig] = VCenterSettings

@@ -111,4 +111,4 @@ class CisTransport:
         return interval * self.stretch
 
 
-_PROVES_PORT: type[PollTransport[TrackedCisTask]] = CisTransport
+_CIS_TRANSPORT_IS_A_POLL_TRANSPORT: type[PollTransport[TrackedCisTask]] = CisTransport

@@ -116,9 +116,9 @@ class VimSource:
 
     # The port
 
-    def track(self, task: str, since: float, *, seen: bool, birth: TaskIdentity | None) -> None:
+    def track(self, task: str, since: float, *, seen: bool, identity: TaskIdentity | None) -> None:
         self.forget(task)
-        self._tracker.track(TrackedVimTask(task, seen, since=since, identity=birth, awaits_question=seen))
+        self._tracker.track(TrackedVimTask(task, seen, since=since, identity=identity, awaits_question=seen))
         self._wake_up.set()
 
     def resume(self, task: str) -> None:

@@ -175,4 +175,4 @@ class VimTransport:
                 self.view.add(Ref("VirtualMachine", vm))
 
 
-_PROVES_PORT: type[PollTransport[TrackedVimTask]] = VimTransport
+_VIM_TRANSPORT_IS_A_POLL_TRANSPORT: type[PollTransport[TrackedVimTask]] = VimTransport
