@@ -29,7 +29,6 @@ from ..domain.errors import NatsUnavailable
 from .connect import denied_permission
 from .nats_py_workarounds import SubscriptionQueue, api_prefix, queued_subscription
 
-
 _ATTEMPTS = 3
 HEARTBEAT_S = 1.0
 SILENCE_S = 2.5
