@@ -360,17 +360,25 @@ class Watcher:
         fence = held.fence
         last = await self._journal.read_last(vcenter, task, leader=leader)
         sequence = last.sequence if last else 0
-        is_foreign = last is not None and sequence > fence and last.event.data.watch.id != held.watch.id
-        is_ours = not is_foreign or await held.handle.is_current()
-        if self._held.get(held.key) is not held or held.is_publishing or held.fence != fence or sequence == fence:
+        if sequence == fence:
             return
         if sequence < fence and not leader:
             await self.check_ownership(vcenter, task)  # a stream's replica may lag behind its leader
-        elif last is None or sequence < fence or (is_foreign and is_ours):
-            held.view.memory_lost = True
-            self._start_publishing(held)
+            return
+        is_foreign = last is not None and last.event.data.watch.id != held.watch.id
+        is_covered = is_foreign and sequence > fence and await held.handle.is_current()
+        if self._held.get(held.key) is not held or held.is_publishing or held.fence != fence:
+            return
+        if last is None or is_covered or (sequence < fence and not _is_ahead(last.event, held)):
+            self._restate(held, sequence)
         elif self._adopt(held, last) and last.event.data.final:
             await self._finish(held)
+
+    def _restate(self, held: HeldWatch, sequence: int) -> None:
+        """Publish the watch's state again, since its last event has gone or may be covered by a foreign one."""
+        held.fence = min(held.fence, sequence)  # what is behind a foreign event is read once the publish is refused
+        held.view.memory_lost = True
+        self._start_publishing(held)
 
     async def check_memories(self, read_contents: Callable[[], StreamContents | None]) -> None:
         """Restate the watches whose last event has gone from the stream, without end.
@@ -486,3 +494,10 @@ class Watcher:
         if status is None:
             return "UNSEEN"
         return status if status in LISTED_STATUSES else "OTHER"
+
+
+def _is_ahead(last: Event, held: HeldWatch) -> bool:
+    """Return whether another replica went on with the watch, in a stream whose sequences began again."""
+    if last.data.watch.id != held.watch.id:
+        return False
+    return held.last is None or last.data.sequence >= held.last.data.sequence
