@@ -117,6 +117,21 @@ async def test_a_replica_that_takes_the_watch_over_uses_no_id_again(lab: Lab, lo
     assert len(set(ids)) == len(ids), ids
 
 
+async def test_an_id_that_jetstream_knows_is_not_used_again(lab: Lab) -> None:
+    """A recreated consumer delivers the watch as if for the first time, so only its event's id shows the loss."""
+    await lab.listen()
+    task = lab.vcenter.create(scenarios.runs_forever())
+    async with lab.bridge():
+        await watch_until_progress(lab, task)
+    await purge_all(lab, task)
+    await lab.js.delete_consumer(WATCHES, "bridge")
+    async with lab.bridge() as bridge:
+        await until(lambda: len(lab.heard(task)) == 3, NEXT_S)
+        assert lost_count(bridge) == 1
+    ids = heard_ids(lab, task)
+    assert len(set(ids)) == len(ids), ids
+
+
 async def test_a_watch_whose_events_are_gone_is_unwatched_under_a_new_id(lab: Lab) -> None:
     """While vCenter is away, so that nothing was restated."""
     await lab.listen()
