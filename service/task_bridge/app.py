@@ -26,6 +26,7 @@ from .jetstream.api import Api
 from .jetstream.board_reader import BoardReader
 from .jetstream.connection import Connection, server_version
 from .jetstream.journal import JetStreamJournal
+from .jetstream.lost_memories import LostMemories
 from .jetstream.monitor import Monitor
 from .jetstream.nats_py_workarounds import cancel_and_wait
 from .jetstream.ownership import Ownership
@@ -124,11 +125,12 @@ class Bridge:
             ack_wait_s=settings.ack_wait_s,
             events_max_age_s=settings.events_max_age_s,
         )
+        lost_memories = LostMemories(self._metrics, self._names.events_stream)
         monitor = self.status.monitor = Monitor(
-            streams, self._names, config, self._clock, create=settings.provision == "auto"
+            streams, self._names, config, self._clock, lost_memories, create=settings.provision == "auto"
         )
         await monitor.start()
-        parts = self._build_parts(streams, monitor)
+        parts = self._build_parts(streams, monitor, lost_memories)
         self.status.watcher, self.status.instance = parts.watcher, parts.instance
         await parts.start(connection, self._names)
         for pull in parts.pulls:
@@ -137,9 +139,9 @@ class Bridge:
         self.status.consuming = True
         log.info("ready", capacity=settings.capacity, vcenters=sorted(self._sources))
 
-    def _build_parts(self, streams: Streams, monitor: Monitor) -> _Parts:
+    def _build_parts(self, streams: Streams, monitor: Monitor, lost_memories: LostMemories) -> _Parts:
         settings, names, metrics, now = self._settings, self._names, self._metrics, self._clock.now
-        journal = JetStreamJournal(streams, names, metrics, now)
+        journal = JetStreamJournal(streams, names, metrics, now, lost_memories=lost_memories)
         watches = WatchStore(streams, names, journal, self._policy_of, self._sources, now)
         watcher = Watcher(self._sources, journal, self._policy_of, metrics, self._clock)
         rejections = Rejections(streams, names, self._routing, now)
@@ -234,6 +236,7 @@ class _Parts(NamedTuple):
             "the monitor of JetStream": self.monitor.run(),
             "the exchange with other replicas": self.replicas.run(),
             "the sweep of the watches": self.watcher.sweep_ownership(),
+            "the check of the watches' memories": self.watcher.check_memories(lambda: self.monitor.events_contents),
             "the end of timed-out watches": timing_out,
         }
         return [_start_loop(loop, name, failed) for name, loop in loops.items()]

@@ -40,6 +40,7 @@ class Metrics:
             "detection_seconds", "From a task's end in vCenter to its stored event", _DETECTION_BUCKETS_S
         )
         self.publish_retries = counter("publish_retries", "Publishes of an event that were retried")
+        self.lost_memories = counter("lost_memories", "Watches whose last event had gone from the stream")
         self.fenced = counter("fenced", "Publishes refused because another owner wrote first")
         # Further metrics for operators.
         self.ready = gauge("ready", "1 while /readyz returns 200")

@@ -125,7 +125,7 @@ def _age_s(at: float | None) -> float | None:
 
 
 def _resource_healths(parts: tuple[MonitoredPart, ...]) -> tuple[ResourceHealth, ...]:
-    return tuple(ResourceHealth(part.name, part.reason is None, part.reason) for part in parts)
+    return tuple(ResourceHealth(part.name, part.reason is None, part.reason or part.warning) for part in parts)
 
 
 _BRIDGE_STATUS_IS_A_WEB_STATE: type[WebState] = BridgeStatus

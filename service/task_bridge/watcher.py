@@ -24,7 +24,17 @@ from .domain.clock import ServerClock
 from .domain.durations import parse_time
 from .domain.errors import NatsUnavailable
 from .domain.events import Event
-from .domain.ports import UNCHANGED, EventEntry, EventJournal, PollResult, TaskSource, Unchanged, WatchHandle
+from .domain.ports import (
+    UNCHANGED,
+    EventEntry,
+    EventJournal,
+    Memory,
+    PollResult,
+    StreamContents,
+    TaskSource,
+    Unchanged,
+    WatchHandle,
+)
 from .domain.task import Task
 from .domain.watch import (
     Absence,
@@ -54,6 +64,7 @@ TIMER_HORIZON_S = 600.0
 """Timers are armed only for what is due within this time; one per watch would cost a sixth of its memory."""
 SWEEP_S = 600.0
 """Time in which the last event of every held watch is read once, in case another replica has written it."""
+CHECK_MEMORIES_S = 0.5
 _CHUNK = 500
 LISTED_STATUSES = ("PENDING", "RUNNING", "BLOCKED", "SUCCEEDED", "FAILED")
 
@@ -170,8 +181,8 @@ class Watcher:
             if draft is None:
                 break
             # Publish before remembering: a crash between the two repeats a poll, never loses an event.
-            entry = await self._journal.append(draft, held.fence)
-            if not self._adopt(held, entry):
+            entry = await self._journal.append(draft, held.fence, memory_lost=held.view.memory_lost)
+            if not (await self._go_on_after_foreign(held, entry) or self._adopt(held, entry)):
                 return
         if held.last is not None and held.last.data.final:
             await self._finish(held)
@@ -235,6 +246,7 @@ class Watcher:
         data = entry.event.data
         if data.watch.id == held.watch.id and (entry.instance == self._journal.instance or data.final):
             held.last, held.fence = entry.event, entry.sequence
+            held.view.memory_lost = False
             if held.counted_status is not None:
                 self._count(held, self._status(held))
             self._log_event(held, entry.event)
@@ -243,6 +255,25 @@ class Watcher:
         self._forget(held)
         held.handle.drop()
         return False
+
+    async def _go_on_after_foreign(self, held: HeldWatch, entry: EventEntry) -> bool:
+        """Return whether the stored event is a stranger's: of no other replica, since the watch's message is there.
+
+        Then the next event of the watch follows that one, if nobody wrote one for the watch meanwhile.
+        """
+        if entry.event.data.watch.id == held.watch.id:
+            return False
+        try:
+            if not await held.handle.is_current():
+                return False
+            memory = await self._journal.read_memory(held.watch)
+        except NatsUnavailable:
+            return False  # stepped back from, the watch is delivered again
+        if memory.last is not None and memory.last.sequence > held.fence:
+            return False
+        held.fence = entry.sequence
+        held.view.memory_lost = memory.last is None and (memory.lost or held.last is not None)
+        return True
 
     def _log_event(self, held: HeldWatch, event: Event) -> None:
         data = event.data
@@ -277,9 +308,13 @@ class Watcher:
         last = await self._journal.read_last(watch.vcenter, watch.task)
         source = self._sources.get(watch.vcenter)
         is_answered = last is not None and await is_request_answered(source, watch, last.event, last.stored_at)
-        is_own = last is not None and last.event.data.watch.id == watch.id
+        own = last if last is not None and last.event.data.watch.id == watch.id else None
+        memory: Memory[EventEntry] = Memory(own, lost=False)
+        if own is None and not is_answered and handle.is_redelivered:
+            memory = await self._journal.read_memory(watch)
+            is_answered = memory.last is not None and memory.last.event.data.final
         # The last event is another watch's, so this delivery may be stale: check that its message still exists.
-        is_gone = last is not None and not is_own and not is_answered and not await handle.is_current()
+        is_gone = last is not None and own is None and not is_answered and not await handle.is_current()
         if self._rebind_if_held(watch, handle):
             return "accepted"  # delivered twice meanwhile
         if is_gone:
@@ -290,8 +325,10 @@ class Watcher:
         if is_answered:
             await handle.ack()
             return "already_completed"
-        own_last, fence = last.event if last and is_own else None, last.sequence if last else 0
-        self._hold(HeldWatch(watch, handle, own_last, fence, self._clock.offset_s))
+        own_last, fence = memory.last.event if memory.last else None, last.sequence if last else 0
+        held = HeldWatch(watch, handle, own_last, fence, self._clock.offset_s)
+        held.view.memory_lost = memory.lost
+        self._hold(held)
         return "accepted"
 
     def _rebind_if_held(self, watch: Watch, handle: WatchHandle) -> bool:
@@ -326,15 +363,60 @@ class Watcher:
                 source.forget(held.watch.task)
 
     async def check_ownership(self, vcenter: str, task: str, *, leader: bool = True) -> None:
-        """Read the task's last event, in case another replica ended or owns the watch. Raises NatsUnavailable."""
+        """Read the task's last event, in case another replica ended or owns the watch, or the event has gone.
+
+        Raises NatsUnavailable.
+        """
         held = self._held.get((vcenter, task))
         if held is None or held.is_publishing:
             return
+        fence = held.fence
         last = await self._journal.read_last(vcenter, task, leader=leader)
-        if self._held.get(held.key) is not held or held.is_publishing or last is None or last.sequence <= held.fence:
+        sequence = last.sequence if last else 0
+        if sequence == fence:
             return
-        if self._adopt(held, last) and last.event.data.final:
+        if sequence < fence and not leader:
+            await self.check_ownership(vcenter, task)  # a stream's replica may lag behind its leader
+            return
+        is_foreign = last is not None and last.event.data.watch.id != held.watch.id
+        is_covered = is_foreign and sequence > fence and await held.handle.is_current()
+        if self._held.get(held.key) is not held or held.is_publishing or held.fence != fence:
+            return
+        if last is None or is_covered or (sequence < fence and not _is_ahead(last.event, held)):
+            self._restate(held, sequence)
+        elif self._adopt(held, last) and last.event.data.final:
             await self._finish(held)
+
+    def _restate(self, held: HeldWatch, sequence: int) -> None:
+        """Publish the watch's state again, since its last event has gone or may be covered by a foreign one."""
+        held.fence = min(held.fence, sequence)  # what is behind a foreign event is read once the publish is refused
+        held.view.memory_lost = True
+        self._start_publishing(held)
+
+    async def check_memories(self, read_contents: Callable[[], StreamContents | None]) -> None:
+        """Restate the watches whose last event has gone from the stream, without end.
+
+        `read_contents` returns what the stream held when it was last read.
+        """
+        before: StreamContents | None = None
+        while True:
+            await asyncio.sleep(CHECK_MEMORIES_S)
+            contents = read_contents()
+            if contents is None or contents == before:
+                continue
+            any_may_be_gone = before is not None and before.removals != contents.removals
+            suspects = [
+                key
+                for key, held in self._held.items()
+                if held.last is not None and (any_may_be_gone or held.fence < contents.first_sequence)
+            ]
+            try:
+                for start in range(0, len(suspects), _CHUNK):
+                    chunk = suspects[start : start + _CHUNK]
+                    await asyncio.gather(*(self.check_ownership(*key, leader=False) for key in chunk))
+                before = contents
+            except NatsUnavailable as error:
+                log.debug("memories_not_checked", reason=str(error))
 
     async def sweep_ownership(self) -> None:
         """Check the ownership of every held watch once in SWEEP_S, without end: a hint may have been missed."""
@@ -437,3 +519,10 @@ class Watcher:
         if status is None:
             return "UNSEEN"
         return status if status in LISTED_STATUSES else "OTHER"
+
+
+def _is_ahead(last: Event, held: HeldWatch) -> bool:
+    """Return whether another replica went on with the watch, in a stream whose sequences began again."""
+    if last.data.watch.id != held.watch.id:
+        return False
+    return held.last is None or last.data.sequence >= held.last.data.sequence

@@ -117,3 +117,26 @@ async def subscribe(reading: Reading, config: ConsumerConfig) -> None:
         reading.read.append(int(message.data))
 
     await reading.js.subscribe("s", stream=STREAM, config=config, cb=keep, ordered_consumer=True, idle_heartbeat=0.3)
+
+
+@pytest.mark.parametrize("stored_again", [3, 40])
+async def test_a_stream_that_was_deleted_and_recreated_is_read_from_its_first_message(
+    reading: Reading, stored_again: int
+) -> None:
+    """Whether it has fewer messages than were read before, or more."""
+
+    async def read() -> None:
+        consumer = OrderedConsumer(reading.js, reading.client, STREAM, ["s"])
+        async with aclosing(consumer.messages()) as messages:
+            async for message in messages:
+                reading.read.append(int(message.data))
+
+    task = asyncio.create_task(read())
+    await until(lambda: len(reading.read) == STORED)
+    await reading.js.delete_stream(STREAM)
+    await reading.js.add_stream(name=STREAM, subjects=["s"])
+    await reading.publish(101, 100 + stored_again)
+    await until(lambda: len(reading.read) >= STORED + stored_again)
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
+    assert reading.read[STORED:] == list(range(101, 101 + stored_again))

@@ -9,9 +9,9 @@ from typing import NamedTuple
 
 from task_bridge.domain.errors import NatsUnavailable
 from task_bridge.domain.events import Event
-from task_bridge.domain.ports import PollResult
+from task_bridge.domain.ports import Memory, PollResult
 from task_bridge.domain.task import TaskIdentity
-from task_bridge.domain.watch import Draft
+from task_bridge.domain.watch import Draft, Watch
 from unit.builders import NOW, TASK, place, stored
 
 Key = tuple[str, str]
@@ -132,13 +132,17 @@ class RecordingJournal:
             raise NatsUnavailable("nobody answers")
         return next(reversed(self.of(vcenter, task)), None)
 
-    async def append(self, draft: Draft, after: int) -> Entry:
+    async def read_memory(self, watch: Watch) -> Memory[Entry]:
+        own = [entry for entry in self.of(watch.vcenter, watch.task) if entry.event.data.watch.id == watch.id]
+        return Memory(own[-1] if own else None, lost=False)
+
+    async def append(self, draft: Draft, after: int, *, memory_lost: bool = False) -> Entry:
         await self._answer()
         if self.faults:
             raise self.faults.pop()
         data = draft.event.data
         last = next(reversed(self.of(data.vcenter, data.task)), None)
-        if last is not None and last.sequence != after:
+        if last is not None and last.sequence > after:
             return last
         return self.write(place(draft), self.instance)
 
@@ -152,9 +156,10 @@ class RecordingJournal:
 class RecordingHandle:
     """A held message that keeps what was said of it. `current`: it lies in the stream still."""
 
-    def __init__(self, *, current: bool = True) -> None:
+    def __init__(self, *, current: bool = True, is_redelivered: bool = False) -> None:
         self.said: list[str] = []
         self.current = current
+        self.is_redelivered = is_redelivered
 
     async def is_current(self) -> bool:
         return self.current

@@ -14,7 +14,7 @@ from task_bridge.domain.clock import ServerClock
 from task_bridge.domain.durations import rfc3339
 from task_bridge.domain.errors import NatsUnavailable
 from task_bridge.domain.events import Event, WatchRef
-from task_bridge.domain.ports import UNCHANGED, PollResult, Unanswered
+from task_bridge.domain.ports import UNCHANGED, PollResult, StreamContents, Unanswered
 from task_bridge.domain.task import NO_RESULT, Task, TaskError
 from task_bridge.domain.watch import Policy, TaskView, Watch, record_poll
 from task_bridge.metrics import Metrics
@@ -410,6 +410,7 @@ async def test_a_final_event_that_another_wrote_is_the_end_and_acked(bridge: Bri
 async def test_a_final_event_of_another_watch_is_not_the_end_of_this_one(bridge: Bridge) -> None:
     handle = await bridge.take()
     await bridge.see(running(0))
+    handle.current = False
     bridge.journal.write(of_another(UNWATCHED))
 
     await bridge.see(blocked())
@@ -492,11 +493,40 @@ async def test_a_hint_alone_ends_nothing(bridge: Bridge) -> None:
 @pytest.mark.parametrize("newest", [PROGRESSED, of_another(UNWATCHED)])
 async def test_a_watch_that_others_write_of_is_let_go(bridge: Bridge, newest: Event) -> None:
     handle = await bridge.take()
+    handle.current = False
     bridge.journal.write(newest)
 
     await bridge.watcher.check_ownership("lab", TASK)
 
     assert (handle.said, bridge.watcher.held_count) == (["drop"], 0)
+
+
+async def test_a_watch_whose_memory_is_covered_goes_on_after_the_stranger_s_event(bridge: Bridge) -> None:
+    handle = await bridge.take()
+    await bridge.see(running(0))
+    bridge.journal.write(of_another(PROGRESSED))
+    await bridge.watcher.check_ownership("lab", TASK)
+    await idle()
+
+    await bridge.see(blocked())
+
+    assert (handle.said, bridge.watcher.held_count) == ([], 1)
+    own = [event.data.sequence for event in bridge.journal.events if event.data.watch.id == a_watch().id]
+    assert own == [1, 2]
+
+
+async def test_a_watch_whose_last_event_has_gone_is_restated(bridge: Bridge) -> None:
+    handle = await bridge.take()
+    await bridge.see(running(0))
+    bridge.journal.entries.clear()
+
+    async with asyncio.TaskGroup() as group:
+        contents = StreamContents(first_sequence=2, removals=0)
+        check = group.create_task(bridge.watcher.check_memories(lambda: contents))
+        await until(lambda: bridge.journal.kinds != [])
+        check.cancel()
+
+    assert (handle.said, bridge.journal.kinds, bridge.watcher.held_count) == ([], ["status"], 1)
 
 
 async def test_a_missed_hint_is_made_good_by_the_sweep(bridge: Bridge) -> None:

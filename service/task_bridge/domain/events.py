@@ -179,6 +179,16 @@ def is_own_event(body: bytes) -> bool:
         return False
 
 
+def renumber(event: Event, unix_s: float) -> Event:
+    """Return the event with a number that its watch can't have used: Unix time in milliseconds.
+
+    A watch has less than one event a millisecond, so numbers counted from 1, or on from an earlier such number, are
+    lower.
+    """
+    number = max(int(unix_s * 1000), event.data.sequence + 1)
+    return msgspec.structs.replace(event, data=msgspec.structs.replace(event.data, sequence=number))
+
+
 def attach_result(event: Event, result: Result, ref: ResultRef | None = None) -> Event:
     """Return the event with its result: inline, or by `ref` if it was stored."""
     if ref is not None:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
-from typing import Protocol
+from typing import Generic, NamedTuple, Protocol, TypeVar
 
 import msgspec
 
 from .events import Event
 from .task import Task, TaskError, TaskIdentity
-from .watch import Absence, Draft
+from .watch import Absence, Draft, Watch
 
 
 class Unchanged(msgspec.Struct, frozen=True):
@@ -86,6 +86,23 @@ class EventEntry(Protocol):
     def instance(self) -> str: ...
 
 
+class StreamContents(NamedTuple):
+    """What can be known of the events' stream at a glance. `removals` changes if any event may have been removed."""
+
+    first_sequence: int
+    removals: object
+
+
+EntryT_co = TypeVar("EntryT_co", bound=EventEntry, covariant=True)
+
+
+class Memory(NamedTuple, Generic[EntryT_co]):
+    """A watch's newest event in the stream, None if it holds none. `lost`: the stream may have held one."""
+
+    last: EntryT_co | None
+    lost: bool
+
+
 class EventJournal(Protocol):
     """The events of all tasks, fenced: of two writers, only one's next event is stored."""
 
@@ -95,13 +112,23 @@ class EventJournal(Protocol):
     async def read_last(self, vcenter: str, task: str, *, leader: bool = False) -> EventEntry | None:
         """Return the task's newest event of any watch. Raises NatsUnavailable."""
 
-    async def append(self, draft: Draft, after: int) -> EventEntry:
-        """Store the event if `after` is still the task's last sequence; never give up. Return the task's last event."""
+    async def read_memory(self, watch: Watch) -> Memory[EventEntry]:
+        """Search the stream for the watch's newest event where the task's newest isn't its. Raises NatsUnavailable."""
+        ...
+
+    async def append(self, draft: Draft, after: int, *, memory_lost: bool = False) -> EventEntry:
+        """Store the event if `after` is still the task's last sequence; never give up. Return the task's last event.
+
+        With `memory_lost` the event gets a number that its watch can't have used.
+        """
         ...
 
 
 class WatchHandle(Protocol):
-    """The held message of a watch."""
+    """The held message of a watch. `is_redelivered`: it was delivered before, so its watch may have events."""
+
+    @property
+    def is_redelivered(self) -> bool: ...
 
     async def ack(self) -> None:
         """Delete the message: the watch is over."""

@@ -124,7 +124,8 @@ class TaskView(msgspec.Struct, gc=False):
     """What is known of a watch's task now. Times are Unix seconds.
 
     `polled_at`: the last successful poll. `last_poll_until`: when the one poll at the watch's deadline must be over,
-    infinite before it is requested. `last_poll_over`: that poll was answered or failed.
+    infinite before it is requested. `last_poll_over`: that poll was answered or failed. `memory_lost`: the stream no
+    longer holds the watch's last event, so the watch is restated at once.
     """
 
     changed_at: float = 0.0
@@ -135,6 +136,7 @@ class TaskView(msgspec.Struct, gc=False):
     last_poll_until: float = math.inf
     last_poll_over: bool = False
     unwatched: bool = False
+    memory_lost: bool = False
 
     @property
     def last_poll_requested(self) -> bool:
@@ -255,7 +257,7 @@ def _is_unpublished(last: Event, view: TaskView, task: Task) -> bool:
 def _next_while_quiet(build: _EventBuilder, last: Event, now: float) -> Draft | None:
     if build.view.polled_at >= stall_at(build.watch, last, build.view):
         return build.event("stalled")
-    if now >= last.time + build.policy.restate_after_s:
+    if build.view.memory_lost or now >= last.time + build.policy.restate_after_s:
         return build.event("status")
     return None
 

@@ -19,6 +19,7 @@ import nats.js.errors
 import structlog
 from nats.js.api import ObjectMeta, ObjectMetaOptions
 
+from ..domain.durations import parse_time
 from ..domain.errors import NatsUnavailable
 from ..domain.events import (
     CONTENT_TYPE,
@@ -30,16 +31,18 @@ from ..domain.events import (
     WatchRef,
     attach_result,
     from_cloudevent,
+    renumber,
     shrink_to_fit,
     to_cloudevent,
 )
-from ..domain.ports import EventEntry, EventJournal
+from ..domain.ports import EventEntry, EventJournal, Memory
 from ..domain.subjects import SubjectNames
 from ..domain.task import UNAVAILABLE, Result
-from ..domain.watch import Draft
+from ..domain.watch import Draft, Watch
 from ..metrics import Metrics
 from ..tracing import span
-from .streams import NewestMessageReader, StoredMessage, Streams
+from .lost_memories import LostMemories
+from .streams import NewestMessageReader, PubAck, StoredMessage, Streams
 
 log = structlog.get_logger(__name__)
 
@@ -50,6 +53,12 @@ _UNANSWERED = (nats.errors.TimeoutError, nats.errors.NoRespondersError, nats.js.
 _HEADERS_MAX_BYTES = 4096
 """Room for an event's headers, and for the rest of a reply that carries the event."""
 _CHUNK_BYTES = 128 * 1024
+_PAGE_MESSAGES = 1000
+_DUPLICATES = 2
+"""How often JetStream must know an event's id, with the event not the task's last, before its id counts as used.
+
+On a replicated stream a publish that was refused may be answered so once.
+"""
 
 
 class JournalEntry(NamedTuple):
@@ -72,12 +81,14 @@ class JetStreamJournal:
         metrics: Metrics,
         clock: Callable[[], float],
         *,
+        lost_memories: LostMemories | None = None,
         instance: str = "",
     ) -> None:
         self._streams = streams
         self._newest = NewestMessageReader(streams, names.events_stream)
         self._names = names
         self._metrics = metrics
+        self._lost_memories = lost_memories or LostMemories(metrics, names.events_stream)
         self._clock = clock
         self.instance = instance or secrets.token_hex(8)
 
@@ -88,43 +99,67 @@ class JetStreamJournal:
             stored = await self._streams.read_last(self._names.events_stream, subject, leader=True)
         else:
             stored = await self._newest.read(subject)
-        if stored is None:
-            return None
-        event = from_cloudevent(stored.body, stalled_reported="Bridge-Stalled" in stored.headers)
-        if event is None:
-            event = _event_from_headers(stored, vcenter, task)
-        instance = stored.headers.get("Bridge-Instance", "")
-        return JournalEntry(event, stored.sequence, stored.stored_at, instance, stored.body)
+        return None if stored is None else _entry(stored, vcenter, task)
 
-    async def append(self, draft: Draft, after: int) -> JournalEntry:
+    async def read_memory(self, watch: Watch) -> Memory[JournalEntry]:
+        """Search the stream for the watch's newest event where the task's newest isn't its. Raises NatsUnavailable."""
+        stream, subject = self._names.events_stream, self._names.event_filter(watch.vcenter, watch.task)
+        newest: StoredMessage | None = None
+        after, following = 0, 1
+        while following:
+            page, following = await self._streams.read_page(stream, subject, after, _PAGE_MESSAGES)
+            if not page:
+                break
+            after = page[-1].sequence
+            newest = next((stored for stored in reversed(page) if _is_of_watch(stored, watch)), newest)
+        if newest is not None:
+            return Memory(_entry(newest, watch.vcenter, watch.task), lost=False)
+        return Memory(None, (await self._streams.read_report(stream)).may_have_lost(watch.since))
+
+    async def append(self, draft: Draft, after: int, *, memory_lost: bool = False) -> JournalEntry:
         """Store the event as the one that follows sequence `after`; retry until it is known what is stored.
 
-        The event's result is stored before the event. Returns the task's last event: this one, or another writer's
-        (compare `instance` and the event).
+        The event's result is stored before the event. If the event before has gone from the stream, or the event's
+        own id was used before, it gets a number that its watch can't have used, as with `memory_lost`. Returns the
+        task's last event: this one, or another writer's (compare `instance` and the event).
         """
         event = await self._place_result(draft)
-        body, max_bytes = to_cloudevent(event), self._max_event_bytes(event)
-        if len(body) > max_bytes:
-            body = to_cloudevent(shrink_to_fit(event, max_bytes))
-        suffix, backoff = "", _Backoff(event)
+        number, backoff = event.data.sequence, _Backoff(event)
+        if memory_lost:
+            event = await self._renumber(event, backoff)
         while True:
-            sequence = await self._publish(event, body, after, suffix, backoff)
-            if sequence is not None:
-                self._count(event)
-                return JournalEntry(event, sequence, self._clock(), self.instance, body)
+            body = self._encode(event)
+            ack = await self._publish(event, body, after, backoff)
+            if ack is not None and not ack.duplicate:
+                self._count_stored(event, number)
+                return JournalEntry(event, ack.seq, self._clock(), self.instance, body)
             last = await self._read_last_from_leader(event)
-            if last is not None and (last.sequence > after or last.event.id == event.id):
+            if last is not None and (last.sequence > after or _is_ahead(last.event, event, number)):
                 if last.instance == self.instance and last.event.id == event.id:
-                    self._count(event)
+                    self._count_stored(event, number)
                 else:
                     self._metrics.fenced.inc()
                 return last
             last_sequence = last.sequence if last else 0
-            if last_sequence < after:
-                # The event before has expired or was purged, and the deduplication window may still hold this id.
-                after, suffix = last_sequence, f".{secrets.token_hex(4)}"
             self._metrics.publish_retries.inc()
             await backoff.pause()
+            if last_sequence < after or (ack is not None and backoff.count >= _DUPLICATES):
+                after, event = last_sequence, await self._renumber(event, backoff)
+
+    async def _renumber(self, event: Event, backoff: _Backoff) -> Event:
+        """Return the event with a number that its watch can't have used; retry until nats-server says its time."""
+        while True:
+            try:
+                report = await self._streams.read_report(self._names.events_stream)
+            except NatsUnavailable as error:
+                backoff.reason = str(error)
+                await backoff.pause()
+            else:
+                return renumber(event, parse_time(report.ts) or self._clock())
+
+    def _encode(self, event: Event) -> bytes:
+        body, max_bytes = to_cloudevent(event), self._max_event_bytes(event)
+        return body if len(body) <= max_bytes else to_cloudevent(shrink_to_fit(event, max_bytes))
 
     async def _read_last_from_leader(self, event: Event) -> JournalEntry | None:
         """Read the last event of the same task; retry until the leader answers."""
@@ -141,15 +176,15 @@ class JetStreamJournal:
         around = _HEADERS_MAX_BYTES + len(msgspec.json.encode(event.data.watch))
         return self._streams.connection.max_payload - around
 
-    async def _publish(self, event: Event, body: bytes, after: int, suffix: str, backoff: _Backoff) -> int | None:
+    async def _publish(self, event: Event, body: bytes, after: int, backoff: _Backoff) -> PubAck | None:
         """Publish once, behind the fence: JetStream stores it only if the task's expected last sequence is `after`.
 
-        Return the stored event's sequence, None if it isn't certain that this publish stored it.
+        Return the answer, None if it was refused or unanswered.
         """
         data = event.data
         headers = {
             "Content-Type": CONTENT_TYPE,
-            "Nats-Msg-Id": event.id + suffix,
+            "Nats-Msg-Id": event.id,
             "Nats-Expected-Last-Subject-Sequence": str(after),
             "Nats-Expected-Last-Subject-Sequence-Subject": self._names.event_filter(data.vcenter, data.task),
             "Bridge-Instance": self.instance,
@@ -168,10 +203,13 @@ class JetStreamJournal:
             backoff.reason = str(error)
             return None
         self._metrics.publish_seconds.observe(time.perf_counter() - began)
-        return None if ack.duplicate else ack.seq
+        return ack
 
-    def _count(self, event: Event) -> None:
+    def _count_stored(self, event: Event, number: int) -> None:
+        """Count the event, and a lost memory if its number isn't the one that followed."""
         data = event.data
+        if data.sequence != number:
+            self._lost_memories.report(data)
         self._metrics.events.labels(data.vcenter, data.kind, data.outcome or "").inc()
 
     async def _place_result(self, draft: Draft) -> Event:
@@ -227,13 +265,35 @@ class _Backoff:
         self.reason = ""
         self._event = event
         self._next_s = RETRY_S
+        self.count = 0
 
     async def pause(self) -> None:
+        self.count += 1
         if self._next_s == RETRY_MAX_S / 2:
             data = self._event.data
             log.debug("event_not_stored_yet", vcenter=data.vcenter, task=data.task, reason=self.reason)
         await asyncio.sleep(self._next_s)
         self._next_s = min(self._next_s * 2, RETRY_MAX_S)
+
+
+def _entry(stored: StoredMessage, vcenter: str, task: str) -> JournalEntry:
+    event = from_cloudevent(stored.body, stalled_reported="Bridge-Stalled" in stored.headers)
+    if event is None:
+        event = _event_from_headers(stored, vcenter, task)
+    instance = stored.headers.get("Bridge-Instance", "")
+    return JournalEntry(event, stored.sequence, stored.stored_at, instance, stored.body)
+
+
+def _is_of_watch(stored: StoredMessage, watch: Watch) -> bool:
+    return stored.headers.get("Bridge-Watch") == watch.id
+
+
+def _is_ahead(last: Event, event: Event, number: int) -> bool:
+    """Return whether another writer has stored number `number` of the event's watch, or one after it.
+
+    In a stream that was recreated that event may have a lower stream sequence than the one before.
+    """
+    return last.id == event.id or (last.data.watch.id == event.data.watch.id and last.data.sequence >= number)
 
 
 def _event_from_headers(stored: StoredMessage, vcenter: str, task: str) -> Event:

@@ -10,10 +10,13 @@ from typing import NamedTuple
 
 import nats.errors
 import structlog
+from nats.js.api import ConsumerInfo, StreamConfig
 
 from ..domain.clock import ServerClock, describe_difference
 from ..domain.errors import CannotStart, NatsUnavailable
+from ..domain.ports import StreamContents
 from ..domain.subjects import CONSUMER, SubjectNames
+from .lost_memories import LostMemories
 from .provision import Difference, JetStreamConfig, provision
 from .pull_consumer import PullConsumer
 from .streams import Streams
@@ -22,15 +25,26 @@ log = structlog.get_logger(__name__)
 
 INTERVAL_S = 2.0
 RETRY_S = 1.0
+UNKNOWN_S = 60.0
+"""How long a work queue's consumer may not know messages: the two numbers aren't read at one moment."""
 MISSING_MAX_S = 5.0
 """How long a stream or a consumer may be missing: an operator may be recreating it."""
 
 
 class MonitoredPart(NamedTuple):
-    """One stream, consumer or bucket; `reason` says why it doesn't work, None if it does."""
+    """One stream, consumer or bucket. `reason` says why it doesn't work, `warning` what is wrong although it works."""
 
     name: str
     reason: str | None
+    warning: str | None
+
+
+class _Unknown(NamedTuple):
+    """Messages that a work queue's consumer doesn't know: since when, the oldest in the stream, at least how many."""
+
+    since: float
+    first_sequence: int
+    messages: int
 
 
 class Monitor:
@@ -45,6 +59,7 @@ class Monitor:
         names: SubjectNames,
         expected: JetStreamConfig,
         clock: ServerClock,
+        lost_memories: LostMemories,
         *,
         create: bool,
     ) -> None:
@@ -54,6 +69,10 @@ class Monitor:
         self._clock = clock
         self._clock_differs = False
         self._create = create
+        self._lost_memories = lost_memories
+        self._warnings: dict[str, str] = {}
+        self._unknown: dict[str, _Unknown] = {}
+        self.events_contents: StreamContents | None = None
         self._logged: set[str] = set()
         self.trouble: str | None = "not checked yet"
         self._unsafe: dict[str, str] = {}
@@ -119,7 +138,9 @@ class Monitor:
         name = where.split(" ", 1)[1]
         pull = self._pulls.get(name)
         failure = pull.trouble if pull else self._streams.refusal(name)
-        return MonitoredPart(name, self.trouble or self._unsafe.get(where) or failure)
+        lost = self._lost_memories.reason if name == self._names.events_stream else None
+        warnings = "; ".join(filter(None, (self._warnings.get(name), lost)))
+        return MonitoredPart(name, self.trouble or self._unsafe.get(where) or failure, warnings or None)
 
     def set_pulls(self, *pulls: PullConsumer, held: Callable[[], float]) -> None:
         """Include the trouble of these pulls from now on. `held` counts the watches that all replicas hold together."""
@@ -129,11 +150,14 @@ class Monitor:
     async def read(self) -> None:
         """Read the unheld watches and the settings that an operator may have tuned. Raises NatsUnavailable."""
         try:
-            consumer = await self._streams.js.consumer_info(self._names.watches_stream, CONSUMER)
+            await self._read_queue(self._names.requests_stream)
+            consumer = await self._read_queue(self._names.watches_stream)
             events = await self._streams.js.stream_info(self._names.events_stream)
             await self._streams.measure_clock(self._names.events_stream, self._clock)
         except (TimeoutError, nats.errors.Error) as error:
             raise NatsUnavailable(str(error) or "JetStream doesn't answer") from error
+        self._warn_about_caps(events.config)
+        self.events_contents = StreamContents(events.state.first_seq, (events.created, events.state.num_deleted))
         # The replica that got a watch may have gone. A watch that seems unheld only once is on its way to a replica,
         # or the replica hasn't reported it yet.
         unheld = (consumer.num_ack_pending or 0) - self._count_held()
@@ -150,6 +174,48 @@ class Monitor:
         if reason is None and self._clock_differs:
             log.info("clock_agrees")
         self._clock_differs = reason is not None
+
+    async def _read_queue(self, stream: str) -> ConsumerInfo:
+        """Read a work queue's consumer, and warn if it hasn't known messages of the stream for a while."""
+        name = f"{stream}/{CONSUMER}"
+        state = (await self._streams.js.stream_info(stream)).state
+        consumer: ConsumerInfo = await self._streams.js.consumer_info(stream, CONSUMER)
+        count = state.messages - (consumer.num_pending or 0) - (consumer.num_ack_pending or 0)
+        before, now = self._unknown.get(name), time.monotonic()
+        if count <= 0 or before is None or before.first_sequence != state.first_seq:
+            before = _Unknown(now, state.first_seq, count)
+        self._unknown[name] = before = before._replace(messages=min(count, before.messages))
+        if before.messages <= 0 or now - before.since < UNKNOWN_S:
+            self._set_warning(name, None)
+        else:
+            messages = "1 message" if before.messages == 1 else f"{before.messages} messages"
+            reason = (
+                f"{messages} of {stream} will never be delivered: the consumer doesn't know of them. Delete the "
+                "consumer and run `task-bridge provision`; all messages are delivered again then"
+            )
+            if self._set_warning(name, reason):
+                log.warning("messages_unknown", consumer=name, messages=before.messages, reason=reason)
+        return consumer
+
+    def _warn_about_caps(self, config: StreamConfig) -> None:
+        """Warn about limits that remove the oldest events, which may be the memory of quiet watches."""
+        limits = {"max_bytes": config.max_bytes, "max_msgs": config.max_msgs}
+        caps = ", ".join(f"{name} {value}" for name, value in limits.items() if value is not None and value > 0)
+        reason = caps and (
+            f"capped by {caps}: when it is full, events of quiet watches are evicted, which are the bridge's memory. "
+            "Remove the cap and limit the age instead (BRIDGE_EVENTS_MAX_AGE)"
+        )
+        if self._set_warning(str(config.name), reason or None):
+            log.warning("events_capped", stream=config.name, reason=reason)
+
+    def _set_warning(self, name: str, reason: str | None) -> bool:
+        """Keep the warning for readiness. Return whether it began now."""
+        began = reason is not None and name not in self._warnings
+        if reason is None:
+            self._warnings.pop(name, None)
+        else:
+            self._warnings[name] = reason
+        return began
 
     def _set_trouble(self, reason: str) -> None:
         if self.trouble != reason:

@@ -35,6 +35,10 @@ SILENCE_S = 2.5
 PAUSE_S = 0.2
 
 
+class _StreamRecreated(nats.errors.Error):
+    """The stream is shorter than what was read of it."""
+
+
 class OrderedConsumer:
     """Reads the messages of `stream` under `subjects`: all, those stored since a moment, or from sequence `first` on.
 
@@ -61,11 +65,13 @@ class OrderedConsumer:
         self._next_sequence = first
         self._pending: int | None = None  # None until JetStream reported the number of messages to come
         self._unanswered = 0
+        self._created: object = None  # of the stream that is read; None while unknown
+        self._may_read_info = True
 
     async def messages(self) -> AsyncGenerator[Msg, None]:
         """Yield the messages.
 
-        A stream that is deleted and created again meanwhile is read on from the same sequence, not from its first.
+        A stream that is deleted and created again meanwhile is read from its first message.
         Raises NatsUnavailable when the stream can't be read at the start, or the connection was closed.
         """
         while not self._is_complete():
@@ -85,6 +91,7 @@ class OrderedConsumer:
         inbox = self._client.new_inbox()
         try:
             async with queued_subscription(self._client, inbox) as queue:
+                await self._start_over_if_recreated()
                 await self._create_consumer(inbox)
                 async for message in self._read_in_sequence(queue):
                     yield message
@@ -110,6 +117,30 @@ class OrderedConsumer:
             self._next_sequence, self._pending = metadata.sequence.stream + 1, metadata.num_pending
             yield message
 
+    async def _start_over_if_recreated(self) -> None:
+        """Read from the first message if the stream isn't the one that was read; its sequences mean others then."""
+        if not self._may_read_info:
+            return
+        reading = asyncio.ensure_future(self._js.stream_info(self._stream))
+        try:
+            while not reading.done():
+                await asyncio.wait((reading,), timeout=PAUSE_S)
+                if not reading.done() and self._is_info_denied():
+                    # No answer comes then. Only a stream that is shorter than what was read is noticed.
+                    self._may_read_info = False
+                    return
+            created = reading.result().created
+        except (nats.js.errors.APIError, nats.errors.NoRespondersError, TimeoutError):
+            return  # the consumer can't be created either, which reports the reason
+        finally:
+            reading.cancel()
+        if self._created not in (None, created):
+            self._next_sequence = 1
+        self._created = created
+
+    def _is_info_denied(self) -> bool:
+        return denied_permission(self._client, f"{api_prefix(self._js)}.STREAM.INFO.{self._stream}") is not None
+
     async def _create_consumer(self, inbox: str) -> None:
         """Create a consumer that goes on where the last one ended.
 
@@ -131,6 +162,10 @@ class OrderedConsumer:
                     raise
             reason = denied or getattr(error, "description", None) or "JetStream doesn't answer"
             raise NatsUnavailable(f"The stream {self._stream} can't be read: {reason}.") from error
+        if info.delivered and 0 <= info.delivered.stream_seq < self._next_sequence - 1 and self._pending is not None:
+            # nats-server starts behind the last message of a stream that is shorter than what was read.
+            self._next_sequence = 1
+            raise _StreamRecreated
         self._pending = (info.num_pending or 0) + (info.delivered.consumer_seq if info.delivered else 0)
 
     def _consumer_config(self, inbox: str) -> ConsumerConfig:

@@ -50,6 +50,11 @@ class HeldMessage:
         self.key = key
         self.reply = reply
 
+    @property
+    def is_redelivered(self) -> bool:
+        """Whether this isn't the message's first delivery."""
+        return parse_ack_subject(self.reply).delivered > 1
+
     async def ack(self) -> None:
         """Delete the message, since the watch's final event is stored. After a lost ack it is delivered again."""
         await self._ownership.ack(self)
@@ -135,17 +140,16 @@ class Ownership:
             await send_ack(self._streams.connection, message.reply, nak_later(_PASSED_ON_S))
             return
         handle = self._handles[key] = HeldMessage(self, key, message.reply)
-        is_first = parse_ack_subject(message.reply).delivered == 1
-        if not (is_first or was_held):
+        if handle.is_redelivered and not was_held:
             self._metrics.takeovers.inc()
-        self._start(self._take_over_watch(watch, handle, is_first=is_first))
+        self._start(self._take_over_watch(watch, handle))
 
     def _start(self, work: Coroutine[Any, Any, None]) -> None:
         task = asyncio.create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
-    async def _take_over_watch(self, watch: Watch, handle: HeldMessage, *, is_first: bool) -> None:
+    async def _take_over_watch(self, watch: Watch, handle: HeldMessage) -> None:
         try:
             outcome = await self._take_over(watch, handle)
         except (NatsUnavailable, VCenterUnavailable) as error:
@@ -154,7 +158,7 @@ class Ownership:
             handle.drop()
             return
         self._failures.report_recovery()
-        if outcome is not None and is_first and watch.stored_request:
+        if outcome is not None and not handle.is_redelivered and watch.stored_request:
             self._metrics.requests.labels(outcome).inc()
             log.info("request", outcome=outcome, **watch.log_keys)
 

@@ -99,6 +99,49 @@ class StoredMessage(NamedTuple):
     body: bytes
 
 
+class _ApiError(msgspec.Struct):
+    err_code: int = 0
+    description: str = "refused"
+
+
+class StreamState(msgspec.Struct, frozen=True):
+    """What a stream holds, and when the first and the newest message were stored, by nats-server's clock."""
+
+    messages: int = 0
+    first_seq: int = 0
+    first_ts: str = ""
+    last_seq: int = 0
+    last_ts: str = ""
+    num_deleted: int = 0
+
+
+class StreamReport(msgspec.Struct, frozen=True):
+    """The state of a stream, when it was created, and the time of nats-server now."""
+
+    state: StreamState
+    created: str
+    ts: str
+
+    def may_have_lost(self, since: float) -> bool:
+        """Return whether a message that was stored after `since` (Unix s) may have gone from the stream."""
+        state = self.state
+        if (parse_time(self.created) or 0.0) > since or state.num_deleted:
+            return True
+        if state.first_seq <= 1 and state.messages:
+            return False
+        # Nothing is known of what went before the first message, but that it was stored earlier.
+        newest_gone = state.first_ts if state.messages else state.last_ts
+        gone_at = parse_time(newest_gone) or 0.0
+        return state.last_seq > 0 and (gone_at <= 0 or gone_at >= since)  # without a message there may be no time
+
+
+class _StreamInfo(msgspec.Struct):
+    state: StreamState = StreamState()
+    created: str = ""
+    ts: str = ""
+    error: _ApiError | None = None
+
+
 class Streams:
     """Reads and publishes of JetStream that the bridge needs. Of NATS's errors they raise only NatsUnavailable."""
 
@@ -120,6 +163,15 @@ class Streams:
             return None
         stored_at = raw.time.timestamp() if raw.time else 0.0
         return StoredMessage(raw.subject or "", raw.seq or 0, stored_at, raw.headers or {}, raw.data or b"")
+
+    async def read_report(self, stream: str) -> StreamReport:
+        """Return the state of the stream. Raises NatsUnavailable."""
+        subject = f"{self.prefix}.STREAM.INFO.{stream}"
+        answer = await translate_errors(self.connection.request(subject, timeout=REQUEST_TIMEOUT_S), stream)
+        info = _info_decoder.decode(answer.data)
+        if info.error is not None:
+            raise NatsUnavailable(f"{stream}: {info.error.description}")
+        return StreamReport(info.state, info.created, info.ts)
 
     async def open(self) -> None:
         """Make `publish` possible."""
@@ -273,11 +325,6 @@ class NewestMessageReader:
         return newest
 
 
-class _ApiError(msgspec.Struct):
-    err_code: int = 0
-    description: str = "refused"
-
-
 class PubAck(msgspec.Struct):
     """JetStream's answer to a publish. `duplicate`: it knew the message id, which doesn't prove that it is stored."""
 
@@ -287,6 +334,7 @@ class PubAck(msgspec.Struct):
 
 
 _ack_decoder = msgspec.json.Decoder(PubAck)
+_info_decoder = msgspec.json.Decoder(_StreamInfo)
 
 
 class _DatedAnswer(msgspec.Struct):

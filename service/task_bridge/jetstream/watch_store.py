@@ -258,8 +258,10 @@ class WatchStore:
             last = await self._journal.read_last(watch.vcenter, watch.task, leader=True)
             if last and answers_request(last.event, last.stored_at, watch):
                 return
-            if await self._publish_final_event(watch, last, timed_out=timed_out):
-                return
+            with contextlib.suppress(AlreadyEnded):
+                if not await self._publish_final_event(watch, last, timed_out=timed_out):
+                    continue
+            return
 
     async def time_out(self, stored: StoredWatch) -> None:
         """End a watch whose time is up, unless it has ended, and delete its message."""
@@ -269,8 +271,16 @@ class WatchStore:
     async def _publish_final_event(
         self, watch: Watch, last: JournalEntry | None, *, timed_out: bool = False
     ) -> JournalEntry | None:
-        """Publish the final event. Return it, None if another event was stored after `last`."""
+        """Publish the final event. Return it, None if another event was stored after `last`.
+
+        Raises AlreadyEnded if the watch's final event is covered by another one.
+        """
         own = event_of_watch(last, watch)
+        memory_lost = False
+        if own is None:
+            own, memory_lost = await self._journal.read_memory(watch)
+        if own is not None and own.event.data.final:
+            raise AlreadyEnded(own)
         view, now = view_from_event(own.event if own else None), self._clock()
         if timed_out:
             # The caller found its time up. If the clock was set back since, `next_event` would wait for the deadline.
@@ -280,7 +290,7 @@ class WatchStore:
         draft = next_event(watch, own.event if own else None, view, now, self._policy_of(watch.vcenter))
         if draft is None:
             return None
-        stored = await self._journal.append(draft, last.sequence if last else 0)
+        stored = await self._journal.append(draft, last.sequence if last else 0, memory_lost=memory_lost)
         is_own_event = (stored.event.id, stored.event.kind) == (draft.event.id, draft.event.kind)
         return stored if is_own_event and stored.instance == self._journal.instance else None
 

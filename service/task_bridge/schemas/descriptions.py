@@ -118,7 +118,10 @@ DESCRIPTIONS: dict[str, dict[str, Schema]] = {
         "kind": _field("What happened. More kinds can appear; decide by `final`.", pattern="^[a-z_]+$"),
         "outcome": _field("How it ended; on final events only. More outcomes can appear.", pattern="^[a-z_]+$"),
         "final": _field("True on the one final event of the watch."),
-        "sequence": _field("1, 2, 3… over the events of a watch, without gaps.", minimum=1),
+        "sequence": _field(
+            "1, 2, 3… over the events of a watch, without gaps. It jumps to 13 digits if the events before had gone.",
+            minimum=1,
+        ),
         "status": _field(
             "vCenter's own word: PENDING, RUNNING, BLOCKED (not an end), SUCCEEDED, FAILED, or one that a later "
             "vCenter adds. Null if vCenter never showed the task.",

@@ -36,7 +36,7 @@ class JetStreamHealth:
 
 @dataclass(frozen=True, slots=True)
 class ResourceHealth:
-    """A stream or a consumer: ok if the bridge can work with it, else `reason` says why not."""
+    """A stream or a consumer: ok if the bridge can work with it. `reason` says why not, or what else is wrong."""
 
     name: str
     ok: bool
