@@ -8,11 +8,12 @@ import pytest
 from structlog.testing import capture_logs
 
 from task_bridge.domain.task import UNAVAILABLE, Rendering, Task
+from task_bridge.domain.task_json import parse_raw_task
 from task_bridge.simulator import faults, scenarios
 from task_bridge.simulator.app import SimulatedVCenter
 from task_bridge.simulator.serve import serve_vcenter
+from task_bridge.vcenter import parsing
 from task_bridge.vcenter.cis import poller
-from task_bridge.vcenter.cis.renderings import parse_raw_task
 from vcenter_lab import SHORT_TIMEOUTS, Lab, lab, looking_at
 
 
@@ -78,7 +79,7 @@ async def test_a_fault_of_the_bridge_s_own_over_one_task_delays_no_other(monkeyp
             raise ZeroDivisionError
         return parse_raw_task(body, rendering, with_result=with_result)
 
-    monkeypatch.setattr(poller, "parse_raw_task", read)
+    monkeypatch.setattr(parsing, "parse_raw_task", read)
     with capture_logs() as logs:
         async with lab() as it:
             (poisoned,) = running(it, 1)

@@ -10,9 +10,11 @@ from urllib.parse import unquote
 import msgspec
 import pytest
 
+from task_bridge.domain import task_json
 from task_bridge.domain.task import NO_RESULT, Rendering, Task
+from task_bridge.domain.task_json import UnreadableBody, parse_raw_task
 from task_bridge.vcenter.cis import renderings
-from task_bridge.vcenter.cis.renderings import SessionFault, UnreadableBody, parse_raw_task
+from task_bridge.vcenter.cis.renderings import SessionFault
 from task_bridge.vcenter.http import Answer
 
 TASK = "52f9f1b0-160a:com.vmware.esx.settings"
@@ -177,7 +179,7 @@ class TestRead:
         ],
     )
     def test_a_list_is_read_in_all_its_forms(self, rendering: Rendering, body: bytes) -> None:
-        found = renderings.parse_list(rendering, body)
+        found = task_json.parse_list(rendering, body)
         assert {task: bytes(info) for task, info in found.items()} == {"a:b": b'{"status":"RUNNING"}', "c:b": b"{}"}
 
     @pytest.mark.parametrize(
@@ -195,10 +197,10 @@ class TestRead:
     )
     def test_what_is_no_list_is_unreadable(self, rendering: Rendering, body: bytes) -> None:
         with pytest.raises(UnreadableBody):
-            renderings.parse_list(rendering, body)
+            task_json.parse_list(rendering, body)
 
     def test_a_broken_task_in_a_list_is_that_task_s_trouble_alone(self) -> None:
-        found = renderings.parse_list("api", b'{"a":{"status":"RUNNING","description":"\xff"},"b":{"status":1},"c":3}')
+        found = task_json.parse_list("api", b'{"a":{"status":"RUNNING","description":"\xff"},"b":{"status":1},"c":3}')
         assert parse_raw_task(found["a"], "api", with_result=False).status == "RUNNING"
         for broken in "bc":
             with pytest.raises(UnreadableBody):
@@ -214,12 +216,12 @@ class TestRead:
         ],
     )
     def test_json_that_only_others_refuse_is_read(self, body: bytes, value: object) -> None:
-        assert renderings.parse_json(body) == value
+        assert task_json.parse_json(body) == value
 
     @pytest.mark.parametrize("body", [b"", b"{", b"\xff", b"[" * 100_000], ids=["empty", "cut", "binary", "deep"])
     def test_what_is_no_json_is_unreadable(self, body: bytes) -> None:
         with pytest.raises(UnreadableBody):
-            renderings.parse_json(body)
+            task_json.parse_json(body)
 
 
 class TestTask:

@@ -115,10 +115,14 @@ class TaskError(msgspec.Struct, frozen=True, gc=False):
 
 
 class Result(msgspec.Struct, frozen=True, gc=False):
-    """A task's result as compact UTF-8 JSON; `available` is False if there is one that couldn't be fetched."""
+    """A task's result as compact UTF-8 JSON; `available` is False if there is one that couldn't be had.
+
+    `reason`: why vCenter's answer doesn't give it, for the log.
+    """
 
     json: bytes = b""
     available: bool = True
+    reason: str = ""
 
 
 NO_RESULT = Result()
@@ -152,7 +156,8 @@ class Task(msgspec.Struct, frozen=True, gc=False):
 def parse_task(body: object, rendering: Rendering, *, with_result: bool) -> Task:
     """Parse a decoded `Info` (for `/rest`, what is inside `value`) into a Task. Raises NotATask.
 
-    `with_result`: the poll requested the result. Only then does a missing result mean that there is none.
+    `with_result`: the poll requested the result. Only then does a missing result mean that there is none. `result` may
+    be a Result already.
     """
     if not isinstance(body, dict) or not isinstance(body.get("status"), str) or not body["status"]:
         raise NotATask("the answer has no task status")
@@ -356,6 +361,8 @@ def _percent(completed: int | float, total: int | float) -> float:
 
 def _result(info: dict[str, Any]) -> Result:
     value = info.get("result")
+    if isinstance(value, Result):
+        return value
     return NO_RESULT if value is None else Result(encode_compact(value))
 
 

@@ -6,4 +6,5 @@ shared        what both APIs share                    policy      how often to p
 http          the only place that knows httpx         http_errors what a failed request means, in sentences
 login         when a login may be tried               backoff     when to try again after a failure
 health        the state of vCenter, for readiness and the log
+parsing       parse long answers outside the event loop; parsing_process is for the longest
 """

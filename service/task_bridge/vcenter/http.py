@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import io
 import os
 import ssl
 import time
@@ -25,12 +26,17 @@ from .http_errors import describe_http_error, is_tls_error
 from .policy import VCenterConfig
 
 MAX_BODY_BYTES = 32 * 1024 * 1024
+ERROR_MAX_BYTES = 64 * 1024
+"""Of an answer that isn't a success only the beginning is read, since it is parsed in the event loop."""
+SMALL_MAX_BYTES = 64 * 1024
 MAX_RETRY_AFTER_S = 3_600.0
 CONNECT_TIMEOUT_S = 10.0
 WHOLE_ANSWER_S = 60.0
 """How much longer than one step a request may take: a list of 500 tasks may take its time, but a body that drips may
 not."""
 
+_READS_BETWEEN_TURNS = 200
+"""Pieces of a body between two turns of the event loop: one read of the socket may bring 10,000 of 2 bytes."""
 _SAFE_TO_REPEAT = frozenset({"list", "get", "result", "session", "pull", "modify", "wait"})
 _DROPPED = (httpx.RemoteProtocolError, httpx.ReadError, httpx.WriteError)
 _TIMED_OUT = (httpx.ReadTimeout, TimeoutError)
@@ -53,8 +59,15 @@ class AnswerTooLarge(VCenterUnavailable):
     """The body exceeds the limit. Ask for fewer tasks at once; one task alone may never fit."""
 
 
+class UnexpectedEncoding(AmbiguousFailure):
+    """The body is compressed, though the bridge didn't ask for that. A few kilobytes could be gigabytes."""
+
+
 class Answer(NamedTuple):
-    """vCenter's response. `retry_after_s` is set if vCenter named a time; `set_cookie` is that header."""
+    """vCenter's response. `retry_after_s` is set if vCenter named a time; `set_cookie` is that header.
+
+    Of the body of an error only the beginning is here, at most ERROR_MAX_BYTES.
+    """
 
     status: int
     body: bytes
@@ -74,6 +87,8 @@ class AnswerLimits(NamedTuple):
 
 
 DEFAULT_LIMITS = AnswerLimits()
+SMALL_LIMITS = AnswerLimits(max_bytes=SMALL_MAX_BYTES)
+"""For the answer to a login: a word."""
 
 
 class RequestBudget:
@@ -247,20 +262,35 @@ class VCenterHttp:
     async def _read_answer(self, client: httpx.AsyncClient, request: httpx.Request, max_bytes: int) -> Answer:
         response = await client.send(request, stream=True)
         try:
-            chunks, size = [], 0
-            async for chunk in response.aiter_bytes():
-                chunks.append(chunk)
-                size += len(chunk)
-                if size > max_bytes:
-                    raise AnswerTooLarge(
-                        f"vCenter {self._settings.name} answered with more than the {max_bytes} bytes "
-                        "that the bridge accepts."
-                    )
+            encoding = response.headers.get("content-encoding", "").strip().lower()
+            if encoding not in ("", "identity"):
+                raise UnexpectedEncoding(
+                    f"vCenter {self._settings.name} answers in the encoding {encoding[:40]!r}, though the bridge asks "
+                    "for none. Let the proxy in front of it pass answers on as they are."
+                )
+            body = await self._read_body(response, max_bytes)
             retry_after_s = _parse_retry_after_s(response.headers)
             cookie = response.headers.get("set-cookie", "")
-            return Answer(response.status_code, b"".join(chunks), retry_after_s, cookie)
+            return Answer(response.status_code, body, retry_after_s, cookie)
         finally:
             await response.aclose()
+
+    async def _read_body(self, response: httpx.Response, max_bytes: int) -> bytes:
+        """Return the body, of an error only its beginning. Raises AnswerTooLarge."""
+        body, pieces = io.BytesIO(), 0  # holds the body once, whereas joining pieces would hold it twice
+        async for piece in response.aiter_bytes():
+            body.write(piece)
+            if not response.is_success and body.tell() > ERROR_MAX_BYTES:
+                return body.getvalue()[:ERROR_MAX_BYTES]
+            if body.tell() > max_bytes:
+                raise AnswerTooLarge(
+                    f"vCenter {self._settings.name} answered with more than the {max_bytes} bytes "
+                    "that the bridge accepts."
+                )
+            pieces += 1
+            if pieces % _READS_BETWEEN_TURNS == 0:
+                await asyncio.sleep(0)
+        return body.getvalue()
 
     @contextlib.asynccontextmanager
     async def _use_client(self) -> AsyncIterator[httpx.AsyncClient]:

@@ -8,9 +8,11 @@ from typing import NamedTuple
 
 import msgspec
 
+from ...domain import task_json
 from ...domain.errors import Refused, VCenterUnavailable
 from ...domain.task import Rendering, TaskError
-from ..http import AmbiguousFailure, Answer, AnswerTooLarge
+from ..http import AmbiguousFailure, Answer, AnswerLimits, AnswerTooLarge
+from ..parsing import parse_outside_loop
 from ..policy import VCenterConfig
 from . import renderings
 from .schedule import PollGroup, TrackedCisTask
@@ -18,6 +20,10 @@ from .session import CisSession
 
 RESULTS_MAX = 70
 """Results take some kilobytes each, and vCenter limits its answers to 7 MB."""
+
+
+LIST_LIMITS = AnswerLimits(max_bytes=8 * 1024 * 1024)
+"""A list that is longer is split. A task that fills one by itself is fetched alone, where more is accepted."""
 
 
 class BadAnswer(VCenterUnavailable):
@@ -28,6 +34,10 @@ class TaskAnswerTooLarge(BadAnswer):
     """The answer is larger than the bridge accepts."""
 
 
+class TaskOutOfBounds(BadAnswer):
+    """The answer about one task exceeds what the bridge decodes."""
+
+
 class ListUnavailable(VCenterUnavailable):
     """This vCenter has no list of tasks, or not now: get each task alone."""
 
@@ -35,14 +45,14 @@ class ListUnavailable(VCenterUnavailable):
 class Listing(NamedTuple):
     """Those of the tasks that vCenter shows, each still as JSON in this rendering."""
 
-    bodies: renderings.TaskBodies
+    bodies: task_json.TaskBodies
     rendering: Rendering
 
 
 class FetchedTask(NamedTuple):
     """A task as JSON in a rendering."""
 
-    body: msgspec.Raw
+    body: bytes | msgspec.Raw
     rendering: Rendering
 
 
@@ -83,18 +93,18 @@ class CisTasksApi:
         """Return those of the tasks that vCenter shows. Raises BadAnswer, ListUnavailable or VCenterUnavailable."""
         operation = "result" if with_result else "list"
         for rendering in tuple(self._renderings):
-            bodies: renderings.TaskBodies = {}
+            listed: task_json.TaskBodies = {}
             for call in renderings.list_calls(rendering, tasks, with_result=with_result):
                 try:
-                    answer = await self._session.request(operation, *call)
+                    answer = await self._session.request(operation, *call, limits=LIST_LIMITS)
                 except AnswerTooLarge as error:
                     raise TaskAnswerTooLarge(str(error)) from error
                 if renderings.is_no_route(answer) or (answer.ok and not answer.body):
                     break
-                bodies |= self._parse_list(answer, rendering)
+                listed |= await self._parse_list(answer, rendering)
             else:
                 self._prefer(rendering)
-                return Listing(bodies, rendering)
+                return Listing(listed, rendering)
         raise ListUnavailable(f"vCenter {self._name} has no list of tasks.")
 
     async def get_task(self, task: str, *, with_result: bool) -> FetchedTask | MissingTask:
@@ -107,9 +117,12 @@ class CisTasksApi:
             self._refuse_web_page(answer)
             self._prefer(rendering)
             try:
-                return FetchedTask(renderings.unwrap_task(rendering, answer.body), rendering)
-            except renderings.UnreadableBody as error:
+                body = await parse_outside_loop(len(answer.body), task_json.unwrap_task, rendering, answer.body)
+            except task_json.BodyOutOfBounds as error:
+                raise TaskOutOfBounds(f"vCenter {self._name} shows {task} in an answer that is {error}.") from error
+            except task_json.UnreadableBody as error:
                 raise BadAnswer(f"vCenter {self._name} can't show {task}: its answer is {error}.") from error
+            return FetchedTask(body, rendering)
         message = renderings.parse_message(answer)
         if answer.status in (403, 404):
             denied = answer.status == 403
@@ -155,13 +168,13 @@ class CisTasksApi:
                 return answer, rendering
         return await self._session.request(operation, method, target(last)), last
 
-    def _parse_list(self, answer: Answer, rendering: Rendering) -> renderings.TaskBodies:
+    async def _parse_list(self, answer: Answer, rendering: Rendering) -> task_json.TaskBodies:
         if not answer.ok:
             raise self._to_error(answer)
         self._refuse_web_page(answer)
         try:
-            return renderings.parse_list(rendering, answer.body)
-        except renderings.UnreadableBody as error:
+            return await parse_outside_loop(len(answer.body), task_json.parse_list, rendering, answer.body)
+        except task_json.UnreadableBody as error:
             raise BadAnswer(f"vCenter {self._name} can't list tasks: its answer is {error}.") from error
 
     def _refuse_web_page(self, answer: Answer) -> None:

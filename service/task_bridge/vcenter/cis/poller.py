@@ -14,14 +14,23 @@ import structlog
 
 from ...domain.errors import VCenterUnavailable
 from ...domain.task import UNAVAILABLE, Rendering, Task
+from ...domain.task_json import BodyOutOfBounds, UnreadableBody, size_of
 from ...metrics import Metrics
 from ..backoff import Outage
 from ..health import VCenterHealthTracker
 from ..http import AmbiguousFailure, RequestBudget
+from ..parsing import SHORT_BYTES, parse_task_outside_loop
 from ..policy import Timeouts
 from ..tracked_task import FORGOTTEN, POLLING, WAITING, TaskTracker
-from .api import BadAnswer, CisTasksApi, Listing, MissingTask, TaskAnswerTooLarge, TaskLister
-from .renderings import UnreadableBody, parse_raw_task
+from .api import (
+    BadAnswer,
+    CisTasksApi,
+    Listing,
+    MissingTask,
+    TaskAnswerTooLarge,
+    TaskLister,
+    TaskOutOfBounds,
+)
 from .schedule import PollGroup, TrackedCisTask
 from .session import CisSession
 from .transport import CisTransport
@@ -32,6 +41,8 @@ _AMBIGUOUS_LOGGED = 3
 """An ambiguous failure is logged when it comes so many times in a row."""
 _PARTIAL_RESULTS_TRIED = 3
 _FAILING_MAX = 20
+_PARSED_BETWEEN_TURNS = 4 * SHORT_BYTES
+"""Bytes of short bodies that are parsed between two turns of the event loop."""
 _OTHERS_AFTER_LIST, _OTHERS_AFTER_GET = 200, 5
 """How many other tasks are polled at once when one has vanished."""
 
@@ -114,7 +125,7 @@ class CisPoller:
         async for part in self._lister.list_in_parts(group, batch):
             if part.listing is not None:
                 was_listed, group.failures = True, 0
-                self._apply_listing(group, part.tasks, part.listing)
+                await self._apply_listing(group, part.tasks, part.listing)
             elif part.error is None:
                 self._had_no_list = True
                 self._get_instead(part.tasks)
@@ -128,7 +139,7 @@ class CisPoller:
         elif error is not None:
             self._handle_failed_list(group, batch, error)
 
-    def _apply_listing(self, group: PollGroup, batch: list[TrackedCisTask], listing: Listing) -> None:
+    async def _apply_listing(self, group: PollGroup, batch: list[TrackedCisTask], listing: Listing) -> None:
         now = self._clock()
         self._had_no_list = False
         self._record_good_poll(now, group.provider)
@@ -136,7 +147,7 @@ class CisPoller:
         for task in islice(bodies, 2):
             self._absences.record_shown(task, now)
         unchanged: list[TrackedCisTask] = []
-        none_absent = not self._absences
+        none_absent, parsed_bytes = not self._absences, 0
         for tracked in batch:
             body = bodies.get(tracked.id)
             if body is None:
@@ -149,13 +160,21 @@ class CisPoller:
             ):
                 unchanged.append(tracked)
             else:
-                try:
-                    self._apply_body(tracked, body, rendering)
-                except Exception as error:
-                    self._handle_bug(tracked, error)
-        self._report_unchanged(unchanged, now)
+                await self._apply_listed(tracked, body, rendering)
+                parsed_bytes += size_of(body)
+                if parsed_bytes > _PARSED_BETWEEN_TURNS:
+                    parsed_bytes = 0
+                    await asyncio.sleep(0)
+        # While others were parsed, some may have been forgotten.
+        self._report_unchanged([tracked for tracked in unchanged if tracked.phase == POLLING], now)
         if not group.results:
             self._polled.inc(len(batch))
+
+    async def _apply_listed(self, tracked: TrackedCisTask, body: msgspec.Raw, rendering: Rendering) -> None:
+        try:
+            await self._apply_body(tracked, body, rendering)
+        except Exception as error:
+            self._handle_bug(tracked, error)
 
     def _handle_failed_list(self, group: PollGroup, batch: list[TrackedCisTask], error: BadAnswer) -> None:
         """Let all wait but one, whose get shows whether tasks can be had at all: no list works."""
@@ -224,7 +243,7 @@ class CisPoller:
         self._relist_later(tracked, now)
         self._record_good_poll(now, tracked.provider)
         self._absences.record_shown(tracked.id, now)
-        self._apply_body(tracked, answer.body, answer.rendering)
+        await self._apply_body(tracked, answer.body, answer.rendering)
 
     def _relist_later(self, tracked: TrackedCisTask, now: float) -> None:
         """Stop listing for a while what lists don't show though a get does."""
@@ -249,7 +268,7 @@ class CisPoller:
             return
         if tracked.awaits_result:
             if missing.well_formed:
-                self._give_up_result(tracked)
+                self._give_up_result(tracked, "vCenter no longer shows the task.")
             else:
                 self._tracker.retry_at(tracked, now + self._tracker.backoff_s(1))
             return
@@ -273,21 +292,24 @@ class CisPoller:
 
     # Tasks that vCenter shows
 
-    def _apply_body(self, tracked: TrackedCisTask, body: msgspec.Raw, rendering: Rendering) -> None:
+    async def _apply_body(self, tracked: TrackedCisTask, body: bytes | msgspec.Raw, rendering: Rendering) -> None:
         """Report the task if it changed. `body` is its JSON."""
         if tracked.phase != POLLING:
             return
+        task, fingerprint = tracked.task, hash(bytes(body))
+        if task is None or tracked.awaits_result or fingerprint != tracked.fingerprint:
+            with_result = tracked.with_result or tracked.awaits_result
+            try:
+                task = await parse_task_outside_loop(body, rendering, with_result=with_result)
+            except UnreadableBody as error:
+                self._handle_unreadable_body(tracked, error)
+                return
+            if tracked.phase != POLLING:
+                return  # forgotten while it was parsed
         if tracked.awaits_result:
-            self._apply_result(tracked, body, rendering)
+            self._apply_result(tracked, task)
             return
         self._tracker.mark_seen(tracked)
-        task, fingerprint = tracked.task, hash(bytes(body))
-        if task is None or fingerprint != tracked.fingerprint:
-            try:
-                task = parse_raw_task(body, rendering, with_result=tracked.with_result)
-            except UnreadableBody as error:
-                self._handle_bad_answer(tracked, BadAnswer(f"vCenter shows what can't be read: {error}."))
-                return
         if task == tracked.task:
             self._report_unchanged([tracked], self._clock())
         else:
@@ -296,6 +318,14 @@ class CisPoller:
         if self._tracker.mark_readable(tracked):
             log.info("task_readable_again", vcenter=self._tracker.vcenter, task=tracked.id)
 
+    def _handle_unreadable_body(self, tracked: TrackedCisTask, error: UnreadableBody) -> None:
+        if tracked.phase != POLLING:
+            return
+        if not tracked.awaits_result:
+            self._tracker.mark_seen(tracked)
+        kind = TaskOutOfBounds if isinstance(error, BodyOutOfBounds) else BadAnswer
+        self._handle_bad_answer(tracked, kind(f"vCenter shows what can't be read: {error}."))
+
     def _report_unchanged(self, those: list[TrackedCisTask], now: float) -> None:
         self._tracker.report_unchanged(those)
         self._transport.schedule_next(those, now)
@@ -303,27 +333,34 @@ class CisPoller:
     def _report_change(self, tracked: TrackedCisTask, task: Task) -> None:
         """Report a new state. Then fetch the result if the task has ended and its result isn't known yet."""
         self._transport.note_change(tracked, task)
+        self._log_unavailable_result(tracked, task)
         self._tracker.report_task(tracked, task)
         if task.ended and task.result is None:
             # Results are gathered, unless there are requests enough.
             wait_s = 0.0 if self._budget.is_plentiful else self._timeouts.gather_results_s
             self._transport.schedule_result(tracked, wait_s)
-            asyncio.get_running_loop().call_later(self._timeouts.result_s, self._give_up_result, tracked)
+            asyncio.get_running_loop().call_later(
+                self._timeouts.result_s, self._give_up_result, tracked, "vCenter didn't show it in time."
+            )
 
-    def _apply_result(self, tracked: TrackedCisTask, body: msgspec.Raw, rendering: Rendering) -> None:
-        try:
-            task = parse_raw_task(body, rendering, with_result=True)
-        except UnreadableBody:
-            task = None
-        if task is not None and task.ended:
+    def _apply_result(self, tracked: TrackedCisTask, task: Task) -> None:
+        if task.ended:
+            self._log_unavailable_result(tracked, task)
             self._tracker.report(tracked, task)
         else:
             self._handle_bad_answer(tracked, BadAnswer("vCenter shows the task that ended as if it hadn't."))
 
-    def _give_up_result(self, tracked: TrackedCisTask) -> None:
+    def _log_unavailable_result(self, tracked: TrackedCisTask, task: Task) -> None:
+        """Log why, once: partial results are read again and again."""
+        before = tracked.task and tracked.task.result
+        if task.result is not None and task.result.reason and task.result != before:
+            reason = f"It can't be passed on: {task.result.reason}."
+            log.warning("result_unavailable", vcenter=self._tracker.vcenter, task=tracked.id, reason=reason)
+
+    def _give_up_result(self, tracked: TrackedCisTask, reason: str) -> None:
         """Report that the result is unavailable, unless it has been reported by now."""
         if tracked.awaits_result and tracked.phase != FORGOTTEN and tracked.task is not None:
-            log.warning("result_unavailable", vcenter=self._tracker.vcenter, task=tracked.id)
+            log.warning("result_unavailable", vcenter=self._tracker.vcenter, task=tracked.id, reason=reason)
             self._tracker.report(tracked, msgspec.structs.replace(tracked.task, result=UNAVAILABLE))
 
     # Failures
@@ -333,9 +370,9 @@ class CisPoller:
         self._record_answer()
         self._tracker.last_refusal = error.answer
         self._record_failed_poll(tracked, str(error))
-        is_too_large = isinstance(error, TaskAnswerTooLarge)
+        is_too_large = isinstance(error, TaskAnswerTooLarge | TaskOutOfBounds)
         if tracked.awaits_result and is_too_large:
-            self._give_up_result(tracked)
+            self._give_up_result(tracked, str(error))
             return
         self._handle_unreadable(tracked, error, log_after=1)
         if tracked.with_result and (is_too_large or tracked.failures >= _PARTIAL_RESULTS_TRIED):

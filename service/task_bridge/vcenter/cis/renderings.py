@@ -7,7 +7,6 @@ lists, and lists tasks with a GET whose query repeats a parameter.
 from __future__ import annotations
 
 import enum
-import json
 import re
 from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
@@ -15,7 +14,8 @@ from urllib.parse import quote
 
 import msgspec
 
-from ...domain.task import Message, NotATask, Rendering, Task, TaskError, parse_error, parse_task
+from ...domain.task import Message, Rendering, TaskError, parse_error
+from ...domain.task_json import UnreadableBody, parse_json
 from ..http import Answer
 
 Call = tuple[str, str]
@@ -38,10 +38,6 @@ LIST_MAX = 500
 """vCenter answers more than 1,000 matches with an error; half of that leaves room for slow providers."""
 REST_LIST_MAX = 70
 _QUERY_MAX = 7_000
-
-
-class UnreadableBody(ValueError):  # noqa: N818 - reads as what the body is
-    """The body isn't what was requested."""
 
 
 # Requests
@@ -175,9 +171,6 @@ def classify_session_fault(answer: Answer) -> SessionFault:
     return SessionFault.POSSIBLE if answer.status == 403 else SessionFault.NO
 
 
-# Bodies
-
-
 def parse_token(body: bytes) -> str | None:
     """Return the session id from the body of either login, None if there is none."""
     try:
@@ -186,76 +179,3 @@ def parse_token(body: bytes) -> str | None:
         return None
     token = value.get("value") if isinstance(value, dict) else value
     return token if isinstance(token, str) and token.isascii() and token.isprintable() and token else None
-
-
-class _Entry(msgspec.Struct):
-    key: str
-    value: msgspec.Raw
-
-
-class _RestList(msgspec.Struct):
-    value: list[_Entry] | dict[str, msgspec.Raw]
-
-
-class _RestTask(msgspec.Struct):
-    value: msgspec.Raw
-
-
-_api_list = msgspec.json.Decoder(dict[str, msgspec.Raw])
-_rest_list = msgspec.json.Decoder(_RestList)
-_rest_task = msgspec.json.Decoder(_RestTask)
-
-TaskBodies = dict[str, msgspec.Raw]
-
-
-def parse_list(rendering: Rendering, body: bytes) -> TaskBodies:
-    """Return the tasks of a list, each still as JSON. Raises UnreadableBody."""
-    try:
-        if rendering == "api":
-            return _api_list.decode(body)
-        value = _rest_list.decode(body).value
-    except (ValueError, RecursionError) as error:
-        raise UnreadableBody(f"not a list of tasks: {error}") from error
-    return value if isinstance(value, dict) else {entry.key: entry.value for entry in value}
-
-
-def unwrap_task(rendering: Rendering, body: bytes) -> msgspec.Raw:
-    """Return one task, still as JSON. Raises UnreadableBody."""
-    if rendering == "api":
-        return msgspec.Raw(body)
-    try:
-        return _rest_task.decode(body).value
-    except (ValueError, RecursionError) as error:
-        raise UnreadableBody(f"not a task: {error}") from error
-
-
-def parse_json(body: bytes | msgspec.Raw) -> Any:
-    """Parse any JSON, even what msgspec refuses: lone surrogates, NaN, bytes that aren't UTF-8.
-
-    Raises UnreadableBody.
-    """
-    try:
-        return msgspec.json.decode(body)
-    except (ValueError, RecursionError):
-        pass
-    try:
-        return json.loads(bytes(body).decode("utf-8", "replace"))
-    except (ValueError, RecursionError) as error:
-        raise UnreadableBody(f"not JSON: {error}") from error
-
-
-def parse_raw_task(body: bytes | msgspec.Raw, rendering: Rendering, *, with_result: bool) -> Task:
-    """Return the task that a body shows. Raises UnreadableBody. This is the bridge's hottest path.
-
-    Without `with_result` the request excluded the result. If vCenter sends it nevertheless, an ended task keeps it.
-    """
-    info = parse_json(body)
-    has_result = isinstance(info, dict) and info.get("result") is not None
-    try:
-        task = parse_task(info, rendering, with_result=with_result or has_result)
-    except (NotATask, RecursionError) as error:
-        raise UnreadableBody(str(error)) from error
-    if task.ended:
-        return task
-    # Only final events report `extra`, and nothing reads a result that wasn't requested.
-    return msgspec.structs.replace(task, extra=None, result=task.result if with_result else None)

@@ -16,7 +16,7 @@ from collections.abc import Callable
 from ...domain.errors import VCenterUnavailable
 from ...domain.task import Rendering
 from ...metrics import Metrics
-from ..http import Answer, VCenterHttp
+from ..http import DEFAULT_LIMITS, SMALL_LIMITS, Answer, AnswerLimits, VCenterHttp
 from ..login import LoginThrottle, SingleFlight
 from ..policy import VCenterConfig
 from .renderings import (
@@ -59,17 +59,24 @@ class CisSession:
         self.login_throttle = LoginThrottle(settings, metrics, clock, rng)
         self._closed = False
 
-    async def request(self, operation: str, method: str, target: str, content: bytes | None = None) -> Answer:
+    async def request(
+        self,
+        operation: str,
+        method: str,
+        target: str,
+        content: bytes | None = None,
+        limits: AnswerLimits = DEFAULT_LIMITS,
+    ) -> Answer:
         """Send a request as a logged-in user. Return the answer, whatever its status but 401.
 
         If vCenter has ended the session, log in and repeat the request, once. Raises VCenterUnavailable.
         """
         token = await self._ensure_token(stale=None)
-        answer = await self._send(token, operation, method, target, content)
+        answer = await self._send(token, operation, method, target, content, limits)
         if not await self._is_session_over(token, answer):
             return answer
         token = await self._ensure_token(stale=token)
-        answer = await self._send(token, operation, method, target, content)
+        answer = await self._send(token, operation, method, target, content, limits)
         if classify_session_fault(answer) is SessionFault.CERTAIN:
             raise self.login_throttle.record_rejected_session(str(parse_message(answer)))
         return answer
@@ -93,11 +100,19 @@ class CisSession:
             method, target = self._calls.logout
             await self._http.request("logout", method, target, {_SESSION_HEADER: token}, urgent=True)
 
-    async def _send(self, token: str, operation: str, method: str, target: str, content: bytes | None = None) -> Answer:
+    async def _send(
+        self,
+        token: str,
+        operation: str,
+        method: str,
+        target: str,
+        content: bytes | None = None,
+        limits: AnswerLimits = DEFAULT_LIMITS,
+    ) -> Answer:
         headers = {_SESSION_HEADER: token}
         if content is not None:
             headers["content-type"] = "application/json"
-        answer = await self._http.request(operation, method, target, headers, content)
+        answer = await self._http.request(operation, method, target, headers, content, limits=limits)
         if answer.ok and token == self._token:
             self._accepted_at = self._clock()
             self.login_throttle.record_accepted_session()
@@ -150,7 +165,7 @@ class CisSession:
         answer: Answer | None = None
         for rendering in renderings if self._settings.api == "auto" else [self._settings.api]:
             try:
-                answer = await self._http.request("login", *LOGIN_CALLS[rendering].login, headers)
+                answer = await self._http.request("login", *LOGIN_CALLS[rendering].login, headers, limits=SMALL_LIMITS)
             except VCenterUnavailable:
                 self.login_throttle.record_failure()
                 raise

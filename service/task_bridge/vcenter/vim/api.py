@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 from collections.abc import Collection, Iterable
 from typing import Any, NamedTuple
@@ -21,6 +22,8 @@ WAIT_LIMITS = AnswerLimits(read_timeout_s=WAIT_S + 15.0, max_bytes=MAX_BYTES)
 DESTROY_LIMITS = AnswerLimits(read_timeout_s=1.0)
 UPDATES_MAX = 500
 _PAGE, _PAGES_MAX = 500, 40
+_PARSED_BETWEEN_TURNS = 50
+"""Objects of an answer that are read between two turns of the event loop."""
 _DENIED = {"NoPermission", "RestrictedByAdministrator"}
 _PROPERTIES = "".join(
     f"<propSet>{soap.xml_text('type', kind)}{''.join(soap.xml_text('pathSet', path) for path in paths)}</propSet>"
@@ -83,7 +86,10 @@ async def fetch_objects(
         page = child(answer, "returnval")
         if page is None:
             return states
-        states += [_parse_object(one, "propSet", session, number) for one in children(page, "objects")]
+        for count, one in enumerate(children(page, "objects"), 1):
+            states.append(_parse_object(one, "propSet", session, number))
+            if count % _PARSED_BETWEEN_TURNS == 0:
+                await asyncio.sleep(0)
         if (token := text_of(child(page, "token"))) is None:
             return states
         inner = soap.xml_text("token", token)
@@ -220,12 +226,14 @@ async def wait_for_updates(session: VimSession, collector: Ref, version: str) ->
         return None
     updates = [update for part in children(update_set, "filterSet") for update in children(part, "objectSet")]
     objects: list[ObjectState] = []
-    for update in updates:
+    for count, update in enumerate(updates, 1):
         kind = text_of(child(update, "kind"))
         if kind == "leave":
             objects.append(ObjectState(_parse_object_ref(update, session), {}, is_gone=True))
         else:
             objects.append(_parse_object(update, "changeSet", session, number, is_complete=kind == "enter"))
+        if count % _PARSED_BETWEEN_TURNS == 0:
+            await asyncio.sleep(0)
     return UpdateSet(new_version, objects, text_of(child(update_set, "truncated")) in ("true", "1"))
 
 

@@ -13,6 +13,7 @@ from typing import NamedTuple
 from ...domain.errors import VCenterUnavailable
 from ..http import AnswerLimits
 from ..login import SingleFlight
+from ..parsing import parse_outside_loop
 from ..policy import VCenterConfig
 from ..shared import SharedVCenter
 from . import soap
@@ -181,7 +182,7 @@ class VimSession:
                 retry_after_s=answer.retry_after_s,
             )
         try:
-            return soap.parse_answer(answer.body, method)
+            return await parse_outside_loop(len(answer.body), soap.parse_answer, answer.body, method)
         except UnreadableXml as error:
             raise UnreadableXml(f"vCenter {name} answers {method} with {error}.") from error
         except SoapFault as fault:

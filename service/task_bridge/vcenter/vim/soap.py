@@ -1,11 +1,12 @@
 """SOAP envelopes of the vSphere Web Services API: build method calls, parse answers and faults. Pure.
 
 Answers are parsed without entities, network access and huge nodes. One with a DTD is refused: SOAP doesn't allow it,
-and XML bombs need it.
+and XML bombs need it. The number of elements and attributes is bounded, since each takes some 100 bytes.
 """
 
 from __future__ import annotations
 
+from itertools import islice
 from typing import NamedTuple
 from xml.sax.saxutils import escape, quoteattr
 
@@ -20,6 +21,10 @@ _START = (
 )
 _END = "</e:Body></e:Envelope>"
 _REASON_MAX = 300
+MARKUP_MAX = 400_000
+"""Opening and closing tags and attributes of an answer. An answer about 500 tasks has fewer than 100,000."""
+CHILDREN_MAX = 5_000
+"""Children of one tag. Answers have 500 objects; vCenter describes some 3,000 operations."""
 
 Element = etree._Element
 
@@ -60,6 +65,8 @@ def xml_text(tag: str, value: object) -> str:
 
 def parse_answer(body: bytes, method: str) -> Element:
     """Return the answer to `method`. Raises SoapFault or UnreadableXml."""
+    if body.count(b"<") + body.count(b"=") > MARKUP_MAX:
+        raise UnreadableXml(f"XML with more than the {MARKUP_MAX} tags and attributes that the bridge parses")
     try:
         # Create a parser for each answer, so that an error in one doesn't affect the next.
         parser = etree.XMLParser(
@@ -98,7 +105,11 @@ def child(element: Element, *path: str) -> Element | None:
 
 
 def children(element: Element, tag: str) -> list[Element]:
-    return list(element.iterchildren(f"{{*}}{tag}"))
+    """Return the children with this tag. Raises UnreadableXml if there are more than any good answer has."""
+    found = list(islice(element.iterchildren(f"{{*}}{tag}"), CHILDREN_MAX + 1))
+    if len(found) > CHILDREN_MAX:
+        raise UnreadableXml(f"vCenter answers with more than {CHILDREN_MAX} elements {tag!r} in one place.")
+    return found
 
 
 def text_of(element: Element | None) -> str | None:

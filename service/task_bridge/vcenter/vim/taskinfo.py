@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping
+from itertools import islice
 from typing import Any, NamedTuple
 
 from ...domain.durations import parse_time, rfc3339
@@ -21,7 +22,7 @@ from ...domain.task import (
     TaskIdentity,
     encode_compact,
 )
-from .soap import Element, Ref, child, children, local_name, ref_of, text_of, type_of
+from .soap import CHILDREN_MAX, Element, Ref, child, children, local_name, ref_of, text_of, type_of
 
 DYNAMIC = ("state", "progress", "description", "cancelable", "error", "result", "startTime", "completeTime")
 STATIC = (
@@ -65,7 +66,8 @@ def parse_field(field: str, element: Element | None) -> Any:
 
 def parse_info(element: Element) -> Info:
     """Return a whole TaskInfo, as vCenter's history has it."""
-    return {local_name(one): parse_field(local_name(one), one) for one in element if local_name(one) in _KNOWN}
+    fields = {local_name(one): one for one in islice(element, CHILDREN_MAX)}
+    return {name: parse_field(name, one) for name, one in fields.items() if name in _KNOWN}
 
 
 def parse_question(element: Element | None) -> Question | None:

@@ -1,0 +1,242 @@
+"""JSON of vCenter's tasks: lists, single tasks, and anything else, within bounds. Pure.
+
+Whatever vCenter sends within the size limit of an answer, parsing it takes little memory. The result of a task may be
+large: where `/api` sends it, it is passed on as bytes. Converting that of `/rest` takes decoding, so it is bounded, and
+a result beyond the bounds is unavailable.
+"""
+
+from __future__ import annotations
+
+import codecs
+import json
+from typing import Any
+
+import msgspec
+
+from .task import (
+    NO_RESULT,
+    NotATask,
+    Rendering,
+    Result,
+    Task,
+    convert_rest_rendering,
+    encode_compact,
+    parse_task,
+)
+
+DECODED_MAX_BYTES = 8 * 1024 * 1024
+"""vCenter itself limits its answers to 7 MB. A string takes up to four times its bytes once it is decoded."""
+ELEMENTS_MAX = 200_000
+"""Values that are decoded at once. Each takes 50 to 250 bytes."""
+LISTED_MAX = 200_000
+"""Colons in a list, so at most as many tasks. Each takes 200 bytes, its JSON aside."""
+DECODED_AT_ONCE_BYTES = 16 * 1024
+"""Up to this size a task is decoded as a whole, its result too."""
+UNWRAPPED_MAX_BYTES = 512 * 1024
+"""A longer answer of `/rest` must hold `value` alone, as vCenter's do."""
+_WRAPPED = b'{"value":'
+_CHUNK_BYTES = 1024 * 1024
+
+
+class UnreadableBody(ValueError):  # noqa: N818 - reads as what the body is
+    """The body isn't what was requested."""
+
+
+class BodyOutOfBounds(UnreadableBody):
+    """The body is what was requested, but exceeds what the bridge decodes. The next one will, too."""
+
+
+class _Entry(msgspec.Struct):
+    key: str
+    value: msgspec.Raw
+
+
+class _RestList(msgspec.Struct):
+    value: list[_Entry] | dict[str, msgspec.Raw]
+
+
+class _RestTask(msgspec.Struct):
+    value: msgspec.Raw
+
+
+class _Outline(msgspec.Struct):
+    """The keys of a task that the bridge can't do without, and its result. What is missing is empty."""
+
+    status: msgspec.Raw = msgspec.Raw()
+    operation: msgspec.Raw = msgspec.Raw()
+    service: msgspec.Raw = msgspec.Raw()
+    target: msgspec.Raw = msgspec.Raw()
+    progress: msgspec.Raw = msgspec.Raw()
+    start_time: msgspec.Raw = msgspec.Raw()
+    end_time: msgspec.Raw = msgspec.Raw()
+    result: msgspec.Raw = msgspec.Raw()
+
+
+_api_list = msgspec.json.Decoder(dict[str, msgspec.Raw])
+_rest_list = msgspec.json.Decoder(_RestList)
+_rest_task = msgspec.json.Decoder(_RestTask)
+_outline = msgspec.json.Decoder(_Outline)
+_keys = msgspec.json.Decoder(dict[str, msgspec.Raw])
+
+TaskBodies = dict[str, msgspec.Raw]
+
+
+def size_of(body: bytes | msgspec.Raw) -> int:
+    return memoryview(body).nbytes
+
+
+def parse_list(rendering: Rendering, body: bytes) -> TaskBodies:
+    """Return the tasks of a list, each still as JSON. Raises UnreadableBody; a shorter list may be readable."""
+    if body.count(b":") > LISTED_MAX:
+        raise BodyOutOfBounds(f"a list with more than {LISTED_MAX} keys")
+    try:
+        if rendering == "api":
+            return _api_list.decode(body)
+        value = _rest_list.decode(body).value
+    except (ValueError, RecursionError) as error:
+        raise UnreadableBody(f"not a list of tasks: {error}") from error
+    return value if isinstance(value, dict) else {entry.key: entry.value for entry in value}
+
+
+def unwrap_task(rendering: Rendering, body: bytes) -> bytes | msgspec.Raw:
+    """Return one task, still as JSON. Raises UnreadableBody."""
+    if rendering == "api":
+        return body
+    if len(body) > UNWRAPPED_MAX_BYTES and body.startswith(_WRAPPED) and body.endswith(b"}"):
+        return body[len(_WRAPPED) : -1]  # finding the end of 31 MB takes up to half a second in one call
+    try:
+        return _rest_task.decode(body).value
+    except RecursionError as error:
+        raise BodyOutOfBounds("nested too deeply") from error
+    except ValueError as error:
+        raise UnreadableBody(f"not a task: {error}") from error
+
+
+def parse_json(body: bytes | msgspec.Raw) -> Any:
+    """Parse any JSON, even what msgspec refuses: lone surrogates, NaN, bytes that aren't UTF-8.
+
+    Raises UnreadableBody. The caller has checked that the body is within the bounds.
+    """
+    try:
+        return msgspec.json.decode(body)
+    except (ValueError, RecursionError):
+        pass
+    try:
+        return json.loads(bytes(body).decode("utf-8", "replace"))
+    except RecursionError as error:
+        raise BodyOutOfBounds("nested too deeply") from error
+    except ValueError as error:
+        raise UnreadableBody(f"not JSON: {error}") from error
+
+
+def parse_raw_task(body: bytes | msgspec.Raw, rendering: Rendering, *, with_result: bool) -> Task:
+    """Return the task that a body shows. Raises UnreadableBody. This is the bridge's hottest path.
+
+    Without `with_result` the request excluded the result. If vCenter sends it nevertheless, an ended task keeps it.
+    """
+    try:
+        if size_of(body) > DECODED_AT_ONCE_BYTES:
+            raise RecursionError  # noqa: TRY301 - the same way as for what is nested too deeply
+        task = _parse_info(parse_json(body), rendering, with_result=with_result)
+    except (RecursionError, BodyOutOfBounds):
+        task = _parse_info(_parse_in_parts(bytes(body), rendering), rendering, with_result=with_result)
+    if task.ended:
+        return task
+    # Only final events report `extra`, and nothing reads a result that wasn't requested.
+    return msgspec.structs.replace(task, extra=None, result=task.result if with_result else None)
+
+
+def _parse_info(info: object, rendering: Rendering, *, with_result: bool) -> Task:
+    has_result = isinstance(info, dict) and info.get("result") is not None
+    try:
+        return parse_task(info, rendering, with_result=with_result or has_result)
+    except NotATask as error:
+        raise UnreadableBody(str(error)) from error
+
+
+# Large tasks
+
+
+def find_excess(body: bytes) -> str:
+    """Return how the JSON exceeds what the bridge decodes; empty if it doesn't. Counts text as if it were JSON."""
+    if len(body) > DECODED_MAX_BYTES:
+        return f"has {len(body)} bytes, more than the {DECODED_MAX_BYTES} that the bridge decodes"
+    if _count_elements(body) > ELEMENTS_MAX:
+        return f"has more than the {ELEMENTS_MAX} values that the bridge decodes"
+    return ""
+
+
+def _count_elements(body: bytes) -> int:
+    return body.count(b",") + body.count(b"[") + body.count(b"{")
+
+
+def _parse_in_parts(body: bytes, rendering: Rendering) -> dict[str, Any]:
+    """Return the task with its result as a `Result`, and without what exceeds the bounds. Raises UnreadableBody."""
+    try:
+        outline = _outline.decode(body)
+    except RecursionError as error:
+        raise BodyOutOfBounds("nested too deeply") from error
+    except ValueError as error:
+        if excess := find_excess(body):
+            raise UnreadableBody(f"not a task: {error} (it {excess})") from error
+        info = parse_json(body)
+        return info if isinstance(info, dict) else {}
+    result = bytes(outline.result)
+    try:
+        info = _parse_all_but_result(body, result, outline)
+        if result and result != b"null":
+            info["result"] = _read_result(result, rendering, info)
+    except RecursionError as error:
+        raise BodyOutOfBounds("nested too deeply") from error
+    return info
+
+
+def _parse_all_but_result(body: bytes, result: bytes, outline: _Outline) -> dict[str, Any]:
+    """Return the keys of a task, or, where they exceed the bounds, those short ones that the bridge needs."""
+    rest_bytes = len(body) - len(result)
+    rest_elements = _count_elements(body) - _count_elements(result)
+    if rest_bytes <= DECODED_MAX_BYTES and rest_elements <= ELEMENTS_MAX:
+        return {key: parse_json(raw) for key, raw in _keys.decode(body).items() if key != "result"}
+    needed = {key: getattr(outline, key) for key in _Outline.__struct_fields__ if key != "result"}
+    info = {key: parse_json(raw) for key, raw in needed.items() if 0 < size_of(raw) <= DECODED_AT_ONCE_BYTES}
+    if info.get("status") == "FAILED":
+        info["error"] = {"messages": [{"default_message": "The task is too large for the bridge to read why."}]}
+    return info
+
+
+def _read_result(result: bytes, rendering: Rendering, info: dict[str, Any]) -> Any:
+    """Return the result as a `Result`; that of a failed task decoded if possible, since it may have the reason."""
+    excess = find_excess(result)
+    is_container = result[:1] in (b"{", b"[")
+    try:
+        if info.get("status") == "FAILED" and not excess:
+            return parse_json(result)
+        if rendering == "api" or not is_container:
+            return _pass_on(result, excess)
+        if excess:
+            return Result(available=False, reason=f"the result {excess}")
+        value = convert_rest_rendering(parse_json(result))
+        return NO_RESULT if value is None else Result(encode_compact(value))
+    except (RecursionError, BodyOutOfBounds):
+        return Result(available=False, reason="the result is nested too deeply")
+
+
+def _pass_on(result: bytes, excess: str) -> Result:
+    """Return the result without decoding it, unless it isn't UTF-8."""
+    if is_utf8(result):
+        return Result(msgspec.json.format(result, indent=-1))
+    if excess:
+        return Result(available=False, reason=f"the result isn't UTF-8 and {excess}")
+    return Result(encode_compact(parse_json(result)))
+
+
+def is_utf8(body: bytes) -> bool:
+    """Return whether the bytes are UTF-8, in little memory."""
+    decoder = codecs.getincrementaldecoder("utf-8")()
+    try:
+        for start in range(0, len(body), _CHUNK_BYTES):
+            decoder.decode(body[start : start + _CHUNK_BYTES])
+        decoder.decode(b"", final=True)
+    except UnicodeDecodeError:
+        return False
+    return True
