@@ -10,10 +10,10 @@ from task_bridge.jetstream.unfinished_requests import UnfinishedRequests
 
 def test_a_request_is_known_from_its_first_delivery_until_it_is_forgotten() -> None:
     requests = UnfinishedRequests()
-    assert requests.known_s("1-1", 5.0) is None
+    assert requests.age_s("1-1", 5.0) is None
     assert requests.remember("1-1", 5.0)
     assert not requests.remember("1-1", 7.0)
-    assert ("1-1" in requests, requests.known_s("1-1", 8.0)) == (True, 3.0)
+    assert ("1-1" in requests, requests.age_s("1-1", 8.0)) == (True, 3.0)
     requests.forget("1-1")
     requests.forget("1-1")
     assert "1-1" not in requests
@@ -25,7 +25,7 @@ def test_the_newest_delivery_of_what_was_handed_back_for_its_vcenter_can_be_aske
     requests.remember("1-1", 2.0, vcenter="new", reply="b")
     requests.remember("1-2", 2.0, vcenter="other", reply="c")
     requests.remember("1-3", 2.0)
-    assert requests.handed_back("new") == ["b"]
+    assert requests.list_ack_subjects("new") == ["b"]
 
 
 def test_the_oldest_is_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:

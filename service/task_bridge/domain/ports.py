@@ -87,7 +87,7 @@ class EventEntry(Protocol):
 
 
 class StreamContents(NamedTuple):
-    """What can be known of the events' stream at a glance. `removals` changes if any event may have been removed."""
+    """A summary of the events stream. `removals` changes if any event may have been removed."""
 
     first_sequence: int
     removals: object

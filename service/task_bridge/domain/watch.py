@@ -121,7 +121,7 @@ class Absence(msgspec.Struct, frozen=True, gc=False):
 
 
 class TaskView(msgspec.Struct, gc=False):
-    """What is known of a watch's task now. Times are Unix seconds.
+    """The known state of a watch's task. Times are Unix seconds.
 
     `polled_at`: the last successful poll. `last_poll_until`: when the one poll at the watch's deadline must be over,
     infinite before it is requested. `last_poll_over`: that poll was answered or failed. `memory_lost`: the stream no

@@ -131,12 +131,12 @@ class JetStreamJournal:
             body = self._encode(event)
             ack = await self._publish(event, body, after, backoff)
             if ack is not None and not ack.duplicate:
-                self._count_stored(event, number)
+                self._count_event(event, number)
                 return JournalEntry(event, ack.seq, self._clock(), self.instance, body)
             last = await self._read_last_from_leader(event)
             if last is not None and (last.sequence > after or _is_ahead(last.event, event, number)):
                 if last.instance == self.instance and last.event.id == event.id:
-                    self._count_stored(event, number)
+                    self._count_event(event, number)
                 else:
                     self._metrics.fenced.inc()
                 return last
@@ -205,7 +205,7 @@ class JetStreamJournal:
         self._metrics.publish_seconds.observe(time.perf_counter() - began)
         return ack
 
-    def _count_stored(self, event: Event, number: int) -> None:
+    def _count_event(self, event: Event, number: int) -> None:
         """Count the event, and a lost memory if its number isn't the one that followed."""
         data = event.data
         if data.sequence != number:

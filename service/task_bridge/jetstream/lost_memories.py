@@ -1,4 +1,4 @@
-"""What the events stream lost of held watches: counted, logged, and shown by `/readyz`."""
+"""Events of held watches that the stream has lost: counted, logged, and shown by `/readyz`."""
 
 from __future__ import annotations
 

@@ -91,7 +91,7 @@ class OrderedConsumer:
         inbox = self._client.new_inbox()
         try:
             async with queued_subscription(self._client, inbox) as queue:
-                await self._start_over_if_recreated()
+                await self._start_over_after_recreation()
                 await self._create_consumer(inbox)
                 async for message in self._read_in_sequence(queue):
                     yield message
@@ -117,7 +117,7 @@ class OrderedConsumer:
             self._next_sequence, self._pending = metadata.sequence.stream + 1, metadata.num_pending
             yield message
 
-    async def _start_over_if_recreated(self) -> None:
+    async def _start_over_after_recreation(self) -> None:
         """Read from the first message if the stream isn't the one that was read; its sequences mean others then."""
         if not self._may_read_info:
             return

@@ -52,7 +52,7 @@ class HeldMessage:
 
     @property
     def is_redelivered(self) -> bool:
-        """Whether this isn't the message's first delivery."""
+        """Return whether JetStream has delivered the message before."""
         return parse_ack_subject(self.reply).delivered > 1
 
     async def ack(self) -> None:

@@ -132,7 +132,7 @@ class Replicas:
         """Return for how long to hand back a request for a vCenter that isn't configured here, 0 to reject it."""
         return self._reported.hand_back_s(vcenter, waited_s, self._clock())
 
-    def reported_vcenters(self) -> list[str]:
+    def list_reported_vcenters(self) -> list[str]:
         """Return the vCenters that other replicas report."""
         return self._reported.names(self._clock())
 

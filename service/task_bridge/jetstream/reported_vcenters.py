@@ -1,4 +1,4 @@
-"""Which vCenters the replicas report, and how long a request for one that none knows has to wait. Pure.
+"""The vCenters that replicas report, and how long a request for an unknown one has to wait. Pure.
 
 A replica doesn't speak for the fleet: in a rolling change of settings only the new replica knows a new vCenter. All
 times are monotonic seconds, passed in.

@@ -238,9 +238,9 @@ class RequestConsumer:
 
     async def _hand_back_or_reject(self, message: Msg, key: str, vcenter: str) -> None:
         """Leave a request to a replica that knows its vCenter; reject it if none does for long."""
-        delay_s = self._replicas.hand_back_s(vcenter, self._waited_s(message, key))
+        delay_s = self._replicas.hand_back_s(vcenter, self._waiting_time_s(message, key))
         if delay_s <= 0:
-            known = {*self._context.routes.urls, *self._replicas.reported_vcenters()}
+            known = {*self._context.routes.urls, *self._replicas.list_reported_vcenters()}
             await self._reject(message, key, unknown_vcenter(vcenter, known))
             return
         reply = self._replies[key]
@@ -248,7 +248,7 @@ class RequestConsumer:
             log.info("request_handed_back", vcenter=vcenter, request=key)
         await self._send_ack(key, nak_later(delay_s))
 
-    def _waited_s(self, message: Msg, key: str) -> float:
+    def _waiting_time_s(self, message: Msg, key: str) -> float:
         """Return for how long the request has waited: as this replica knows, or as the number of deliveries shows.
 
         The host's clock alone may be wrong, and deliveries alone may have followed each other at once.
@@ -256,11 +256,11 @@ class RequestConsumer:
         delivery = parse_ack_subject(message.reply)
         by_deliveries_s = (delivery.delivered - 1) * hand_back_interval_s()
         by_clock_s = self._context.clock() - delivery.stored_ns / 1e9
-        return max(self._unfinished.known_s(key, time.monotonic()) or 0.0, min(by_deliveries_s, by_clock_s))
+        return max(self._unfinished.age_s(key, time.monotonic()) or 0.0, min(by_deliveries_s, by_clock_s))
 
     async def _hand_on(self, vcenter: str) -> None:
         """Have the requests for a vCenter delivered again at once, since a replica that has it came."""
-        for reply in self._unfinished.handed_back(vcenter):
+        for reply in self._unfinished.list_ack_subjects(vcenter):
             await send_ack(self._context.streams.connection, reply, NAK)
 
     async def _reject(self, message: Msg, key: str, refused: Refused) -> None:

@@ -105,7 +105,7 @@ class _ApiError(msgspec.Struct):
 
 
 class StreamState(msgspec.Struct, frozen=True):
-    """What a stream holds, and when the first and the newest message were stored, by nats-server's clock."""
+    """The contents of a stream, and when the first and the newest message were stored, by nats-server's clock."""
 
     messages: int = 0
     first_seq: int = 0

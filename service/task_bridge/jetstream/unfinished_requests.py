@@ -12,7 +12,7 @@ _MAX_REMEMBERED = 50_000
 
 
 class UnfinishedRequest(NamedTuple):
-    """When this replica received it first (monotonic s), and where it was handed back for want of its vCenter."""
+    """A request in hand: when this replica first received it (monotonic s), and its vCenter if it was handed back."""
 
     first_seen: float
     vcenter: str | None
@@ -40,11 +40,11 @@ class UnfinishedRequests:
         """Forget a request that was served or rejected."""
         self._requests.pop(key, None)
 
-    def known_s(self, key: str, now: float) -> float | None:
+    def age_s(self, key: str, now: float) -> float | None:
         """Return for how long this replica has known the request, None if it doesn't."""
         known = self._requests.get(key)
         return None if known is None else now - known.first_seen
 
-    def handed_back(self, vcenter: str) -> list[str]:
+    def list_ack_subjects(self, vcenter: str) -> list[str]:
         """Return the ack subjects of the requests that were handed back for want of this vCenter."""
         return [request.reply for request in self._requests.values() if request.vcenter == vcenter]

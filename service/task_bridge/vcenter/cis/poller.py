@@ -160,7 +160,7 @@ class CisPoller:
             ):
                 unchanged.append(tracked)
             else:
-                await self._apply_listed(tracked, body, rendering)
+                await self._apply_list_entry(tracked, body, rendering)
                 parsed_bytes += size_of(body)
                 if parsed_bytes > _PARSED_BETWEEN_TURNS:
                     parsed_bytes = 0
@@ -170,7 +170,7 @@ class CisPoller:
         if not group.results:
             self._polled.inc(len(batch))
 
-    async def _apply_listed(self, tracked: TrackedCisTask, body: msgspec.Raw, rendering: Rendering) -> None:
+    async def _apply_list_entry(self, tracked: TrackedCisTask, body: msgspec.Raw, rendering: Rendering) -> None:
         try:
             await self._apply_body(tracked, body, rendering)
         except Exception as error:
