@@ -108,7 +108,13 @@ async def test_a_takeover_that_fails_late_does_not_drop_the_newer_delivery_of_it
 
     # Heartbeats come too late for the server's ack_wait, so that it delivers the watch again.
     ownership = Ownership(
-        stage.streams, stage.names, Metrics(), capacity=10, ack_wait_s=600, take_over=take_over, quarantine=quarantine
+        stage.streams,
+        stage.names,
+        Metrics(),
+        capacity=10,
+        ack_wait_s=lambda: 600,
+        take_over=take_over,
+        quarantine=quarantine,
     )
     owning = asyncio.create_task(ownership.run())
     try:
