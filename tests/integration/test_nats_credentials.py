@@ -98,9 +98,9 @@ async def test_serve_logs_in(lab: Lab, tmp_path: Path, kind: Callable[[Path], Ki
         for bridge in (process, refused):
             await bridge.close()
         server.stop()
-    told = [line for line in refused.log.read_text().splitlines() if not line.startswith("{")]
-    assert len(told) == 1
-    assert "BRIDGE_NATS" in told[0]
+    last = json.loads(refused.log.read_text().splitlines()[-1])
+    assert last["event"] == "cannot_run"
+    assert "BRIDGE_NATS" in last["reason"]
     assert all(json.loads(line)["level"] != "error" for line in process.log.read_text().splitlines())
     for log in (process.log, refused.log):
         assert SECRET not in log.read_text()

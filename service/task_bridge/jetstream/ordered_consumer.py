@@ -91,8 +91,11 @@ class OrderedConsumer:
         inbox = self._client.new_inbox()
         try:
             async with queued_subscription(self._client, inbox) as queue:
-                await self._start_over_after_recreation()
+                if self._pending is not None:
+                    await self._start_over_after_recreation()
                 await self._create_consumer(inbox)
+                if self._created is None:  # only now: a JetStream that is silent is waited for once per attempt
+                    await self._start_over_after_recreation()
                 async for message in self._read_in_sequence(queue):
                     yield message
         except (nats.errors.Error, TimeoutError, OSError):  # such as no heartbeat; BridgeErrors go through
