@@ -16,9 +16,10 @@ BODIES = Path(__file__).parent / "bodies"
 WATCH = Watch(id="1764024055123-42", vcenter="lab", task="52f9:com.example", since=1764024055.123)
 POLICY = Policy("https://vcenter.example.com", 2.0, 604_800.0)
 FROM_VLCM = {
-    "target": {"type": "ClusterComputeResource", "id": "domain-c21", "name": None},
+    "target": {"type": "ClusterComputeResource", "id": "domain-c21", "name": None, "path": None},
     "parent": None,
     "user": "Operator@EXAMPLE.TEST",
+    "initiator": {"type": "user", "name": "Operator@EXAMPLE.TEST"},
     "description": "Task made by the lifecycle service",
 }
 FROM_APPLIANCE = {"target": None, "parent": None, "user": None, "cancelable": False}

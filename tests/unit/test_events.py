@@ -21,7 +21,7 @@ from task_bridge.domain.events import (
     shrink_to_fit,
     to_cloudevent,
 )
-from task_bridge.domain.task import NO_RESULT, UNAVAILABLE, Message, Progress, Result, Target, TaskError
+from task_bridge.domain.task import NO_RESULT, UNAVAILABLE, Initiator, Message, Progress, Result, Target, TaskError
 from unit.builders import NOW, an_event, stored
 
 REF = ResultRef("VCENTER_TASKS_RESULTS", "1764024055123-42/7", 300_000, "ab" * 32)
@@ -49,6 +49,7 @@ COMPLETED = Event(
         target=Target("ClusterComputeResource", "domain-c9"),
         parent=None,
         user="Administrator@VSPHERE.LOCAL",
+        initiator=Initiator("user", "Administrator@VSPHERE.LOCAL"),
         cancelable=False,
         progress=Progress(40, 100, 40.0, "Remediating host 2 of 5"),
         error=TaskError("INTERNAL_SERVER_ERROR", "It broke.", (Message("com.vmware.a", "It broke.", ("1",)),)),
@@ -93,10 +94,13 @@ AS_TOLD: dict[str, Any] = {
         "service": "com.vmware.esx.settings.clusters.software",
         "operation": "apply$task",
         "description": "Apply software",
-        "target": {"type": "ClusterComputeResource", "id": "domain-c9", "name": None},
+        "target": {"type": "ClusterComputeResource", "id": "domain-c9", "name": None, "path": None},
         "parent": None,
+        "root": None,
         "user": "Administrator@VSPHERE.LOCAL",
+        "initiator": {"type": "user", "name": "Administrator@VSPHERE.LOCAL"},
         "cancelable": False,
+        "cancel_requested": None,
         "progress": {"completed": 40, "total": 100, "percent": 40.0, "message": "Remediating host 2 of 5"},
         "error": {
             "type": "INTERNAL_SERVER_ERROR",
@@ -109,6 +113,7 @@ AS_TOLD: dict[str, Any] = {
         "result_state": "inline",
         "result_ref": None,
         "extra": {"notifications": {}},
+        "queued_at": None,
         "started_at": "2025-11-24T22:40:42.778Z",
         "ended_at": "2025-11-24T22:40:55.123Z",
         "duration_seconds": 12.345,
@@ -144,7 +149,9 @@ data_of_events = st.builds(
     sequence=st.integers(1, 2**53),
     status=maybe_text,
     previous_status=maybe_text,
-    target=st.none() | st.builds(Target, maybe_text, maybe_text),
+    target=st.none() | st.builds(Target, maybe_text, maybe_text, maybe_text, maybe_text),
+    initiator=st.none() | st.builds(Initiator, text, maybe_text),
+    cancel_requested=st.none() | st.booleans(),
     cancelable=st.none() | st.booleans(),
     progress=st.none() | st.builds(Progress, numbers, numbers, st.none() | st.floats(0, 100), maybe_text),
     error=st.none() | errors,
@@ -193,7 +200,7 @@ def test_the_keys_of_every_part_are_always_there() -> None:
     event = an_event(target=Target(), progress=Progress(), error=TaskError(None, "x", (Message(None, "x"),)))
     data = told(event)["data"]
 
-    assert set(data["target"]) == {"type", "id", "name"}
+    assert set(data["target"]) == {"type", "id", "name", "path"}
     assert set(data["progress"]) == {"completed", "total", "percent", "message"}
     assert set(data["error"]) == {"type", "message", "messages", "transient", "data"}
     assert set(data["error"]["messages"][0]) == {"id", "text", "args"}

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from task_bridge.domain.task import (
     EXTRA_MAX_BYTES,
     NO_RESULT,
+    Initiator,
     Message,
     NotATask,
     Progress,
@@ -102,6 +103,7 @@ def test_both_renderings_show_the_same_task(body: dict[str, Any], rendering: Ren
         target=Target("ClusterComputeResource", "domain-c9"),
         parent=None,
         user="Administrator@VSPHERE.LOCAL",
+        initiator=Initiator("user", "Administrator@VSPHERE.LOCAL"),
         cancelable=False,
         progress=Progress(40, 100, 40.0, "Remediating host 2 of 5"),
         error=TaskError(
@@ -146,6 +148,7 @@ def test_a_field_of_a_kind_nobody_promised_spoils_no_other(name: str, junk: obje
         "start_time": {"started_at", "duration_seconds"},
         "end_time": {"ended_at", "duration_seconds"},
         "notifications": {"extra"},
+        "user": {"user", "initiator"},
     }.get(name, {name})
 
 

@@ -11,7 +11,7 @@ from typing import Any
 import msgspec
 
 from .durations import parse_time, rfc3339
-from .task import Progress, Result, Target, TaskError, replace_surrogates
+from .task import Initiator, Progress, Result, Target, TaskError, replace_surrogates
 
 TYPE_PREFIX = "io.vcenter-task-bridge"
 CONTENT_TYPE = "application/cloudevents+json"
@@ -57,14 +57,18 @@ class EventData(msgspec.Struct, frozen=True, gc=False):
     description: str | None = None
     target: Target | None = None
     parent: str | None = None
+    root: str | None = None
     user: str | None = None
+    initiator: Initiator | None = None
     cancelable: bool | None = None
+    cancel_requested: bool | None = None
     progress: Progress | None = None
     error: TaskError | None = None
     result: msgspec.Raw = msgspec.field(default_factory=lambda: NULL)  # a bare default has no JSON Schema
     result_state: str = "none"
     result_ref: ResultRef | None = None
     extra: Any = None
+    queued_at: str | None = None
     started_at: str | None = None
     ended_at: str | None = None
     duration_seconds: float | None = None

@@ -80,10 +80,21 @@ class NotATask(ValueError):  # noqa: N818 - named after what the body is
 
 
 class Target(msgspec.Struct, frozen=True, gc=False):
-    """The object that the task works on: `ClusterComputeResource` `domain-c9`; `name` is None if vCenter sends none."""
+    """The object that the task works on: `ClusterComputeResource` `domain-c9`.
+
+    `name` and `path` (`/DC/host/cluster`) are None while they aren't known.
+    """
 
     type: str | None = None
     id: str | None = None
+    name: str | None = None
+    path: str | None = None
+
+
+class Initiator(msgspec.Struct, frozen=True, gc=False):
+    """What started the task: `type` is `user`, `schedule`, `alarm`, `system` or vCenter's name of another reason."""
+
+    type: str
     name: str | None = None
 
 
@@ -138,12 +149,16 @@ class Task(msgspec.Struct, frozen=True, gc=False):
     description: str | None = None
     target: Target | None = None
     parent: str | None = None
+    root: str | None = None
     user: str | None = None
+    initiator: Initiator | None = None
     cancelable: bool | None = None
+    cancel_requested: bool | None = None
     progress: Progress | None = None
     error: TaskError | None = None
     result: Result | None = None
     extra: Any = None
+    queued_at: str | None = None
     started_at: str | None = None
     ended_at: str | None = None
     duration_seconds: float | None = None
@@ -171,6 +186,7 @@ def parse_task(body: object, rendering: Rendering, *, with_result: bool) -> Task
         target=_target(info.get("target")),
         parent=_text(info.get("parent")),
         user=_text(info.get("user")),
+        initiator=Initiator("user", user) if (user := _text(info.get("user"))) else None,
         cancelable=info["cancelable"] if isinstance(info.get("cancelable"), bool) else None,
         progress=_progress(info.get("progress")),
         error=_parse_failure(body.get("error"), info) if info["status"] == "FAILED" else None,

@@ -34,8 +34,9 @@ def _field(description: str, **bounds: Any) -> Schema:
     return {"description": description, **({"x-since": since} if since else {}), **bounds}
 
 
-def _time(description: str) -> Schema:
-    return _field(f"{description} RFC 3339 in UTC with milliseconds.", format="date-time", pattern=_TIME)
+def _time(description: str, **bounds: Any) -> Schema:
+    text = f"{description} RFC 3339 in UTC with milliseconds."
+    return _field(text, format="date-time", pattern=_TIME, **bounds)
 
 
 def _duration(description: str, *text_limits: Schema, **number_limits: Any) -> Schema:
@@ -133,8 +134,13 @@ DESCRIPTIONS: dict[str, dict[str, Schema]] = {
         "description": _field("The task's description, in English.", minLength=1),
         "target": _field("The object that the task works on."),
         "parent": _field("The id of the parent task.", minLength=1),
+        "root": _field("The id of the first task of the chain that the task belongs to.", since="1.1", minLength=1),
         "user": _field("The user who started the task.", minLength=1),
+        "initiator": _field("What started the task. Null where vCenter doesn't say.", since="1.1"),
         "cancelable": _field("True if vCenter can cancel the task now."),
+        "cancel_requested": _field(
+            "True if somebody asked to cancel the task, which may still run. Null for CIS tasks.", since="1.1"
+        ),
         "progress": _field("How far the task is."),
         "error": _field("The reason, on `completed.failed`, `completed.canceled` and `abandoned`; otherwise null."),
         "result": _field("The result as JSON if `result_state` is `inline`; otherwise null."),
@@ -150,6 +156,7 @@ DESCRIPTIONS: dict[str, dict[str, Schema]] = {
             "On `completed`: fields of vCenter's answer beyond the documented ones, up to 64 KiB. For classic tasks, "
             "on every event: `queueTime`, `eventChainId`, `activationId` and the `question` that blocks the task."
         ),
+        "queued_at": _time("When the task was queued, by vCenter's clock. Null for CIS tasks.", since="1.1"),
         "started_at": _time("When the task started, by vCenter's clock."),
         "ended_at": _time("When the task ended, by vCenter's clock."),
         "duration_seconds": _field("`ended_at` - `started_at`."),
@@ -165,6 +172,14 @@ DESCRIPTIONS: dict[str, dict[str, Schema]] = {
         "type": _field("Like `ClusterComputeResource`.", minLength=1),
         "id": _field("The id of the object, like `domain-c9`.", minLength=1),
         "name": _field("The name of the object. Null where vCenter doesn't name it.", since="1.1", minLength=1),
+        "path": _field("Its inventory path, like `/DC/vm/web/web01`. Null if not known.", since="1.1", minLength=1),
+    },
+    "Initiator": {
+        "type": _field(
+            "`user`, `schedule` (a scheduled task), `alarm`, `system`, or vCenter's type of another reason.",
+            minLength=1,
+        ),
+        "name": _field("The name of the user, scheduled task or alarm; null for `system`.", minLength=1),
     },
     "Progress": {
         "completed": _field("The completed units, as vCenter sent them."),
