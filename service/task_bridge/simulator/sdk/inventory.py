@@ -26,8 +26,9 @@ from .values import Value, element, fault, integer, moref, structure, text
 
 SERVICE = SimulatedTarget("ServiceInstance", "ServiceInstance")
 ROOT_COLLECTOR = SimulatedTarget("PropertyCollector", "propertyCollector")
+ROOT_FOLDER = SimulatedTarget("Folder", "group-d1")
 _CONTENT = (
-    ("rootFolder", SimulatedTarget("Folder", "group-d1")),
+    ("rootFolder", ROOT_FOLDER),
     ("propertyCollector", ROOT_COLLECTOR),
     ("viewManager", SimulatedTarget("ViewManager", "ViewManager")),
     ("sessionManager", SimulatedTarget("SessionManager", "SessionManager")),
@@ -201,6 +202,10 @@ class Inventory:
             labels[f"{task.attributes.service}.{task.attributes.operation}"] = task.attributes.description
         info = [("methodInfo", properties.element_description(key, label)) for key, label in labels.items()]
         return structure("TaskDescription", *info)
+
+    def is_within(self, target: SimulatedTarget | None, entity: SimulatedTarget) -> bool:
+        """Return whether an object lies below another one: everything lies below the root folder."""
+        return target is not None and entity == ROOT_FOLDER
 
     def list_classic_tasks(self) -> list[SimulatedTask]:
         """Return all classic tasks, forgotten ones too."""
