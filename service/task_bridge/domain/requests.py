@@ -51,30 +51,32 @@ def _check_task(task: str) -> str:
     return _VIM_TASK.sub(r"\1", task)
 
 
-def _check_duration(value: object) -> object:
+def check_duration(value: object) -> object:
     return None if value is None else parse_duration(value)
 
 
-def _check_timeout(value: float | None) -> float | None:
+def check_timeout(value: float | None) -> float | None:
     if value is not None and value <= 0:
         raise ValueError("must be above 0")
     return value
 
 
 TaskId = Annotated[str, AfterValidator(_check_task)]
-Duration = Annotated[float, BeforeValidator(_check_duration)]
+Duration = Annotated[float, BeforeValidator(check_duration)]
 LabelKey = Annotated[str, StringConstraints(min_length=1, max_length=64)]
 LabelValue = Annotated[str, StringConstraints(max_length=256)]
 
 
-class _Request(BaseModel):
+class StrictRequest(BaseModel):
+    """The base of every request: unknown fields and values of another type are refused."""
+
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
 
 
-Model = TypeVar("Model", bound=_Request)
+Model = TypeVar("Model", bound=StrictRequest)
 
 
-class TaskRequest(_Request):
+class TaskRequest(StrictRequest):
     """A request for one task of a vCenter: `get`, `unwatch`, `cancel`."""
 
     task: TaskId
@@ -91,14 +93,14 @@ class WatchRequest(TaskRequest):
     """A request to watch a task until it ends."""
 
     # Durations are seconds once they are parsed.
-    timeout: Annotated[Duration | None, BeforeValidator(_check_duration), AfterValidator(_check_timeout)] = None
-    stalled_after: Annotated[Duration | None, BeforeValidator(_check_duration)] = None
+    timeout: Annotated[Duration | None, BeforeValidator(check_duration), AfterValidator(check_timeout)] = None
+    stalled_after: Annotated[Duration | None, BeforeValidator(check_duration)] = None
     partial_results: bool = False
     # A factory, since pydantic deep-copies a default dict for each request, which costs as much as all the rest.
     labels: Annotated[dict[LabelKey, LabelValue], Field(max_length=16, default_factory=dict)]
 
 
-class ListRequest(_Request):
+class ListRequest(StrictRequest):
     """A request for a page of active watches; `cursor` is that of the reply before."""
 
     vcenter: str | None = None

@@ -16,6 +16,7 @@ VERBS = ("watch", "unwatch", "get", "list", "cancel")
 
 _PREFIX = re.compile(r"[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+)*", re.ASCII)
 _VCENTER = re.compile(r"[a-z0-9]+(_[a-z0-9]+)*", re.ASCII)
+_FOLLOW = re.compile(r"[a-z0-9]+(-[a-z0-9]+)*", re.ASCII)
 
 
 def is_prefix(text: str) -> bool:
@@ -26,6 +27,11 @@ def is_prefix(text: str) -> bool:
 def is_vcenter_name(text: str) -> bool:
     """Return whether `text` is a valid vCenter name: it becomes a subject token and part of environment variables."""
     return len(text) <= 63 and _VCENTER.fullmatch(text) is not None
+
+
+def is_follow_name(text: str) -> bool:
+    """Return whether `text` is a valid name of a follow: it becomes a subject token."""
+    return len(text) <= 63 and _FOLLOW.fullmatch(text) is not None
 
 
 @lru_cache(maxsize=1024)  # called some five times in a row for the same task
