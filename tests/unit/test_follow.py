@@ -9,14 +9,14 @@ from typing import Any
 import pytest
 
 from task_bridge.domain.errors import Refused
-from task_bridge.domain.follow import (
+from task_bridge.domain.follows.order import (
     Follow,
     FoundTask,
     build_watch_id,
     is_operation_selected,
     is_selected,
 )
-from task_bridge.domain.follow_requests import FollowNameRequest, FollowRequest, build_follow
+from task_bridge.domain.follows.request import FollowNameRequest, FollowRequest, build_follow
 from task_bridge.domain.requests import parse_request
 from task_bridge.domain.task import Target, TaskIdentity
 

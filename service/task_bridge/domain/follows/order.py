@@ -11,11 +11,8 @@ from typing import Any, NamedTuple
 
 import msgspec
 
-from .durations import parse_duration, parse_time
-from .task import Target, Task, TaskIdentity
-
-OVERLAP_S = 60.0
-"""How far back vCenter's history is read again after an interruption, for tasks that it recorded late."""
+from ..durations import parse_duration, parse_time
+from ..task import Target, Task, TaskIdentity
 
 
 class FollowEntity(msgspec.Struct, frozen=True):

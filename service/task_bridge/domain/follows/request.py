@@ -8,10 +8,10 @@ from typing import Annotated, Literal, Self
 
 from pydantic import AfterValidator, BeforeValidator, Field, StringConstraints, model_validator
 
-from .durations import parse_duration, parse_time
-from .follow import Follow, FollowEntity
-from .requests import Duration, LabelKey, LabelValue, StrictRequest, check_duration, check_timeout
-from .subjects import is_follow_name
+from ..durations import parse_duration, parse_time
+from ..requests import Duration, LabelKey, LabelValue, StrictRequest, check_duration, check_timeout
+from ..subjects import is_follow_name
+from .order import Follow, FollowEntity
 
 Api = Literal["vim", "cis"]
 Text = Annotated[str, StringConstraints(min_length=1, max_length=256)]
