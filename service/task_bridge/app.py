@@ -21,7 +21,7 @@ from .domain.clock import ServerClock
 from .domain.errors import CannotStart, NatsUnavailable
 from .domain.requests import VCenterRouting
 from .domain.subjects import SubjectNames
-from .domain.watch import Policy
+from .domain.watch import Policy, Watch
 from .jetstream.api import Api
 from .jetstream.board_reader import BoardReader
 from .jetstream.connection import Connection, server_version
@@ -34,9 +34,15 @@ from .jetstream.provision import check_version, expected_config
 from .jetstream.pull_consumer import PullConsumer
 from .jetstream.rejections import Rejections
 from .jetstream.replicas import Replicas, ReplicaStatus
-from .jetstream.request_consumer import RequestConsumer, RequestContext, quarantine_unreadable_watch
+from .jetstream.request_consumer import (
+    RequestConsumer,
+    RequestContext,
+    quarantine_unreadable_watch,
+    report_first_take_over,
+)
 from .jetstream.streams import Streams
-from .jetstream.watch_store import WatchStore, end_timed_out_watches
+from .jetstream.watch_store import WatchStore, end_timed_out_watches, hold_watches
+from .logs import FailureLog
 from .metrics import Metrics
 from .settings import Settings
 from .status import BridgeStatus
@@ -150,12 +156,14 @@ class Bridge:
         )
         ownership = Ownership(
             streams,
-            names,
+            hold_watches(names),
             metrics,
             capacity=settings.capacity,
             ack_wait_s=lambda: monitor.ack_wait_s,
             take_over=watcher.take_over,
+            report_outcome=partial(report_first_take_over, context),
             quarantine=partial(quarantine_unreadable_watch, context),
+            failures=FailureLog(log, "watches_not_taken_up", "watches_taken_up_again"),
         )
         replicas = Replicas(
             streams.connection,
@@ -198,7 +206,7 @@ class _Parts(NamedTuple):
     watcher: Watcher
     requests: RequestConsumer
     api: Api
-    ownership: Ownership
+    ownership: Ownership[Watch]
     replicas: Replicas
 
     @property

@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable
 
 import pytest
+import structlog
 from msgspec.structs import replace
 from nats.aio.msg import Msg
 
@@ -25,7 +26,8 @@ from task_bridge.jetstream.nats_py_workarounds import cancel_and_wait
 from task_bridge.jetstream.ownership import HeldMessage, Ownership
 from task_bridge.jetstream.provision import expected_config, provision
 from task_bridge.jetstream.streams import Streams
-from task_bridge.jetstream.watch_store import Admission, StoredWatch, WatchStore
+from task_bridge.jetstream.watch_store import Admission, StoredWatch, WatchStore, hold_watches
+from task_bridge.logs import FailureLog
 from task_bridge.metrics import Metrics
 from unit.builders import running, succeeded
 
@@ -231,17 +233,19 @@ async def test_a_handed_over_watch_knows_whether_it_still_lies_in_the_stream(sid
     async def take_over(watch: Watch, handle: HeldMessage) -> None:
         handed.put_nowait((watch, handle))
 
-    async def quarantine(_: object) -> None:
-        raise AssertionError
+    async def quarantine(_: object, reason: str) -> bool:
+        raise AssertionError(reason)
 
     ownership = Ownership(
         one.streams,
-        one.names,
+        hold_watches(one.names),
         Metrics(),
         capacity=10,
         ack_wait_s=lambda: 10,
         take_over=take_over,
+        report_outcome=lambda *_: None,
         quarantine=quarantine,
+        failures=FailureLog(structlog.get_logger(), "not_taken_up", "taken_up_again"),
     )
     owning = asyncio.create_task(ownership.run())
     await one.watches.admit(a_watch(1))

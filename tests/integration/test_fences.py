@@ -7,6 +7,7 @@ import time
 
 import msgspec
 import pytest
+import structlog
 from nats.js.api import RawStreamMsg
 
 from lab import Lab, until
@@ -18,6 +19,8 @@ from task_bridge.jetstream.nats_py_workarounds import cancel_and_wait
 from task_bridge.jetstream.ownership import HeldMessage, Ownership
 from task_bridge.jetstream.provision import expected_config, provision
 from task_bridge.jetstream.streams import Streams
+from task_bridge.jetstream.watch_store import hold_watches
+from task_bridge.logs import FailureLog
 from task_bridge.metrics import Metrics
 from unit.builders import TASK, a_watch, an_event
 
@@ -103,18 +106,20 @@ async def test_a_takeover_that_fails_late_does_not_drop_the_newer_delivery_of_it
             await must_fail.wait()
             raise NatsUnavailable("too late")
 
-    async def quarantine(_: object) -> None:
-        raise AssertionError
+    async def quarantine(_: object, reason: str) -> bool:
+        raise AssertionError(reason)
 
     # Heartbeats come too late for the server's ack_wait, so that it delivers the watch again.
     ownership = Ownership(
         stage.streams,
-        stage.names,
+        hold_watches(stage.names),
         Metrics(),
         capacity=10,
         ack_wait_s=lambda: 600,
         take_over=take_over,
+        report_outcome=lambda *_: None,
         quarantine=quarantine,
+        failures=FailureLog(structlog.get_logger(), "not_taken_up", "taken_up_again"),
     )
     owning = asyncio.create_task(ownership.run())
     try:

@@ -77,6 +77,19 @@ class SubjectNames:
         return f"{self.prefix}.internal.put"
 
     @property
+    def follow_requests(self) -> str:
+        return f"{self.prefix}.follow"
+
+    @property
+    def follows(self) -> str:
+        """Root of the subjects of follows' events."""
+        return f"{self.prefix}.follows"
+
+    @property
+    def held_follows(self) -> str:
+        return f"{self.prefix}.internal.follows"
+
+    @property
     def replicas(self) -> str:
         """Subject on which each replica reports its status to the others."""
         return f"{self.prefix}.internal.replicas"
@@ -113,6 +126,17 @@ class SubjectNames:
             return None
         return (tokens[0], task) if task_token(task) == tokens[1] else None
 
+    def held_follow_subject(self, vcenter: str, name: str) -> str:
+        """Return the subject of a follow's one message."""
+        return f"{self.held_follows}.{vcenter}.{name}"
+
+    def follow_event_subject(self, vcenter: str, name: str, kind: str) -> str:
+        return f"{self.follows}.{vcenter}.{name}.{kind}"
+
+    def follow_event_filter(self, vcenter: str, name: str) -> str:
+        """Return the subject filter of all events of a follow, which is also the fence (see `event_filter`)."""
+        return f"{self.follows}.{vcenter}.{name}.>"
+
     @property
     def _upper(self) -> str:
         return self.prefix.upper().replace(".", "_")
@@ -124,6 +148,14 @@ class SubjectNames:
     @property
     def watches_stream(self) -> str:
         return f"{self._upper}_WATCHES"
+
+    @property
+    def follow_requests_stream(self) -> str:
+        return f"{self._upper}_FOLLOW_REQUESTS"
+
+    @property
+    def follows_stream(self) -> str:
+        return f"{self._upper}_FOLLOWS"
 
     @property
     def events_stream(self) -> str:

@@ -47,6 +47,11 @@ class Watch(msgspec.Struct, frozen=True, gc=False):
         return WatchRef(self.id, rfc3339(self.since), timeout_at, self.labels)
 
     @property
+    def key(self) -> tuple[str, str]:
+        """The watched task: there is one watch of it."""
+        return self.vcenter, self.task
+
+    @property
     def log_keys(self) -> dict[str, str]:
         """Keys of every log line about the watch."""
         keys = {"vcenter": self.vcenter, "task": self.task, "watch": self.id}

@@ -1,30 +1,26 @@
-"""The watches that this replica owns: held messages of the stream of watches.
+"""The watches and the follows that this replica owns: held messages of a work-queue stream.
 
 A replica owns a watch while it holds the watch's message unacknowledged and sends `in_progress` before `ack_wait`
 passes. If the replica dies, JetStream delivers the message to another one. An ack never proves ownership (the fence
-of the events does), and a replica that lost a watch must not nak its message.
+of the events does), and a replica that lost a watch must not nak its message. The same is true of follows.
 """
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Coroutine, Iterable
-from typing import Any, NamedTuple
+from typing import Any, Generic, NamedTuple, Protocol, TypeVar
 
 import msgspec
-import structlog
 from nats.aio.msg import Msg
 
 from ..domain.errors import NatsUnavailable, VCenterUnavailable
 from ..domain.ports import WatchHandle
-from ..domain.subjects import CONSUMER, SubjectNames
-from ..domain.watch import Watch
+from ..domain.subjects import CONSUMER
 from ..logs import FailureLog
 from ..metrics import Metrics
 from .pull_consumer import PullConsumer
 from .streams import ACK, IN_PROGRESS, NAK, TERM, StoredMessage, Streams, nak_later, send_ack
-
-log = structlog.get_logger(__name__)
 
 _HEARTBEATS_PER_ACK_WAIT = 3
 _RECHECK_S = 0.5
@@ -34,18 +30,37 @@ _MIN_HANDED_BACK = 50
 _MAX_REQUESTED = 5_000
 _PASSED_ON_S = 0.2
 """Until JetStream delivers a watch again that another replica can poll; by chance it may be this one again."""
-_decoder = msgspec.json.Decoder(Watch)
 
 Key = tuple[str, str]
-"""(vCenter, task)."""
+"""(vCenter, task), or (vCenter, name of a follow)."""
+
+
+class HeldOrder(Protocol):
+    """What a held message contains: a watch or a follow."""
+
+    @property
+    def key(self) -> Key: ...
+    @property
+    def log_keys(self) -> dict[str, str]: ...
+
+
+OrderT = TypeVar("OrderT", bound=HeldOrder)
+
+
+class HeldStream(NamedTuple, Generic[OrderT]):
+    """A stream of orders. `decode` raises msgspec's errors; `subject_of` returns the subject of an order by its key."""
+
+    name: str
+    decode: Callable[[bytes], OrderT]
+    subject_of: Callable[[str, str], str]
 
 
 class HeldMessage:
-    """One held watch message. `reply` is JetStream's ack subject of its newest delivery."""
+    """One held message. `reply` is JetStream's ack subject of its newest delivery."""
 
     __slots__ = ("_ownership", "key", "reply")
 
-    def __init__(self, ownership: Ownership, key: Key, reply: str) -> None:
+    def __init__(self, ownership: Ownership[Any], key: Key, reply: str) -> None:
         self._ownership = ownership
         self.key = key
         self.reply = reply
@@ -56,7 +71,7 @@ class HeldMessage:
         return parse_ack_subject(self.reply).delivered > 1
 
     async def ack(self) -> None:
-        """Delete the message, since the watch's final event is stored. After a lost ack it is delivered again."""
+        """Delete the message, since the final event is stored. After a lost ack it is delivered again."""
         await self._ownership.ack(self)
 
     async def is_current(self) -> bool:
@@ -71,39 +86,44 @@ class HeldMessage:
 _HELD_MESSAGE_IS_A_HANDLE: type[WatchHandle] = HeldMessage
 
 
-class Ownership:
-    """Pulls watches up to `capacity`, keeps them in progress, and hands all back when the replica stops.
+class Ownership(Generic[OrderT]):
+    """Pulls orders up to `capacity`, keeps them in progress, and hands all back when the replica stops.
 
     `ack_wait_s` returns that of the server's consumer, which an operator may change at any time. `take_over` gets
-    each delivered watch and returns the outcome of its request, None if the watch was over.
-    `quarantine` gets each message that can't be read. `belongs_elsewhere(vcenter)`: only other replicas can poll it.
+    each delivered order and returns the outcome of its request, None if it was over. `report_outcome` gets the outcomes
+    of those that were delivered for the first time. `quarantine` gets each message that can't be read and the reason,
+    and returns whether the message may be deleted.
+    `belongs_elsewhere(vcenter)`: only other replicas can poll it.
     """
 
     def __init__(
         self,
         streams: Streams,
-        names: SubjectNames,
+        held_stream: HeldStream[OrderT],
         metrics: Metrics,
         *,
         capacity: int,
         ack_wait_s: Callable[[], float],
-        take_over: Callable[[Watch, HeldMessage], Awaitable[str | None]],
-        quarantine: Callable[[StoredMessage], Awaitable[None]],
+        take_over: Callable[[OrderT, HeldMessage], Awaitable[str | None]],
+        report_outcome: Callable[[OrderT, str], None],
+        quarantine: Callable[[StoredMessage, str], Awaitable[bool]],
+        failures: FailureLog,
     ) -> None:
         self._streams = streams
-        self._names = names
+        self._held_stream = held_stream
         self._metrics = metrics
         self._capacity = capacity
         self._ack_wait_s = ack_wait_s
         self._take_over = take_over
+        self._report_outcome = report_outcome
         self._quarantine = quarantine
         self._surplus = 0
         self.belongs_elsewhere: Callable[[str], bool] = lambda _: False
-        self._failures = FailureLog(log, "watches_not_taken_up", "watches_taken_up_again")
+        self._failures = failures
         self._handles: dict[Key, HeldMessage] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         inbox = streams.connection.new_inbox()
-        self.pull = PullConsumer(streams, names.watches_stream, CONSUMER, inbox, self._free_capacity)
+        self.pull = PullConsumer(streams, held_stream.name, CONSUMER, inbox, self._free_capacity)
 
     def _free_capacity(self) -> int:
         return 0 if self._surplus else min(_MAX_REQUESTED, self._capacity - len(self._handles))
@@ -113,7 +133,7 @@ class Ownership:
         return len(self._handles)
 
     async def run(self) -> None:
-        """Take and hold watches, without end. Heartbeats start before the first message can come."""
+        """Take and hold messages, without end. Heartbeats start before the first message can come."""
         subscription = await self._streams.connection.subscribe(self.pull.inbox, cb=self._on_message)
         try:
             async with asyncio.TaskGroup() as group:
@@ -129,52 +149,46 @@ class Ownership:
         if self.pull.handle_status(message):
             return
         try:
-            watch = _decoder.decode(message.data)
+            order = self._held_stream.decode(message.data)
         except (msgspec.DecodeError, msgspec.ValidationError) as error:
-            log.error("watch_unreadable", subject=message.subject, reason=str(error))  # noqa: TRY400 - one line
-            self._start(self._quarantine_message(message))
+            self._start(self._quarantine_message(message, str(error)))
             return
-        key = (watch.vcenter, watch.task)
+        key = order.key
         was_held = key in self._handles
-        if not was_held and self.belongs_elsewhere(watch.vcenter):
+        if not was_held and self.belongs_elsewhere(key[0]):
             await send_ack(self._streams.connection, message.reply, nak_later(_PASSED_ON_S))
             return
         handle = self._handles[key] = HeldMessage(self, key, message.reply)
         if handle.is_redelivered and not was_held:
             self._metrics.takeovers.inc()
-        self._start(self._take_over_watch(watch, handle))
+        self._start(self._take_order_over(order, handle))
 
     def _start(self, work: Coroutine[Any, Any, None]) -> None:
         task = asyncio.create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
-    async def _take_over_watch(self, watch: Watch, handle: HeldMessage) -> None:
+    async def _take_order_over(self, order: OrderT, handle: HeldMessage) -> None:
         try:
-            outcome = await self._take_over(watch, handle)
+            outcome = await self._take_over(order, handle)
         except (NatsUnavailable, VCenterUnavailable) as error:
             # Without heartbeats JetStream delivers the message again.
-            self._failures.report_failure(vcenter=watch.vcenter, task=watch.task, reason=str(error))
+            self._failures.report_failure(**order.log_keys, reason=str(error))
             handle.drop()
             return
         self._failures.report_recovery()
-        if outcome is not None and not handle.is_redelivered and watch.stored_request:
-            self._metrics.requests.labels(outcome).inc()
-            log.info("request", outcome=outcome, **watch.log_keys)
+        if outcome is not None and not handle.is_redelivered:
+            self._report_outcome(order, outcome)
 
-    async def _quarantine_message(self, message: Msg) -> None:
+    async def _quarantine_message(self, message: Msg, reason: str) -> None:
         metadata = message.metadata
         stored_at, sequence = metadata.timestamp.timestamp(), metadata.sequence.stream
         stored = StoredMessage(message.subject, sequence, stored_at, message.headers or {}, message.data)
-        try:
-            await self._quarantine(stored)
-        except NatsUnavailable as error:
-            log.warning("watch_not_put_aside", subject=message.subject, reason=str(error))  # it is delivered again
-            return
-        await send_ack(self._streams.connection, message.reply, TERM)
+        if await self._quarantine(stored, reason):
+            await send_ack(self._streams.connection, message.reply, TERM)
 
     async def _send_heartbeats(self) -> None:
-        """Tell JetStream three times per `ack_wait` that each held watch is in progress."""
+        """Tell JetStream three times per `ack_wait` that each held message is in progress."""
         clock = asyncio.get_running_loop().time
         while True:
             due = await self._sleep_until_heartbeat(clock)
@@ -201,8 +215,8 @@ class Ownership:
         await send_ack(self._streams.connection, handle.reply, ACK)
 
     async def is_current(self, handle: HeldMessage) -> bool:
-        subject = self._names.watch_subject(*handle.key)
-        stored = await self._streams.read_last(self._names.watches_stream, subject, leader=True)
+        subject = self._held_stream.subject_of(*handle.key)
+        stored = await self._streams.read_last(self._held_stream.name, subject, leader=True)
         return stored is not None and stored.sequence == parse_ack_subject(handle.reply).sequence
 
     def drop(self, handle: HeldMessage) -> None:

@@ -25,6 +25,7 @@ from nats.aio.msg import Msg
 
 from ..domain.errors import NatsUnavailable
 from ..domain.ports import TaskSource
+from ..domain.watch import Watch
 from ..watcher import Watcher
 from .ownership import Ownership
 from .reported_vcenters import ReportedVCenters
@@ -80,7 +81,7 @@ class Replicas:
         connection: Client,
         subject: str,
         own: ReplicaStatus,
-        ownership: Ownership,
+        ownership: Ownership[Watch],
         watcher: Watcher,
         sources: Mapping[str, TaskSource],
         *,

@@ -312,11 +312,29 @@ _UNREADABLE = Refused(
 )
 
 
-async def quarantine_unreadable_watch(context: RequestContext, message: StoredMessage) -> None:
-    """Reject a stored watch that can't be read, written by hand or by another release. Raises NatsUnavailable.
+def report_first_take_over(context: RequestContext, watch: Watch, outcome: str) -> None:
+    """Count and log the outcome of the request for a watch that a replica took up: only this answers a stored one."""
+    if watch.stored_request:
+        context.metrics.requests.labels(outcome).inc()
+        log.info("request", outcome=outcome, **watch.log_keys)
 
-    If its subject names vCenter and task, end the watch with its final event. The caller deletes the message.
+
+async def quarantine_unreadable_watch(context: RequestContext, message: StoredMessage, reason: str) -> bool:
+    """Reject a stored watch that can't be read, written by hand or by another release.
+
+    If its subject names vCenter and task, end the watch with its final event. Return whether the message may be
+    deleted; otherwise it is delivered again.
     """
+    log.error("watch_unreadable", subject=message.subject, reason=reason)
+    try:
+        await _reject_unreadable_watch(context, message)
+    except NatsUnavailable as error:
+        log.warning("watch_not_put_aside", subject=message.subject, reason=str(error))
+        return False
+    return True
+
+
+async def _reject_unreadable_watch(context: RequestContext, message: StoredMessage) -> None:
     vcenter_and_task = context.names.parse_watch_subject(message.subject)
     known = dict(zip(("vcenter", "task"), vcenter_and_task, strict=True)) if vcenter_and_task else None
     stored_ms = int(message.stored_at * 1000)

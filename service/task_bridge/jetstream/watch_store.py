@@ -26,6 +26,7 @@ from ..domain.task import is_vim_task
 from ..domain.watch import LAST_POLL_S, Policy, Watch, answers_request, next_event, view_from_event
 from ..watcher import is_request_answered
 from .journal import JetStreamJournal, JournalEntry
+from .ownership import HeldStream
 from .streams import StoredMessage, StoreRefused, Streams
 
 log = structlog.get_logger(__name__)
@@ -114,6 +115,11 @@ def decode_watch(stored: StoredMessage) -> StoredWatch | None:
         return StoredWatch(_decoder.decode(stored.body), stored.sequence)
     except (msgspec.DecodeError, msgspec.ValidationError):
         return None
+
+
+def hold_watches(names: SubjectNames) -> HeldStream[Watch]:
+    """Return the stream of watches as their owners hold its messages."""
+    return HeldStream(names.watches_stream, _decoder.decode, names.watch_subject)
 
 
 class WatchStore:

@@ -43,6 +43,16 @@ class Follow(msgspec.Struct, frozen=True):
     traceparent: str | None = None
     tracestate: str | None = None
 
+    @property
+    def key(self) -> tuple[str, str]:
+        """The follow's name: there is one follow of that name."""
+        return self.vcenter, self.name
+
+    @property
+    def log_keys(self) -> dict[str, str]:
+        """Keys of every log line about the follow."""
+        return {"vcenter": self.vcenter, "follow": self.name}
+
     def asks_the_same_as(self, other: Follow) -> bool:
         """Return whether both requests have the same body."""
         return self._body() == other._body()

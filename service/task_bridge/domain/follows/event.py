@@ -1,0 +1,180 @@
+"""Events of follows, and their encoding as CloudEvents. Pure.
+
+The last event of a follow is the bridge's memory of it: how far it has come, and what it has started.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import msgspec
+
+from ..durations import parse_time, rfc3339
+from ..events import TYPE_PREFIX
+from .order import Follow, FollowEntity
+from .place import FollowPlace, Gap, KnownTask
+
+
+class FollowView(msgspec.Struct, frozen=True):
+    """A follow in force, as events and replies show it: the request with its defaults. Durations are seconds."""
+
+    id: str
+    apis: tuple[str, ...]
+    services: tuple[str, ...]
+    operations: tuple[str, ...]
+    users: tuple[str, ...]
+    entity: FollowEntity | None
+    top_level_only: bool
+    since: str
+    events: str
+    timeout: float | None
+    stalled_after: float
+    labels: dict[str, str]
+
+
+class PlaceView(msgspec.Struct, frozen=True):
+    """A place in vCenter's history: complete until a time of its clock, and the matching task that was queued last."""
+
+    complete_until: str
+    task: str | None = None
+    queued_at: str | None = None
+
+
+class FollowEventData(msgspec.Struct, frozen=True):
+    """`data` of an event of a follow. All keys are always present.
+
+    `reason`: of `following` why it was published (`started`, `resumed`, `replaced`, `progressed`), of `gap` a sentence.
+    `begin` and `end` (`from` and `to`): the span of a gap.
+    """
+
+    vcenter: str
+    name: str
+    follow: FollowView
+    kind: str
+    final: bool
+    sequence: int
+    reason: str | None = None
+    begin: str | None = msgspec.field(name="from", default=None)
+    end: str | None = msgspec.field(name="to", default=None)
+    place: PlaceView | None = None
+    started_watches: int = 0
+    gaps: int = 0
+
+
+class FollowCloudEvent(msgspec.Struct, frozen=True):
+    """A CloudEvent 1.0 in structured mode, of a follow."""
+
+    id: str
+    source: str
+    type: str
+    subject: str
+    time: str
+    data: FollowEventData
+
+
+class FollowMemory(NamedTuple):
+    """What a follow has done so far, as its last event says."""
+
+    sequence: int = 0
+    place: FollowPlace | None = None
+    started_watches: int = 0
+    gaps: int = 0
+
+
+class FollowDraft(NamedTuple):
+    """An event of a follow that isn't stored yet. `time`: Unix seconds by nats-server's clock."""
+
+    source: str
+    time: float
+    data: FollowEventData
+
+    @property
+    def id(self) -> str:
+        return f"{self.data.follow.id}/{self.data.sequence}"
+
+
+def build_view(follow: Follow) -> FollowView:
+    return FollowView(
+        id=follow.id,
+        apis=follow.apis,
+        services=follow.services,
+        operations=follow.operations,
+        users=follow.users,
+        entity=follow.entity,
+        top_level_only=follow.top_level_only,
+        since=follow.since,
+        events=follow.events,
+        timeout=follow.timeout_s,
+        stalled_after=follow.stalled_after_s,
+        labels=follow.labels,
+    )
+
+
+def build_draft(
+    follow: Follow, memory: FollowMemory, kind: str, source: str, now: float, *, reason: str | None = None
+) -> FollowDraft:
+    """Return the next event of a follow: `following` or `unfollowed`. `memory`: what it has done until now."""
+    data = FollowEventData(
+        vcenter=follow.vcenter,
+        name=follow.name,
+        follow=build_view(follow),
+        kind=kind,
+        final=kind == "unfollowed",
+        sequence=memory.sequence + 1,
+        reason=reason,
+        place=None if memory.place is None else _view_place(memory.place),
+        started_watches=memory.started_watches,
+        gaps=memory.gaps,
+    )
+    return FollowDraft(source, now, data)
+
+
+def build_gap(follow: Follow, memory: FollowMemory, gap: Gap, source: str, now: float) -> FollowDraft:
+    """Return the event of a gap. `memory` holds the place behind it, and the gaps before it."""
+    draft = build_draft(follow, memory._replace(gaps=memory.gaps + 1), "gap", source, now, reason=gap.reason)
+    span = {"begin": rfc3339(gap.begin), "end": rfc3339(gap.end)}
+    return draft._replace(data=msgspec.structs.replace(draft.data, **span))
+
+
+def read_memory(data: FollowEventData) -> FollowMemory:
+    """Return what an event remembers."""
+    place = data.place
+    return FollowMemory(data.sequence, None if place is None else _parse_place(place), data.started_watches, data.gaps)
+
+
+def _view_place(place: FollowPlace) -> PlaceView:
+    until, newest = rfc3339(place.complete_until), place.newest
+    return PlaceView(until) if newest is None else PlaceView(until, newest.task, rfc3339(newest.queued_at))
+
+
+def _parse_place(view: PlaceView) -> FollowPlace | None:
+    until, queued_at = parse_time(view.complete_until), parse_time(view.queued_at)
+    if until is None:
+        return None
+    return FollowPlace(until, KnownTask(view.task, queued_at) if view.task and queued_at is not None else None)
+
+
+def to_follow_cloudevent(draft: FollowDraft) -> bytes:
+    """Encode the event as it is stored: a CloudEvent in structured-mode JSON."""
+    data = draft.data
+    event = FollowCloudEvent(
+        id=draft.id,
+        source=draft.source,
+        type=f"{TYPE_PREFIX}.follow.{data.kind}.v1",
+        subject=data.name,
+        time=rfc3339(draft.time),
+        data=data,
+    )
+    return _FIXED + msgspec.json.encode(event)[1:]
+
+
+def from_follow_cloudevent(body: bytes) -> FollowEventData | None:
+    """Decode a stored event of a follow; None if this release can't read it."""
+    try:
+        return _decoder.decode(body).data
+    except (msgspec.DecodeError, msgspec.ValidationError):
+        return None
+
+
+_FIXED = b'{"specversion":"1.0","datacontenttype":"application/json",'
+_decoder = msgspec.json.Decoder(FollowCloudEvent)
