@@ -349,8 +349,8 @@ class Watcher:
     def _start_tracking(self, held: HeldWatch) -> None:
         watch = held.watch
         if self._held.get(held.key) is held and (source := self._sources.get(watch.vcenter)):
-            seen = held.last is not None and held.last.data.status is not None
-            identity = identity_from_event(held.last.data) if held.last else None
+            seen = watch.was_seen or (held.last is not None and held.last.data.status is not None)
+            identity = (identity_from_event(held.last.data) if held.last else None) or watch.identity
             source.track(watch.task, watch.since, seen=seen, with_result=watch.partial_results, identity=identity)
 
     def _forget(self, held: HeldWatch) -> None:

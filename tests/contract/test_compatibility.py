@@ -157,7 +157,8 @@ def test_an_event_of_1_0_is_valid_and_can_be_resumed_from(file: Any) -> None:
 def with_new_keys(event: Any) -> Any:
     """The event with the keys that later releases added, each null."""
     definitions = schemas.load_schema("event")["$defs"]
-    for model, holder in (("EventData", event["data"]), ("Target", event["data"]["target"])):
+    data = event["data"]
+    for model, holder in (("EventData", data), ("Target", data["target"]), ("WatchRef", data["watch"])):
         for key, field in definitions[model]["properties"].items():
             if holder is not None and "x-since" in field:
                 holder.setdefault(key, None)

@@ -84,6 +84,7 @@ AS_TOLD: dict[str, Any] = {
             "since": "2025-11-24T22:40:55.000Z",
             "timeout_at": None,
             "labels": {"workflow": "patch-42"},
+            "follow": None,
         },
         "kind": "completed",
         "outcome": "failed",
@@ -189,7 +190,7 @@ def test_the_keys_of_data_are_all_there_when_nothing_is_known() -> None:
     data = told(an_event("watching"))["data"]
 
     assert list(data) == list(AS_TOLD["data"])
-    assert set(data["watch"]) == {"id", "since", "timeout_at", "labels"}
+    assert set(data["watch"]) == {"id", "since", "timeout_at", "labels", "follow"}
     assert data["watch"]["labels"] == {}
     unknown = {"vcenter", "api", "task", "watch", "kind", "final", "sequence", "result_state"}
     assert all(value is None for key, value in data.items() if key not in unknown)

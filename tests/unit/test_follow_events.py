@@ -29,7 +29,7 @@ FOLLOW = Follow(
     timeout_s=14_400.0,
     labels={"team": "platform"},
 )
-MEMORY = FollowMemory(2, FollowPlace(T + 30, KnownTask("task-7", T + 20)), started_watches=5, gaps=1)
+MEMORY = FollowMemory(2, FollowPlace(T, T + 30, KnownTask("task-7", T + 20)), started_watches=5, gaps=1)
 
 FOLLOWING: dict[str, Any] = {
     "specversion": "1.0",
@@ -63,6 +63,7 @@ FOLLOWING: dict[str, Any] = {
         "from": None,
         "to": None,
         "place": {
+            "begins_at": "2026-11-28T21:06:40.000Z",
             "complete_until": "2026-11-28T21:07:10.000Z",
             "task": "task-7",
             "queued_at": "2026-11-28T21:07:00.000Z",
@@ -100,7 +101,7 @@ def test_the_last_event_is_final() -> None:
 
 
 def test_the_next_owner_reads_what_the_last_one_wrote() -> None:
-    for memory in (MEMORY, FollowMemory(4, FollowPlace(T)), FollowMemory(9)):
+    for memory in (MEMORY, FollowMemory(4, FollowPlace(T, T)), FollowMemory(9)):
         body = to_follow_cloudevent(build_draft(FOLLOW, memory, "following", URL, T))
         data = from_follow_cloudevent(body)
         assert data is not None

@@ -22,12 +22,13 @@ NULL = msgspec.Raw(b"null")
 
 
 class WatchRef(msgspec.Struct, frozen=True, gc=False):
-    """The watch as its events and replies show it: id, start, timeout, labels."""
+    """The watch as its events and replies show it: id, start, timeout, labels, the follow that started it."""
 
     id: str
     since: str
     timeout_at: str | None = None
     labels: dict[str, str] = {}
+    follow: str | None = None
 
 
 class ResultRef(msgspec.Struct, frozen=True, gc=False):

@@ -26,6 +26,8 @@ class Watch(msgspec.Struct, frozen=True, gc=False):
     """A watch as its JetStream message holds it. Times are Unix seconds, durations seconds.
 
     `stored_request`: it was requested through the stream, so the request may be delivered again at any later time.
+    `follow`: the name of the follow that started it; then `queued_at` and `description_id` tell its classic task from
+    another with the same id. `only_endings`: it publishes its final event alone.
     """
 
     id: str
@@ -33,6 +35,10 @@ class Watch(msgspec.Struct, frozen=True, gc=False):
     task: str
     since: float
     api: str = "cis"
+    follow: str | None = None
+    queued_at: float | None = None
+    description_id: str | None = None
+    only_endings: bool = False
     timeout_at: float | None = None
     stalled_after_s: float = 0.0
     partial_results: bool = False
@@ -44,7 +50,17 @@ class Watch(msgspec.Struct, frozen=True, gc=False):
     @property
     def ref(self) -> WatchRef:
         timeout_at = None if self.timeout_at is None else rfc3339(self.timeout_at)
-        return WatchRef(self.id, rfc3339(self.since), timeout_at, self.labels)
+        return WatchRef(self.id, rfc3339(self.since), timeout_at, self.labels, self.follow)
+
+    @property
+    def was_seen(self) -> bool:
+        """True if vCenter showed the task before the watch began, since a follow found it."""
+        return self.follow is not None
+
+    @property
+    def identity(self) -> TaskIdentity | None:
+        """The identity of the task that a follow found; None for a requested watch, and for CIS tasks."""
+        return None if self.queued_at is None else TaskIdentity(self.queued_at, self.description_id)
 
     @property
     def key(self) -> tuple[str, str]:
@@ -69,9 +85,10 @@ def answers_request(last: Event, stored_at: float, watch: Watch, current: TaskId
     A final event of the watch itself answers. So does one that was stored after a stored request, which JetStream
     may deliver again at any later time. A `completed` answers every request for the task, unless vCenter has given
     the id to another task since: `current` is the identity of the task that has the id now, None where vCenter
-    doesn't reuse ids or wasn't asked.
+    doesn't reuse ids or wasn't asked. A follow knows which task it found, and any ending of that task answers.
     """
     data = last.data
+    current = current or watch.identity
     if not data.final:
         return False
     if _ended_watch_or_request(last, stored_at, watch):
@@ -83,14 +100,24 @@ def answers_request(last: Event, stored_at: float, watch: Watch, current: TaskId
 def needs_current_identity(last: Event, stored_at: float, watch: Watch) -> bool:
     """Return whether `answers_request` depends on which task has the id now, which only vCenter knows."""
     data = last.data
-    if data.kind != "completed" or _ended_watch_or_request(last, stored_at, watch):
+    if data.kind != "completed" or watch.follow is not None or _ended_watch_or_request(last, stored_at, watch):
         return False
     return identity_from_event(data) is not None
 
 
 def _ended_watch_or_request(last: Event, stored_at: float, watch: Watch) -> bool:
-    """Return whether this final event is the watch's own or came after its stored request."""
-    return last.data.watch.id == watch.id or (watch.stored_request and stored_at > watch.since)
+    """Return whether this final event is the watch's own, came after its stored request, or ended the found task."""
+    if last.data.watch.id == watch.id or (watch.stored_request and stored_at > watch.since):
+        return True
+    return watch.follow is not None and is_of_task(last.data, watch.identity)
+
+
+def is_of_task(data: EventData, identity: TaskIdentity | None) -> bool:
+    """Return whether the event is of the task that a follow found. `identity` is None for a CIS task."""
+    if identity is None:
+        return data.api == "cis"  # its id is never given to another task
+    known = identity_from_event(data)
+    return known is not None and may_be_same_task(known, identity)
 
 
 def identity_from_event(data: EventData) -> TaskIdentity | None:
@@ -208,7 +235,7 @@ def next_event(watch: Watch, last: Event | None, view: TaskView, now: float, pol
     if view.unwatched:
         return build.abandoned("unwatched")
     if task is not None:
-        if last is None:
+        if last is None and not watch.only_endings:
             return build.event("watching")
         if task.ended:
             return _next_completed(build, task)
@@ -367,7 +394,8 @@ class _EventBuilder(NamedTuple):
         absence = self.view.absence if outcome in ("lost", "denied") else None
         answer = absence.answer if absence else self.view.answer
         said = f" vCenter's last answer: {answer.message}" if answer else ""
-        advice = "never seen" if outcome == "lost" and self.last is None else outcome
+        was_seen = self.last is not None or self.watch.was_seen
+        advice = "never seen" if outcome == "lost" and not was_seen else outcome
         error = TaskError(
             type=answer.type if answer else None,
             message=_ADVICE[advice] + said,

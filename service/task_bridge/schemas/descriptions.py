@@ -167,6 +167,7 @@ DESCRIPTIONS: dict[str, dict[str, Schema]] = {
         "since": _time("When the request was stored."),
         "timeout_at": _time("When the watch ends at the latest; null: never."),
         "labels": _field("The labels of the request."),
+        "follow": _field("The name of the follow that started the watch; null if it was requested.", since="1.1"),
     },
     "Target": {
         "type": _field("Like `ClusterComputeResource`.", minLength=1),

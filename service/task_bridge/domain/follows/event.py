@@ -33,8 +33,9 @@ class FollowView(msgspec.Struct, frozen=True):
 
 
 class PlaceView(msgspec.Struct, frozen=True):
-    """A place in vCenter's history: complete until a time of its clock, and the matching task that was queued last."""
+    """A place in vCenter's history: from when until when it is complete, and the matching task that was queued last."""
 
+    begins_at: str
     complete_until: str
     task: str | None = None
     queued_at: str | None = None
@@ -143,15 +144,18 @@ def read_memory(data: FollowEventData) -> FollowMemory:
 
 
 def _view_place(place: FollowPlace) -> PlaceView:
-    until, newest = rfc3339(place.complete_until), place.newest
-    return PlaceView(until) if newest is None else PlaceView(until, newest.task, rfc3339(newest.queued_at))
+    begins, until, newest = rfc3339(place.begins_at), rfc3339(place.complete_until), place.newest
+    if newest is None:
+        return PlaceView(begins, until)
+    return PlaceView(begins, until, newest.task, rfc3339(newest.queued_at))
 
 
 def _parse_place(view: PlaceView) -> FollowPlace | None:
-    until, queued_at = parse_time(view.complete_until), parse_time(view.queued_at)
-    if until is None:
+    begins, until = parse_time(view.begins_at), parse_time(view.complete_until)
+    if begins is None or until is None:
         return None
-    return FollowPlace(until, KnownTask(view.task, queued_at) if view.task and queued_at is not None else None)
+    queued_at = parse_time(view.queued_at)
+    return FollowPlace(begins, until, KnownTask(view.task, queued_at) if view.task and queued_at is not None else None)
 
 
 def to_follow_cloudevent(draft: FollowDraft) -> bytes:

@@ -13,6 +13,7 @@ import msgspec
 
 from ..durations import parse_duration, parse_time
 from ..task import Target, Task, TaskIdentity
+from ..watch import Watch
 
 
 class FollowEntity(msgspec.Struct, frozen=True):
@@ -153,3 +154,23 @@ def build_watch_id(vcenter: str, found: FoundTask) -> str:
     queued_ms = int((found.identity.queued_at or 0.0) * 1000)
     parts = (vcenter, found.id, found.identity.description_id or "", str(queued_ms))
     return f"{queued_ms}-f{hashlib.sha256('/'.join(parts).encode()).hexdigest()[:16]}"
+
+
+def build_watch(follow: Follow, found: FoundTask, now: float) -> Watch:
+    """Return the watch that the follow starts for a task that was found `now`, in Unix seconds."""
+    return Watch(
+        id=build_watch_id(follow.vcenter, found),
+        vcenter=follow.vcenter,
+        task=found.id,
+        since=now,
+        api=found.api,
+        follow=follow.name,
+        queued_at=found.identity.queued_at,
+        description_id=found.identity.description_id,
+        only_endings=follow.events == "endings",
+        timeout_at=None if follow.timeout_s is None else now + follow.timeout_s,
+        stalled_after_s=follow.stalled_after_s,
+        labels=follow.labels,
+        traceparent=follow.traceparent,
+        tracestate=follow.tracestate,
+    )

@@ -5,7 +5,7 @@ All times are vCenter's own, in Unix seconds: its clock is the only one that its
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
+from collections.abc import Iterable
 
 import msgspec
 
@@ -32,16 +32,25 @@ class KnownTask(msgspec.Struct, frozen=True):
 class FollowPlace(msgspec.Struct, frozen=True):
     """Every matching task that was queued until `complete_until` has a watch, or a gap says that it may not.
 
-    `newest`: the matching task that was queued last, which the history must still have after an interruption.
+    `begins_at`: queue time from which on the follow is about tasks. `newest`: the matching task that was queued last,
+    which the history must still have after an interruption.
     """
 
+    begins_at: float
     complete_until: float
     newest: KnownTask | None = None
 
     @property
     def read_from(self) -> float:
         """Queue time from which the history is read again."""
-        return self.complete_until - OVERLAP_S
+        return max(self.begins_at, self.complete_until - OVERLAP_S)
+
+    def knows(self, found: Iterable[FoundTask]) -> bool:
+        """Return whether the newest known task is among these."""
+        newest = self.newest
+        return newest is not None and any(
+            task.id == newest.task and task.identity.queued_at == newest.queued_at for task in found
+        )
 
     def advance(self, found: Iterable[FoundTask], empty_at: float | None) -> FollowPlace:
         """Return the place after these tasks got their watches.
@@ -57,7 +66,7 @@ class FollowPlace(msgspec.Struct, frozen=True):
             until = max(until, newest.queued_at)
         if empty_at is not None:
             until = max(until, empty_at - SETTLED_S)
-        return FollowPlace(until, newest)
+        return FollowPlace(self.begins_at, until, newest)
 
 
 class Gap(msgspec.Struct, frozen=True):
@@ -68,17 +77,17 @@ class Gap(msgspec.Struct, frozen=True):
     reason: str
 
 
-def find_gap(place: FollowPlace, vcenter_now: float, oldest: float | None, found: Collection[FoundTask]) -> Gap | None:
+def find_gap(place: FollowPlace, vcenter_now: float, oldest: float | None, *, has_newest: bool) -> Gap | None:
     """Return what may be missing after the history was read again from `place.read_from` on, None if nothing is.
 
     `oldest`: queue time of the oldest task of the whole history, whether it matches or not; None if it is empty.
+    `has_newest`: the task that was known as the newest was read again.
     """
     until, newest = place.complete_until, place.newest
     if vcenter_now < until - CLOCK_SLACK_S:
         return Gap(vcenter_now, until, f"vCenter's clock went back to {rfc3339(vcenter_now)}")
     if newest is not None and newest.queued_at >= place.read_from:
-        known = {(task.id, task.identity.queued_at) for task in found}
-        if (newest.task, newest.queued_at) in known:
+        if has_newest:
             return None
         return Gap(newest.queued_at, vcenter_now, f"vCenter's history no longer has {newest.task}, which it had before")
     if oldest is not None and oldest <= until:
@@ -96,4 +105,20 @@ def restart_after_gap(place: FollowPlace, gap: Gap | None, vcenter_now: float) -
     """Return the place to go on from: behind the gap, and never ahead of vCenter's clock."""
     if gap is None:
         return place
-    return FollowPlace(min(max(place.complete_until, gap.end), vcenter_now))
+    until = min(max(place.complete_until, gap.end), vcenter_now)
+    return FollowPlace(min(place.begins_at, until), until)
+
+
+class Pace:
+    """Limits a rate: a second's worth may come at once."""
+
+    def __init__(self, per_second: float) -> None:
+        self._per_second = per_second
+        self._left = per_second
+        self._at = float("-inf")
+
+    def take(self, count: int, now: float) -> float:
+        """Take so many, and return how long to wait before the next (s). `now`: monotonic seconds."""
+        self._left = min(self._per_second, self._left + (now - self._at) * self._per_second) - count
+        self._at = now
+        return max(0.0, -self._left / self._per_second)
