@@ -211,7 +211,7 @@ class Lab:
     async def messages(self) -> list[RawStreamMsg]:
         """All that the events stream holds, in order."""
         state = (await self.js.stream_info(EVENTS)).state
-        return [await self.js.get_msg(EVENTS, number) for number in range(state.first_seq, state.last_seq + 1)]
+        return [await self.js.get_msg(EVENTS, number) for number in range(max(1, state.first_seq), state.last_seq + 1)]
 
     async def stored(self) -> list[tuple[RawStreamMsg, dict[str, Any]]]:
         """The same with decoded bodies."""

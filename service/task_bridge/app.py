@@ -19,12 +19,17 @@ from nats.aio.msg import Msg
 from . import __version__, tracing
 from .domain.clock import ServerClock
 from .domain.errors import CannotStart, NatsUnavailable
+from .domain.follows.order import Follow
 from .domain.requests import VCenterRouting
 from .domain.subjects import SubjectNames
 from .domain.watch import Policy, Watch
+from .follower import Follower
 from .jetstream.api import Api
 from .jetstream.board_reader import BoardReader
 from .jetstream.connection import Connection, server_version
+from .jetstream.follow_journal import FollowJournal
+from .jetstream.follow_requests import admit_follow_request
+from .jetstream.follow_store import FollowStore, hold_follows, quarantine_unreadable_follow
 from .jetstream.journal import JetStreamJournal
 from .jetstream.lost_memories import LostMemories
 from .jetstream.monitor import Monitor
@@ -37,6 +42,8 @@ from .jetstream.replicas import Replicas, ReplicaStatus
 from .jetstream.request_consumer import (
     RequestConsumer,
     RequestContext,
+    RequestQueue,
+    admit_watch_request,
     quarantine_unreadable_watch,
     report_first_take_over,
 )
@@ -59,6 +66,8 @@ log = structlog.get_logger(__name__)
 _BOARD_READER_IS_A_BOARD_SOURCE: type[BoardSource] = BoardReader
 
 FINISH_S = 1.5
+MAX_FOLLOWS = 1_000
+"""Follows that one replica runs."""
 
 
 class Bridge:
@@ -147,12 +156,18 @@ class Bridge:
 
     def _build_parts(self, streams: Streams, monitor: Monitor, lost_memories: LostMemories) -> _Parts:
         settings, names, metrics, now = self._settings, self._names, self._metrics, self._clock.now
+        stalled_after_s = settings.stalled_after_s
         journal = JetStreamJournal(streams, names, metrics, now, lost_memories=lost_memories)
         watches = WatchStore(streams, names, journal, self._policy_of, self._sources, now)
+        follow_journal = FollowJournal(streams, names, journal.instance)
+        follows = FollowStore(streams, names, follow_journal, self._source_of, now, create=settings.provision == "auto")
+        follower = Follower(
+            self._sources, follow_journal, watches, self._source_of, now, max_rate=settings.follow_max_rate
+        )
         watcher = Watcher(self._sources, journal, self._policy_of, metrics, self._clock)
         rejections = Rejections(streams, names, self._routing, now)
         context = RequestContext(
-            streams, names, watches, journal, rejections, self._routing, self._sources, metrics, now
+            streams, names, watches, follows, journal, rejections, self._routing, self._sources, metrics, now
         )
         ownership = Ownership(
             streams,
@@ -172,8 +187,21 @@ class Bridge:
             ownership,
             watcher,
             self._sources,
+            own_follows=follower.reports,
             ack_wait_s=lambda: monitor.ack_wait_s,
         )
+        follow_ownership = Ownership(
+            streams,
+            hold_follows(names),
+            metrics,
+            capacity=MAX_FOLLOWS,
+            ack_wait_s=lambda: monitor.ack_wait_s,
+            take_over=follower.take_over,
+            report_outcome=lambda *_: None,
+            quarantine=quarantine_unreadable_follow,
+            failures=FailureLog(log, "follows_not_taken_up", "follows_taken_up_again"),
+        )
+        follow_ownership.belongs_elsewhere = replicas.is_known_elsewhere
         return _Parts(
             client=streams.connection,
             instance=journal.instance,
@@ -182,12 +210,33 @@ class Bridge:
             watches=watches,
             watcher=watcher,
             requests=RequestConsumer(
-                context, replicas, stalled_after_s=settings.stalled_after_s, ack_wait_s=monitor.ack_wait_s
+                context,
+                replicas,
+                RequestQueue(
+                    names.requests_stream, names.requests, partial(admit_watch_request, context, stalled_after_s)
+                ),
+                ack_wait_s=monitor.ack_wait_s,
             ),
-            api=Api(context, stalled_after_s=settings.stalled_after_s, allow_cancel=settings.allow_cancel),
+            follow_requests=RequestConsumer(
+                context,
+                replicas,
+                RequestQueue(
+                    names.follow_requests_stream,
+                    names.follow_requests,
+                    partial(admit_follow_request, context, stalled_after_s),
+                ),
+                ack_wait_s=monitor.ack_wait_s,
+            ),
+            api=Api(context, replicas, stalled_after_s=stalled_after_s, allow_cancel=settings.allow_cancel),
             ownership=ownership,
+            follower=follower,
+            follow_ownership=follow_ownership,
             replicas=replicas,
         )
+
+    def _source_of(self, vcenter: str) -> str:
+        """Return what events carry as their source: the vCenter's URL."""
+        return self._routing.urls.get(vcenter, f"urn:vcenter:{vcenter}")
 
     def _policy_of(self, vcenter: str) -> Policy:
         """Return the settings that decide about events of `vcenter`, also if it is no longer configured."""
@@ -205,19 +254,24 @@ class _Parts(NamedTuple):
     watches: WatchStore
     watcher: Watcher
     requests: RequestConsumer
+    follow_requests: RequestConsumer
     api: Api
     ownership: Ownership[Watch]
+    follower: Follower
+    follow_ownership: Ownership[Follow]
     replicas: Replicas
 
     @property
-    def pulls(self) -> tuple[PullConsumer, PullConsumer]:
-        return self.requests.pull, self.ownership.pull
+    def pulls(self) -> tuple[PullConsumer, ...]:
+        return self.requests.pull, self.ownership.pull, self.follow_requests.pull, self.follow_ownership.pull
 
     async def start(self, connection: Connection, names: SubjectNames) -> None:
         """Subscribe, and return when nats-server has taken the subscriptions."""
         self.requests.subscribe(connection.broker)
+        self.follow_requests.subscribe(connection.broker)
         await connection.broker.start()
         await self._subscribe_to_unwatched(names)
+        await self._subscribe_to_follows(names)
         await self.api.start()
         with contextlib.suppress(NatsUnavailable):
             # A round trip after the subscriptions, so that a request sent after "ready" is received: nats-py's
@@ -234,6 +288,16 @@ class _Parts(NamedTuple):
 
         await self.client.subscribe(f"{names.events}.*.*.abandoned.unwatched", cb=check_ownership)
 
+    async def _subscribe_to_follows(self, names: SubjectNames) -> None:
+        """Subscribe to the events of follows: another replica's shows that a follow was ended or replaced."""
+
+        async def check_ownership(message: Msg) -> None:
+            if (message.headers or {}).get("Bridge-Instance") != self.instance:
+                with contextlib.suppress(NatsUnavailable):
+                    await self.follower.check_ownership(*names.parse_follow_event_subject(message.subject))
+
+        await self.client.subscribe(f"{names.follows}.>", cb=check_ownership)
+
     def start_loops(self, failed: asyncio.Future[None]) -> list[asyncio.Task[None]]:
         """Start everything that must never end; if one does, the replica fails."""
         timing_out = end_timed_out_watches(self.watches, self._has_unheld_watches, self.clock.now)
@@ -241,6 +305,8 @@ class _Parts(NamedTuple):
             "the watcher": self.watcher.run(),
             "the ownership of watches": self.ownership.run(),
             "the intake of requests": self.requests.run(),
+            "the intake of follows": self.follow_requests.run(),
+            "the ownership of follows": self.follow_ownership.run(),
             "the monitor of JetStream": self.monitor.run(),
             "the exchange with other replicas": self.replicas.run(),
             "the sweep of the watches": self.watcher.sweep_ownership(),
@@ -256,12 +322,20 @@ class _Parts(NamedTuple):
         """Take no more, finish what is in flight, and nak the watches, so that other replicas get them at once."""
         await cancel_and_wait(*loops)
         finishing = [
-            asyncio.create_task(part) for part in (self.api.stop(), self.requests.drain(), self.watcher.stop())
+            asyncio.create_task(part)
+            for part in (
+                self.api.stop(),
+                self.requests.drain(),
+                self.follow_requests.drain(),
+                self.follower.stop(),
+                self.watcher.stop(),
+            )
         ]
         await asyncio.wait(finishing, timeout=FINISH_S)
         await cancel_and_wait(*finishing)
         await self.replicas.announce_leaving()
         await self.ownership.hand_all_back()
+        await self.follow_ownership.hand_all_back()
 
 
 def _start_loop(loop: Coroutine[Any, Any, None], name: str, failed: asyncio.Future[None]) -> asyncio.Task[None]:

@@ -12,12 +12,13 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import structlog
 
+from .domain.durations import rfc3339
 from .domain.errors import NatsUnavailable
-from .domain.follows.event import FollowMemory, build_draft, build_gap, build_view, read_memory
+from .domain.follows.event import FollowMemory, FollowReport, build_draft, build_gap, build_view, read_memory
 from .domain.follows.order import Follow, FoundTask, build_watch, is_selected
 from .domain.follows.place import FollowPlace, Pace, find_gap, restart_after_gap
 from .domain.follows.ports import FollowEventJournal, HistoryStart, StoredFollowEvent, TaskFinder, WatchStarter
@@ -60,6 +61,20 @@ class HeldFollow:
         self.pace = Pace(max_rate)
         self.running: asyncio.Task[None] | None = None
 
+    def report(self) -> FollowReport:
+        memory = self.memory
+        newest = memory.place.newest if memory.place else None
+        return FollowReport(
+            self.follow.vcenter,
+            self.follow.name,
+            self.state,
+            self.trouble,
+            rfc3339(memory.place.begins_at) if memory.place else None,
+            rfc3339(newest.queued_at) if newest else None,
+            memory.started_watches,
+            memory.gaps,
+        )
+
 
 class Follower:
     """All follows that this replica runs. `source_of` returns a vCenter's URL, which events carry as `source`."""
@@ -82,9 +97,9 @@ class Follower:
         self._max_rate = max_rate
         self._held: dict[tuple[str, str], HeldFollow] = {}
 
-    @property
-    def held(self) -> Iterable[HeldFollow]:
-        return self._held.values()
+    def reports(self) -> list[FollowReport]:
+        """Return the state of each follow that this replica runs."""
+        return [held.report() for held in self._held.values()]
 
     async def take_over(self, follow: Follow, handle: WatchHandle) -> str | None:
         """Run a follow that JetStream delivered. Return `accepted`, None if it was over. Raises NatsUnavailable."""
@@ -98,6 +113,9 @@ class Follower:
         held = HeldFollow(follow, handle, memory, last.sequence if last else 0, self._clock(), self._max_rate)
         reason = "started" if data is None else "resumed" if data.follow == build_view(follow) else "replaced"
         self._held[follow.key] = held
+        if follow.vcenter not in self._finders:
+            held.state = "unconfigured"
+            return "accepted"
         held.running = asyncio.create_task(self._run_and_log_errors(held, reason))
         return "accepted"
 

@@ -13,6 +13,7 @@ from task_bridge.domain.follows.order import (
     Follow,
     FoundTask,
     build_watch_id,
+    find_entity_type,
     is_operation_selected,
     is_selected,
 )
@@ -131,6 +132,8 @@ def test_cis_tasks_are_followed_if_one_of_their_services_is_named(
         ({"entity": {"recursive": True}}, "entity.id"),
         ({"entity": {"id": "group-v3", "type": "Folder"}}, "entity.type"),
         ({"entity": {"id": "a b"}}, "entity.id"),
+        ({"entity": {"id": "web01"}}, "entity.id"),
+        ({"entity": {"id": "group-x3"}}, "entity.id"),
         ({"events": "some"}, "events"),
         ({"timeout": 0}, "timeout"),
         ({"labels": {"a": 1}}, "labels.a"),
@@ -225,6 +228,26 @@ def test_no_pattern_makes_matching_slow() -> None:
 )
 def test_a_follow_is_about_the_tasks_that_match(fields: dict[str, Any], task: dict[str, Any], selected: bool) -> None:
     assert is_selected(follow(**fields), found(**task)) is selected
+
+
+@pytest.mark.parametrize(
+    ("entity", "kind"),
+    [
+        ("vm-98", "VirtualMachine"),
+        ("domain-c9", "ClusterComputeResource"),
+        ("group-v3", "Folder"),
+        ("resgroup-8", "ResourcePool"),
+        ("resgroup-v8", "VirtualApp"),
+        ("datacenter-2", "Datacenter"),
+        ("host-12", "HostSystem"),
+        ("vm", None),
+        ("vm-", None),
+        ("", None),
+        ("VirtualMachine-vm-98", None),
+    ],
+)
+def test_the_type_of_a_managed_object_is_known_by_its_id(entity: str, kind: str | None) -> None:
+    assert find_entity_type(entity) == kind
 
 
 def test_the_watch_of_a_task_has_one_id_whenever_it_is_found() -> None:

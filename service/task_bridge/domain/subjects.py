@@ -12,7 +12,7 @@ from urllib.parse import quote, unquote
 
 CONSUMER = "bridge"
 SERVICE = "vcenter-task-bridge"
-VERBS = ("watch", "unwatch", "get", "list", "cancel")
+VERBS = ("watch", "unwatch", "get", "list", "cancel", "follow", "unfollow", "follows")
 
 _PREFIX = re.compile(r"[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+)*", re.ASCII)
 _VCENTER = re.compile(r"[a-z0-9]+(_[a-z0-9]+)*", re.ASCII)
@@ -114,6 +114,11 @@ class SubjectNames:
         """Return (vCenter, task id) of an event's subject."""
         vcenter, token, *_ = subject.removeprefix(self.events + ".").split(".")
         return vcenter, decode_task_token(token)
+
+    def parse_follow_event_subject(self, subject: str) -> tuple[str, str]:
+        """Return (vCenter, name) of the subject of a follow's event."""
+        vcenter, name, *_ = subject.removeprefix(self.follows + ".").split(".")
+        return vcenter, name
 
     def parse_watch_subject(self, subject: str) -> tuple[str, str] | None:
         """Return (vCenter, task id) of a watch message's subject, None if the bridge didn't make it."""

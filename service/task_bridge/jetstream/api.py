@@ -16,6 +16,8 @@ from nats.micro.service import EndpointConfig, GroupConfig, Service, ServiceConf
 from .. import __version__
 from ..domain.errors import NatsUnavailable, Refused, VCenterUnavailable
 from ..domain.events import NULL
+from ..domain.follows.event import FollowReply, FollowsReply, UnfollowReply, build_view, list_follow
+from ..domain.follows.request import FollowNameRequest, FollowRequest, FollowsRequest
 from ..domain.requests import (
     CancelReply,
     ErrorBody,
@@ -36,8 +38,10 @@ from ..domain.requests import (
 )
 from ..domain.subjects import SERVICE, VERBS, is_vcenter_name
 from ..tracing import span
+from .follow_requests import admit_follow
 from .journal import JournalEntry
 from .nats_py_workarounds import drain_endpoints, reply_subject
+from .replicas import Replicas
 from .request_consumer import RequestContext, check_headers
 from .watch_store import AlreadyEnded, StoredWatch, build_watch, event_of_watch
 
@@ -54,8 +58,11 @@ _REQUESTER_HEADER = "Nats-Request-Info"
 class Api:
     """The verbs. Each takes a request and returns the reply, or raises Refused."""
 
-    def __init__(self, context: RequestContext, *, stalled_after_s: float, allow_cancel: bool) -> None:
+    def __init__(
+        self, context: RequestContext, replicas: Replicas, *, stalled_after_s: float, allow_cancel: bool
+    ) -> None:
         self._context = context
+        self._replicas = replicas
         self._stalled_after_s = stalled_after_s
         self._allow_cancel = allow_cancel
         self._at_once = asyncio.Semaphore(MAX_AT_ONCE)
@@ -216,6 +223,39 @@ class Api:
             raise
         log.info("watch_over", outcome="unwatched", **watch.log_keys)
         return UnwatchReply("unwatched", vcenter, task_request.task, watch.ref, _raw_event(final))
+
+    async def follow(self, request: Request) -> FollowReply:
+        """Watch every task that matches, from a time on."""
+        follow_request = parse_request(FollowRequest, request.data)
+        admission = await admit_follow(self._context, self._stalled_after_s, follow_request, request.headers)
+        follow = admission.follow
+        return FollowReply(admission.outcome, follow.vcenter, follow.name, build_view(follow))
+
+    async def unfollow(self, request: Request) -> UnfollowReply:
+        """End a follow with its final event. The watches that it has started go on."""
+        context = self._context
+        name_request = parse_request(FollowNameRequest, request.data)
+        vcenter = context.routes.resolve(name_request.vcenter)
+        try:
+            follow = await context.follows.unfollow(vcenter, name_request.name)
+        except Refused as refused:
+            if refused.code == "not_following" and vcenter not in context.routes.urls:
+                raise unknown_vcenter(vcenter, context.routes.urls) from refused
+            raise
+        log.info("follow_over", **follow.log_keys)
+        return UnfollowReply("unfollowed", vcenter, follow.name, build_view(follow))
+
+    async def follows(self, request: Request) -> FollowsReply:
+        """List the follows of a vCenter, or of all."""
+        context = self._context
+        vcenter = parse_request(FollowsRequest, request.data).vcenter
+        if vcenter is not None and not is_vcenter_name(vcenter):
+            raise unknown_vcenter(vcenter, context.routes.urls)
+        stored = await context.follows.read_all(vcenter)
+        if vcenter is not None and not stored and vcenter not in context.routes.urls:
+            raise unknown_vcenter(vcenter, context.routes.urls)
+        reports = self._replicas.list_follows()
+        return FollowsReply([list_follow(one.follow, reports.get(one.follow.key)) for one in stored])
 
     async def cancel(self, request: Request) -> CancelReply:
         """Ask vCenter to cancel a task. Whatever the answer, one log line names the requester and the task."""

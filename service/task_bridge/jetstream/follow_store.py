@@ -7,14 +7,18 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 import msgspec
+import structlog
 
 from ..domain.errors import NatsUnavailable, Refused
 from ..domain.follows.event import FollowMemory, build_draft, read_memory
 from ..domain.follows.order import Follow
 from ..domain.subjects import SubjectNames
-from .follow_journal import FollowEntry, FollowJournal
+from .follow_journal import FollowJournal
 from .ownership import HeldStream
+from .provision import add_late_subject, follow_events
 from .streams import StoredMessage, StoreRefused, Streams
+
+log = structlog.get_logger(__name__)
 
 _TRIES = 100
 _PAGE = 1_000
@@ -41,7 +45,10 @@ def hold_follows(names: SubjectNames) -> HeldStream[Follow]:
 
 
 class FollowStore:
-    """The follows of all replicas. Every method raises NatsUnavailable."""
+    """The follows of all replicas. Every method raises NatsUnavailable.
+
+    `create`: the bridge may change the events stream, so that it stores the events of follows.
+    """
 
     def __init__(
         self,
@@ -50,7 +57,10 @@ class FollowStore:
         journal: FollowJournal,
         source_of: Callable[[str], str],
         clock: Callable[[], float],
+        *,
+        create: bool,
     ) -> None:
+        self._create = create
         self._streams = streams
         self._names = names
         self._journal = journal
@@ -59,6 +69,8 @@ class FollowStore:
 
     async def admit(self, follow: Follow) -> FollowAdmission:
         """Start the follow, or replace the one of its name; a replaced one keeps its id, and so its place in time."""
+        events, subject = self._names.events_stream, follow_events(self._names)
+        await add_late_subject(self._streams, events, subject, create=self._create)
         for _ in range(_TRIES):
             present = await self.read(follow.vcenter, follow.name)
             if present is None:
@@ -103,24 +115,22 @@ class FollowStore:
             after = page[-1].sequence if page else after
         return follows
 
-    async def unfollow(self, vcenter: str, name: str) -> tuple[Follow, FollowEntry]:
+    async def unfollow(self, vcenter: str, name: str) -> Follow:
         """End the follow with its final event, whichever replica runs it. Raises Refused (404 `not_following`)."""
         while True:
             present = await self.read(vcenter, name)
             if present is None:
                 raise Refused(404, "not_following", f"There is no follow named {name!r} on {vcenter!r}.")
             follow, last = present.follow, await self._journal.read_last(vcenter, name)
-            own = last if last is not None and last.data is not None and last.data.follow.id == follow.id else None
-            memory = read_memory(own.data) if own is not None and own.data is not None else FollowMemory()
-            final = own
-            if own is None or own.data is None or not own.data.final:
+            data = last.data if last is not None and last.data and last.data.follow.id == follow.id else None
+            if data is None or not data.final:
+                memory = read_memory(data) if data else FollowMemory()
                 draft = build_draft(follow, memory, "unfollowed", self._source_of(vcenter), self._clock())
-                final = await self._journal.append(draft, last.sequence if last else 0)
-                if final.event_id != draft.id:
+                stored = await self._journal.append(draft, last.sequence if last else 0)
+                if stored.event_id != draft.id:
                     continue  # the owner stored another event meanwhile
             await self._streams.delete(self._names.follows_stream, present.sequence)
-            if final is not None:
-                return follow, final
+            return follow
 
 
 def decode_follow(stored: StoredMessage) -> StoredFollow | None:
@@ -129,3 +139,9 @@ def decode_follow(stored: StoredMessage) -> StoredFollow | None:
         return StoredFollow(_decoder.decode(stored.body), stored.sequence)
     except (msgspec.DecodeError, msgspec.ValidationError):
         return None
+
+
+async def quarantine_unreadable_follow(message: StoredMessage, reason: str) -> bool:
+    """Delete a stored follow that can't be read, written by hand or by another release."""
+    log.error("follow_unreadable", subject=message.subject, reason=reason)
+    return True

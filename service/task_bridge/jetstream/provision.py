@@ -72,10 +72,15 @@ class Difference(NamedTuple):
 
 
 class JetStreamConfig(NamedTuple):
-    """The streams, the durable consumer of each (or None), and the bucket."""
+    """The streams, the durable consumer of each (or None), and the bucket.
+
+    `late_subjects`: subjects that a stream of release 1.0 doesn't have. They are added when they are first needed, so
+    that release can still be returned to.
+    """
 
     streams: tuple[tuple[StreamConfig, ConsumerConfig | None], ...]
     bucket: ObjectStoreConfig
+    late_subjects: frozenset[str] = frozenset()
 
 
 def expected_config(
@@ -110,6 +115,26 @@ def expected_config(
         allow_direct=True,
         num_replicas=replicas,
     )
+    follow_requests = StreamConfig(
+        name=names.follow_requests_stream,
+        description="Requests to follow tasks, until they are admitted or rejected",
+        subjects=[names.follow_requests],
+        retention=RetentionPolicy.WORK_QUEUE,
+        storage=StorageType.FILE,
+        discard=DiscardPolicy.NEW,
+        num_replicas=replicas,
+    )
+    follows = StreamConfig(
+        name=names.follows_stream,
+        description="Follows, one message each, held by their owner",
+        subjects=[f"{names.held_follows}.>"],
+        retention=RetentionPolicy.WORK_QUEUE,
+        storage=StorageType.FILE,
+        discard=DiscardPolicy.OLD,
+        max_msgs_per_subject=1,  # a follow that is requested otherwise replaces the one of its name
+        allow_direct=True,
+        num_replicas=replicas,
+    )
     bucket = ObjectStoreConfig(
         bucket=names.results_bucket,
         description="Results too large for an event",
@@ -117,16 +142,22 @@ def expected_config(
         storage=StorageType.FILE,
         replicas=replicas,
     )
-    return JetStreamConfig(
-        ((requests, durable), (watches, durable), (_events_stream(names, replicas, events_max_age_s), None)), bucket
-    )
+    events = _events_stream(names, replicas, events_max_age_s)
+    queues = (requests, watches, follow_requests, follows)
+    streams = (*((queue, durable) for queue in queues), (events, None))
+    return JetStreamConfig(streams, bucket, late_subjects=frozenset({follow_events(names)}))
+
+
+def follow_events(names: SubjectNames) -> str:
+    """Return the subject filter by which the events stream stores the events of follows."""
+    return f"{names.follows}.>"
 
 
 def _events_stream(names: SubjectNames, replicas: int, max_age_s: float) -> StreamConfig:
     return StreamConfig(
         name=names.events_stream,
         description="Events of watched tasks, and rejections",
-        subjects=[f"{names.put}.>", names.rejected],
+        subjects=[f"{names.put}.>", names.rejected, follow_events(names)],
         retention=RetentionPolicy.LIMITS,
         storage=StorageType.FILE,
         discard=DiscardPolicy.OLD,
@@ -148,7 +179,7 @@ async def provision(streams: Streams, expected: JetStreamConfig, *, create: bool
     """
     differences: list[Difference] = []
     for config, durable in expected.streams:
-        differences += await _provision_stream(streams, config, create=create)
+        differences += await _provision_stream(streams, config, expected.late_subjects, create=create)
         if durable is not None:
             differences += await _provision_consumer(streams, str(config.name), durable, create=create)
     return differences + await _provision_bucket(streams, expected.bucket, create=create)
@@ -164,15 +195,44 @@ def check_version(version: tuple[int, int, int]) -> None:
         )
 
 
-async def _provision_stream(streams: Streams, config: StreamConfig, *, create: bool) -> list[Difference]:
+async def _provision_stream(
+    streams: Streams, config: StreamConfig, late_subjects: frozenset[str], *, create: bool
+) -> list[Difference]:
     where = f"stream {config.name}"
     info = await _read_info(streams.js.stream_info(str(config.name)), streams, where, f"STREAM.INFO.{config.name}")
     if info is not None:
-        return list(_compare(where, config, info.config, _STREAM_SAFETY, _STREAM_OTHERS))
+        differences = _compare(where, config, info.config, _STREAM_SAFETY, _STREAM_OTHERS)
+        return [_excuse_late_subjects(difference, late_subjects) for difference in differences]
     if not create:
         return [_missing(where)]
     await _create(streams.js.add_stream(config), streams, where, f"STREAM.CREATE.{config.name}")
     return []
+
+
+def _excuse_late_subjects(difference: Difference, late_subjects: frozenset[str]) -> Difference:
+    """Return the difference as safe if all that a stream lacks are subjects that can be added later."""
+    if difference.field != "subjects":
+        return difference
+    wanted, found = set(difference.wanted), set(difference.found or ())
+    return difference._replace(unsafe=not (found <= wanted and wanted - found <= late_subjects))
+
+
+async def add_late_subject(streams: Streams, stream: str, subject: str, *, create: bool) -> None:
+    """Let the stream store this subject too, unless it does. Raises NatsUnavailable, also if `create` is off."""
+    where = f"stream {stream}"
+    info_subject, update_subject = (f"{streams.prefix}.STREAM.{verb}.{stream}" for verb in ("INFO", "UPDATE"))
+    answer = await _request(streams, info_subject, {}, where)
+    config = answer.get("config")
+    if config is None:
+        raise NatsUnavailable(f"{where}: {answer.get('error', {}).get('description', 'no answer')}")
+    if subject in config.get("subjects", ()):
+        return
+    if not create:
+        raise NatsUnavailable(f"{where} doesn't store {subject} yet: run `task-bridge provision`")
+    config["subjects"] = [*config.get("subjects", ()), subject]
+    error = (await _request(streams, update_subject, config, where)).get("error")
+    if error:
+        raise NatsUnavailable(f"{where}: nats-server refuses to add {subject}: {error.get('description', error)}")
 
 
 async def _provision_consumer(

@@ -24,6 +24,7 @@ from nats.aio.client import Client
 from nats.aio.msg import Msg
 
 from ..domain.errors import NatsUnavailable
+from ..domain.follows.event import FollowReport
 from ..domain.ports import TaskSource
 from ..domain.watch import Watch
 from ..watcher import Watcher
@@ -46,7 +47,7 @@ _ANSWER_WITHIN_S = 1.0
 class ReplicaStatus(msgspec.Struct):
     """One replica: the watches it holds, `capacity` at most; the tasks it misses by vCenter; `leaving`: it stops.
 
-    `vcenters`: those in its settings. Releases up to 1.0 don't report them.
+    `vcenters`: those in its settings; `follows`: those that it runs. Releases up to 1.0 don't report them.
     """
 
     instance: str
@@ -55,6 +56,7 @@ class ReplicaStatus(msgspec.Struct):
     absent: dict[str, int] = {}
     leaving: bool = False
     vcenters: list[str] = []
+    follows: list[FollowReport] = []
 
 
 class SurvivalNote(msgspec.Struct):
@@ -85,9 +87,11 @@ class Replicas:
         watcher: Watcher,
         sources: Mapping[str, TaskSource],
         *,
+        own_follows: Callable[[], list[FollowReport]],
         ack_wait_s: Callable[[], float],
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
+        self._own_follows = own_follows
         self._connection = connection
         self._subject = subject
         self._own = own
@@ -100,13 +104,14 @@ class Replicas:
         self._uneven_count = 0
         self._reported = ReportedVCenters(_GONE_AFTER * min(1.0, ack_wait_s() / _REPORTS_PER_ACK_WAIT), clock())
         self._asked: dict[str, asyncio.Future[None]] = {}
-        self._has_survived: Callable[[str], bool] = lambda _: False
-        self._on_vcenter: Callable[[str], Awaitable[None]] | None = None
+        self._have_survived: list[Callable[[str], bool]] = []
+        self._on_vcenter: list[Callable[[str], Awaitable[None]]] = []
         ownership.belongs_elsewhere = self.belongs_elsewhere
 
-    def set_requests(self, has_survived: Callable[[str], bool], on_vcenter: Callable[[str], Awaitable[None]]) -> None:
+    def add_requests(self, has_survived: Callable[[str], bool], on_vcenter: Callable[[str], Awaitable[None]]) -> None:
         """Answer for the requests that this replica has survived, and report each vCenter that others begin to have."""
-        self._has_survived, self._on_vcenter = has_survived, on_vcenter
+        self._have_survived.append(has_survived)
+        self._on_vcenter.append(on_vcenter)
 
     async def run(self) -> None:
         subscription = await self._connection.subscribe(self._subject, cb=self._on_report)
@@ -137,6 +142,11 @@ class Replicas:
         """Return the vCenters that other replicas report."""
         return self._reported.names(self._clock())
 
+    def list_follows(self) -> dict[tuple[str, str], FollowReport]:
+        """Return the follows that replicas run, by vCenter and name."""
+        reports = [report for other in self._others.values() for report in other.status.follows]
+        return {(report.vcenter, report.name): report for report in [*reports, *self._own_follows()]}
+
     async def was_survived(self, request: str) -> bool:
         """Ask the other replicas whether one has survived this request. Raises NatsUnavailable."""
         answer = self._asked.setdefault(request, asyncio.get_running_loop().create_future())
@@ -157,6 +167,7 @@ class Replicas:
     async def _publish_own_status(self) -> None:
         own = self._own
         own.held = self._ownership.held_count
+        own.follows = self._own_follows()
         own.absent = {name: source.absent_count for name, source in self._sources.items() if source.absent_count}
         if self._connection.is_connected:
             try:
@@ -178,8 +189,8 @@ class Replicas:
         elif status.instance != self._own.instance:
             self._others[status.instance] = _Report(status, self._clock())
             for vcenter in self._reported.record(status.vcenters, self._clock()):
-                if self._on_vcenter is not None:
-                    await self._on_vcenter(vcenter)
+                for on_vcenter in self._on_vcenter:
+                    await on_vcenter(vcenter)
 
     async def _on_note(self, message: Msg) -> None:
         try:
@@ -189,7 +200,7 @@ class Replicas:
         if note.survived:
             if (answer := self._asked.get(note.request)) is not None and not answer.done():
                 answer.set_result(None)
-        elif self._has_survived(note.request):
+        elif any(has_survived(note.request) for has_survived in self._have_survived):
             with contextlib.suppress(nats.errors.Error):
                 await self._publish(SurvivalNote(note.request, survived=True))
 
@@ -203,6 +214,10 @@ class Replicas:
     def belongs_elsewhere(self, vcenter: str) -> bool:
         """Return whether only other replicas can poll this vCenter's tasks, and one of them has capacity."""
         return vcenter not in self._sources and self._free_elsewhere(vcenter) > 0
+
+    def is_known_elsewhere(self, vcenter: str) -> bool:
+        """Return whether only other replicas can find this vCenter's tasks."""
+        return vcenter not in self._sources and vcenter in self._reported.names(self._clock())
 
     def _free_elsewhere(self, vcenter: str) -> int:
         having = (other.status for other in self._others.values() if vcenter in other.status.vcenters)

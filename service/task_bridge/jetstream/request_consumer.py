@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, NamedTuple
 
 import structlog
@@ -34,6 +34,7 @@ from ..domain.watch import Watch
 from ..logs import FailureLog
 from ..metrics import Metrics
 from ..tracing import span
+from .follow_store import FollowStore
 from .journal import JetStreamJournal
 from .nats_py_workarounds import UNREADABLE_HEADERS
 from .ownership import parse_ack_subject
@@ -60,6 +61,7 @@ class RequestContext(NamedTuple):
     streams: Streams
     names: SubjectNames
     watches: WatchStore
+    follows: FollowStore
     journal: JetStreamJournal
     rejections: Rejections
     routes: VCenterRouting
@@ -68,19 +70,25 @@ class RequestContext(NamedTuple):
     clock: Callable[[], float]
 
 
+class RequestQueue(NamedTuple):
+    """A stream of requests. `admit` serves one of them; it raises Refused, UnknownVCenter or NatsUnavailable."""
+
+    stream: str
+    subject: str
+    admit: Callable[[Msg], Awaitable[None]]
+
+
 class RequestConsumer:
-    """Consumes the stream of requests.
+    """Consumes a stream of requests.
 
     A request that can't be served now is kept and tried again, not handed back: a redelivery that a replica asks for
     looks like one after a crash. At most `MAX_KEPT` are being served or kept.
     """
 
-    def __init__(
-        self, context: RequestContext, replicas: Replicas, *, stalled_after_s: float, ack_wait_s: float
-    ) -> None:
+    def __init__(self, context: RequestContext, replicas: Replicas, queue: RequestQueue, *, ack_wait_s: float) -> None:
         self._context = context
         self._replicas = replicas
-        self._stalled_after_s = stalled_after_s
+        self._queue = queue
         self._heartbeat_s = ack_wait_s / 3
         self._failures = FailureLog(log, "requests_kept", "requests_served_again")
         self._logged_own_event = False
@@ -90,9 +98,9 @@ class RequestConsumer:
         """The ack subject of the newest delivery of each request that is being served or kept."""
         self._subscriber: LogicSubscriber[Any] | None = None
         self._unfinished = UnfinishedRequests()
-        replicas.set_requests(self._unfinished.__contains__, self._hand_on)
+        replicas.add_requests(self._unfinished.__contains__, self._hand_on)
         inbox = context.streams.connection.new_inbox()
-        self.pull = PullConsumer(context.streams, context.names.requests_stream, CONSUMER, inbox, self._free_capacity)
+        self.pull = PullConsumer(context.streams, queue.stream, CONSUMER, inbox, self._free_capacity)
 
     def _free_capacity(self) -> int:
         return max(0, min(BATCH, MAX_KEPT - len(self._replies)))
@@ -173,10 +181,10 @@ class RequestConsumer:
             if is_own_event(message.data):
                 await self._drop_own_event(key)
                 return
-            await self._admit(message)
+            await self._queue.admit(message)
             await self._finish(key, ACK)
             self._failures.report_recovery()
-        except _UnknownVCenter as unknown:
+        except UnknownVCenter as unknown:
             await self._hand_back_or_reject(message, key, unknown.name)
         except Refused as refused:
             await self._reject(message, key, refused)
@@ -204,8 +212,7 @@ class RequestConsumer:
         self._context.metrics.requests.labels("dropped").inc()
         if not self._logged_own_event:
             self._logged_own_event = True
-            names = self._context.names
-            log.warning("event_as_request", subject=names.requests, stream=names.requests_stream)
+            log.warning("event_as_request", subject=self._queue.subject, stream=self._queue.stream)
 
     async def _finish(self, key: str, ack: bytes) -> None:
         self._unfinished.forget(key)
@@ -214,27 +221,6 @@ class RequestConsumer:
     async def _send_ack(self, key: str, ack: bytes) -> None:
         # Not message.ack(): FastStream marks messages of a core subscription as acknowledged, so it refuses.
         await send_ack(self._context.streams.connection, self._replies[key], ack)
-
-    async def _admit(self, message: Msg) -> None:
-        check_headers(message.headers)
-        request = parse_request(WatchRequest, message.data)
-        routes = self._context.routes
-        if (named := routes.resolve(request.vcenter)) not in routes.urls:
-            raise _UnknownVCenter(named)
-        vcenter = routes.resolve_watchable(named, request.task)
-        watch = build_watch(
-            request,
-            vcenter,
-            message.metadata.timestamp.timestamp(),
-            stored_sequence=message.metadata.sequence.stream,
-            stalled_after_s=self._stalled_after_s,
-            trace=parse_trace_context(message.headers),
-        )
-        with span("accept watch", "CONSUMER", parent=watch.traceparent, **watch.log_keys):
-            admission = await self._context.watches.admit(watch)
-        if admission.outcome != "accepted":  # the replica that takes the watch up counts and logs `accepted`
-            self._context.metrics.requests.labels(admission.outcome).inc()
-            log.info("request", outcome=admission.outcome, **{**watch.log_keys, "watch": admission.watch.id})
 
     async def _hand_back_or_reject(self, message: Msg, key: str, vcenter: str) -> None:
         """Leave a request to a replica that knows its vCenter; reject it if none does for long."""
@@ -272,7 +258,7 @@ class RequestConsumer:
         log.info("request", outcome="rejected", code=refused.code, reason=refused.message, request=key)
 
 
-class _UnknownVCenter(Exception):  # noqa: N818 - no failure: another replica may know it
+class UnknownVCenter(Exception):  # noqa: N818 - no failure: another replica may know it
     def __init__(self, name: str) -> None:
         super().__init__(name)
         self.name = name
@@ -298,6 +284,33 @@ def check_headers(headers: Mapping[str, str] | None) -> None:
     if UNREADABLE_HEADERS in (headers or {}):
         problem = Problem("headers", "can't be read; they begin with NATS/1.0 and have a name and a value per line")
         raise invalid_request("The headers of the request can't be read.", problem)
+
+
+def resolve_known(context: RequestContext, vcenter: str | None) -> str:
+    """Return the vCenter that a stored request means. Raises Refused; UnknownVCenter: another replica may know it."""
+    if (named := context.routes.resolve(vcenter)) not in context.routes.urls:
+        raise UnknownVCenter(named)
+    return named
+
+
+async def admit_watch_request(context: RequestContext, stalled_after_s: float, message: Msg) -> None:
+    """Start the watch that a stored request asks for. Raises Refused, UnknownVCenter or NatsUnavailable."""
+    check_headers(message.headers)
+    request = parse_request(WatchRequest, message.data)
+    vcenter = context.routes.resolve_watchable(resolve_known(context, request.vcenter), request.task)
+    watch = build_watch(
+        request,
+        vcenter,
+        message.metadata.timestamp.timestamp(),
+        stored_sequence=message.metadata.sequence.stream,
+        stalled_after_s=stalled_after_s,
+        trace=parse_trace_context(message.headers),
+    )
+    with span("accept watch", "CONSUMER", parent=watch.traceparent, **watch.log_keys):
+        admission = await context.watches.admit(watch)
+    if admission.outcome != "accepted":  # the replica that takes the watch up counts and logs `accepted`
+        context.metrics.requests.labels(admission.outcome).inc()
+        log.info("request", outcome=admission.outcome, **{**watch.log_keys, "watch": admission.watch.id})
 
 
 async def keep_raw_message(message: NatsMessage) -> Msg:

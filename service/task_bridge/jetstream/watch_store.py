@@ -168,6 +168,18 @@ class WatchStore:
             await self._streams.delete(self._names.watches_stream, present.sequence)
         raise NatsUnavailable(f"can't start a watch for {watch.task!r}: its previous watch is still being removed")
 
+    async def start(self, watch: Watch) -> bool:
+        """Start a watch whose task a follow found. Return False if the task is being watched.
+
+        Whether the task has ended is left to the replica that takes the watch up, unless that was checked before.
+        """
+        return await self._publish_watch(watch) is not None
+
+    async def has_ended(self, watch: Watch) -> bool:
+        """Return whether the task's last event ended this watch, or another one of the same task."""
+        last = await self._journal.read_last(watch.vcenter, watch.task)
+        return last is not None and answers_request(last.event, last.stored_at, watch)
+
     async def _publish_watch(self, watch: Watch) -> int | None:
         """Return the sequence under which the watch is stored, None if the task's subject has another watch."""
         subject = self._names.watch_subject(watch.vcenter, watch.task)

@@ -200,6 +200,9 @@ class Settings(BaseSettings):
     capacity: int = _setting(
         "BRIDGE_CAPACITY", 50_000, "the most watches that one replica holds, which bounds its memory (5 KB each)", ge=1
     )
+    follow_max_rate: int = _setting(
+        "BRIDGE_FOLLOW_MAX_RATE", 200, "the most watches that one follow starts in a second; more are slowed down", ge=1
+    )
     poll_min_s: Annotated[float, _validate_duration("10ms")] = _setting(
         "BRIDGE_POLL_MIN", "1s", "the poll interval of young tasks (duration)"
     )

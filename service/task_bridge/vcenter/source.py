@@ -9,6 +9,9 @@ from types import TracebackType
 from typing import Self
 
 from ..domain.errors import VCenterUnavailable
+from ..domain.follows.order import Follow
+from ..domain.follows.place import FollowPlace
+from ..domain.follows.ports import FoundBatch, TaskFinder
 from ..domain.ports import PollResult, TaskSource
 from ..domain.task import TaskIdentity, is_vim_task
 from ..metrics import Metrics
@@ -91,6 +94,15 @@ class VCenterTaskSource:
     def poll_results(self) -> AsyncIterator[list[tuple[str, PollResult]]]:
         return self._cis.poll_results()
 
+    async def find_tasks(self, follow: Follow, place: Callable[[], FollowPlace | None]) -> AsyncIterator[FoundBatch]:
+        if self._vim is None:
+            setting = f"BRIDGE_VCENTERS__{self._name.upper()}__VIM"
+            yield FoundBatch(trouble=f"Classic tasks of {self._name} can't be found: {setting} is off.")
+            await asyncio.Event().wait()
+            return
+        async for batch in self._vim.find_tasks(follow, place):
+            yield batch
+
     async def fetch_identity(self, task: str) -> TaskIdentity | None:
         return await self._vim.fetch_identity(task) if self._vim and is_vim_task(task) else None
 
@@ -106,4 +118,5 @@ class VCenterTaskSource:
 
 
 _VCENTER_TASK_SOURCE_IS_A_TASK_SOURCE: type[TaskSource] = VCenterTaskSource
+_VCENTER_TASK_SOURCE_IS_A_TASK_FINDER: type[TaskFinder] = VCenterTaskSource
 _VCENTER_SETTINGS_ARE_A_VCENTER_CONFIG: type[VCenterConfig] = VCenterSettings

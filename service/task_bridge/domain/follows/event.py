@@ -182,3 +182,74 @@ def from_follow_cloudevent(body: bytes) -> FollowEventData | None:
 
 _FIXED = b'{"specversion":"1.0","datacontenttype":"application/json",'
 _decoder = msgspec.json.Decoder(FollowCloudEvent)
+
+
+class FollowReply(msgspec.Struct, frozen=True):
+    """Reply of `follow`: `accepted`, `already_following` or `updated`, and the follow in force."""
+
+    outcome: str
+    vcenter: str
+    name: str
+    follow: FollowView
+
+
+class UnfollowReply(msgspec.Struct, frozen=True):
+    """Reply of `unfollow`. The watches that the follow has started go on."""
+
+    outcome: str
+    vcenter: str
+    name: str
+    follow: FollowView
+
+
+class ListedFollow(msgspec.Struct, frozen=True):
+    """An entry of `follows`.
+
+    `state`: `starting`, `following`, `slowed`, `waiting` (vCenter can't be read; `reason` says why), `unconfigured`, or
+    `unheld` while no replica reports it. `since`: from when on tasks are followed, `last_task_at`: when the newest of
+    them was queued, both by vCenter's clock.
+    """
+
+    vcenter: str
+    name: str
+    follow: FollowView
+    state: str
+    reason: str | None
+    since: str | None
+    last_task_at: str | None
+    started_watches: int
+    gaps: int
+
+
+class FollowsReply(msgspec.Struct, frozen=True):
+    """Reply of `follows`."""
+
+    follows: list[ListedFollow]
+
+
+class FollowReport(msgspec.Struct, frozen=True):
+    """What the replica that runs a follow reports to the others."""
+
+    vcenter: str
+    name: str
+    state: str
+    reason: str | None = None
+    since: str | None = None
+    last_task_at: str | None = None
+    started_watches: int = 0
+    gaps: int = 0
+
+
+def list_follow(follow: Follow, report: FollowReport | None) -> ListedFollow:
+    """Return the entry of a follow; `report` is that of the replica that runs it, None if there is none."""
+    return ListedFollow(
+        follow.vcenter,
+        follow.name,
+        build_view(follow),
+        report.state if report else "unheld",
+        report.reason if report else "No replica reports that it runs this follow.",
+        report.since if report else None,
+        report.last_task_at if report else None,
+        report.started_watches if report else 0,
+        report.gaps if report else 0,
+    )

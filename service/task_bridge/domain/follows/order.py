@@ -7,6 +7,7 @@ ordinary watch.
 from __future__ import annotations
 
 import hashlib
+import re
 from typing import Any, NamedTuple
 
 import msgspec
@@ -14,6 +15,34 @@ import msgspec
 from ..durations import parse_duration, parse_time
 from ..task import Target, Task, TaskIdentity
 from ..watch import Watch
+
+_ENTITY_TYPES = {
+    "datacenter": "Datacenter",
+    "datastore": "Datastore",
+    "domain-c": "ClusterComputeResource",
+    "domain-s": "ComputeResource",
+    "dvportgroup": "DistributedVirtualPortgroup",
+    "dvs": "VmwareDistributedVirtualSwitch",
+    "group-d": "Folder",
+    "group-h": "Folder",
+    "group-n": "Folder",
+    "group-p": "StoragePod",
+    "group-s": "Folder",
+    "group-v": "Folder",
+    "host": "HostSystem",
+    "network": "Network",
+    "resgroup": "ResourcePool",
+    "resgroup-v": "VirtualApp",
+    "vm": "VirtualMachine",
+}
+"""Types of managed objects by how vCenter's ids begin."""
+_ENTITY_ID = re.compile(r"([a-z]+(?:-[a-z])?)-?([0-9]+)", re.ASCII)
+
+
+def find_entity_type(entity_id: str) -> str | None:
+    """Return the type of a managed object by its id (`vm-7`, `domain-c9`, `group-v3`), None if the id doesn't say."""
+    match = _ENTITY_ID.fullmatch(entity_id)
+    return _ENTITY_TYPES.get(match[1]) if match else None
 
 
 class FollowEntity(msgspec.Struct, frozen=True):

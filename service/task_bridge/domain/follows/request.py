@@ -11,7 +11,7 @@ from pydantic import AfterValidator, BeforeValidator, Field, StringConstraints, 
 from ..durations import parse_duration, parse_time
 from ..requests import Duration, LabelKey, LabelValue, StrictRequest, check_duration, check_timeout
 from ..subjects import is_follow_name
-from .order import Follow, FollowEntity
+from .order import Follow, FollowEntity, find_entity_type
 
 Api = Literal["vim", "cis"]
 Text = Annotated[str, StringConstraints(min_length=1, max_length=256)]
@@ -40,10 +40,16 @@ def _check_patterns(patterns: list[str]) -> list[str]:
     return patterns
 
 
+def _check_entity(entity_id: str) -> str:
+    if find_entity_type(entity_id) is None:
+        raise ValueError('must be the id of a managed object, like "group-v3", "vm-98", "domain-c9" or "host-12"')
+    return entity_id
+
+
 class EntityRequest(StrictRequest):
     """A managed object by its id, with all that is below it if `recursive`."""
 
-    id: Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9._:-]{1,128}$")]
+    id: Annotated[str, AfterValidator(_check_entity)]
     recursive: bool = False
 
 

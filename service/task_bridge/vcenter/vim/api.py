@@ -7,13 +7,12 @@ import contextlib
 from collections.abc import Collection, Iterable
 from typing import Any, NamedTuple
 
-from ...domain.durations import rfc3339
 from ...domain.errors import Refused, VCenterUnavailable
 from ..http import AnswerLimits, NoAnswer
 from . import soap
 from .session import ANSWER_LIMITS, MAX_BYTES, VimSession
 from .soap import Element, Ref, SoapFault, child, children, ref_of, text_of, type_of
-from .taskinfo import PATHS, QUESTION, Info, Question, parse_field, parse_info, parse_question
+from .taskinfo import PATHS, QUESTION, Info, Question, parse_field, parse_question
 
 OBJECTS_MAX = 500
 """The number of objects that one request should fetch."""
@@ -21,7 +20,6 @@ WAIT_S = 30
 WAIT_LIMITS = AnswerLimits(read_timeout_s=WAIT_S + 15.0, max_bytes=MAX_BYTES)
 DESTROY_LIMITS = AnswerLimits(read_timeout_s=1.0)
 UPDATES_MAX = 500
-_PAGE, _PAGES_MAX = 500, 40
 _PARSED_BETWEEN_TURNS = 50
 """Objects of an answer that are read between two turns of the event loop."""
 _DENIED = {"NoPermission", "RestrictedByAdministrator"}
@@ -142,52 +140,18 @@ async def cancel_task(session: VimSession, task: str) -> None:
         raise Refused(status, code, f"{sentence} vCenter says: {fault.reason or fault.kind}") from fault
 
 
-async def fetch_history(session: VimSession, tasks: Collection[str], begin: float, end: float) -> dict[str, Info]:
-    """Return those of the tasks that vCenter's history has, queued between two times in Unix seconds.
-
-    Raises VCenterUnavailable.
-    """
-    service = await session.ensure_logged_in()
-    times = soap.xml_text("beginTime", rfc3339(begin)) + soap.xml_text("endTime", rfc3339(end))
-    inner = f"<filter><time>{soap.xml_text('timeType', 'queuedTime')}{times}</time></filter>"
-    answer = await session.call("history", "CreateCollectorForTasks", service.tasks, inner)
-    collector = ref_of(child(answer, "returnval"))
-    if collector is None:
-        raise session.build_unreadable_error("returns no collector of its task history")
-    try:
-        infos = await _read_history(session, collector, set(tasks))
-        if len(infos) < len(tasks):
-            # vCenters differ in where a new collector starts to read.
-            await session.call("history", "RewindCollector", collector)
-            infos |= await _read_history(session, collector, set(tasks) - set(infos))
-        return infos
-    finally:
-        await session.call("history", "DestroyCollector", collector)
-
-
-async def _read_history(session: VimSession, collector: Ref, tasks: set[str]) -> dict[str, Info]:
-    infos: dict[str, Info] = {}
-    for _ in range(_PAGES_MAX):
-        answer = await session.call("history", "ReadNextTasks", collector, soap.xml_text("maxCount", _PAGE))
-        page = [parse_info(one) for one in children(answer, "returnval")]
-        infos |= {info["key"]: info for info in page if info.get("key") in tasks}
-        if not page or len(infos) == len(tasks):
-            break
-    return infos
-
-
 # Push
 
 
 async def create_collector(session: VimSession) -> Ref:
     service = await session.ensure_logged_in()
-    return _parse_created_ref(await session.call("push", "CreatePropertyCollector", service.collector), session)
+    return parse_created_ref(await session.call("push", "CreatePropertyCollector", service.collector), session)
 
 
 async def create_view(session: VimSession) -> Ref:
     """Create an empty ListView: vCenter would refuse one with an unknown reference."""
     service = await session.ensure_logged_in()
-    return _parse_created_ref(await session.call("push", "CreateListView", service.views), session)
+    return parse_created_ref(await session.call("push", "CreateListView", service.views), session)
 
 
 async def create_filter(session: VimSession, collector: Ref, view: Ref) -> None:
@@ -252,7 +216,7 @@ async def _call_reading_vms(
         raise VmTimeout(str(error)) from error
 
 
-def _parse_created_ref(answer: Element, session: VimSession) -> Ref:
+def parse_created_ref(answer: Element, session: VimSession) -> Ref:
     ref = ref_of(child(answer, "returnval"))
     if ref is None:
         raise session.build_unreadable_error("answers without the object that it should have created")

@@ -18,9 +18,10 @@ from ..policy import VimTimeouts
 from ..tracked_task import FORGOTTEN, PARKED, TaskTracker
 from . import api
 from .api import ObjectState, VmTimeout
+from .history import fetch_history
 from .session import VimSession
 from .soap import Ref, SoapFault, UnreadableXml
-from .taskinfo import build_task, parse_identity
+from .taskinfo import Info, build_task, parse_identity
 from .transport import TrackedVimTask, VimTransport
 
 log = structlog.get_logger(__name__)
@@ -286,22 +287,25 @@ class VimPoller:
         begins = [at or one.since - self._timeouts.history_lookback_s for at, one in zip(queued, those, strict=True)]
         end = self._wall_clock() + _SKEW_S if None in queued else max(at for at in queued if at) + 60.0
         try:
-            infos = await api.fetch_history(self._session, [one.id for one in those], min(begins) - 60.0, end)
+            infos = await fetch_history(self._session, [one.id for one in those], min(begins) - 60.0, end)
         except SoapFault as fault:
             self._history_log.report_failure(vcenter=self._tracker.vcenter, reason=str(fault))
             return False
         self._history_log.report_recovery(vcenter=self._tracker.vcenter)
         for tracked in those:
-            info = infos.get(tracked.id, {})
-            task = build_task(info, None, self.labels)
-            if task is None or not task.ended or tracked.phase == FORGOTTEN:
-                continue
-            if tracked.apply_info(info, is_complete=True):
-                self._tracker.mark_seen(tracked)
-                self._transport.cancel_poll(tracked)
-                if tracked.phase != PARKED:
-                    self.report_change(tracked)
+            self.apply_end(tracked, infos.get(tracked.id, {}))
         return True
+
+    def apply_end(self, tracked: TrackedVimTask, info: Info) -> None:
+        """Report a task that has ended, as the history shows it. It needs no poll then."""
+        task = build_task(info, None, self.labels)
+        if task is None or not task.ended or tracked.phase == FORGOTTEN:
+            return
+        if tracked.apply_info(info, is_complete=True):
+            self._tracker.mark_seen(tracked)
+            self._transport.cancel_poll(tracked)
+            if tracked.phase != PARKED:
+                self.report_change(tracked)
 
     # vCenter's state
 

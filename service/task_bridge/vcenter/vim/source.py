@@ -19,6 +19,9 @@ from typing import Literal, Self
 import structlog
 
 from ...domain.errors import VCenterUnavailable
+from ...domain.follows.order import Follow
+from ...domain.follows.place import FollowPlace
+from ...domain.follows.ports import FoundBatch
 from ...domain.ports import PollResult
 from ...domain.task import TaskIdentity
 from ...metrics import Metrics
@@ -29,16 +32,20 @@ from ..shared import SharedVCenter
 from ..tracked_task import TaskTracker
 from . import api
 from .api import VmTimeout
+from .finder import VimFinder
 from .poller import VimPoller
 from .push import Push
 from .questions import QuestionPoller
 from .session import SessionEnded, VimSession
 from .soap import SoapFault
+from .taskinfo import Info
 from .transport import TrackedVimTask, VimTransport
 
 log = structlog.get_logger(__name__)
 
 VimMode = Literal["auto", "push", "pull"]
+_REMEMBERED_ENDS = 5_000
+"""Found tasks whose watches may not have come to this replica yet, or never do."""
 
 
 class VimSource:
@@ -97,6 +104,8 @@ class VimSource:
             rejoin=self._transport.poll_questions_with_tasks,
             wake_up=self._wake_up.set,
         )
+        self._found_ended: dict[str, Info] = {}
+        self._finder = VimFinder(self._session, clock, self._prepare_finding, self._note_use, self._remember_ended)
         self._loop: asyncio.Task[None] | None = None
         self._listener: asyncio.Task[None] | None = None
 
@@ -110,6 +119,7 @@ class VimSource:
         await _cancel(self._loop)
         await _cancel(self._listener)
         await self._question_poller.stop()
+        await self._finder.close()
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(self._logout_s):
                 await self._session.close_for_good()
@@ -118,7 +128,10 @@ class VimSource:
 
     def track(self, task: str, since: float, *, seen: bool, identity: TaskIdentity | None) -> None:
         self.forget(task)
-        self._tracker.track(TrackedVimTask(task, seen, since=since, identity=identity, awaits_question=seen))
+        tracked = TrackedVimTask(task, seen, since=since, identity=identity, awaits_question=seen)
+        self._tracker.track(tracked)
+        if (info := self._found_ended.pop(task, None)) is not None:
+            self._poller.apply_end(tracked, info)
         self._wake_up.set()
 
     def resume(self, task: str) -> None:
@@ -171,6 +184,22 @@ class VimSource:
         """Keep the session open for a while, though no task may be tracked."""
         self._used_at = self._monotonic()
         self._wake_up.set()
+
+    # Finding tasks
+
+    def find_tasks(self, follow: Follow, place: Callable[[], FollowPlace | None]) -> AsyncIterator[FoundBatch]:
+        """Yield the classic tasks that a follow may be about, without end."""
+        return self._finder.find_tasks(follow, place)
+
+    async def _prepare_finding(self) -> None:
+        self._note_use()
+        await self._ensure_labels()
+
+    def _remember_ended(self, task: str, info: Info) -> None:
+        """Remember a task that had ended when it was found, so that its watch needs no poll."""
+        self._found_ended[task] = info
+        if len(self._found_ended) > _REMEMBERED_ENDS:
+            del self._found_ended[next(iter(self._found_ended))]
 
     # The loop
 
@@ -254,10 +283,7 @@ class VimSource:
         if self._listener is not None and self._listener.done():
             self._listener.result()
         self._used_at = now
-        await self._session.ensure_logged_in()
-        if self._labels_session != self._session.number:
-            self._poller.labels = await api.fetch_labels(self._session)
-            self._labels_session = self._session.number
+        await self._ensure_labels()
         if self._awaits_vms and self._push is not None and now >= self._push.vms_due_at:
             self._transport.poll_questions_separately()
         if self._transport.separate_questions:
@@ -269,6 +295,13 @@ class VimSource:
         await self._poll_due(now)
         self._sessions_ended = 0
         self._outage.record_answer(self._monotonic())
+
+    async def _ensure_labels(self) -> None:
+        """Log in if needed, and fetch the descriptions of operations once a session. Raises VCenterUnavailable."""
+        await self._session.ensure_logged_in()
+        if self._labels_session != self._session.number:
+            self._poller.labels = await api.fetch_labels(self._session)
+            self._labels_session = self._session.number
 
     async def _poll_due(self, now: float) -> None:
         """Poll the tasks that are due by themselves and, from time to time, others: beside push some, in turn."""

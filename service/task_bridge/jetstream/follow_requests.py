@@ -1,0 +1,62 @@
+"""Requests to follow tasks, from the stream and over the API: both are admitted here."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Mapping
+
+import structlog
+from nats.aio.msg import Msg
+
+from ..domain.errors import Problem
+from ..domain.follows.request import FollowRequest, build_follow
+from ..domain.requests import invalid_request, parse_request, parse_trace_context
+from .follow_store import FollowAdmission
+from .request_consumer import RequestContext, check_headers, resolve_known
+
+log = structlog.get_logger(__name__)
+
+
+async def admit_follow_request(context: RequestContext, stalled_after_s: float, message: Msg) -> None:
+    """Start the follow that a stored request asks for. Raises Refused, UnknownVCenter or NatsUnavailable."""
+    check_headers(message.headers)
+    request = parse_request(FollowRequest, message.data)
+    vcenter = resolve_known(context, request.vcenter)
+    stored_at, sequence = message.metadata.timestamp.timestamp(), message.metadata.sequence.stream
+    follow_id = f"{int(stored_at * 1000)}-{sequence}"
+    await _admit(context, request, vcenter, stored_at, follow_id, stalled_after_s, message.headers)
+
+
+async def admit_follow(
+    context: RequestContext, stalled_after_s: float, request: FollowRequest, headers: Mapping[str, str] | None
+) -> FollowAdmission:
+    """Start the follow that a requester over the API asks for. Raises Refused or NatsUnavailable."""
+    vcenter, now = context.routes.resolve_configured(request.vcenter), context.clock()
+    follow_id = f"{int(now * 1000)}-a{secrets.token_hex(6)}"
+    return await _admit(context, request, vcenter, now, follow_id, stalled_after_s, headers)
+
+
+async def _admit(
+    context: RequestContext,
+    request: FollowRequest,
+    vcenter: str,
+    requested_at: float,
+    follow_id: str,
+    stalled_after_s: float,
+    headers: Mapping[str, str] | None,
+) -> FollowAdmission:
+    if "vim" in request.effective_apis and vcenter in context.routes.without_vim:
+        setting = f"BRIDGE_VCENTERS__{vcenter.upper()}__VIM"
+        problem = f"classic tasks of {vcenter} can't be followed: {setting} is off"
+        raise invalid_request(f"The request is refused: {problem}.", Problem("apis", problem))
+    follow = build_follow(
+        request,
+        vcenter,
+        requested_at,
+        follow_id,
+        stalled_after_s=stalled_after_s,
+        trace=parse_trace_context(headers),
+    )
+    admission = await context.follows.admit(follow)
+    log.info("follow_request", outcome=admission.outcome, **follow.log_keys)
+    return admission

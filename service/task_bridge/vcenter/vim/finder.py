@@ -1,0 +1,235 @@
+"""Finds classic tasks in vCenter's history: one TaskHistoryCollector for each filter that vCenter itself applies.
+
+A collector gets new matches as long as it lives, so reading on from where one stopped misses nothing. `recentTask` and
+the latest page of a collector do: they are short, and a burst pushes tasks out of them unseen.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from typing import NamedTuple
+
+import structlog
+
+from ...domain.errors import VCenterUnavailable
+from ...domain.follows.order import Follow, FoundTask, build_found_task, find_entity_type
+from ...domain.follows.place import CLOCK_SLACK_S, FollowPlace
+from ...domain.follows.ports import FoundBatch, HistoryStart
+from ...domain.task import is_vim_task
+from .history import HistoryFilter, close_history, fetch_oldest, fetch_time, open_history, read_page
+from .session import VimSession
+from .soap import Ref
+from .taskinfo import Info, build_task, parse_identity
+
+log = structlog.get_logger(__name__)
+
+READ_INTERVAL_S = 0.5
+"""Time between two requests of all readers of a vCenter."""
+RETRY_S = 2.0
+CHECK_CLOCK_S = 300.0
+"""How often vCenter's clock is read: its times are compared with where a follow is."""
+_QUEUE_MAX = 8
+"""Batches that a follow hasn't taken yet, after which the history isn't read on."""
+_BUILT_BETWEEN_TURNS = 50
+
+
+def build_history_filter(follow: Follow) -> HistoryFilter:
+    """Return the part of a follow that vCenter itself selects by."""
+    entity, users = follow.entity, _spell_users(follow.users)
+    kind = None if entity is None else find_entity_type(entity.id)
+    if entity is None or kind is None:
+        return HistoryFilter(users)
+    return HistoryFilter(users, Ref(kind, entity.id), entity.recursive)
+
+
+def _spell_users(users: tuple[str, ...]) -> tuple[str, ...]:
+    r"""Return each user in both spellings that vCenter may keep: `DOMAIN\user` and `user@DOMAIN`."""
+    spellings: dict[str, None] = {}
+    for user in users:
+        domain, backslash, name = user.rpartition("\\")
+        if not backslash:
+            name, _, domain = user.partition("@")
+        spellings |= dict.fromkeys([user] if not domain else [f"{domain}\\{name}", f"{name}@{domain}"])
+    return tuple(spellings)
+
+
+class _Subscriber(NamedTuple):
+    """A follow that gets what a reader reads. `place` returns how far it has come."""
+
+    follow: Follow
+    place: Callable[[], FollowPlace | None]
+    batches: asyncio.Queue[FoundBatch]
+
+
+class _ReadTurns:
+    """Spreads the requests of all readers of a vCenter: one every `READ_INTERVAL_S`."""
+
+    def __init__(self) -> None:
+        self._lock = asyncio.Lock()
+
+    async def wait(self) -> None:
+        async with self._lock:
+            await asyncio.sleep(READ_INTERVAL_S)
+
+
+class FinderContext(NamedTuple):
+    """What the readers of a vCenter share.
+
+    `clock` returns Unix seconds by nats-server's clock. `prepare` is called whenever the history is opened, `note_use`
+    before each request: it keeps the session open. `on_ended` gets each task that had ended when it was found.
+    """
+
+    session: VimSession
+    clock: Callable[[], float]
+    prepare: Callable[[], Awaitable[None]]
+    note_use: Callable[[], None]
+    on_ended: Callable[[str, Info], None]
+    turns: _ReadTurns
+
+
+class VimFinder:
+    """Finds the classic tasks of one vCenter for any number of follows."""
+
+    def __init__(
+        self,
+        session: VimSession,
+        clock: Callable[[], float],
+        prepare: Callable[[], Awaitable[None]],
+        note_use: Callable[[], None],
+        on_ended: Callable[[str, Info], None],
+    ) -> None:
+        self._context = FinderContext(session, clock, prepare, note_use, on_ended, _ReadTurns())
+        self._readers: dict[HistoryFilter, _HistoryReader] = {}
+
+    async def find_tasks(self, follow: Follow, place: Callable[[], FollowPlace | None]) -> AsyncIterator[FoundBatch]:
+        """Yield the tasks that match the follow's filter at vCenter, without end."""
+        history_filter = build_history_filter(follow)
+        reader = self._readers.get(history_filter)
+        if reader is None:
+            reader = self._readers[history_filter] = _HistoryReader(self._context, history_filter)
+        subscriber = _Subscriber(follow, place, asyncio.Queue())
+        reader.add(subscriber)
+        try:
+            while True:
+                yield await reader.take(subscriber)
+        finally:
+            reader.remove(subscriber)
+            if not reader.has_subscribers:
+                self._readers.pop(history_filter, None)
+
+    async def close(self) -> None:
+        """End all readers, and their collectors with them."""
+        await asyncio.gather(*(reader.stop() for reader in self._readers.values()))
+
+
+class _HistoryReader:
+    """Reads the history with one filter, for every follow that has it."""
+
+    def __init__(self, context: FinderContext, history_filter: HistoryFilter) -> None:
+        self._context = context
+        self._filter = history_filter
+        self._subscribers: list[_Subscriber] = []
+        self._has_joined = False
+        self._taken = asyncio.Event()
+        self._reading: asyncio.Task[None] | None = None
+
+    @property
+    def has_subscribers(self) -> bool:
+        return bool(self._subscribers)
+
+    def add(self, subscriber: _Subscriber) -> None:
+        """Read for this follow too: the history is opened again, at the earliest place of all."""
+        self._subscribers.append(subscriber)
+        self._has_joined = True
+        if self._reading is None:
+            self._reading = asyncio.create_task(self._run())
+
+    def remove(self, subscriber: _Subscriber) -> None:
+        self._subscribers.remove(subscriber)
+        self._taken.set()
+        if not self._subscribers and self._reading is not None:
+            self._reading.cancel()
+
+    async def take(self, subscriber: _Subscriber) -> FoundBatch:
+        """Return the next batch of this follow."""
+        batch = await subscriber.batches.get()
+        self._taken.set()
+        return batch
+
+    async def stop(self) -> None:
+        if self._reading is not None:
+            self._reading.cancel()
+            await asyncio.gather(self._reading, return_exceptions=True)
+
+    async def _run(self) -> None:
+        while True:
+            try:
+                await self._read()
+            except VCenterUnavailable as error:
+                self._deliver(FoundBatch(trouble=str(error)))
+            except Exception:
+                log.exception("history_reader_failed")
+            await asyncio.sleep(RETRY_S)
+
+    async def _read(self) -> None:
+        """Open the history and read on from the earliest place, until a follow joins or vCenter can't be read."""
+        session, clock = self._context.session, self._context.clock
+        self._has_joined = False
+        await self._context.prepare()
+        vcenter_now = await fetch_time(session)
+        ahead_s, checked_at = vcenter_now - clock(), clock()
+        places = {id(one): one.place() or _begin(one.follow, ahead_s) for one in self._subscribers}
+        start = HistoryStart(vcenter_now, await fetch_oldest(session))
+        read_from = min(vcenter_now, *(place.read_from for place in places.values()))
+        collector = await open_history(session, self._filter.to_xml(read_from))
+        try:
+            while tasks := await self._read_page(collector):
+                self._deliver(FoundBatch(tasks, is_reread=True), places)
+            self._deliver(FoundBatch(is_reread=True, start=start, empty_at=vcenter_now), places)
+            while not self._has_joined:
+                asked_at = clock() + ahead_s
+                tasks = await self._read_page(collector)
+                self._deliver(FoundBatch(tasks, empty_at=None if tasks else asked_at))
+                if clock() >= checked_at + CHECK_CLOCK_S:
+                    checked_at = clock()
+                    if abs(await fetch_time(session) - checked_at - ahead_s) > CLOCK_SLACK_S:
+                        return  # vCenter's clock was set
+        finally:
+            with contextlib.suppress(VCenterUnavailable):
+                await close_history(session, collector)
+
+    async def _read_page(self, collector: Ref) -> list[FoundTask]:
+        """Return the next tasks, when it is this reader's turn and the follows have taken what was read before."""
+        await self._context.turns.wait()
+        while any(one.batches.qsize() >= _QUEUE_MAX for one in self._subscribers):
+            self._taken.clear()
+            await self._taken.wait()
+        self._context.note_use()
+        found: list[FoundTask] = []
+        for count, info in enumerate(await read_page(self._context.session, collector), 1):
+            if (task := self._build_found(info)) is not None:
+                found.append(task)
+            if count % _BUILT_BETWEEN_TURNS == 0:
+                await asyncio.sleep(0)
+        return found
+
+    def _build_found(self, info: Info) -> FoundTask | None:
+        """Return the task of a TaskInfo; None for one without a state or with an id that isn't a vCenter's."""
+        key, task = str(info.get("key")), build_task(info, None, {})
+        if task is None or not is_vim_task(key):
+            return None
+        found = build_found_task(key, "vim", task, parse_identity(info))
+        if task.ended:
+            self._context.on_ended(key, info)
+        return found
+
+    def _deliver(self, batch: FoundBatch, places: Mapping[int, FollowPlace] | None = None) -> None:
+        for one in self._subscribers:
+            one.batches.put_nowait(batch._replace(place=(places or {}).get(id(one))))
+
+
+def _begin(follow: Follow, ahead_s: float) -> FollowPlace:
+    begins_at = follow.begins_at(ahead_s)
+    return FollowPlace(begins_at, begins_at)

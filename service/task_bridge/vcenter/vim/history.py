@@ -1,0 +1,106 @@
+"""vCenter's history of classic tasks: TaskHistoryCollectors, which read it page by page, oldest task first.
+
+Source: the vSphere API reference of TaskManager, TaskFilterSpec and TaskHistoryCollector.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from typing import NamedTuple
+
+from ...domain.durations import parse_time, rfc3339
+from . import soap
+from .api import parse_created_ref
+from .session import VimSession
+from .soap import Ref, child, children, text_of
+from .taskinfo import Info, parse_info
+
+PAGE = 1_000
+"""The most tasks that vCenter returns at once."""
+_LOOKUP_PAGE, _LOOKUP_PAGES_MAX = 500, 40
+
+
+class HistoryFilter(NamedTuple):
+    """What vCenter itself selects: tasks of these users, on this entity (or on what is below it, too)."""
+
+    users: tuple[str, ...] = ()
+    entity: Ref | None = None
+    recursive: bool = False
+
+    def to_xml(self, queued_since: float | None, queued_until: float | None = None) -> str:
+        """Return a TaskFilterSpec. The times are by vCenter's clock, in Unix seconds."""
+        times = [("beginTime", queued_since), ("endTime", queued_until)]
+        bounds = "".join(soap.xml_text(name, rfc3339(at)) for name, at in times if at is not None)
+        time = f"<time>{soap.xml_text('timeType', 'queuedTime')}{bounds}</time>" if bounds else ""
+        users = "".join(soap.xml_text("userList", user) for user in self.users)
+        by_user = f"<userName>{soap.xml_text('systemUser', 'false')}{users}</userName>" if users else ""
+        recursion = soap.xml_text("recursion", "all" if self.recursive else "self")
+        entity = f"<entity>{soap.xml_ref('entity', self.entity)}{recursion}</entity>" if self.entity else ""
+        return f"<filter>{entity}{time}{by_user}</filter>"
+
+
+async def open_history(session: VimSession, filter_xml: str) -> Ref:
+    """Create a collector of the tasks that match. Raises VCenterUnavailable."""
+    service = await session.ensure_logged_in()
+    answer = await session.call("history", "CreateCollectorForTasks", service.tasks, filter_xml)
+    return parse_created_ref(answer, session)
+
+
+async def read_page(session: VimSession, collector: Ref, at_most: int = PAGE) -> list[Info]:
+    """Return the next tasks of the collector, oldest first. Raises VCenterUnavailable."""
+    answer = await session.call("history", "ReadNextTasks", collector, soap.xml_text("maxCount", at_most))
+    return [parse_info(one) for one in children(answer, "returnval")]
+
+
+async def close_history(session: VimSession, collector: Ref) -> None:
+    """Destroy the collector. Raises VCenterUnavailable."""
+    await session.call("history", "DestroyCollector", collector)
+
+
+async def fetch_oldest(session: VimSession) -> float | None:
+    """Return when the oldest task of the whole history was queued (Unix s), None without one.
+
+    Raises VCenterUnavailable.
+    """
+    collector = await open_history(session, "<filter/>")
+    try:
+        page = await read_page(session, collector, 1)
+    finally:
+        await close_history(session, collector)
+    return parse_time(page[0].get("queueTime")) if page else None
+
+
+async def fetch_time(session: VimSession) -> float:
+    """Return the time of vCenter's clock in Unix seconds. Raises VCenterUnavailable."""
+    answer = await session.call("session", "CurrentTime", None)
+    now = parse_time(text_of(child(answer, "returnval")))
+    if now is None:
+        raise session.build_unreadable_error("doesn't tell its time")
+    return now
+
+
+async def fetch_history(session: VimSession, tasks: Collection[str], begin: float, end: float) -> dict[str, Info]:
+    """Return those of the tasks that vCenter's history has, queued between two times in Unix seconds.
+
+    Raises VCenterUnavailable.
+    """
+    collector = await open_history(session, HistoryFilter().to_xml(begin, end))
+    try:
+        infos = await _find_in_history(session, collector, set(tasks))
+        if len(infos) < len(tasks):
+            # vCenters differ in where a new collector starts to read.
+            await session.call("history", "RewindCollector", collector)
+            infos |= await _find_in_history(session, collector, set(tasks) - set(infos))
+        return infos
+    finally:
+        await close_history(session, collector)
+
+
+async def _find_in_history(session: VimSession, collector: Ref, tasks: set[str]) -> dict[str, Info]:
+    infos: dict[str, Info] = {}
+    for _ in range(_LOOKUP_PAGES_MAX):
+        page = await read_page(session, collector, _LOOKUP_PAGE)
+        infos |= {info["key"]: info for info in page if info.get("key") in tasks}
+        if not page or len(infos) == len(tasks):
+            break
+    return infos
