@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from node import node_with_packages_of
+from task_bridge import schemas
 from task_bridge.domain.subjects import VERBS, SubjectNames
 from task_bridge.schemas import load_schema
 from task_bridge.schemas.asyncapi import FINAL_KINDS, build_document
@@ -26,6 +27,8 @@ def test_every_subject_is_named_with_the_configured_prefix() -> None:
         NAMES.requests,
         NAMES.rejected,
         *(f"{NAMES.api}.{verb}" for verb in VERBS),
+        NAMES.follow_requests,
+        *(f"{NAMES.follows}.{{vcenter}}.{{name}}.{kind}" for kind in ("following", "gap", "unfollowed")),
         *(f"{NAMES.events}.{{vcenter}}.{{task}}.{kind}" for kind in (*KINDS, *FINAL_KINDS)),
     }
 
@@ -40,7 +43,7 @@ def test_every_verb_has_its_request_its_reply_and_the_error() -> None:
 
 
 def test_it_has_every_component_of_the_schemas() -> None:
-    names = {name for file in ("request", "reply", "event") for name in load_schema(file)["$defs"]}
+    names = {name for file in schemas.NAMES for name in load_schema(file)["$defs"]}
     assert API["components"]["schemas"].keys() == names
     assert "#/$defs/" not in json.dumps(API)
 
@@ -54,6 +57,6 @@ def test_the_official_parser_finds_it_valid_and_a_broken_one_not(tmp_path: Path)
         files[name].write_text(json.dumps(text))
     command: list[str | Path] = [node, PARSER / "validate.mjs", *files.values()]
     ended = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert ended.stdout == f"{files['good']}: 23 channels, 24 messages\n", ended.stderr
+    assert ended.stdout == f"{files['good']}: 33 channels, 34 messages\n", ended.stderr
     errors = [line.split(": ")[0] for line in ended.stderr.splitlines() if " error " in f"{line} "]
     assert set(errors) == {str(files["broken"])}

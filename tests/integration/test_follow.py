@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections import Counter
 from typing import Any
@@ -16,16 +15,15 @@ async def follow(lab: Lab, **fields: Any) -> dict[str, Any]:
 
 
 async def call(lab: Lab, verb: str, **fields: Any) -> dict[str, Any]:
-    body = json.dumps(fields).encode()
-    return json.loads((await lab.client.request(f"{PREFIX}.api.{verb}", body, timeout=15)).data)  # type: ignore[no-any-return]
+    return await lab.ask(verb, fields)
 
 
 async def follow_events(lab: Lab) -> list[dict[str, Any]]:
-    return [event for message, event in await lab.stored() if message.subject.startswith(f"{PREFIX}.follows.")]
+    return [event for message, event in await lab.stored() if str(message.subject).startswith(f"{PREFIX}.follows.")]
 
 
 async def endings(lab: Lab) -> Counter[str]:
-    events = [event for message, event in await lab.stored() if message.subject.startswith(f"{PREFIX}.events.")]
+    events = [event for message, event in await lab.stored() if str(message.subject).startswith(f"{PREFIX}.events.")]
     return Counter(event["data"]["task"] for event in events if event["data"]["final"])
 
 

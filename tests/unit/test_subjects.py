@@ -26,7 +26,7 @@ ids = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=256
 def test_the_fixed_names_are_those_of_the_contract() -> None:
     assert CONSUMER == "bridge"
     assert SERVICE == "vcenter-task-bridge"
-    assert set(VERBS) == {"watch", "unwatch", "get", "list", "cancel"}
+    assert set(VERBS) == {"watch", "unwatch", "get", "list", "cancel", "follow", "unfollow", "follows"}
 
 
 @pytest.mark.parametrize(
@@ -36,6 +36,10 @@ def test_the_fixed_names_are_those_of_the_contract() -> None:
         (NAMES.api, "vcenter.tasks.api"),
         (NAMES.rejected, "vcenter.tasks.rejected"),
         (NAMES.events, "vcenter.tasks.events"),
+        (NAMES.follow_requests, "vcenter.tasks.follow"),
+        (NAMES.follow_event_subject("lab", "all", "gap"), "vcenter.tasks.follows.lab.all.gap"),
+        (NAMES.follows_stream, "VCENTER_TASKS_FOLLOWS"),
+        (NAMES.follow_requests_stream, "VCENTER_TASKS_FOLLOW_REQUESTS"),
         (NAMES.requests_stream, "VCENTER_TASKS_REQUESTS"),
         (NAMES.watches_stream, "VCENTER_TASKS_WATCHES"),
         (NAMES.events_stream, "VCENTER_TASKS_EVENTS"),

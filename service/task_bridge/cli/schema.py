@@ -20,13 +20,15 @@ class Document(StrEnum):
     request = "request"
     reply = "reply"
     event = "event"
+    follow = "follow"
     asyncapi = "asyncapi"
 
 
 _DESCRIPTIONS = {
     Document.request: "JSON Schema of the requests",
     Document.reply: "JSON Schema of the replies",
-    Document.event: "JSON Schema of the events",
+    Document.event: "JSON Schema of the events of watches",
+    Document.follow: "JSON Schema of the events of follows",
     Document.asyncapi: "AsyncAPI 3.0 of every subject, with the configured prefix",
 }
 
@@ -34,7 +36,7 @@ _DESCRIPTIONS = {
 def schema(
     document: Annotated[
         Document | None,
-        typer.Argument(metavar="[request|reply|event|asyncapi]", help="The document. Default: list them."),
+        typer.Argument(metavar="[request|reply|event|follow|asyncapi]", help="The document. Default: list them."),
     ] = None,
 ) -> None:
     """Print the JSON Schemas of requests, replies and events, or the AsyncAPI document of every subject."""

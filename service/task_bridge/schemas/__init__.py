@@ -10,16 +10,16 @@ import json
 from importlib.resources import files
 from typing import Any
 
-NAMES = ("request", "reply", "event")
+NAMES = ("request", "reply", "event", "follow")
 
 
 def read_text(name: str) -> str:
-    """Return the text of the schema `request`, `reply` or `event`."""
+    """Return the text of the schema `request`, `reply`, `event` or `follow`."""
     return (files(__name__) / f"{name}.json").read_text(encoding="utf-8")
 
 
 def load_schema(name: str) -> dict[str, Any]:
-    """Return the schema `request`, `reply` or `event` as an object."""
+    """Return the schema `request`, `reply`, `event` or `follow` as an object."""
     return json.loads(read_text(name))  # type: ignore[no-any-return]
 
 

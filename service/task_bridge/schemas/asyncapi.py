@@ -11,11 +11,17 @@ from typing import Any
 
 from .. import __version__
 from ..domain.subjects import SERVICE, VERBS, SubjectNames
-from . import load_schema
+from . import NAMES, load_schema
 from .descriptions import FINAL_OUTCOMES, KINDS, Schema
 
 FINAL_KINDS = tuple(f"{kind}.{outcome}" for kind, outcomes in FINAL_OUTCOMES.items() for outcome in outcomes)
-_REQUESTS = dict.fromkeys(VERBS, "TaskRequest") | {"watch": "WatchRequest", "list": "ListRequest"}
+_REQUESTS = dict.fromkeys(VERBS, "TaskRequest") | {
+    "watch": "WatchRequest",
+    "list": "ListRequest",
+    "follow": "FollowRequest",
+    "unfollow": "FollowNameRequest",
+    "follows": "FollowsRequest",
+}
 _DESCRIPTION = (
     "Watches long-running vCenter tasks. Send it a task id over NATS; it publishes every status change, and exactly "
     f"one final event. The API is the NATS service `{SERVICE}`; it answers `$SRV.PING`, `$SRV.INFO` and `$SRV.STATS`. "
@@ -27,14 +33,15 @@ _VERB_DESCRIPTIONS = {
     "list": "Lists the active watches of all replicas.",
     "unwatch": "Ends a watch with a final event. The task continues.",
     "cancel": "Asks vCenter to cancel a task. Needs `BRIDGE_ALLOW_CANCEL=true`.",
+    "follow": "Starts a follow: every task of a vCenter that matches is watched.",
+    "unfollow": "Ends a follow with a final event. The watches that it started go on.",
+    "follows": "Lists the follows of a vCenter, or of all, and how they do.",
 }
 
 
 def build_document(names: SubjectNames) -> dict[str, Any]:
     """Build the document of a bridge whose subjects begin with `names.prefix`."""
-    schemas = {
-        name: part for file in ("request", "reply", "event") for name, part in load_schema(file)["$defs"].items()
-    }
+    schemas = {name: part for file in NAMES for name, part in load_schema(file)["$defs"].items()}
     return {
         "asyncapi": "3.0.0",
         "info": {
@@ -70,6 +77,14 @@ def _build_channels(names: SubjectNames) -> Iterator[tuple[str, Schema]]:
             "messages": _message_refs("StoredWatchRequest"),
         },
     )
+    yield (
+        "follow",
+        {
+            "address": names.follow_requests,
+            "description": f"Stored in {names.follow_requests_stream}, also while no bridge runs.",
+            "messages": _message_refs("StoredFollowRequest"),
+        },
+    )
     for verb in VERBS:
         yield (
             f"api.{verb}",
@@ -97,6 +112,16 @@ def _build_channels(names: SubjectNames) -> Iterator[tuple[str, Schema]]:
                 "messages": _message_refs(_name_event_message(kind)),
             },
         )
+    for kind in _FOLLOW_SUMMARIES:
+        yield (
+            f"follows.{kind}",
+            {
+                "address": f"{names.follows}.{{vcenter}}.{{name}}.{kind}",
+                "description": f"Stored in {names.events_stream}. A core subscriber can receive one that isn't stored.",
+                "parameters": {"vcenter": _PARAMETERS["vcenter"], "name": {"description": "The name of the follow."}},
+                "messages": _message_refs(f"Follow{_name_event_message(kind)}"),
+            },
+        )
     yield (
         "rejected",
         {
@@ -122,7 +147,8 @@ def _message_refs(*names: str) -> Schema:
 
 def _build_operations() -> Iterator[tuple[str, Schema]]:
     """Yield the operations from the bridge's side, as AsyncAPI requires: it receives requests and sends events."""
-    yield "watch", {"action": "receive", "channel": _channel_ref("watch")}
+    for request in ("watch", "follow"):
+        yield request, {"action": "receive", "channel": _channel_ref(request)}
     for verb in VERBS:
         yield (
             f"api.{verb}",
@@ -134,6 +160,8 @@ def _build_operations() -> Iterator[tuple[str, Schema]]:
         )
     for kind in (*KINDS, *FINAL_KINDS):
         yield f"events.{kind}", {"action": "send", "channel": _channel_ref(f"events.{kind}")}
+    for kind in _FOLLOW_SUMMARIES:
+        yield f"follows.{kind}", {"action": "send", "channel": _channel_ref(f"follows.{kind}")}
     yield "rejected", {"action": "send", "channel": _channel_ref("rejected")}
 
 
@@ -148,8 +176,9 @@ def _name_event_message(kind: str) -> str:
 def _build_messages(names: SubjectNames) -> Iterator[tuple[str, Schema]]:
     stored = {**_TRACE, "Nats-Msg-Id": _text("An id of your own, so that a repeated publish is stored once.")}
     yield "StoredWatchRequest", _build_message("A watch request, stored", "WatchRequest", stored)
+    yield "StoredFollowRequest", _build_message("A request to follow tasks, stored", "FollowRequest", stored)
     for verb in VERBS:
-        headers = _TRACE if verb == "watch" else {}
+        headers = _TRACE if verb in ("watch", "follow") else {}
         yield f"{verb.title()}Request", _build_message(f"A request to {verb}", _REQUESTS[verb], headers)
         yield f"{verb.title()}Reply", _build_message(f"The answer of {verb}", f"{verb.title()}Reply", {})
     yield "ErrorReply", _build_message("A refusal", "ErrorReply", _ERROR_HEADERS, required=list(_ERROR_HEADERS))
@@ -164,6 +193,10 @@ def _build_messages(names: SubjectNames) -> Iterator[tuple[str, Schema]]:
             },
         )
     content_type = {"Content-Type": _EVENT_HEADERS["Content-Type"]}
+    for kind, summary in _FOLLOW_SUMMARIES.items():
+        message = _build_message(summary, "FollowCloudEvent", content_type, required=["Content-Type"])
+        name = f"Follow{_name_event_message(kind)}"
+        yield name, {**message, "contentType": "application/cloudevents+json"}
     yield (
         "Rejection",
         {
@@ -215,4 +248,9 @@ _EVENT_SUMMARIES = {
     "abandoned.denied": "vCenter refuses to show the task (final)",
     "abandoned.watch_timed_out": "The watch's timeout passed (final)",
     "abandoned.unwatched": "The watch was ended on request (final)",
+}
+_FOLLOW_SUMMARIES = {
+    "following": "A follow started, was resumed or replaced, or stored its place again",
+    "gap": "A span of time for which completeness can't be shown",
+    "unfollowed": "The follow was ended on request (final)",
 }

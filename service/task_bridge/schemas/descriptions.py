@@ -71,6 +71,13 @@ _STREAM = _field("The stream that holds the events. Consumers must name it.")
 _EVENTS = _field("The subject filter of the task's events.")
 _WATCH = _field("The watch. Its id, timeout and labels are its own, not the requester's.")
 
+_FOLLOW_NAME = _field(
+    "The name of the follow: words of a-z and 0-9, joined by single hyphens.",
+    maxLength=63,
+    pattern="^[a-z0-9]+(-[a-z0-9]+)*$",
+)
+_FOLLOW = _field("The follow in force: the request with its defaults.")
+
 DESCRIPTIONS: dict[str, dict[str, Schema]] = {
     "TaskRequest": {"task": {}, "vcenter": _REQUESTED_VCENTER},
     "WatchRequest": {
@@ -88,6 +95,35 @@ DESCRIPTIONS: dict[str, dict[str, Schema]] = {
         ),
         "partial_results": _field("Follow results that change before the end: every event carries the newest result."),
         "labels": _field("Copied into every event of the watch."),
+    },
+    "FollowNameRequest": {"name": _FOLLOW_NAME, "vcenter": _REQUESTED_VCENTER},
+    "FollowsRequest": {"vcenter": _field("List only the follows of this vCenter.")},
+    "FollowRequest": {
+        "name": _FOLLOW_NAME,
+        "vcenter": _REQUESTED_VCENTER,
+        "apis": _field(
+            "`vim` for classic tasks, `cis` for tasks of the REST API. Default: `vim`, and `cis` too if `services` "
+            "names one of its services."
+        ),
+        "services": _field(
+            "Follow tasks of these services only: `VirtualMachine` (classic tasks), "
+            "`com.vmware.esx.settings.clusters.software`. CIS tasks need at least one, as vCenter lists none without."
+        ),
+        "operations": _field("Names of operations; `*` stands for any characters, `!` before a name excludes it."),
+        "users": _field(r"Follow tasks of these users only: `VSPHERE.LOCAL\deploy` or `deploy@VSPHERE.LOCAL`."),
+        "entity": _field("Follow tasks on this object only."),
+        "top_level_only": _field("Leave out tasks that have a parent."),
+        "since": _field("`now`, a time, or a duration ago: follow tasks that were queued since then."),
+        "events": _field("`endings`: watches of this follow publish only their final event."),
+        "timeout": _duration(
+            "The `timeout` of each watch that the follow starts.", {"pattern": "[1-9]"}, exclusiveMinimum=0
+        ),
+        "stalled_after": _duration("The `stalled_after` of each watch that the follow starts.", minimum=0),
+        "labels": _field("The labels of each watch that the follow starts."),
+    },
+    "EntityRequest": {
+        "id": _field("The id of a managed object: `group-v3`, `vm-98`, `domain-c9`, `host-12`."),
+        "recursive": _field("Follow tasks on everything below the object, too."),
     },
     "ListRequest": {
         "vcenter": _field("List only the watches of this vCenter."),
@@ -161,6 +197,85 @@ DESCRIPTIONS: dict[str, dict[str, Schema]] = {
         "ended_at": _time("When the task ended, by vCenter's clock."),
         "duration_seconds": _field("`ended_at` - `started_at`."),
         "unchanged_since": _time("When the bridge saw the last change. Null if vCenter never showed the task."),
+    },
+    "FollowCloudEvent": {
+        "id": _field("`<follow id>/<sequence>`.", pattern="^[!-.0-~]+/[0-9]+$"),
+        "source": _field("The configured URL of the vCenter.", minLength=1, format="uri-reference"),
+        "type": _field("What happened.", pattern=rf"^{TYPE_PREFIX.replace('.', '[.]')}[.]follow[.][a-z_]+[.]v1$"),
+        "subject": _FOLLOW_NAME,
+        "time": _time("When it happened, by nats-server's clock."),
+        "data": {},
+    },
+    "FollowEventData": {
+        "vcenter": _VCENTER,
+        "name": _FOLLOW_NAME,
+        "follow": _FOLLOW,
+        "kind": _field("`following`, `gap` or `unfollowed`. More kinds can appear.", pattern="^[a-z_]+$"),
+        "final": _field("True on the one final event of the follow."),
+        "sequence": _field("1, 2, 3… over the events of a follow, without gaps.", minimum=1),
+        "reason": _field(
+            "Of `following`: `started`, `resumed`, `replaced` or `progressed` (its place was stored again). Of `gap`: "
+            "a sentence."
+        ),
+        "from": _time("On `gap`: where the span begins, by vCenter's clock. Null otherwise."),
+        "to": _time("On `gap`: where the span ends, by vCenter's clock. Null otherwise."),
+        "place": _field("How far the follow has come in vCenter's history; null before it was read."),
+        "started_watches": _field("How many watches the follow has started.", minimum=0),
+        "gaps": _field("How many gaps it had.", minimum=0),
+    },
+    "PlaceView": {
+        "begins_at": _time("Tasks queued from then on are followed, by vCenter's clock."),
+        "complete_until": _time(
+            "Every task that matches and was queued until then, by vCenter's clock, has a watch, but for gaps."
+        ),
+        "task": _field("The matching task that was queued last.", minLength=1),
+        "queued_at": _time("When that task was queued, by vCenter's clock."),
+    },
+    "FollowView": {
+        "id": _field("The follow's id: ASCII without `/`.", pattern="^[!-.0-~]+$"),
+        "apis": _field("`vim`, `cis` or both."),
+        "services": _field("The services; empty: all."),
+        "operations": _field("The patterns of operations; empty: all."),
+        "users": _field("The users; empty: all."),
+        "entity": _field("The object; null: all."),
+        "top_level_only": _field("True if tasks that have a parent are left out."),
+        "since": _field("From when on tasks are followed, as requested.", minLength=1),
+        "events": _field("`all` or `endings`."),
+        "timeout": _field("The timeout of each watch in seconds; null: none."),
+        "stalled_after": _field("`stalled_after` of each watch in seconds; 0: never."),
+        "labels": _field("The labels of each watch."),
+    },
+    "FollowEntity": {
+        "id": _field("The id of the managed object.", minLength=1),
+        "recursive": _field("True if everything below the object is followed, too."),
+    },
+    "FollowReply": {
+        "outcome": _field("`accepted`, `already_following` or `updated`."),
+        "vcenter": _VCENTER,
+        "name": _FOLLOW_NAME,
+        "follow": _FOLLOW,
+    },
+    "UnfollowReply": {
+        "outcome": _field("", const="unfollowed"),
+        "vcenter": _VCENTER,
+        "name": _FOLLOW_NAME,
+        "follow": _FOLLOW,
+    },
+    "FollowsReply": {"follows": _field("The follows, oldest request first.")},
+    "ListedFollow": {
+        "vcenter": _VCENTER,
+        "name": _FOLLOW_NAME,
+        "follow": _FOLLOW,
+        "state": _field(
+            "`starting`, `following`, `slowed` (by `BRIDGE_FOLLOW_MAX_RATE`), `waiting` (vCenter can't be read), "
+            "`unconfigured` (no replica has the vCenter) or `unheld` (no replica reports it).",
+            pattern="^[a-z_]+$",
+        ),
+        "reason": _field("Why it is in that state, if something is wrong."),
+        "since": _time("From when on tasks are followed, by vCenter's clock. Null until vCenter was read."),
+        "last_task_at": _time("When the newest found task was queued, by vCenter's clock. Null without one."),
+        "started_watches": _field("How many watches the follow has started.", minimum=0),
+        "gaps": _field("How many gaps it had.", minimum=0),
     },
     "WatchRef": {
         "id": _field("The watch's id: ASCII without `/`.", pattern="^[!-.0-~]+$"),

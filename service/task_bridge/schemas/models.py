@@ -15,6 +15,8 @@ import msgspec
 from pydantic.json_schema import models_json_schema
 
 from ..domain.events import TYPE_PREFIX, CloudEvent
+from ..domain.follows.event import FollowCloudEvent, FollowReply, FollowsReply, UnfollowReply
+from ..domain.follows.request import FollowNameRequest, FollowRequest, FollowsRequest
 from ..domain.requests import (
     REQUEST_MAX_KEPT_BYTES,
     CancelReply,
@@ -31,8 +33,9 @@ from .descriptions import DESCRIPTIONS, FINAL_OUTCOMES, KINDS, REJECTED, TASK_ID
 
 DIALECT = "https://json-schema.org/draft/2020-12/schema"
 _DEFS = "#/$defs/"
-_REQUESTS = (WatchRequest, TaskRequest, ListRequest)
-_REPLIES = (WatchReply, GetReply, ListReply, UnwatchReply, CancelReply)
+_REQUESTS = (WatchRequest, TaskRequest, ListRequest, FollowRequest, FollowNameRequest, FollowsRequest)
+_REPLIES = (WatchReply, GetReply, ListReply, UnwatchReply, CancelReply, FollowReply, UnfollowReply, FollowsReply)
+_EVENTS = (CloudEvent, FollowCloudEvent)
 
 
 def ref(name: str) -> Schema:
@@ -46,7 +49,7 @@ def build_schema_files() -> dict[str, Schema]:
     rejection = {"properties": {"type": {"const": REJECTED}}, "required": ["type"]}
     return {
         "request": _build_file(
-            "A watch request. The verbs get, unwatch and cancel take a TaskRequest, list a ListRequest",
+            "A watch request. Each verb of the API has a request of its own in `$defs`",
             requests,
             {"allOf": [ref("WatchRequest")]},
         ),
@@ -55,6 +58,9 @@ def build_schema_files() -> dict[str, Schema]:
             "A message of the events stream: an event of a watch, or a rejection",
             ["CloudEvent", "Rejection"],
             {"if": rejection, "then": ref("Rejection"), "else": ref("CloudEvent")},
+        ),
+        "follow": _build_file(
+            "An event of a follow, in the events stream", ["FollowCloudEvent"], {"allOf": [ref("FollowCloudEvent")]}
         ),
     }
 
@@ -107,13 +113,14 @@ def _build_request_components() -> dict[str, Schema]:
 
 
 def _build_open_components() -> dict[str, Schema]:
-    _, generated = msgspec.json.schema_components([CloudEvent, ErrorBody, *_REPLIES], ref_template=_DEFS + "{name}")
+    _, generated = msgspec.json.schema_components([*_EVENTS, ErrorBody, *_REPLIES], ref_template=_DEFS + "{name}")
     models: dict[str, Schema] = {name: _describe_fields(name, schema) for name, schema in generated.items()}
     for model in models.values():
         for field in model["properties"].values():
             field.pop("default", None)  # every key is present, so a reader doesn't need defaults
         model["required"] = [name for name, field in model["properties"].items() if "x-since" not in field]
     _restrict_cloudevent(models["CloudEvent"])
+    _restrict_follow_event(models["FollowCloudEvent"])
     models["EventData"]["allOf"] = list(_event_rules())
     for name in ("WatchReply", "GetReply", "UnwatchReply"):
         last_event = models[name]["properties"]["last_event"]
@@ -161,6 +168,13 @@ def _restrict_cloudevent(model: Schema) -> None:
         has_type = {"properties": {"type": {"const": f"{TYPE_PREFIX}.task.{kind}.v1"}}}
         has_kind = {"properties": {"data": {"properties": {"kind": {"const": kind}}}}}
         model["allOf"].append({"if": has_type, "then": has_kind})
+
+
+def _restrict_follow_event(model: Schema) -> None:
+    fields = model["properties"]
+    fields["specversion"] = {"const": "1.0"}
+    fields["datacontenttype"] = {"const": "application/json"}
+    model["required"] = list(fields)
 
 
 def _when(field: str, value: object, **then: Schema) -> Schema:
