@@ -28,7 +28,7 @@ from .jetstream.api import Api
 from .jetstream.board_reader import BoardReader
 from .jetstream.connection import Connection, server_version
 from .jetstream.follow_journal import FollowJournal
-from .jetstream.follow_requests import admit_follow_request
+from .jetstream.follow_requests import admit_follow_request, follow_as_configured
 from .jetstream.follow_store import FollowStore, hold_follows, quarantine_unreadable_follow
 from .jetstream.journal import JetStreamJournal
 from .jetstream.lost_memories import LostMemories
@@ -66,6 +66,7 @@ log = structlog.get_logger(__name__)
 _BOARD_READER_IS_A_BOARD_SOURCE: type[BoardSource] = BoardReader
 
 FINISH_S = 1.5
+RETRY_S = 2.0
 MAX_FOLLOWS = 1_000
 """Follows that one replica runs."""
 
@@ -153,6 +154,18 @@ class Bridge:
         stack.push_async_callback(parts.hand_over, parts.start_loops(failed))
         self.status.consuming = True
         log.info("ready", capacity=settings.capacity, vcenters=sorted(self._sources))
+        await self._follow_as_configured(parts.context)
+
+    async def _follow_as_configured(self, context: RequestContext) -> None:
+        configured = {name: vcenter.follow for name, vcenter in self._settings.vcenters.items()}
+        while True:
+            try:
+                await follow_as_configured(context, configured, self._settings.stalled_after_s)
+            except NatsUnavailable as error:
+                log.warning("configured_follows_not_started", reason=str(error))
+                await asyncio.sleep(RETRY_S)
+            else:
+                return
 
     def _build_parts(self, streams: Streams, monitor: Monitor, lost_memories: LostMemories) -> _Parts:
         settings, names, metrics, now = self._settings, self._names, self._metrics, self._clock.now
@@ -204,6 +217,7 @@ class Bridge:
         follow_ownership.belongs_elsewhere = replicas.is_known_elsewhere
         return _Parts(
             client=streams.connection,
+            context=context,
             instance=journal.instance,
             monitor=monitor,
             clock=self._clock,
@@ -248,6 +262,7 @@ class _Parts(NamedTuple):
     """The parts of a replica that need NATS."""
 
     client: Client
+    context: RequestContext
     instance: str
     monitor: Monitor
     clock: ServerClock

@@ -11,6 +11,7 @@ a gap is. It starts watches by the admission that requests use too, so their ord
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 from collections.abc import Callable, Mapping, Sequence
 
@@ -126,11 +127,15 @@ class Follower:
             self._step_back(held)
 
     async def stop(self) -> None:
-        """Start no more watches."""
-        running = [held.running for held in self._held.values() if held.running]
+        """Start no more watches, and store how far each follow has come."""
+        held_follows = list(self._held.values())
         for key in list(self._held):
             self._stop_running(key)
-        await asyncio.gather(*running, return_exceptions=True)
+        await asyncio.gather(*(held.running for held in held_follows if held.running), return_exceptions=True)
+        for held in held_follows:
+            if held.memory != held.saved:
+                with contextlib.suppress(_NotOwner):
+                    await self._publish_following(held, "progressed")
 
     def _stop_running(self, key: tuple[str, str]) -> None:
         if (held := self._held.pop(key, None)) is not None and held.running is not None:

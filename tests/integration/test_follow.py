@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections import Counter
+from collections.abc import Awaitable, Callable
 from typing import Any
 
-from lab import PREFIX, Lab
+from structlog.testing import capture_logs
+
+from lab import PASSWORD, PREFIX, USERNAME, Lab, until
 from task_bridge.simulator import SimulatedTarget, scenarios
 
 
 async def follow(lab: Lab, **fields: Any) -> dict[str, Any]:
-    return await call(lab, "follow", name="all", **fields)
+    return await call(lab, "follow", **{"name": "all"} | fields)
 
 
 async def call(lab: Lab, verb: str, **fields: Any) -> dict[str, Any]:
@@ -27,10 +31,20 @@ async def endings(lab: Lab) -> Counter[str]:
     return Counter(event["data"]["task"] for event in events if event["data"]["final"])
 
 
-async def following(lab: Lab) -> None:
-    """Waits until the follow has begun."""
-    while not await follow_events(lab):
-        pass
+async def following(lab: Lab, count: int = 1) -> None:
+    """Waits until so many events of follows are stored."""
+    await until_true(lambda: has_follow_events(lab, count))
+
+
+async def has_follow_events(lab: Lab, count: int) -> bool:
+    return len(await follow_events(lab)) >= count
+
+
+async def until_true(fact: Callable[[], Awaitable[bool]], within_s: float = 20.0) -> None:
+    deadline = time.monotonic() + within_s
+    while not await fact():
+        assert time.monotonic() < deadline, f"not within {within_s} s: {fact}"
+        await asyncio.sleep(0.02)
 
 
 async def test_tasks_that_nobody_asked_for_are_watched_from_their_start_to_their_end(lab: Lab) -> None:
@@ -70,13 +84,106 @@ async def test_tasks_of_an_absence_are_found_afterwards_each_once(lab: Lab) -> N
         later = lab.vcenter.create(scenarios.succeeds(after_s=0.2), flavour="vim")
         await until_ended(lab, [*first, *absent, later])
         assert set((await endings(lab)).values()) == {1}
-        kinds = [(event["data"]["kind"], event["data"]["reason"]) for event in await follow_events(lab)]
-        assert kinds[0] == ("following", "started")
-        assert kinds[1] == ("following", "resumed")
-        assert "gap" not in dict(kinds)
+        reasons = [event["data"]["reason"] for event in await follow_events(lab)]
+        assert reasons == ["started", "progressed", "resumed"]
 
 
 async def until_ended(lab: Lab, tasks: list[str], within_s: float = 20.0) -> None:
     deadline = time.monotonic() + within_s
     while missing := set(tasks) - set(await endings(lab)):
         assert time.monotonic() < deadline, f"not ended: {missing}"
+        await asyncio.sleep(0.02)
+
+
+async def test_endings_alone_are_published_if_the_follow_says_so(lab: Lab) -> None:
+    async with lab.bridge():
+        await follow(lab, events="endings")
+        await following(lab)
+        tasks = [lab.vcenter.create(scenarios.succeeds(after_s=1.0), flavour="vim") for _ in range(3)]
+        await until_ended(lab, tasks)
+        for task in tasks:
+            (event,) = await lab.events(task)
+            assert (event["data"]["kind"], event["data"]["sequence"]) == ("completed", 1)
+
+
+async def test_another_body_under_the_name_replaces_the_follow_and_keeps_its_place(lab: Lab) -> None:
+    async with lab.bridge():
+        first = await follow(lab)
+        await following(lab)
+        second = await follow(lab, operations=["clone"])
+        assert (second["outcome"], second["follow"]["id"]) == ("updated", first["follow"]["id"])
+        await following(lab, 2)
+        clone = lab.vcenter.create(scenarios.succeeds_at_once(), flavour="vim", operation="clone")
+        power = lab.vcenter.create(scenarios.succeeds_at_once(), flavour="vim", operation="powerOn")
+        await until_ended(lab, [clone])
+        started, replaced = (event["data"] for event in await follow_events(lab))
+        assert (started["reason"], replaced["reason"]) == ("started", "replaced")
+        assert (started["sequence"], replaced["sequence"]) == (1, 2)
+        assert replaced["place"]["begins_at"] == started["place"]["begins_at"]
+        assert power not in await endings(lab)
+
+
+async def test_a_task_that_was_requested_too_has_one_watch(lab: Lab) -> None:
+    async with lab.bridge():
+        await follow(lab)
+        await follow(lab, name="clones", operations=["power*"])
+        await following(lab, 2)
+        task = lab.vcenter.create(scenarios.succeeds(after_s=1.5), flavour="vim")
+        assert (await lab.ask("watch", {"task": task}))["outcome"] in ("accepted", "already_watching")
+        await until_ended(lab, [task])
+        other = lab.vcenter.create(scenarios.succeeds_at_once(), flavour="vim")
+        await until_ended(lab, [other])
+        assert await endings(lab) == {task: 1, other: 1}
+
+
+async def test_a_history_that_was_purged_during_an_absence_is_a_gap(lab: Lab) -> None:
+    async with lab.bridge():
+        await follow(lab)
+        await following(lab)
+        known = lab.vcenter.create(scenarios.succeeds_at_once(), flavour="vim")
+        await until_ended(lab, [known])
+    lab.vcenter.options.history_retention_s = 0.0
+    async with lab.bridge():
+
+        async def has_gap() -> bool:
+            return bool((await follow_events(lab))[-1]["data"]["kind"] == "gap")
+
+        await until_true(has_gap)
+        gap = (await follow_events(lab))[-1]["data"]
+        assert gap["from"] <= gap["to"]
+        assert known in gap["reason"]
+        lab.vcenter.options.history_retention_s = None
+        later = lab.vcenter.create(scenarios.succeeds_at_once(), flavour="vim")
+        await until_ended(lab, [later])
+        assert (await call(lab, "follows"))["follows"][0]["gaps"] == 1
+
+
+async def test_a_stored_request_to_follow_is_served_when_a_bridge_runs_and_a_wrong_one_rejected(lab: Lab) -> None:
+    async with lab.bridge():
+        pass
+    await lab.js.publish(f"{PREFIX}.follow", b'{"name": "nightly"}')
+    await lab.js.publish(f"{PREFIX}.follow", b'{"name": "Nightly"}')
+    async with lab.bridge():
+        await following(lab)
+        await lab.listen()
+        stored = [event for message, event in await lab.stored() if message.subject == f"{PREFIX}.rejected"]
+        (rejection,) = stored or [await until(lambda: lab.live[0][1])]
+        assert rejection["data"]["error"]["code"] == "invalid_request"
+        assert rejection["data"]["error"]["details"][0]["field"] == "name"
+        assert [one["name"] for one in (await call(lab, "follows"))["follows"]] == ["nightly"]
+        assert (await call(lab, "unfollow", name="other"))["error"]["code"] == "not_following"
+
+
+async def test_a_setting_follows_a_vcenter_without_any_request(lab: Lab) -> None:
+    vcenter = {"url": lab.vcenter_url, "given_username": USERNAME, "given_password": PASSWORD}
+    for setting, operations in (("all", []), ('{"operations": ["clone"], "labels": {"a": "b"}}', ["clone"])):
+        async with lab.bridge(vcenters={"lab": vcenter | {"follow": setting}}):
+
+            async def is_in_force(operations: list[str] = operations) -> bool:
+                follows = (await call(lab, "follows"))["follows"]
+                return [(one["name"], one["follow"]["operations"]) for one in follows] == [("config", operations)]
+
+            await until_true(is_in_force)
+    with capture_logs() as logs:
+        async with lab.bridge():
+            await until(lambda: [one for one in logs if one["event"] == "follow_not_configured"])

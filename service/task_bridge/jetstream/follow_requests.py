@@ -9,6 +9,7 @@ import structlog
 from nats.aio.msg import Msg
 
 from ..domain.errors import Problem
+from ..domain.follows.order import CONFIGURED_FOLLOW
 from ..domain.follows.request import FollowRequest, build_follow
 from ..domain.requests import invalid_request, parse_request, parse_trace_context
 from .follow_store import FollowAdmission
@@ -60,3 +61,18 @@ async def _admit(
     admission = await context.follows.admit(follow)
     log.info("follow_request", outcome=admission.outcome, **follow.log_keys)
     return admission
+
+
+async def follow_as_configured(
+    context: RequestContext, configured: Mapping[str, FollowRequest | None], stalled_after_s: float
+) -> None:
+    """Start the follow `config` of each vCenter whose settings have one. Raises NatsUnavailable.
+
+    One that the settings no longer have goes on, since another replica may have other settings. The log says so.
+    """
+    for vcenter, request in configured.items():
+        if request is not None:
+            await admit_follow(context, stalled_after_s, request.model_copy(update={"vcenter": vcenter}), None)
+        elif await context.follows.read(vcenter, CONFIGURED_FOLLOW) is not None:
+            cure = f"task-bridge unfollow {CONFIGURED_FOLLOW} --vcenter {vcenter}"
+            log.warning("follow_not_configured", vcenter=vcenter, follow=CONFIGURED_FOLLOW, cure=cure)

@@ -18,6 +18,7 @@ from pydantic import (
 )
 from pydantic_settings import BaseSettings, NoDecode, PydanticBaseSettingsSource, SettingsConfigDict
 
+from ..domain.follows.request import FollowRequest
 from . import values
 from .values import Listen, SecretFile
 
@@ -100,6 +101,12 @@ class VCenterSettings(BaseModel):
         "auto",
         "how classic tasks (task-123) are followed over /sdk: push waits for changes, pull polls every 2 s, "
         "auto pushes while that works, off refuses them",
+    )
+    follow: Annotated[FollowRequest | None, NoDecode, BeforeValidator(values.parse_follow)] = _setting(
+        "follow",
+        None,
+        "watch tasks that nobody requests: all, or the JSON of a follow request without its name; the follow is "
+        "named config",
     )
 
     def username(self) -> str:

@@ -16,6 +16,8 @@ from ..durations import parse_duration, parse_time
 from ..task import Target, Task, TaskIdentity
 from ..watch import Watch
 
+CONFIGURED_FOLLOW = "config"
+"""The name of the follow that a setting of a vCenter makes."""
 _ENTITY_TYPES = {
     "datacenter": "Datacenter",
     "datastore": "Datastore",
