@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import signal
 import time
 from collections import Counter
 from collections.abc import Awaitable, Callable
+from pathlib import Path
 from typing import Any
 
+import pytest
 from structlog.testing import capture_logs
 
-from lab import PASSWORD, PREFIX, USERNAME, Lab, until
+from lab import PASSWORD, PREFIX, USERNAME, BridgeProcess, Lab, until
 from task_bridge.simulator import SimulatedTarget, scenarios
 
 
@@ -187,3 +190,50 @@ async def test_a_setting_follows_a_vcenter_without_any_request(lab: Lab) -> None
     with capture_logs() as logs:
         async with lab.bridge():
             await until(lambda: [one for one in logs if one["event"] == "follow_not_configured"])
+
+
+@pytest.mark.timeout(120)
+async def test_no_task_is_lost_or_watched_twice_when_replicas_are_killed(lab: Lab, tmp_path: Path) -> None:
+    replicas = []
+    for number in range(2):
+        directory = tmp_path / f"replica{number}"
+        directory.mkdir()
+        replicas.append(BridgeProcess(lab.environment(), directory))
+    try:
+        for replica in replicas:
+            await replica.start()
+        for replica in replicas:
+            await replica.ready()
+        await follow(lab)
+        await following(lab)
+        created = []
+        for turn in range(6):
+            for _ in range(20):
+                created.append(lab.vcenter.create(scenarios.succeeds(after_s=1.0), flavour="vim"))
+                await asyncio.sleep(0.02)
+            victim = replicas[turn % 2]
+            await victim.end(signal.SIGKILL)
+            await victim.start()
+            await victim.ready()
+        await until_ended(lab, created, within_s=60.0)
+    finally:
+        for replica in replicas:
+            await replica.close()
+    assert set((await endings(lab)).values()) == {1}
+    assert [event["data"]["kind"] for event in await follow_events(lab) if event["data"]["kind"] == "gap"] == []
+    numbers = [event["data"]["sequence"] for event in await follow_events(lab)]
+    assert numbers == list(range(1, len(numbers) + 1))
+
+
+async def test_a_flood_is_slowed_down_and_not_dropped(lab: Lab) -> None:
+    async with lab.bridge(follow_max_rate=50):
+        await follow(lab)
+        await following(lab)
+        tasks = [lab.vcenter.create(scenarios.succeeds_at_once(), flavour="vim") for _ in range(200)]
+
+        async def is_slowed() -> bool:
+            return bool((await call(lab, "follows"))["follows"][0]["state"] == "slowed")
+
+        await until_true(is_slowed)
+        await until_ended(lab, tasks)
+        assert set((await endings(lab)).values()) == {1}

@@ -41,7 +41,7 @@ Json = Annotated[
 ]
 
 
-def _parse_label(text: str) -> tuple[str, str]:
+def parse_label(text: str) -> tuple[str, str]:
     key, equals, value = text.partition("=")
     if not key or not equals:
         raise typer.BadParameter(f"{text!r} isn't like key=value")
@@ -50,7 +50,7 @@ def _parse_label(text: str) -> tuple[str, str]:
 
 FilterLabels = Annotated[
     list[Any] | None,
-    typer.Option("--label", parser=_parse_label, metavar="KEY=VALUE", help="Only watches with this label; repeatable."),
+    typer.Option("--label", parser=parse_label, metavar="KEY=VALUE", help="Only watches with this label; repeatable."),
 ]
 
 
@@ -75,7 +75,7 @@ def watch(
     label: Annotated[
         list[Any] | None,
         typer.Option(
-            parser=_parse_label, metavar="KEY=VALUE", help="A label that every event of the watch carries; repeatable."
+            parser=parse_label, metavar="KEY=VALUE", help="A label that every event of the watch carries; repeatable."
         ),
     ] = None,
     as_json: Json = False,
@@ -86,7 +86,7 @@ def watch(
     """
     ids = list(dict.fromkeys(tasks or _read_ids_from_stdin()))
     request = {"vcenter": vcenter, "timeout": timeout, "labels": dict(label) if label else None}
-    _run(_watch_and_follow(ids, request, as_json))
+    run(_watch_and_follow(ids, request, as_json))
 
 
 def _read_ids_from_stdin() -> list[str]:
@@ -176,7 +176,7 @@ def events(
     """Print the stored events, oldest first."""
     moment = None if since is None else datetime.now(UTC) - timedelta(seconds=since)
     selection = {"kind": kind, "vcenter": vcenter, "task": task, "since": moment, "follow": follow}
-    _run(_print_events(selection, as_json), on_interrupt=0 if follow else INTERRUPTED)
+    run(_print_events(selection, as_json), on_interrupt=0 if follow else INTERRUPTED)
 
 
 async def _print_events(selection: dict[str, Any], as_json: bool) -> int:
@@ -195,14 +195,14 @@ async def _print_events(selection: dict[str, Any], as_json: bool) -> int:
 
 def list_(vcenter: FilterVCenter = None, label: FilterLabels = None, as_json: Json = False) -> None:
     """List the active watches, oldest first."""
-    _run(_list_watches(vcenter, dict(label or ()), as_json))
+    run(_list_watches(vcenter, dict(label or ()), as_json))
 
 
 async def _list_watches(vcenter: str | None, labels: dict[str, str], as_json: bool) -> int:
     """Print the watches that have these labels. All pages are printed as one."""
     request: dict[str, Any] = {"vcenter": vcenter, "limit": 1000}
     async with TaskBridge(on_connection=output.print_error) as bridge:
-        page = json.loads(await _send(bridge, "list", request, as_json))
+        page = json.loads(await send(bridge, "list", request, as_json))
         while page["cursor"]:
             next_page = json.loads(await bridge.request("list", {**request, "cursor": page["cursor"]}))
             page = {**next_page, "watches": page["watches"] + next_page["watches"]}
@@ -227,7 +227,7 @@ def get(task: Task, vcenter: VCenter = None, as_json: Json = False) -> None:
         console.print(Text(output.clean(reply.task), "bold"))
         console.print(output.format_state(reply, event))
 
-    _run(_send_about_task("get", task, vcenter, as_json, show))
+    run(_send_about_task("get", task, vcenter, as_json, show))
 
 
 def unwatch(task: Task, vcenter: VCenter = None, as_json: Json = False) -> None:
@@ -237,7 +237,7 @@ def unwatch(task: Task, vcenter: VCenter = None, as_json: Json = False) -> None:
         reply = msgspec.json.decode(answer, type=UnwatchReply)
         typer.echo(f"{output.clean(reply.task)} on {reply.vcenter} isn't watched anymore; the task goes on.")
 
-    _run(_send_about_task("unwatch", task, vcenter, as_json, show))
+    run(_send_about_task("unwatch", task, vcenter, as_json, show))
 
 
 def cancel(task: Task, vcenter: VCenter = None, as_json: Json = False) -> None:
@@ -247,14 +247,14 @@ def cancel(task: Task, vcenter: VCenter = None, as_json: Json = False) -> None:
         reply = msgspec.json.decode(answer, type=CancelReply)
         typer.echo(f"Asked {reply.vcenter} to cancel {output.clean(reply.task)}; its final event shows the outcome.")
 
-    _run(_send_about_task("cancel", task, vcenter, as_json, show))
+    run(_send_about_task("cancel", task, vcenter, as_json, show))
 
 
 async def _send_about_task(
     verb: str, task: str, vcenter: str | None, as_json: bool, show: Callable[[bytes], None]
 ) -> int:
     async with TaskBridge(on_connection=output.print_error) as bridge:
-        answer = await _send(bridge, verb, {"task": task, "vcenter": vcenter}, as_json)
+        answer = await send(bridge, verb, {"task": task, "vcenter": vcenter}, as_json)
     if as_json:
         output.print_json(answer)
     else:
@@ -262,7 +262,7 @@ async def _send_about_task(
     return 0
 
 
-async def _send(bridge: TaskBridge, verb: str, request: dict[str, Any], as_json: bool) -> bytes:
+async def send(bridge: TaskBridge, verb: str, request: dict[str, Any], as_json: bool) -> bytes:
     """Return the answer of the bridge. Raises ErrorAnswer; with `as_json` its body is printed first."""
     try:
         return await bridge.request(verb, request)
@@ -272,7 +272,7 @@ async def _send(bridge: TaskBridge, verb: str, request: dict[str, Any], as_json:
         raise
 
 
-def _run(main: Coroutine[Any, Any, int], *, on_interrupt: int = INTERRUPTED) -> NoReturn:
+def run(main: Coroutine[Any, Any, int], *, on_interrupt: int = INTERRUPTED) -> NoReturn:
     """Run a command and exit with its code; after Ctrl-C with `on_interrupt`."""
     try:
         code = asyncio.run(main)
