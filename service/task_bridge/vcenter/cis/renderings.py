@@ -133,6 +133,27 @@ def parse_message(answer: Answer) -> VCenterMessage:
     return VCenterMessage(answer.status, None, f"HTTP {answer.status}" + (f" ({text[:200]})" if text else ""))
 
 
+_NOT_ABOUT_A_TASK = re.compile(r"cannot find (the )?provider|operation.?not.?found", re.IGNORECASE)
+_STANDARD_ERRORS = "com.vmware.vapi.std.errors."
+
+
+def is_about_task(answer: Answer) -> bool:
+    """True if the tasks service itself answers that it doesn't know the task (404) or may not show it (403).
+
+    A router, a proxy or a service that is starting answers 404 too, for whatever it is asked.
+    """
+    message = parse_message(answer)
+    if message.type != {403: "UNAUTHORIZED", 404: "NOT_FOUND"}.get(answer.status) or message.type is None:
+        return False
+    return _is_standard_error(answer) and not (message.is_from_router or message.mentions(_NOT_ABOUT_A_TASK))
+
+
+def _is_standard_error(answer: Answer) -> bool:
+    """True if the error is named as vSphere does it in either rendering, and not as any web server may."""
+    body = parse_json(answer.body)
+    return "error_type" in body or str(body.get("type")).startswith(_STANDARD_ERRORS)
+
+
 def is_no_route(answer: Answer) -> bool:
     """True if vCenter has nothing at this path: 404 by the router or in plain text, 405, 501 or a redirect."""
     if answer.status in (301, 302, 307, 308, 405, 501):
