@@ -15,6 +15,7 @@ from ..http import AmbiguousFailure, Answer, AnswerLimits, AnswerTooLarge
 from ..parsing import parse_outside_loop
 from ..policy import VCenterConfig
 from . import renderings
+from .renderings import Refusal
 from .schedule import PollGroup, TrackedCisTask
 from .session import CisSession
 
@@ -61,14 +62,11 @@ class FetchedTask(NamedTuple):
 
 
 class MissingTask(NamedTuple):
-    """vCenter doesn't show the task: a 404, or a 403 (`denied`).
-
-    `well_formed`: the tasks service itself answered. Otherwise the answer says nothing about the task.
-    """
+    """vCenter doesn't show the task: a 404, or a 403 (`denied`). Only Refusal.TASK says something about the task."""
 
     denied: bool
     answer: TaskError
-    well_formed: bool
+    refusal: Refusal
 
 
 _CANCEL_REFUSED: dict[tuple[int, str | None], tuple[int, str, str]] = {
@@ -133,7 +131,7 @@ class CisTasksApi:
             return FetchedTask(body, rendering)
         message = renderings.parse_message(answer)
         if answer.status in (403, 404):
-            return MissingTask(answer.status == 403, message.to_task_error(), renderings.is_about_task(answer))
+            return MissingTask(answer.status == 403, message.to_task_error(), renderings.classify_refusal(answer))
         raise self._to_error(answer)
 
     async def cancel_task(self, task: str) -> None:

@@ -31,6 +31,7 @@ from .api import (
     TaskLister,
     TaskOutOfBounds,
 )
+from .renderings import Refusal
 from .schedule import PollGroup, TrackedCisTask
 from .transport import CisTransport
 
@@ -259,7 +260,7 @@ class CisPoller:
             tracked.home.listable_from = relist_at
 
     def _handle_missing(self, tracked: TrackedCisTask, missing: MissingTask) -> None:
-        if not missing.well_formed:
+        if missing.refusal is not Refusal.TASK:
             self._handle_no_service(tracked, missing)
             return
         self._record_good_poll(self._clock(), tracked.provider)

@@ -133,19 +133,30 @@ def parse_message(answer: Answer) -> VCenterMessage:
     return VCenterMessage(answer.status, None, f"HTTP {answer.status}" + (f" ({text[:200]})" if text else ""))
 
 
-_NOT_ABOUT_A_TASK = re.compile(r"cannot find (the )?provider|operation.?not.?found", re.IGNORECASE)
+_NO_PROVIDER = re.compile(r"cannot find (the |a )?provider", re.IGNORECASE)
 _STANDARD_ERRORS = "com.vmware.vapi.std.errors."
 
 
-def is_about_task(answer: Answer) -> bool:
-    """True if the tasks service itself answers that it doesn't know the task (404) or may not show it (403).
+class Refusal(enum.Enum):
+    """What an answer without a task means: 403 or 404.
 
-    A router, a proxy or a service that is starting answers 404 too, for whatever it is asked.
+    TASK: the tasks service answers that it doesn't know the task, or may not show it. PROVIDER: it has no provider for
+    the task. ROUTER: something else answered, such as a router, a proxy or a service that is starting.
     """
+
+    TASK = enum.auto()
+    PROVIDER = enum.auto()
+    ROUTER = enum.auto()
+
+
+def classify_refusal(answer: Answer) -> Refusal:
     message = parse_message(answer)
-    if message.type != {403: "UNAUTHORIZED", 404: "NOT_FOUND"}.get(answer.status) or message.type is None:
-        return False
-    return _is_standard_error(answer) and not (message.is_from_router or message.mentions(_NOT_ABOUT_A_TASK))
+    if message.is_from_router:
+        return Refusal.ROUTER
+    if message.mentions(_NO_PROVIDER):
+        return Refusal.PROVIDER
+    fits = message.type == ("UNAUTHORIZED" if answer.status == 403 else "NOT_FOUND")
+    return Refusal.TASK if fits and _is_standard_error(answer) else Refusal.ROUTER
 
 
 def _is_standard_error(answer: Answer) -> bool:
