@@ -213,6 +213,13 @@ class TestReplaced:
         absences.record_absent("a", "", True, 5.0)  # the other task is gone too
         assert absences.confirm_absent("a", False, 5.0)
 
+    def test_it_counts_as_none_that_vanished_when_it_is_forgotten_either(self) -> None:
+        absences = Absences(GRACE_S, Timeouts())
+        absences.record_absent("b", "", True, 0.0)
+        absences.record_replaced("a", "", 0.0)
+        absences.forget("a")
+        assert absences.vanished_count == 1
+
 
 class TestAfterAHold:
     """Tasks that vanished together were held for ten minutes, and lists didn't show them."""

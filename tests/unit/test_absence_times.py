@@ -96,3 +96,26 @@ def test_a_task_is_only_unlisted_until_vcenter_answers_about_it_alone() -> None:
     assert absences.is_only_unlisted("a")
     absences.confirm_absent("a", False, START)
     assert not absences.is_only_unlisted("a")
+
+
+def test_a_task_never_seen_that_is_forgotten_leaves_the_number_of_those_that_vanished() -> None:
+    absences = Absences(30.0, Timeouts())
+    absences.record_absent("a", "p", True, START)
+    absences.record_absent("never", "p", False, START)
+    absences.forget("never")
+    assert absences.vanished_count == 1
+
+
+def test_a_hold_ends_here_though_other_replicas_miss_many() -> None:
+    absences = Absences(30.0, Timeouts())
+    vanish_together(absences, START)
+    absences.set_vanished_elsewhere(5)
+    answer_for(absences, HOLD_S, START)
+    assert (absences.vanished_count, absences.vanished_reason) == (0, None)
+
+
+def test_the_minutes_that_are_left_of_a_long_hold_are_reported() -> None:
+    absences = Absences(30.0, Timeouts(vanished_hold_s=36_000.0))
+    vanish_together(absences, START)
+    answer_for(absences, 600.0, START)
+    assert "590 more minutes" in str(absences.vanished_reason)

@@ -207,7 +207,7 @@ class Absences:
     @property
     def _held_s(self) -> float:
         """For how long vCenter has answered since tasks vanished together, in seconds."""
-        return 0.0 if self._held_since_answering_s is None else self._answering_s - self._held_since_answering_s
+        return self._answering_s - (self._held_since_answering_s or 0.0)
 
     def _is_held(self, absent: _AbsentTask) -> bool:
         return self._held_since_answering_s is not None and not absent.released
