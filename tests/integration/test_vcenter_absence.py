@@ -7,6 +7,7 @@ import time
 import pytest
 from structlog.testing import capture_logs
 
+from task_bridge.domain.errors import Refused, VCenterUnavailable
 from task_bridge.simulator import faults, scenarios
 from task_bridge.simulator.app import SimulatedVCenter
 from task_bridge.simulator.options import Options
@@ -286,3 +287,16 @@ async def test_without_a_list_too_a_task_is_lost_only_by_two_answers() -> None:
         await it.shown(gone, other)
         it.vcenter.forget(gone)
         assert (await it.gone(gone)).outcome == "lost"
+
+
+@pytest.mark.parametrize("answer", ["router", "proxy", "a gateway's JSON", "no operation"])
+async def test_a_cancel_that_the_tasks_service_does_not_answer_finds_no_task_unknown(answer: str) -> None:
+    async with lab() as it:
+        (task,) = running(it, 1)
+        it.vcenter.faults.add(NOT_ABOUT_THE_TASK[answer], operation="cancel", times=2)  # in both renderings
+        with pytest.raises(VCenterUnavailable, match="has no tasks service now"):
+            await it.source.cancel(task)
+        it.vcenter.faults.clear()
+        with pytest.raises(Refused, match="doesn't know this task"):
+            await it.source.cancel("0:p")
+        await it.source.cancel(task)

@@ -140,7 +140,7 @@ class CisTasksApi:
         if answer.ok:
             return
         message = renderings.parse_message(answer)
-        if answer.status == 404 and message.is_from_router:
+        if answer.status == 404 and renderings.classify_refusal(answer) is Refusal.ROUTER:
             raise VCenterUnavailable(f"vCenter {self._name} has no tasks service now: {message}")
         refusal = _CANCEL_REFUSED.get((answer.status, message.type)) or _CANCEL_REFUSED.get((answer.status, None))
         if refusal is None:
