@@ -22,7 +22,14 @@ from task_bridge.vcenter.policy import Timeouts
 
 POLICY = PollPolicy(poll_min_s=0.05, poll_max_s=0.3, not_found_grace_s=0.4)
 SHORT_TIMEOUTS = Timeouts(
-    confirm_s=0.15, vanished_hold_s=0.8, gather_s=0.01, gather_results_s=0.02, result_s=8.0, ping_s=0.2, relist_s=0.5
+    confirm_s=0.15,
+    uninterrupted_s=0.6,
+    vanished_hold_s=0.8,
+    gather_s=0.01,
+    gather_results_s=0.02,
+    result_s=8.0,
+    ping_s=0.2,
+    relist_s=0.5,
 )
 DEADLINE_S = 15.0
 

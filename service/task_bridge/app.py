@@ -40,7 +40,7 @@ from .jetstream.watch_store import WatchStore, end_timed_out_watches
 from .metrics import Metrics
 from .settings import Settings
 from .status import BridgeStatus
-from .vcenter.cis import PollPolicy
+from .vcenter.policy import TIMEOUTS, PollPolicy, Timeouts
 from .vcenter.source import VCenterTaskSource
 from .watcher import Watcher
 from .web.health import BoardSource
@@ -61,14 +61,14 @@ class Bridge:
     It is ready once NATS is connected and the streams are verified; until then it waits and reports why.
     """
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, timeouts: Timeouts = TIMEOUTS) -> None:
         self._settings = settings
         self._names = SubjectNames(settings.subject_prefix)
         self._clock = ServerClock(time.time, time.monotonic)
         self._metrics = Metrics()
         policy = PollPolicy(settings.poll_min_s, settings.poll_max_s, settings.not_found_grace_s)
         self._sources = {
-            name: VCenterTaskSource(vcenter, policy, self._metrics, self._clock.now)
+            name: VCenterTaskSource(vcenter, policy, self._metrics, self._clock.now, timeouts)
             for name, vcenter in settings.vcenters.items()
         }
         self._routing = _build_routing(settings)

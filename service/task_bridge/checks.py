@@ -25,7 +25,7 @@ from .jetstream.streams import Streams
 from .metrics import Metrics
 from .settings import Settings, VCenterSettings
 from .vcenter.cis.api import BadAnswer, CisTasksApi, MissingTask
-from .vcenter.cis.renderings import LOGIN_CALLS
+from .vcenter.cis.renderings import LOGIN_CALLS, Refusal
 from .vcenter.cis.session import CisSession
 from .vcenter.health import VCenterHealthTracker
 from .vcenter.http import VCenterHttp
@@ -247,7 +247,7 @@ async def _check_tasks(tasks: CisTasksApi) -> str:
         answer = await tasks.get_task(_NO_TASK, with_result=False)
     except BadAnswer as error:
         return f"answers, but: {error}"
-    if isinstance(answer, MissingTask) and not answer.well_formed:
+    if isinstance(answer, MissingTask) and answer.refusal is Refusal.ROUTER:
         fix = "Let this user read tasks." if answer.denied else "Wait until vCenter's services are up."
         raise VCenterUnavailable(f"the tasks service doesn't answer: {answer.answer.message} {fix}")
     return "the tasks service answers"

@@ -198,9 +198,10 @@ async def test_a_history_that_is_refused_is_told_once(lab: Lab) -> None:
 async def test_a_task_that_vcenter_refuses_to_show_is_denied(lab: Lab) -> None:
     async with lab.bridge():
         await lab.listen()
-        task = lab.vcenter.create(scenarios.runs_forever(), flavour="vim")
+        task, other = (lab.vcenter.create(scenarios.runs_forever(), flavour="vim") for _ in range(2))
         await lab.publish(task)
-        await until(lambda: lab.heard(task))
+        await lab.publish(other)
+        await until(lambda: lab.heard(task) and lab.heard(other))
         lab.vcenter.deny(task)
         data = (await lab.ended(task))["data"]
     assert (data["outcome"], data["error"]["type"]) == ("denied", "NoPermission")

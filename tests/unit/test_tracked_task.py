@@ -178,6 +178,7 @@ def test_an_unreadable_task_is_logged_once_and_polled_less_and_less_often(bench:
 
 async def test_a_missing_task_is_lost_only_after_a_second_answer(bench: Bench) -> None:
     tracked = bench.track(seen=True)
+    bench.tracker.absences.record_shown("b", tracked.provider, bench.now)
     assert bench.tracker.mark_missing(tracked)
     assert not bench.tracker.mark_missing(tracked)
     assert not bench.tracker.confirm_missing(tracked, is_denied=False)

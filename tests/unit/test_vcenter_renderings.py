@@ -14,7 +14,7 @@ from task_bridge.domain import task_json
 from task_bridge.domain.task import NO_RESULT, Rendering, Task
 from task_bridge.domain.task_json import UnreadableBody, parse_raw_task
 from task_bridge.vcenter.cis import renderings
-from task_bridge.vcenter.cis.renderings import SessionFault
+from task_bridge.vcenter.cis.renderings import Refusal, SessionFault
 from task_bridge.vcenter.http import Answer
 
 TASK = "52f9f1b0-160a:com.vmware.esx.settings"
@@ -138,6 +138,37 @@ class TestMeaning:
     )
     def test_which_answers_mean_that_nothing_is_offered_there(self, given: Answer, expected: bool) -> None:
         assert renderings.is_no_route(given) is expected
+
+    @pytest.mark.parametrize(
+        ("given", "expected"),
+        [
+            (answer(404, api_error("NOT_FOUND", "x")), Refusal.TASK),
+            (answer(404, rest_error("not_found", "x")), Refusal.TASK),
+            (answer(404, b'{"error_type":"NOT_FOUND","messages":[]}'), Refusal.TASK),
+            (answer(404, b'{"type":"com.vmware.vapi.std.errors.not_found","value":{"messages":[]}}'), Refusal.TASK),
+            (answer(403, api_error("UNAUTHORIZED", "x")), Refusal.TASK),
+            (answer(403, rest_error("unauthorized", "x")), Refusal.TASK),
+            (answer(404, api_error("UNAUTHORIZED", "x")), Refusal.ROUTER),
+            (answer(403, api_error("NOT_FOUND", "x")), Refusal.ROUTER),
+            (answer(404, api_error("OPERATION_NOT_FOUND", "x")), Refusal.ROUTER),
+            (answer(404, rest_error("operation_not_found", "x")), Refusal.ROUTER),
+            (answer(404, api_error("NOT_FOUND", "com.vmware.vapi.rest.httpNotFound")), Refusal.ROUTER),
+            (answer(404, rest_error("not_found", "com.vmware.vapi.rest.operationsForUrlNotFound")), Refusal.ROUTER),
+            (answer(404, OLD_ROUTER), Refusal.ROUTER),
+            (answer(404, api_error("NOT_FOUND", "x", text="Cannot find provider for 'a.b'.")), Refusal.PROVIDER),
+            (answer(404, rest_error("not_found", "x", text="cannot find provider")), Refusal.PROVIDER),
+            (answer(404, b"<html><h1>Not Found</h1>"), Refusal.ROUTER),
+            (answer(404, b"404 page not found"), Refusal.ROUTER),
+            (answer(404), Refusal.ROUTER),
+            (answer(404, b'{"type":"not_found","title":"Not Found"}'), Refusal.ROUTER),
+            (answer(404, b'{"name":"NOT_FOUND","message":"no backend"}'), Refusal.ROUTER),
+            (answer(404, b'{"type":"about:blank","title":"Not Found","status":404}'), Refusal.ROUTER),
+            (answer(404, b'["NOT_FOUND"]'), Refusal.ROUTER),
+            (answer(403), Refusal.ROUTER),
+        ],
+    )
+    def test_only_the_tasks_service_says_something_about_a_task(self, given: Answer, expected: Refusal) -> None:
+        assert renderings.classify_refusal(given) is expected
 
     @pytest.mark.parametrize(
         ("given", "expected"),

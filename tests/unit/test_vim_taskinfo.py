@@ -82,6 +82,8 @@ def test_without_a_state_there_is_no_task(state: str) -> None:
         ("<parentTaskKey>task-1</parentTaskKey>", "parent", "task-1"),
         ("<progress>42</progress>", "progress", Progress(42, 100, 42.0, None)),
         ("<progress>250</progress>", "progress", Progress(250, 100, 100.0, None)),
+        ("<progress>0</progress>", "progress", Progress(0, 100, 0.0, None)),
+        ("<progress>-1</progress>", "progress", Progress(-1, 100, None, None)),
         (f"<progress>{'9' * 4000}</progress>", "progress", None),
         ("<progress>1_0</progress>", "progress", None),
         (

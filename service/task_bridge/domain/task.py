@@ -100,7 +100,7 @@ class Initiator(msgspec.Struct, frozen=True, gc=False):
 
 
 class Progress(msgspec.Struct, frozen=True, gc=False):
-    """`completed` and `total` as vCenter sent them; `percent` within 0 to 100, None without a total."""
+    """`completed` and `total` as vCenter sent them; `percent` within 0 to 100, None without a total to count up to."""
 
     completed: int | float | None = None
     total: int | float | None = None
@@ -400,16 +400,18 @@ def _progress(value: object) -> Progress | None:
     if not isinstance(value, dict):
         return None
     completed, total = _number(value.get("completed")), _number(value.get("total"))
-    percent = _percent(completed, total) if completed is not None and total else None
-    return Progress(completed, total, percent, _message_text(value.get("message")))
+    return Progress(completed, total, calculate_percent(completed, total), _message_text(value.get("message")))
 
 
-def _percent(completed: int | float, total: int | float) -> float:
+def calculate_percent(completed: int | float | None, total: int | float | None) -> float | None:
+    """Return the percentage within 0 to 100; None if vCenter counts up to nothing, or below it."""
+    if completed is None or total is None or completed < 0 or total <= 0:
+        return None
     try:
         share = completed / total
     except OverflowError:  # integers of any length are JSON
-        share = float(min(Fraction(1), max(Fraction(0), Fraction(completed) / Fraction(total))))
-    return round(min(100.0, max(0.0, share * 100)), 1)
+        share = float(min(Fraction(1), Fraction(completed) / Fraction(total)))
+    return round(min(100.0, share * 100), 1)
 
 
 def _result(info: dict[str, Any]) -> Result:

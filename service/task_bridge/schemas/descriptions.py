@@ -186,7 +186,10 @@ DESCRIPTIONS: dict[str, dict[str, Schema]] = {
         "completed": _field("The completed units, as vCenter sent them."),
         "total": _field("The total units, as vCenter sent them."),
         "percent": _field(
-            "`completed` of `total` in percent, with one decimal; null if there is no total.", minimum=0, maximum=100
+            "`completed` of `total` in percent, with one decimal; null unless `total` is above 0 and `completed` isn't "
+            "negative.",
+            minimum=0,
+            maximum=100,
         ),
         "message": _field("What the task does now, in English.", minLength=1),
     },

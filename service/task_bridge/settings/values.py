@@ -157,16 +157,14 @@ def parse_vcenter_url(text: str) -> str:
     """Return `https://host[:port]` without a trailing slash."""
     if "@" in text:
         raise ValueError("must not hold credentials; set this vCenter's USERNAME and PASSWORD (or …_FILE) instead")
-    _check_origin(text, ("https", "http"), "must be https://host or http://host, without a path")
-    return text.removesuffix("/")
+    return _parse_origin(text, ("https", "http"), "must be https://host or http://host, without a path")
 
 
 def parse_proxy_url(text: str) -> str:
     """Return the `http://host:port` of a proxy."""
     if "@" in text:
         raise ValueError("must not hold credentials; use a proxy that lets this host in without them")
-    _check_origin(text, ("http", "https"), "must be http://host:port, without a path")
-    return text.removesuffix("/")
+    return _parse_origin(text, ("http", "https"), "must be http://host:port, without a path")
 
 
 def parse_nats_urls(text: object) -> tuple[str, ...]:
@@ -188,11 +186,11 @@ def _parse_nats_url(text: str) -> str:
             " or BRIDGE_NATS_CREDS_FILE instead"
         )
     url = text if "://" in text else f"nats://{text}"
-    _check_origin(url, ("nats", "tls"), "must be nats://host:port or tls://host:port, more of them after commas")
-    return url.removesuffix("/")
+    return _parse_origin(url, ("nats", "tls"), "must be nats://host:port or tls://host:port, more of them after commas")
 
 
-def _check_origin(text: str, schemes: Collection[str], rule: str) -> None:
+def _parse_origin(text: str, schemes: Collection[str], rule: str) -> str:
+    """Return the URL without a trailing slash, its scheme in lower case."""
     try:
         parts = urlsplit(text)
         good = text.isprintable() and " " not in text and parts.port != 0 and _is_origin(parts)
@@ -200,6 +198,7 @@ def _check_origin(text: str, schemes: Collection[str], rule: str) -> None:
         good = False
     if not good or parts.scheme not in schemes:
         raise ValueError(rule)
+    return parts.scheme + text[len(parts.scheme) :].removesuffix("/")
 
 
 def _is_origin(parts: SplitResult) -> bool:

@@ -4,7 +4,8 @@
     with vcenter.faults.during(faults.unauthenticated(empty=True)): ...
 
 An `Effect` says how a response changes. `Faults` decides which requests it applies to: by operation, by a part of the
-path, by task (a list matches if it names the task), for a number of requests, for a time, or until it is cleared.
+path, by task (a list matches if it names the task), by provider (the part of a task id after the colon), for a number
+of requests, for a time, or until it is cleared.
 `FAULTS` contains all effects by name, for the control API.
 """
 
@@ -23,6 +24,7 @@ from .errors import StandardError
 from .options import Clock
 from .renderings import build_old_router_error
 from .script import message
+from .task_attributes import provider_of
 
 
 class Effect(Struct, frozen=True):
@@ -58,6 +60,7 @@ class Fault(Struct):
     operation: str | None = None
     path: str | None = None
     task: str | None = None
+    provider: str | None = None
     left: int | None = None
     until: float | None = None
     cleared: asyncio.Event = msgspec.field(default_factory=asyncio.Event)
@@ -68,6 +71,7 @@ class Fault(Struct):
             and self.operation in (None, operation)
             and (self.path is None or self.path in path)
             and (self.task is None or self.task in tasks)
+            and (self.provider is None or self.provider in map(provider_of, tasks))
         )
 
 
@@ -86,13 +90,15 @@ class Faults:
         operation: str | None = None,
         path: str | None = None,
         task: str | None = None,
+        provider: str | None = None,
         times: int | None = None,
         for_s: float | None = None,
         name: str = "fault",
     ) -> str:
         """Add a fault and return its id. A fault stays listed after its last request, so that it can be cleared."""
         until = None if for_s is None else self._clock() + for_s
-        fault = Fault(f"{name}-{next(self._numbers)}", name, effect, operation, path, task, times, until)
+        fault_id = f"{name}-{next(self._numbers)}"
+        fault = Fault(fault_id, name, effect, operation, path, task, provider, times, until)
         self._faults[fault.id] = fault
         return fault.id
 
@@ -148,6 +154,15 @@ def route_not_found(old: bool = False) -> Effect:
     if old:
         return Effect(status=404, body=msgspec.json.encode(build_old_router_error()))
     return Effect(error=errors.route_not_found_error)
+
+
+def provider_not_found(service: str = "com.vmware.example") -> Effect:
+    """Answer 404 as for a service that vCenter doesn't have."""
+    return Effect(error=lambda: errors.provider_not_found_error(service))
+
+
+def operation_not_found() -> Effect:
+    return Effect(error=errors.operation_not_found_error)
 
 
 def resource_inaccessible() -> Effect:
@@ -254,6 +269,8 @@ FAULTS: dict[str, Callable[..., Effect]] = {
         unauthorized,
         task_not_found,
         route_not_found,
+        provider_not_found,
+        operation_not_found,
         resource_inaccessible,
         internal_server_error,
         service_unavailable,

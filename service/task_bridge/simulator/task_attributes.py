@@ -88,6 +88,10 @@ def build_attributes(
     )
 
 
+FAMILIES = ("com.vmware.appliance.", "com.vmware.esx.settings.")
+"""The beginnings of services whose tasks every vCenter has."""
+
+
 def provider_of(task_id: str) -> str:
     """Return the part after the first colon. All ids without a colon belong to one nameless provider."""
     return task_id.partition(":")[2]

@@ -14,17 +14,16 @@ VCenterState = Literal["ok", "degraded", "unknown"]
 class VCenterHealthTracker:
     """`degraded` from a failed poll or login until a good one; `unknown` before the first.
 
-    `last_good_poll_at` is in seconds of a monotonic clock. `good_polls` counts the good ones. `vanished_reason` is set
-    while tasks that vanished together aren't given up yet, and says why.
+    `last_good_poll_at` is in seconds of a monotonic clock. `good_polls` counts the good ones.
     """
 
     def __init__(self, vcenter: str) -> None:
         self.last_good_poll_at: float | None = None
         self.good_polls = 0
-        self.vanished_reason: str | None = None
         self._vcenter = vcenter
         self._failures: dict[str, str] = {}  # reasons by provider; "" is vCenter as a whole
         self._failed_poll_reason: str | None = None
+        self._vanished_reasons: dict[str, str] = {}  # by API
 
     @property
     def state(self) -> VCenterState:
@@ -35,6 +34,11 @@ class VCenterHealthTracker:
     @property
     def reason(self) -> str | None:
         return next(iter(self._failures.values()), self._failed_poll_reason)
+
+    @property
+    def vanished_reason(self) -> str | None:
+        """A sentence while tasks that vanished together aren't given up yet; otherwise None."""
+        return next(iter(self._vanished_reasons.values()), None)
 
     def record_failure(self, reason: str, provider: str = "") -> None:
         """Record that vCenter as a whole fails, or requests for one provider's tasks."""
@@ -67,13 +71,14 @@ class VCenterHealthTracker:
         """Drop the failure of a provider that nothing polls anymore."""
         self._failures.pop(provider, None)
 
-    def set_vanished_reason(self, reason: str | None) -> None:
-        """Set why tasks that vanished together aren't given up yet. None: nothing is held back anymore."""
-        if reason is not None and self.vanished_reason is None:
-            log.warning("tasks_vanished_together", vcenter=self._vcenter, reason=reason)
-        if reason is None and self.vanished_reason is not None:
-            log.info("tasks_vanished_together_over", vcenter=self._vcenter)
-        self.vanished_reason = reason
+    def set_vanished_reason(self, api: str, reason: str | None) -> None:
+        """Set why this API's tasks that vanished together aren't given up yet. None: none is held back anymore."""
+        if reason is not None:
+            if api not in self._vanished_reasons:
+                log.warning("tasks_vanished_together", vcenter=self._vcenter, api=api, reason=reason)
+            self._vanished_reasons[api] = reason
+        elif self._vanished_reasons.pop(api, None) is not None:
+            log.info("tasks_vanished_together_over", vcenter=self._vcenter, api=api)
 
     def _end_failure(self, provider: str) -> None:
         if self._failures.pop(provider, None) is not None:

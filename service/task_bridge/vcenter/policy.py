@@ -54,7 +54,8 @@ class Timeouts(NamedTuple):
 
     Absent tasks:
     `confirm_s`: between the two answers that a task isn't there.
-    `proof_s`: how long a poll that shows another task proves that the service answers.
+    `proof_s`: how long a poll that shows another task proves that their provider works.
+    `uninterrupted_s`: for how long a provider without that proof must answer about the task itself.
     `vanished_min`, `vanished_hold_s`: if at least this many vanish together, no watch ends for this long.
 
     CIS tasks:
@@ -71,6 +72,7 @@ class Timeouts(NamedTuple):
 
     confirm_s: float = 5.0
     proof_s: float = 60.0
+    uninterrupted_s: float = 60.0
     vanished_min: int = 3
     vanished_hold_s: float = 600.0
     gather_s: float = 0.1
@@ -102,6 +104,7 @@ class VimTimeouts(NamedTuple):
     `pull_interval_s`: between polls without push.
     `safety_pull_interval_s`: between polls of some tasks beside push.
     `history_lookback_s`: how long before its watch a task that was never seen may have been queued.
+    `history_retry_s`: for how long to ask again for the history of a task that was seen, if vCenter refuses it.
     `vm_timeout_s`: how long VMs may delay tasks before their questions are polled separately.
     `separate_questions_s`: for how long they are, at least.
 
@@ -118,6 +121,7 @@ class VimTimeouts(NamedTuple):
     push_losses_window_s: float = 300.0
     push_retry_s: float = 600.0
     history_lookback_s: float = 86_400.0
+    history_retry_s: float = 60.0
     vm_timeout_s: float = 3.0
     separate_questions_s: float = 60.0
 

@@ -15,7 +15,7 @@ from ..metrics import Metrics
 from ..settings import VCenterSettings
 from .cis import CisSource
 from .health import VCenterHealthTracker
-from .policy import PollPolicy, VCenterConfig
+from .policy import TIMEOUTS, PollPolicy, Timeouts, VCenterConfig
 from .vim import VimSource
 
 CANCEL_S = 15.0
@@ -29,13 +29,20 @@ class VCenterTaskSource:
     """
 
     def __init__(
-        self, settings: VCenterSettings, policy: PollPolicy, metrics: Metrics, clock: Callable[[], float]
+        self,
+        settings: VCenterSettings,
+        policy: PollPolicy,
+        metrics: Metrics,
+        clock: Callable[[], float],
+        timeouts: Timeouts = TIMEOUTS,
     ) -> None:
         self._name = settings.name
-        self._cis = CisSource(settings, policy, metrics, clock=clock)
+        self._cis = CisSource(settings, policy, metrics, clock=clock, timeouts=timeouts)
         self._vim: VimSource | None = None
         if (mode := settings.vim) != "off":
-            self._vim = VimSource(self._cis.shared, settings, policy, metrics, mode=mode, clock=clock)
+            self._vim = VimSource(
+                self._cis.shared, settings, policy, metrics, mode=mode, clock=clock, timeouts=timeouts
+            )
         self._stack = AsyncExitStack()
 
     async def __aenter__(self) -> Self:

@@ -15,6 +15,7 @@ from ..http import AmbiguousFailure, Answer, AnswerLimits, AnswerTooLarge
 from ..parsing import parse_outside_loop
 from ..policy import VCenterConfig
 from . import renderings
+from .renderings import Refusal
 from .schedule import PollGroup, TrackedCisTask
 from .session import CisSession
 
@@ -39,7 +40,11 @@ class TaskOutOfBounds(BadAnswer):
 
 
 class ListUnavailable(VCenterUnavailable):
-    """This vCenter has no list of tasks, or not now: get each task alone."""
+    """This vCenter has no list of tasks: get each task alone."""
+
+
+class ListMissing(BadAnswer):
+    """This vCenter has listed tasks before, but nothing answers requests for these now."""
 
 
 class Listing(NamedTuple):
@@ -57,14 +62,11 @@ class FetchedTask(NamedTuple):
 
 
 class MissingTask(NamedTuple):
-    """vCenter doesn't show the task: a 404, or a 403 (`denied`).
-
-    `well_formed`: the tasks service itself answered, with the error that fits the status.
-    """
+    """vCenter doesn't show the task: a 404, or a 403 (`denied`). Only Refusal.TASK says something about the task."""
 
     denied: bool
     answer: TaskError
-    well_formed: bool
+    refusal: Refusal
 
 
 _CANCEL_REFUSED: dict[tuple[int, str | None], tuple[int, str, str]] = {
@@ -83,6 +85,7 @@ class CisTasksApi:
         self._name = settings.name
         self._renderings: list[Rendering] = ["api", "rest"] if settings.api == "auto" else [settings.api]
         self._excludes_results = True
+        self._has_listed = False
 
     @property
     def list_max(self) -> int:
@@ -91,7 +94,7 @@ class CisTasksApi:
 
     async def list_tasks(self, tasks: list[str], *, with_result: bool) -> Listing:
         """Return those of the tasks that vCenter shows. Raises BadAnswer, ListUnavailable or VCenterUnavailable."""
-        operation = "result" if with_result else "list"
+        operation, refusal = "result" if with_result else "list", ""
         for rendering in tuple(self._renderings):
             listed: task_json.TaskBodies = {}
             for call in renderings.list_calls(rendering, tasks, with_result=with_result):
@@ -100,12 +103,15 @@ class CisTasksApi:
                 except AnswerTooLarge as error:
                     raise TaskAnswerTooLarge(str(error)) from error
                 if renderings.is_no_route(answer) or (answer.ok and not answer.body):
+                    refusal = refusal or str(renderings.parse_message(answer))
                     break
                 listed |= await self._parse_list(answer, rendering)
             else:
                 self._prefer(rendering)
+                self._has_listed = True
                 return Listing(listed, rendering)
-        raise ListUnavailable(f"vCenter {self._name} has no list of tasks.")
+        kind = ListMissing if self._has_listed else ListUnavailable
+        raise kind(f"vCenter {self._name} has no list of these tasks: {refusal}.")
 
     async def get_task(self, task: str, *, with_result: bool) -> FetchedTask | MissingTask:
         """Return the task, or that it isn't there. Raises BadAnswer or VCenterUnavailable."""
@@ -125,9 +131,7 @@ class CisTasksApi:
             return FetchedTask(body, rendering)
         message = renderings.parse_message(answer)
         if answer.status in (403, 404):
-            denied = answer.status == 403
-            fits = message.type == ("UNAUTHORIZED" if denied else "NOT_FOUND")
-            return MissingTask(denied, message.to_task_error(), fits and not message.is_from_router)
+            return MissingTask(answer.status == 403, message.to_task_error(), renderings.classify_refusal(answer))
         raise self._to_error(answer)
 
     async def cancel_task(self, task: str) -> None:
@@ -228,8 +232,9 @@ class TaskLister:
             try:
                 yield ListPart(part, await self._list(group, part))
                 continue
-            except ListUnavailable:
-                yield ListPart([followed for rest in (part, *parts) for followed in rest])
+            except (ListUnavailable, ListMissing) as error:
+                rest = [followed for one in (part, *parts) for followed in one]
+                yield ListPart(rest, error=error if isinstance(error, ListMissing) else None)
                 return
             except BadAnswer as error:
                 failures += 1

@@ -31,8 +31,8 @@ from .api import (
     TaskLister,
     TaskOutOfBounds,
 )
+from .renderings import Refusal
 from .schedule import PollGroup, TrackedCisTask
-from .session import CisSession
 from .transport import CisTransport
 
 log = structlog.get_logger(__name__)
@@ -55,7 +55,6 @@ class CisPoller:
         tracker: TaskTracker[TrackedCisTask],
         transport: CisTransport,
         api: CisTasksApi,
-        session: CisSession,
         health: VCenterHealthTracker,
         outage: Outage,
         metrics: Metrics,
@@ -69,7 +68,6 @@ class CisPoller:
         self._clock = transport.clock
         self._api = api
         self._lister = TaskLister(api)
-        self._session = session
         self._health = health
         self._outage = outage
         self._polled = metrics.looks.labels(tracker.vcenter)
@@ -103,7 +101,7 @@ class CisPoller:
         finally:
             group.in_flight -= 1
             self._retry_together(batch, self._transport.policy.poll_min_s)
-            self._health.set_vanished_reason(self._absences.vanished_reason)
+            self._health.set_vanished_reason("cis", self._absences.vanished_reason)
 
     def poll_others_now(self, provider: str = "", *, at_most: int = _OTHERS_AFTER_LIST) -> None:
         """Poll others soon, those of this provider first: a task that vanished may not have vanished alone."""
@@ -132,6 +130,8 @@ class CisPoller:
             else:
                 error = part.error
                 refused += part.tasks[:1] if len(part.tasks) == 1 else []
+                for tracked in part.tasks:
+                    self._tracker.record_interruption(tracked)
         if was_listed or len(batch) == 1:
             for tracked in refused:  # other lists work
                 tracked.listable_from = self._clock() + self._timeouts.relist_s
@@ -145,7 +145,7 @@ class CisPoller:
         self._record_good_poll(now, group.provider)
         bodies, rendering = listing
         for task in islice(bodies, 2):
-            self._absences.record_shown(task, now)
+            self._absences.record_shown(task, group.provider, now)
         unchanged: list[TrackedCisTask] = []
         none_absent, parsed_bytes = not self._absences, 0
         for tracked in batch:
@@ -192,6 +192,8 @@ class CisPoller:
             self._handle_unreadable(batch[0], error, _AMBIGUOUS_LOGGED)
             return
         self._health.record_failed_poll(str(error))
+        for tracked in batch:
+            self._tracker.record_interruption(tracked)
         group.failures += 1
         if group.failures >= _AMBIGUOUS_LOGGED:
             self._health.record_failure(str(error), group.provider)
@@ -238,11 +240,11 @@ class CisPoller:
         if not tracked.awaits_result:
             self._polled.inc()
         if isinstance(answer, MissingTask):
-            await self._handle_missing(tracked, answer)
+            self._handle_missing(tracked, answer)
             return
         self._relist_later(tracked, now)
         self._record_good_poll(now, tracked.provider)
-        self._absences.record_shown(tracked.id, now)
+        self._absences.record_shown(tracked.id, tracked.provider, now)
         await self._apply_body(tracked, answer.body, answer.rendering)
 
     def _relist_later(self, tracked: TrackedCisTask, now: float) -> None:
@@ -257,38 +259,35 @@ class CisPoller:
             tracked.home.failures = 0
             tracked.home.listable_from = relist_at
 
-    async def _handle_missing(self, tracked: TrackedCisTask, missing: MissingTask) -> None:
-        now = self._clock()
-        if missing.well_formed:
-            self._record_good_poll(now, tracked.provider)
-        else:
-            self._record_answer()
-            self._record_failed_poll(tracked, f"vCenter doesn't offer its tasks: {missing.answer.message}")
+    def _handle_missing(self, tracked: TrackedCisTask, missing: MissingTask) -> None:
+        if missing.refusal is not Refusal.TASK:
+            self._handle_no_service(tracked, missing)
+            return
+        self._record_good_poll(self._clock(), tracked.provider)
         if tracked.phase != POLLING:
             return
         if tracked.awaits_result:
-            if missing.well_formed:
-                self._give_up_result(tracked, "vCenter no longer shows the task.")
-            else:
-                self._tracker.retry_at(tracked, now + self._tracker.backoff_s(1))
+            self._give_up_result(tracked, "vCenter no longer shows the task.")
             return
         if self._tracker.mark_missing(tracked):
             self.poll_others_now(tracked.provider, at_most=_OTHERS_AFTER_GET)
-        is_confirmed = self._tracker.confirm_missing(tracked, is_denied=missing.denied)
-        if is_confirmed and await self._is_service_proven(tracked, missing, now):
+        if self._tracker.confirm_missing(tracked, is_denied=missing.denied):
             self._tracker.report_absence(tracked, missing.answer, is_denied=missing.denied)
         else:
             self._tracker.retry_missing(tracked, missing.answer)
 
-    async def _is_service_proven(self, tracked: TrackedCisTask, missing: MissingTask, now: float) -> bool:
-        """Return True if something else proves that the tasks service answers.
-
-        A router's 404 may come from a restart of the service. It takes another task that was shown since.
-        """
-        since = float("-inf") if missing.well_formed else self._absences.absent_since(tracked.id)
-        if self._absences.is_another_shown(tracked.id, now, since):
-            return True
-        return missing.well_formed and await self._session.check()
+    def _handle_no_service(self, tracked: TrackedCisTask, missing: MissingTask) -> None:
+        """Poll the task again: a router or a proxy answered, and the service behind it may be restarting."""
+        self._record_answer()
+        self._tracker.last_refusal = missing.answer
+        reason = f"vCenter doesn't offer this task's service: {missing.answer.message}"
+        self._record_failed_poll(tracked, reason)
+        if tracked.phase != POLLING:
+            return
+        if tracked.awaits_result:
+            self._tracker.retry_at(tracked, self._clock() + self._tracker.backoff_s(1))
+        else:
+            self._handle_unreadable(tracked, BadAnswer(reason), _AMBIGUOUS_LOGGED)
 
     # Tasks that vCenter shows
 

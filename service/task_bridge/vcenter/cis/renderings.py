@@ -133,6 +133,38 @@ def parse_message(answer: Answer) -> VCenterMessage:
     return VCenterMessage(answer.status, None, f"HTTP {answer.status}" + (f" ({text[:200]})" if text else ""))
 
 
+_NO_PROVIDER = re.compile(r"cannot find (the |a )?provider", re.IGNORECASE)
+_STANDARD_ERRORS = "com.vmware.vapi.std.errors."
+
+
+class Refusal(enum.Enum):
+    """What an answer without a task means: 403 or 404.
+
+    TASK: the tasks service answers that it doesn't know the task, or may not show it. PROVIDER: it has no provider for
+    the task. ROUTER: something else answered, such as a router, a proxy or a service that is starting.
+    """
+
+    TASK = enum.auto()
+    PROVIDER = enum.auto()
+    ROUTER = enum.auto()
+
+
+def classify_refusal(answer: Answer) -> Refusal:
+    message = parse_message(answer)
+    if message.is_from_router:
+        return Refusal.ROUTER
+    if message.mentions(_NO_PROVIDER):
+        return Refusal.PROVIDER
+    fits = message.type == ("UNAUTHORIZED" if answer.status == 403 else "NOT_FOUND")
+    return Refusal.TASK if fits and _is_standard_error(answer) else Refusal.ROUTER
+
+
+def _is_standard_error(answer: Answer) -> bool:
+    """True if the error is named as vSphere does it in either rendering, and not as any web server may."""
+    body = parse_json(answer.body)
+    return "error_type" in body or str(body.get("type")).startswith(_STANDARD_ERRORS)
+
+
 def is_no_route(answer: Answer) -> bool:
     """True if vCenter has nothing at this path: 404 by the router or in plain text, 405, 501 or a redirect."""
     if answer.status in (301, 302, 307, 308, 405, 501):

@@ -96,7 +96,6 @@ class TrackedCisTask(TrackedTask, kw_only=True, gc=False):
     `listable_from`: until then no list works with it. `home`: the group that it is listed with.
     """
 
-    provider: str
     started_at: float
     with_result: bool = False
     due: float = math.inf

@@ -81,7 +81,6 @@ class CisSource:
             self._tracker,
             self._transport,
             self._api,
-            self._session,
             self.health,
             self._outage,
             metrics,

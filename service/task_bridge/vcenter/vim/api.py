@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any, NamedTuple
 
 from ...domain.durations import rfc3339
 from ...domain.errors import Refused, VCenterUnavailable
+from ...domain.task import TaskIdentity, may_be_same_task
 from ..http import AnswerLimits, NoAnswer
 from . import soap
 from .session import ANSWER_LIMITS, MAX_BYTES, VimSession
 from .soap import Element, Ref, SoapFault, child, children, ref_of, text_of, type_of
-from .taskinfo import PATHS, QUESTION, Info, Question, parse_field, parse_info, parse_question
+from .taskinfo import PATHS, QUESTION, Info, Question, parse_field, parse_identity, parse_info, parse_question
 
 OBJECTS_MAX = 500
 """The number of objects that one request should fetch."""
@@ -142,10 +143,13 @@ async def cancel_task(session: VimSession, task: str) -> None:
         raise Refused(status, code, f"{sentence} vCenter says: {fault.reason or fault.kind}") from fault
 
 
-async def fetch_history(session: VimSession, tasks: Collection[str], begin: float, end: float) -> dict[str, Info]:
+async def fetch_history(
+    session: VimSession, tasks: Mapping[str, TaskIdentity | None], begin: float, end: float
+) -> dict[str, Info]:
     """Return those of the tasks that vCenter's history has, queued between two times in Unix seconds.
 
-    Raises VCenterUnavailable.
+    `tasks`: their identities by id, as far as they are known; others with the same id are left out. Raises
+    VCenterUnavailable.
     """
     service = await session.ensure_logged_in()
     times = soap.xml_text("beginTime", rfc3339(begin)) + soap.xml_text("endTime", rfc3339(end))
@@ -155,25 +159,35 @@ async def fetch_history(session: VimSession, tasks: Collection[str], begin: floa
     if collector is None:
         raise session.build_unreadable_error("returns no collector of its task history")
     try:
-        infos = await _read_history(session, collector, set(tasks))
+        infos = await _read_history(session, collector, tasks)
         if len(infos) < len(tasks):
             # vCenters differ in where a new collector starts to read.
             await session.call("history", "RewindCollector", collector)
-            infos |= await _read_history(session, collector, set(tasks) - set(infos))
+            missing = {task: identity for task, identity in tasks.items() if task not in infos}
+            infos |= await _read_history(session, collector, missing)
         return infos
     finally:
         await session.call("history", "DestroyCollector", collector)
 
 
-async def _read_history(session: VimSession, collector: Ref, tasks: set[str]) -> dict[str, Info]:
+async def _read_history(
+    session: VimSession, collector: Ref, tasks: Mapping[str, TaskIdentity | None]
+) -> dict[str, Info]:
     infos: dict[str, Info] = {}
     for _ in range(_PAGES_MAX):
         answer = await session.call("history", "ReadNextTasks", collector, soap.xml_text("maxCount", _PAGE))
         page = [parse_info(one) for one in children(answer, "returnval")]
-        infos |= {info["key"]: info for info in page if info.get("key") in tasks}
+        infos |= {info["key"]: info for info in page if _is_one_of(tasks, info)}
         if not page or len(infos) == len(tasks):
             break
     return infos
+
+
+def _is_one_of(tasks: Mapping[str, TaskIdentity | None], info: Info) -> bool:
+    if info.get("key") not in tasks:
+        return False
+    identity = tasks[info["key"]]
+    return identity is None or may_be_same_task(identity, parse_identity(info))
 
 
 # Push
@@ -281,7 +295,8 @@ def _parse_object(
     for path, value in values:
         field = path.removeprefix("info.")
         info[field] = parse_field(field, value)
-    denied = None if values else next(iter(missing & _DENIED), None)
+    has_value = any(value is not None for _, value in values)
+    denied = None if has_value else next(iter(missing & _DENIED), None)
     return ObjectState(ref, info, is_complete, denied=denied, is_gone="ManagedObjectNotFound" in missing)
 
 

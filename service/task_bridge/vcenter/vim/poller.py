@@ -20,13 +20,14 @@ from . import api
 from .api import ObjectState, VmTimeout
 from .session import VimSession
 from .soap import Ref, SoapFault, UnreadableXml
-from .taskinfo import build_task, parse_identity
+from .taskinfo import Info, build_task, parse_identity
 from .transport import TrackedVimTask, VimTransport
 
 log = structlog.get_logger(__name__)
 
 _NOT_FOUND = TaskError("ManagedObjectNotFound", "The task object has been deleted, or never was.")
 _OTHER = TaskError("ManagedObjectNotFound", "vCenter was restarted and gave the id to another task.")
+_HISTORY_DENIED = {"NoPermission", "RestrictedByAdministrator", "NotSupported"}
 _SKEW_S = 3_600.0
 """How far vCenter's clock may be from ours when its history is searched by time."""
 
@@ -205,7 +206,7 @@ class VimPoller:
         if self._tracker.mark_seen(tracked):
             self.update_health()
             self._transport.list_in_view(tracked.ref, tracked)
-        self._absences.record_shown(tracked.id, self._clock())
+        self._absences.record_shown(tracked.id, tracked.provider, self._clock())
         self._to_report[tracked.id] = tracked
         return None
 
@@ -251,63 +252,83 @@ class VimPoller:
 
     async def _handle_missing(self, missing: list[_Missing]) -> None:
         """Search vCenter's history for missing tasks before they are reported as lost or denied."""
-        confirmed, unconfirmed = [], []
+        confirmed: list[_Missing] = []
+        unconfirmed: list[_Missing] = []
         for one in missing:
-            self._tracker.mark_missing(one.tracked)
-            if self._tracker.confirm_missing(one.tracked, is_denied=one.is_denied):
-                confirmed.append(one)
-            else:
-                unconfirmed.append(one)
+            (confirmed if self._is_confirmed(one) else unconfirmed).append(one)
         self.update_health()
         undenied = [one for one in missing if not one.is_denied]
         searched = [one.tracked for one in undenied if one in confirmed or not one.tracked.history_read]
-        is_proven = await self._read_history(searched) if searched else False
+        if searched:
+            await self._read_history(searched)
+        for one in confirmed:
+            if one.is_denied or self._is_history_settled(one.tracked):
+                self._report_absence(one)
+            else:
+                unconfirmed.append(one)
         for one in unconfirmed:
             self._tracker.retry_missing(one.tracked, one.answer)
-        for one in confirmed:
-            await self._report_absence(one, is_proven=is_proven)
 
-    async def _report_absence(self, missing: _Missing, *, is_proven: bool) -> None:
-        """Report a task that the history doesn't show either. Raises VCenterUnavailable if nothing proves an answer."""
-        tracked = missing.tracked
-        if not self._tracker.is_missing(tracked):
-            return
-        if not (is_proven or self._absences.is_another_shown(tracked.id, self._clock())):
-            await self._session.check()
-        if self._tracker.is_missing(tracked):
-            tracked.task = None
-            self._tracker.report_absence(tracked, missing.answer, is_denied=missing.is_denied)
+    def _is_confirmed(self, missing: _Missing) -> bool:
+        """Record vCenter's answer. Return True if it suffices to report the task as lost or denied."""
+        if missing.tracked.is_other:
+            self._tracker.mark_replaced(missing.tracked)
+        else:
+            self._tracker.mark_missing(missing.tracked)
+        return self._tracker.confirm_missing(missing.tracked, is_denied=missing.is_denied)
 
-    async def _read_history(self, those: list[TrackedVimTask]) -> bool:
-        """Report the ends of tasks that only vCenter's history still shows. Return False if it can't be read."""
-        for tracked in those:
-            tracked.history_read = True
+    def _report_absence(self, missing: _Missing) -> None:
+        """Report a task that the history doesn't show either."""
+        if self._tracker.is_missing(missing.tracked):
+            missing.tracked.task = None
+            self._tracker.report_absence(missing.tracked, missing.answer, is_denied=missing.is_denied)
+
+    # vCenter's history
+
+    async def _read_history(self, those: list[TrackedVimTask]) -> None:
+        """Report the ends of tasks that only vCenter's history still shows. Raises VCenterUnavailable."""
         queued = [one.identity.queued_at if one.identity else None for one in those]
         begins = [at or one.since - self._timeouts.history_lookback_s for at, one in zip(queued, those, strict=True)]
         end = self._wall_clock() + _SKEW_S if None in queued else max(at for at in queued if at) + 60.0
+        identities = {one.id: one.identity for one in those}
         try:
-            infos = await api.fetch_history(self._session, [one.id for one in those], min(begins) - 60.0, end)
+            infos = await api.fetch_history(self._session, identities, min(begins) - 60.0, end)
         except SoapFault as fault:
-            self._history_log.report_failure(vcenter=self._tracker.vcenter, reason=str(fault))
-            return False
+            self._handle_refused_history(those, fault)
+            return
         self._history_log.report_recovery(vcenter=self._tracker.vcenter)
         for tracked in those:
-            info = infos.get(tracked.id, {})
-            task = build_task(info, None, self.labels)
-            if task is None or not task.ended or tracked.phase == FORGOTTEN:
-                continue
-            if tracked.apply_info(info, is_complete=True):
-                self._tracker.mark_seen(tracked)
-                self._transport.cancel_poll(tracked)
-                if tracked.phase != PARKED:
-                    self.report_change(tracked)
-        return True
+            tracked.history_read, tracked.history_refused_at = True, None
+            self._apply_history(tracked, infos.get(tracked.id, {}))
+
+    def _apply_history(self, tracked: TrackedVimTask, info: Info) -> None:
+        task = build_task(info, None, self.labels)
+        if task is None or not task.ended or tracked.phase == FORGOTTEN:
+            return
+        if tracked.apply_info(info, is_complete=True):
+            self._tracker.mark_seen(tracked)
+            self._transport.cancel_poll(tracked)
+            if tracked.phase != PARKED:
+                self.report_change(tracked)
+
+    def _handle_refused_history(self, those: list[TrackedVimTask], fault: SoapFault) -> None:
+        self._history_log.report_failure(vcenter=self._tracker.vcenter, reason=str(fault))
+        for tracked in those:
+            if fault.kind in _HISTORY_DENIED:
+                tracked.history_read, tracked.history_refused_at = True, None
+            elif tracked.history_refused_at is None:
+                tracked.history_refused_at = self._clock()
+
+    def _is_history_settled(self, tracked: TrackedVimTask) -> bool:
+        """Return True if there is no reason to ask for the history once more before the task is reported as lost."""
+        refused_at = tracked.history_refused_at
+        return not tracked.seen or refused_at is None or self._clock() - refused_at >= self._timeouts.history_retry_s
 
     # vCenter's state
 
     def update_health(self) -> None:
         """Tell the health why tasks that vanished together aren't given up yet, or that there are none."""
-        self._health.set_vanished_reason(self._absences.vanished_reason)
+        self._health.set_vanished_reason("vim", self._absences.vanished_reason)
 
     def _record_good_poll(self, now: float) -> None:
         self._absences.record_answer(now)

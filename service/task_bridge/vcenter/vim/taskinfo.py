@@ -21,6 +21,7 @@ from ...domain.task import (
     Task,
     TaskError,
     TaskIdentity,
+    calculate_percent,
 )
 from .soap import CHILDREN_MAX, Element, Ref, child, children, local_name, ref_of, text_of, type_of
 
@@ -116,7 +117,7 @@ def _build_progress(info: Info, status: str, question: Question | None) -> Progr
     done = info.get("progress") if status == "RUNNING" else None
     if done is None:
         return Progress(message=message) if message and status in ("PENDING", "RUNNING") else None
-    return Progress(done, 100, float(min(100, max(0, done))), message)
+    return Progress(done, 100, calculate_percent(done, 100), message)
 
 
 def _build_extra(info: Info, question: Question | None) -> dict[str, Any] | None:

@@ -11,6 +11,7 @@ import structlog
 from ...domain.task import TaskIdentity, may_be_same_task
 from ..policy import PollPolicy
 from ..tracked_task import FORGOTTEN, PARKED, PollTransport, TrackedTask
+from .api import OBJECTS_MAX
 from .push import ViewChanges
 from .questions import VmQuestions
 from .soap import Ref
@@ -26,7 +27,7 @@ class TrackedVimTask(TrackedTask, kw_only=True, gc=True):
     vCenter shows another task under its id. `due`: when to poll it by itself; None leaves it to push and to the
     regular pulls. `updated_at`: when an update set showed it last. `vm`: the VM whose question would block it.
     `awaits_question`: an earlier watch reported it, and its VM's question hasn't been polled since. `history_read`:
-    vCenter's history was searched for it.
+    vCenter's history was searched for it, or never can be. `history_refused_at`: since when it can't.
     """
 
     since: float
@@ -38,6 +39,7 @@ class TrackedVimTask(TrackedTask, kw_only=True, gc=True):
     vm: str | None = None
     awaits_question: bool = False
     history_read: bool = False
+    history_refused_at: float | None = None
 
     @property
     def ref(self) -> Ref:
@@ -47,9 +49,9 @@ class TrackedVimTask(TrackedTask, kw_only=True, gc=True):
         """Merge what vCenter shows. Return False if it shows another task, to which it gave the same id."""
         merged = info if is_complete else {**self.info, **info}
         identity = parse_identity(merged)
-        if is_complete:
-            # Changes alone don't say which task they belong to.
-            self.is_other = self.identity is not None and not may_be_same_task(self.identity, identity)
+        is_same = self.identity is None or may_be_same_task(self.identity, identity)
+        # Changes alone don't say which task they belong to.
+        self.is_other = not is_same or (self.is_other and not is_complete)
         if self.is_other:
             return False
         self.info = merged
@@ -110,9 +112,8 @@ class VimTransport:
             self._scheduled[tracked.id] = tracked
 
     def absence_poll_at(self, tracked: TrackedVimTask, confirm_at: float) -> float:
-        """Poll a task that was never seen as often as possible: it may still appear."""
-        soonest = self.clock() + self.policy.poll_min_s
-        return max(confirm_at, soonest) if tracked.seen else soonest
+        """Poll as often as possible, at most one full request a second: it may appear, or another task with its id."""
+        return self.clock() + max(self.policy.poll_min_s, len(self._scheduled) / OBJECTS_MAX)
 
     # Polls of single tasks
 
