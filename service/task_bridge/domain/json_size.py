@@ -16,8 +16,11 @@ def cut_large(value: Any) -> Any:
 
     `error.data` and `extra` of every event pass here, before a task is kept in memory.
     """
-    size = len(encode_compact(value))
-    return describe_cut(size) if size > CUT_ABOVE_BYTES or is_deeper(value, DEPTH_MAX) else value
+    encoded = encode_compact(value)
+    if len(encoded) > CUT_ABOVE_BYTES or is_deeper(value, DEPTH_MAX):
+        return describe_cut(len(encoded))
+    # As it will come back from the stream: without NaN, and without what UTF-8 can't carry.
+    return msgspec.json.decode(encoded)
 
 
 def describe_cut(size_bytes: int) -> dict[str, Any]:

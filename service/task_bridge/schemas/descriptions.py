@@ -87,6 +87,10 @@ DESCRIPTIONS: dict[str, dict[str, Schema]] = {
             minimum=0,
         ),
         "partial_results": _field("Follow results that change before the end: every event carries the newest result."),
+        "details": _field(
+            "Ask with each poll for all that vCenter knows of a CIS task: every event carries `extra`, and a change of "
+            "it alone is a `progress` event. Without effect for classic tasks."
+        ),
         "labels": _field("Copied into every event of the watch."),
     },
     "ListRequest": {
@@ -153,7 +157,8 @@ DESCRIPTIONS: dict[str, dict[str, Schema]] = {
             "The place of a `stored` result: one above 262,144 bytes, or larger than the server takes."
         ),
         "extra": _field(
-            "On `completed`: fields of vCenter's answer beyond the documented ones. For classic tasks, on every event: "
+            "Fields of vCenter's answer beyond the documented ones, such as `subtasks` and `notifications`: on "
+            "`completed`, and on every event if the request has `details`. For classic tasks, on every event: "
             "`queueTime`, `eventChainId`, `activationId` and the `question` that blocks the task. Above 64 KiB it is "
             '`{"truncated": true, "bytes": <size>}`.'
         ),
