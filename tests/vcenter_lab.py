@@ -78,9 +78,17 @@ class Lab:
         self.parks = False
         self._news = asyncio.Condition()
 
-    def follow(self, *tasks: str, seen: bool = False, with_result: bool = False, age_s: float = 0.0) -> None:
+    def follow(
+        self,
+        *tasks: str,
+        seen: bool = False,
+        with_result: bool = False,
+        with_details: bool = False,
+        age_s: float = 0.0,
+    ) -> None:
         for task in tasks:
-            self.source.track(task, time.time() - age_s, seen=seen, with_result=with_result)
+            since = time.time() - age_s
+            self.source.track(task, since, seen=seen, with_result=with_result, with_details=with_details)
 
     async def take(self) -> None:
         async for batch in self.source.poll_results():

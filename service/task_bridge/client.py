@@ -144,6 +144,7 @@ class TaskBridge:
         timeout: float | str | None = None,
         stalled_after: float | str | None = None,
         partial_results: bool = False,
+        details: bool = False,
         labels: Mapping[str, str] | None = None,
     ) -> WatchReply:
         """Request a watch. `timeout`, in seconds or like "2h", ends the watch; the task itself is never touched."""
@@ -153,6 +154,7 @@ class TaskBridge:
             "timeout": timeout,
             "stalled_after": stalled_after,
             "partial_results": partial_results or None,
+            "details": details or None,
             "labels": dict(labels) if labels else None,
         }
         return msgspec.json.decode(await self.request("watch", request), type=WatchReply)

@@ -351,7 +351,14 @@ class Watcher:
         if self._held.get(held.key) is held and (source := self._sources.get(watch.vcenter)):
             seen = held.last is not None and held.last.data.status is not None
             identity = identity_from_event(held.last.data) if held.last else None
-            source.track(watch.task, watch.since, seen=seen, with_result=watch.partial_results, identity=identity)
+            source.track(
+                watch.task,
+                watch.since,
+                seen=seen,
+                with_result=watch.partial_results,
+                with_details=watch.details,
+                identity=identity,
+            )
 
     def _forget(self, held: HeldWatch) -> None:
         if held.timer is not None:

@@ -39,6 +39,7 @@ class FakeSource:
     def __init__(self) -> None:
         self.followed: dict[str, tuple[float, bool, bool]] = {}
         self.births: dict[str, TaskIdentity | None] = {}
+        self.with_details: dict[str, bool] = {}
         self.born: TaskIdentity | None = None
         self.calls: list[str] = []
         self.on_hurry: PollResult | None = None
@@ -52,7 +53,17 @@ class FakeSource:
     def give_batch(self, batch: list[tuple[str, PollResult]]) -> None:
         self._batches.put_nowait(batch)
 
-    def track(self, task: str, since: float, *, seen: bool, with_result: bool, identity: TaskIdentity | None) -> None:
+    def track(
+        self,
+        task: str,
+        since: float,
+        *,
+        seen: bool,
+        with_result: bool,
+        with_details: bool,
+        identity: TaskIdentity | None,
+    ) -> None:
+        self.with_details[task] = with_details
         self.births[task] = identity
         self.calls.append(f"follow {task}")
         self.followed[task] = (since, seen, with_result)

@@ -64,6 +64,26 @@ class TestSent:
         )
         assert renderings.task_target("api", "a:b", with_result=True) == "/api/cis/tasks/a:b"
 
+    @pytest.mark.parametrize(
+        ("with_result", "api", "rest"),
+        [
+            (True, "return_all=true", "spec.return_all=true"),
+            (False, "exclude_result=true&return_all=true", "spec.exclude_result=true&spec.return_all=true"),
+        ],
+    )
+    def test_a_get_asks_for_all_in_the_way_of_its_rendering(self, with_result: bool, api: str, rest: str) -> None:
+        asked = {"with_result": with_result, "return_all": True}
+        assert renderings.task_target("api", "a:b", **asked) == f"/api/cis/tasks/a:b?{api}"
+        assert renderings.task_target("rest", "a:b", **asked) == f"/rest/cis/tasks/a:b?{rest}"
+
+    def test_a_list_asks_for_all_in_the_way_of_its_rendering(self) -> None:
+        (call,) = renderings.list_calls("api", ["a:b"], with_result=True, return_all=True)
+        assert json.loads(call.content or b"")["result_spec"] == {"return_all": True}
+        (call,) = renderings.list_calls("api", ["a:b"], with_result=False, return_all=True)
+        assert json.loads(call.content or b"")["result_spec"] == {"exclude_result": True, "return_all": True}
+        (call,) = renderings.list_calls("rest", ["a:b"], with_result=True, return_all=True)
+        assert call.target == "/rest/cis/tasks?filter_spec.tasks=a:b&result_spec.return_all=true"
+
     def test_a_list_on_api_is_one_request_with_a_body(self) -> None:
         (call,) = renderings.list_calls("api", ["a:b", "c:b"], with_result=False)
         assert (call.method, call.target) == ("POST", "/api/cis/tasks?action=list")

@@ -11,7 +11,8 @@ from typing import Any
 import msgspec
 
 from .durations import parse_time, rfc3339
-from .task import Initiator, Progress, Result, Target, TaskError, replace_surrogates
+from .json_size import replace_surrogates
+from .task import Initiator, Progress, Result, Target, TaskError
 
 TYPE_PREFIX = "io.vcenter-task-bridge"
 CONTENT_TYPE = "application/cloudevents+json"

@@ -36,11 +36,21 @@ class TaskSource(Protocol):
     `resume()`, with its result (or `UNAVAILABLE`).
     """
 
-    def track(self, task: str, since: float, *, seen: bool, with_result: bool, identity: TaskIdentity | None) -> None:
+    def track(
+        self,
+        task: str,
+        since: float,
+        *,
+        seen: bool,
+        with_result: bool,
+        with_details: bool,
+        identity: TaskIdentity | None,
+    ) -> None:
         """Poll `task` from now on.
 
         `since`: when its watch started (Unix s). `seen`: an event says that vCenter showed it before. `with_result`:
-        each poll fetches the result. `identity`: the task's identity, where an event holds it.
+        each poll fetches the result. `with_details`: each poll fetches all that vCenter knows, for `extra`.
+        `identity`: the task's identity, where an event holds it.
         """
 
     def resume(self, task: str) -> None:

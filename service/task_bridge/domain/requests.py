@@ -94,6 +94,7 @@ class WatchRequest(TaskRequest):
     timeout: Annotated[Duration | None, BeforeValidator(_check_duration), AfterValidator(_check_timeout)] = None
     stalled_after: Annotated[Duration | None, BeforeValidator(_check_duration)] = None
     partial_results: bool = False
+    details: bool = False
     # A factory, since pydantic deep-copies a default dict for each request, which costs as much as all the rest.
     labels: Annotated[dict[LabelKey, LabelValue], Field(max_length=16, default_factory=dict)]
 

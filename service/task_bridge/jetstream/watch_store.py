@@ -86,6 +86,7 @@ def build_watch(
         timeout_at=None if request.timeout is None else since + request.timeout,
         stalled_after_s=stalled_after_s if request.stalled_after is None else request.stalled_after,
         partial_results=request.partial_results,
+        details=request.details,
         labels=request.labels,
         traceparent=trace[0],
         tracestate=trace[1],

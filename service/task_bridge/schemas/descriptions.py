@@ -87,6 +87,10 @@ DESCRIPTIONS: dict[str, dict[str, Schema]] = {
             minimum=0,
         ),
         "partial_results": _field("Follow results that change before the end: every event carries the newest result."),
+        "details": _field(
+            "Ask with each poll for all that vCenter knows of a CIS task: every event carries `extra`, and a change of "
+            "it alone is a `progress` event. Without effect for classic tasks."
+        ),
         "labels": _field("Copied into every event of the watch."),
     },
     "ListRequest": {
@@ -153,8 +157,10 @@ DESCRIPTIONS: dict[str, dict[str, Schema]] = {
             "The place of a `stored` result: one above 262,144 bytes, or larger than the server takes."
         ),
         "extra": _field(
-            "On `completed`: fields of vCenter's answer beyond the documented ones, up to 64 KiB. For classic tasks, "
-            "on every event: `queueTime`, `eventChainId`, `activationId` and the `question` that blocks the task."
+            "Fields of vCenter's answer beyond the documented ones, such as `subtasks` and `notifications`: on "
+            "`completed`, and on every event if the request has `details`. For classic tasks, on every event: "
+            "`queueTime`, `eventChainId`, `activationId` and the `question` that blocks the task. Above 64 KiB it is "
+            '`{"truncated": true, "bytes": <size>}`.'
         ),
         "queued_at": _time("When the task was queued, by vCenter's clock. Null for CIS tasks.", since="1.1"),
         "started_at": _time("When the task started, by vCenter's clock."),
@@ -201,7 +207,10 @@ DESCRIPTIONS: dict[str, dict[str, Schema]] = {
         "message": _field("One sentence; never empty.", minLength=1),
         "messages": _field("vCenter's messages in vCenter's order, with the cause last."),
         "transient": _field("True if vCenter says that a retry may help, false if it says that it won't."),
-        "data": _field("More data about the error, as vCenter sent it."),
+        "data": _field(
+            "More data about the error, as vCenter sent it; of a CIS task whose error has an undocumented shape, the "
+            'whole error. Above 64 KiB it is `{"truncated": true, "bytes": <size>}`.'
+        ),
     },
     "Message": {
         "id": _field("The id of the message, for translations."),

@@ -20,7 +20,8 @@ A `fate` is the name of a scenario (`scenarios.py`); `with` holds its arguments.
     POST   /simulator/next                 {"fate" or "script" as above}: for the next task that a client starts by
                                            `vmw-task=true`; with "always": true for all tasks after it
     POST   /simulator/faults               {"kind": "bad_gateway", "with": {}, "operation": "get", "path": "/api",
-                                           "task": id, "provider": service, "times": 3, "for_s": 10}
+                                           "task": id, "provider": service, "return_all": true, "times": 3,
+                                           "for_s": 10}
                                            -> 201 {"fault": id}
     GET    /simulator/faults               the active faults
     DELETE /simulator/faults               clears all faults; /simulator/faults/{id} clears one
@@ -118,6 +119,7 @@ class NewFault(Struct, kw_only=True, forbid_unknown_fields=True):
     path: str | None = None
     task: str | None = None
     provider: str | None = None
+    return_all: bool | None = None
     times: int | None = None
     for_s: float | None = None
 
@@ -202,12 +204,13 @@ class ControlApi:
 
     def add_fault(self, _request: Request, body: bytes) -> Response:
         new = _parse(body, NewFault)
-        matching = {name: getattr(new, name) for name in ("operation", "path", "task", "provider", "times", "for_s")}
+        names = ("operation", "path", "task", "provider", "return_all", "times", "for_s")
+        matching = {name: getattr(new, name) for name in names}
         effect = _call_by_name(FAULTS, new.kind, new.arguments)
         return json_response({"fault": self._state.faults.add(effect, name=new.kind, **matching)}, 201)
 
     def list_faults(self, _request: Request, _body: bytes) -> Response:
-        names = ("id", "name", "operation", "path", "task", "provider", "left", "until")
+        names = ("id", "name", "operation", "path", "task", "provider", "return_all", "left", "until")
         active = self._state.faults.active()
         return json_response({"faults": [{name: getattr(fault, name) for name in names} for fault in active]})
 

@@ -4,8 +4,8 @@
     with vcenter.faults.during(faults.unauthenticated(empty=True)): ...
 
 An `Effect` says how a response changes. `Faults` decides which requests it applies to: by operation, by a part of the
-path, by task (a list matches if it names the task), by provider (the part of a task id after the colon), for a number
-of requests, for a time, or until it is cleared.
+path, by task (a list matches if it names the task), by provider (the part of a task id after the colon), by whether it
+asks for all that the provider knows (`return_all`), for a number of requests, for a time, or until it is cleared.
 `FAULTS` contains all effects by name, for the control API.
 """
 
@@ -61,17 +61,19 @@ class Fault(Struct):
     path: str | None = None
     task: str | None = None
     provider: str | None = None
+    return_all: bool | None = None
     left: int | None = None
     until: float | None = None
     cleared: asyncio.Event = msgspec.field(default_factory=asyncio.Event)
 
-    def matches(self, operation: str, path: str, tasks: Collection[str]) -> bool:
+    def matches(self, operation: str, path: str, tasks: Collection[str], return_all: bool) -> bool:
         return (
             self.left != 0
             and self.operation in (None, operation)
             and (self.path is None or self.path in path)
             and (self.task is None or self.task in tasks)
             and (self.provider is None or self.provider in map(provider_of, tasks))
+            and self.return_all in (None, return_all)
         )
 
 
@@ -91,6 +93,7 @@ class Faults:
         path: str | None = None,
         task: str | None = None,
         provider: str | None = None,
+        return_all: bool | None = None,
         times: int | None = None,
         for_s: float | None = None,
         name: str = "fault",
@@ -98,7 +101,7 @@ class Faults:
         """Add a fault and return its id. A fault stays listed after its last request, so that it can be cleared."""
         until = None if for_s is None else self._clock() + for_s
         fault_id = f"{name}-{next(self._numbers)}"
-        fault = Fault(fault_id, name, effect, operation, path, task, provider, times, until)
+        fault = Fault(fault_id, name, effect, operation, path, task, provider, return_all, times, until)
         self._faults[fault.id] = fault
         return fault.id
 
@@ -117,10 +120,10 @@ class Faults:
             if fault_id in self._faults:
                 self.clear(fault_id)
 
-    def claim(self, operation: str, path: str, tasks: Collection[str]) -> Fault | None:
+    def claim(self, operation: str, path: str, tasks: Collection[str], *, return_all: bool = False) -> Fault | None:
         """Return the fault that applies to this request, and count the request."""
         for fault in self.active():
-            if fault.matches(operation, path, tasks):
+            if fault.matches(operation, path, tasks, return_all):
                 fault.left = None if fault.left is None else fault.left - 1
                 return fault
         return None

@@ -78,9 +78,10 @@ class VCenterRoutes:
     async def _answer(self, call: Call) -> Response:
         entry: LoggedRequest = call.request.scope["simulator.entry"]
         entry.operation, entry.task, entry.tasks = call.operation, call.task, len(call.tasks)
+        entry.return_all = call.view.return_all
         if self._state.options.latency_s:
             await self._state.sleep(self._state.options.latency_s)
-        fault = self._state.faults.claim(call.operation, call.request.url.path, call.tasks)
+        fault = self._state.faults.claim(call.operation, call.request.url.path, call.tasks, return_all=entry.return_all)
         if fault is None:
             response = await self._run(call)
         else:

@@ -41,17 +41,19 @@ async def parse_outside_loop(size: int, parse: Callable[P, T], *args: P.args, **
     return await asyncio.get_running_loop().run_in_executor(_executor, functools.partial(parse, *args, **kwargs))
 
 
-async def parse_task_outside_loop(body: bytes | msgspec.Raw, rendering: Rendering, *, with_result: bool) -> Task:
+async def parse_task_outside_loop(
+    body: bytes | msgspec.Raw, rendering: Rendering, *, with_result: bool, with_extra: bool = False
+) -> Task:
     """Return what `parse_raw_task` returns, whose exceptions it raises."""
     size = size_of(body)
     parse = parse_raw_task if size <= LONG_BYTES else _parse_in_process
-    return await parse_outside_loop(size, parse, body, rendering, with_result=with_result)
+    return await parse_outside_loop(size, parse, body, rendering, with_result=with_result, with_extra=with_extra)
 
 
-def _parse_in_process(body: bytes | msgspec.Raw, rendering: Rendering, *, with_result: bool) -> Task:
+def _parse_in_process(body: bytes | msgspec.Raw, rendering: Rendering, *, with_result: bool, with_extra: bool) -> Task:
     """Parse the task in `parsing_process`. Raises UnreadableBody, of a process that died too."""
     code = "from task_bridge.vcenter.parsing_process import main; main()"
-    arguments = [rendering, str(int(with_result)), str(size_of(body))]
+    arguments = [rendering, str(int(with_result)), str(int(with_extra)), str(size_of(body))]
     environment = {"PYTHONPATH": os.pathsep.join(sys.path)}  # and no secrets
     process = subprocess.Popen(  # noqa: S603 - this Python, with own code
         [sys.executable, "-c", code, *arguments],

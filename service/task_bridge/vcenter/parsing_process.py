@@ -19,11 +19,11 @@ def main() -> None:
     """Parse the task in the standard input and write it to the standard output."""
     _limit_itself()
     rendering: Rendering = "rest" if sys.argv[1] == "rest" else "api"
-    body = sys.stdin.buffer.read(int(sys.argv[3]))
+    body = sys.stdin.buffer.read(int(sys.argv[4]))
     outcome: Exception | tuple[Task, int]
     result = b""
     try:
-        task = parse_raw_task(body, rendering, with_result=sys.argv[2] == "1")
+        task = parse_raw_task(body, rendering, with_result=sys.argv[2] == "1", with_extra=sys.argv[3] == "1")
         if task.result is not None and task.result.json:
             result, task = task.result.json, msgspec.structs.replace(task, result=None)
         outcome = task, len(result)

@@ -62,6 +62,7 @@ class Timeouts(NamedTuple):
     `gather_s`: how long due polls wait for others under load.
     `gather_results_s`: how long results wait for others.
     `result_s`: how long to try to fetch the result of an ended task. A `timeout_s` above its default makes it longer.
+    `return_all_s`: how long an answer with all that vCenter knows may take to begin, before less is asked for.
     `ping_s`: between checks of vCenter while no task is tracked.
     `relist_s`: until a list is tried again where it failed.
 
@@ -78,6 +79,7 @@ class Timeouts(NamedTuple):
     gather_s: float = 0.1
     gather_results_s: float = 0.2
     result_s: float = 30.0
+    return_all_s: float = 10.0
     ping_s: float = 60.0
     relist_s: float = 600.0
     finish_s: float = 0.3

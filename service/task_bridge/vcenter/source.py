@@ -68,9 +68,18 @@ class VCenterTaskSource:
         """Return None for a classic task if `vim` is off by now: its watch waits until it is on again."""
         return self._vim if is_vim_task(task) else self._cis
 
-    def track(self, task: str, since: float, *, seen: bool, with_result: bool, identity: TaskIdentity | None) -> None:
+    def track(
+        self,
+        task: str,
+        since: float,
+        *,
+        seen: bool,
+        with_result: bool,
+        with_details: bool,
+        identity: TaskIdentity | None,
+    ) -> None:
         if not is_vim_task(task):
-            self._cis.track(task, since, seen=seen, with_result=with_result)
+            self._cis.track(task, since, seen=seen, with_result=with_result, with_details=with_details)
         elif self._vim is not None:
             self._vim.track(task, since, seen=seen, identity=identity)
 

@@ -30,6 +30,7 @@ from .api import (
     TaskAnswerTooLarge,
     TaskLister,
     TaskOutOfBounds,
+    UnreadableAnswer,
 )
 from .renderings import Refusal
 from .schedule import PollGroup, TrackedCisTask
@@ -230,9 +231,10 @@ class CisPoller:
 
     async def _get(self, tracked: TrackedCisTask) -> None:
         tracked.by_get = False
-        with_result = tracked.with_result or tracked.awaits_result
         try:
-            answer = await self._api.get_task(tracked.id, with_result=with_result)
+            answer = await self._api.get_task(
+                tracked.id, with_result=tracked.needs_result, return_all=tracked.needs_all
+            )
         except BadAnswer as error:
             self._handle_bad_answer(tracked, error)
             return
@@ -297,9 +299,10 @@ class CisPoller:
             return
         task, fingerprint = tracked.task, hash(bytes(body))
         if task is None or tracked.awaits_result or fingerprint != tracked.fingerprint:
-            with_result = tracked.with_result or tracked.awaits_result
             try:
-                task = await parse_task_outside_loop(body, rendering, with_result=with_result)
+                task = await parse_task_outside_loop(
+                    body, rendering, with_result=tracked.needs_result, with_extra=tracked.with_details
+                )
             except UnreadableBody as error:
                 self._handle_unreadable_body(tracked, error)
                 return
@@ -322,7 +325,7 @@ class CisPoller:
             return
         if not tracked.awaits_result:
             self._tracker.mark_seen(tracked)
-        kind = TaskOutOfBounds if isinstance(error, BodyOutOfBounds) else BadAnswer
+        kind = TaskOutOfBounds if isinstance(error, BodyOutOfBounds) else UnreadableAnswer
         self._handle_bad_answer(tracked, kind(f"vCenter shows what can't be read: {error}."))
 
     def _report_unchanged(self, those: list[TrackedCisTask], now: float) -> None:
@@ -330,11 +333,14 @@ class CisPoller:
         self._transport.schedule_next(those, now)
 
     def _report_change(self, tracked: TrackedCisTask, task: Task) -> None:
-        """Report a new state. Then fetch the result if the task has ended and its result isn't known yet."""
+        """Report a new state. Then fetch what is missing of an ended task: its result, or all that vCenter knows."""
         self._transport.note_change(tracked, task)
         self._log_unavailable_result(tracked, task)
-        self._tracker.report_task(tracked, task)
-        if task.ended and task.result is None:
+        tracked.task = task
+        if not task.ended or (task.result is not None and tracked.with_details):
+            self._tracker.report(tracked, task)
+        else:
+            self._tracker.report(tracked, msgspec.structs.replace(task, result=None))
             # Results are gathered, unless there are requests enough.
             wait_s = 0.0 if self._budget.is_plentiful else self._timeouts.gather_results_s
             self._transport.schedule_result(tracked, wait_s)
@@ -357,10 +363,14 @@ class CisPoller:
             log.warning("result_unavailable", vcenter=self._tracker.vcenter, task=tracked.id, reason=reason)
 
     def _give_up_result(self, tracked: TrackedCisTask, reason: str) -> None:
-        """Report that the result is unavailable, unless it has been reported by now."""
-        if tracked.awaits_result and tracked.phase != FORGOTTEN and tracked.task is not None:
+        """Report the ended task as its last poll showed it, unless it has been reported by now."""
+        if not tracked.awaits_result or tracked.phase == FORGOTTEN or tracked.task is None:
+            return
+        task = tracked.task
+        if task.result is None:
             log.warning("result_unavailable", vcenter=self._tracker.vcenter, task=tracked.id, reason=reason)
-            self._tracker.report(tracked, msgspec.structs.replace(tracked.task, result=UNAVAILABLE))
+            task = msgspec.structs.replace(task, result=UNAVAILABLE)
+        self._tracker.report(tracked, task)
 
     # Failures
 
@@ -369,15 +379,26 @@ class CisPoller:
         self._record_answer()
         self._tracker.last_refusal = error.answer
         self._record_failed_poll(tracked, str(error))
+        may_be_return_all = isinstance(error, UnreadableAnswer) and tracked.needs_all and tracked.phase == POLLING
+        if may_be_return_all and self._api.forgo_return_all(tracked.id, str(error)):
+            self._get_instead([tracked])
+            return
         is_too_large = isinstance(error, TaskAnswerTooLarge | TaskOutOfBounds)
         if tracked.awaits_result and is_too_large:
             self._give_up_result(tracked, str(error))
             return
         self._handle_unreadable(tracked, error, log_after=1)
-        if tracked.with_result and (is_too_large or tracked.failures >= _PARTIAL_RESULTS_TRIED):
-            # The task's state without its partial result is better than nothing.
-            tracked.with_result, tracked.home = False, None
-            log.warning("partial_results_stopped", vcenter=self._tracker.vcenter, task=tracked.id, reason=str(error))
+        if is_too_large or tracked.failures >= _PARTIAL_RESULTS_TRIED:
+            self._ask_for_less(tracked, str(error))
+
+    def _ask_for_less(self, tracked: TrackedCisTask, reason: str) -> None:
+        """Stop asking for partial results and details, since the task's state without them is better than nothing."""
+        if tracked.with_result:
+            log.warning("partial_results_stopped", vcenter=self._tracker.vcenter, task=tracked.id, reason=reason)
+        if tracked.with_details:
+            log.warning("details_stopped", vcenter=self._tracker.vcenter, task=tracked.id, reason=reason)
+        if tracked.with_result or tracked.with_details:
+            tracked.with_result, tracked.with_details, tracked.home = False, False, None
 
     def _handle_unreadable(self, tracked: TrackedCisTask, error: Exception, log_after: int) -> None:
         is_whole_group = tracked.home is not None and tracked.home.failures > 0  # its own log line says so

@@ -48,9 +48,15 @@ def encode_task_id(task: str) -> str:
     return quote(task, safe=":")
 
 
-def task_target(rendering: Rendering, task: str, *, with_result: bool) -> str:
-    flag = "exclude_result" if rendering == "api" else "spec.exclude_result"
-    return f"/{rendering}/cis/tasks/{encode_task_id(task)}" + ("" if with_result else f"?{flag}=true")
+def task_target(rendering: Rendering, task: str, *, with_result: bool, return_all: bool = False) -> str:
+    flags = _result_flags(with_result, return_all)
+    query = "&".join(f"{'' if rendering == 'api' else 'spec.'}{flag}=true" for flag in flags)
+    return f"/{rendering}/cis/tasks/{encode_task_id(task)}" + (f"?{query}" if query else "")
+
+
+def _result_flags(with_result: bool, return_all: bool) -> list[str]:
+    """Return what differs from vCenter's default: Info's documented fields, with the result."""
+    return [*([] if with_result else ["exclude_result"]), *(["return_all"] if return_all else [])]
 
 
 def cancel_target(rendering: Rendering, task: str) -> str:
@@ -63,17 +69,20 @@ class ListCall(NamedTuple):
     content: bytes | None
 
 
-def list_calls(rendering: Rendering, tasks: list[str], *, with_result: bool) -> Iterator[ListCall]:
+def list_calls(
+    rendering: Rendering, tasks: list[str], *, with_result: bool, return_all: bool = False
+) -> Iterator[ListCall]:
     """Yield the requests that list these tasks: one on `/api`, and on `/rest` as many as keep the URL short."""
+    flags = _result_flags(with_result, return_all)
     if rendering == "api":
         spec: dict[str, Any] = {"filter_spec": {"tasks": tasks}}
-        if not with_result:
-            spec["result_spec"] = {"exclude_result": True}
+        if flags:
+            spec["result_spec"] = dict.fromkeys(flags, True)
         yield ListCall("POST", "/api/cis/tasks?action=list", msgspec.json.encode(spec))
         return
-    flag = "" if with_result else "&result_spec.exclude_result=true"
+    suffix = "".join(f"&result_spec.{flag}=true" for flag in flags)
     for query in _join_queries(f"filter_spec.tasks={encode_task_id(task)}" for task in tasks):
-        yield ListCall("GET", f"/rest/cis/tasks?{query}{flag}", None)
+        yield ListCall("GET", f"/rest/cis/tasks?{query}{suffix}", None)
 
 
 def _join_queries(parameters: Iterable[str]) -> Iterator[str]:

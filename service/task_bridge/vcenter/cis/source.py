@@ -70,7 +70,7 @@ class CisSource:
         self._monotonic = monotonic
         self._http = VCenterHttp(settings, metrics, clock=monotonic, transport=http_transport)
         self._session = CisSession(self._http, settings, metrics, clock=monotonic, rng=rng)
-        self._api = CisTasksApi(self._session, settings)
+        self._api = CisTasksApi(self._session, settings, clock=monotonic, return_all_timeout_s=timeouts.return_all_s)
         self._agenda = PollAgenda(policy.poll_min_s, settings.max_concurrent_requests)
         self._transport = CisTransport(self._agenda, policy, monotonic, rng)
         self._tracker: TaskTracker[TrackedCisTask] = TaskTracker(
@@ -136,9 +136,11 @@ class CisSource:
 
     # The port
 
-    def track(self, task: str, since: float, *, seen: bool, with_result: bool) -> None:
+    def track(self, task: str, since: float, *, seen: bool, with_result: bool, with_details: bool = False) -> None:
         age_s, now = self._clock() - since, self._monotonic()
-        self._tracker.track(TrackedCisTask.with_age(task, age_s, now, seen=seen, with_result=with_result))
+        self._tracker.track(
+            TrackedCisTask.with_age(task, age_s, now, seen=seen, with_result=with_result, with_details=with_details)
+        )
         self._wake_up.set()
 
     def resume(self, task: str) -> None:

@@ -11,6 +11,7 @@ from itertools import islice
 from typing import Any, NamedTuple
 
 from ...domain.durations import parse_time, rfc3339
+from ...domain.json_size import cut_large, encode_compact
 from ...domain.task import (
     NO_RESULT,
     Message,
@@ -21,7 +22,6 @@ from ...domain.task import (
     TaskError,
     TaskIdentity,
     calculate_percent,
-    encode_compact,
 )
 from .soap import CHILDREN_MAX, Element, Ref, child, children, local_name, ref_of, text_of, type_of
 
@@ -43,7 +43,7 @@ _STATUS = {"queued": "PENDING", "running": "RUNNING", "success": "SUCCEEDED", "e
 _INTEGER = re.compile(r"[+-]?[0-9]{1,18}", re.ASCII)
 """At most 18 digits, which fit into 64 bits."""
 _TEXT_MAX = 8_192
-"""Characters of a text in `extra`, whose size in an event is limited."""
+"""Characters of a text in `extra`, which is cut as a whole if it is too large."""
 _FRACTION = re.compile(r"[+-]?[0-9]{1,30}(\.[0-9]{1,30})?([eE][+-]?[0-9]{1,2})?", re.ASCII)
 _FRACTIONS = {"double", "float", "decimal"}
 _INTEGERS = {"int", "long", "short", "byte", "unsignedInt", "unsignedShort", "unsignedLong", "integer"}
@@ -124,7 +124,7 @@ def _build_extra(info: Info, question: Question | None) -> dict[str, Any] | None
     extra = {field: info[field] for field in ("queueTime", "eventChainId", "activationId") if info.get(field)}
     if question:
         extra["question"] = {"id": question.id, "text": question.text}
-    return extra or None
+    return cut_large(extra) if extra else None
 
 
 # Fields
