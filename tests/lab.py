@@ -337,7 +337,7 @@ async def _check_events(url: str) -> None:
     client = await nats.connect(url)
     try:
         js = client.jetstream()
-        for stream in [info.config.name or "" for info in await js.streams_info()]:
+        for stream in [info.config.name or "" for info in await js.streams_info() if info.config.allow_direct]:
             if stream.endswith("_EVENTS"):
                 async for message in StreamReader(Streams(client), stream, [">"], follow=False).messages():
                     if "Bridge-Instance" in message.headers or message.subject.endswith(".rejected"):
