@@ -24,7 +24,8 @@ from nats.js import JetStreamContext
 from nats.js.api import RawStreamMsg
 
 from task_bridge.app import Bridge
-from task_bridge.jetstream.ordered_consumer import OrderedConsumer
+from task_bridge.jetstream.stream_reader import StreamReader
+from task_bridge.jetstream.streams import Streams
 from task_bridge.settings import Settings
 from task_bridge.simulator import Options, SimulatedVCenter
 from task_bridge.simulator.serve import serve_vcenter
@@ -336,10 +337,10 @@ async def _check_events(url: str) -> None:
     client = await nats.connect(url)
     try:
         js = client.jetstream()
-        for stream in [info.config.name or "" for info in await js.streams_info()]:
+        for stream in [info.config.name or "" for info in await js.streams_info() if info.config.allow_direct]:
             if stream.endswith("_EVENTS"):
-                async for message in OrderedConsumer(js, client, stream, [">"], follow=False).messages():
-                    if "Bridge-Instance" in (message.headers or {}) or message.subject.endswith(".rejected"):
-                        check_event(message.data)
+                async for message in StreamReader(Streams(client), stream, [">"], follow=False).messages():
+                    if "Bridge-Instance" in message.headers or message.subject.endswith(".rejected"):
+                        check_event(message.body)
     finally:
         await client.close()

@@ -35,9 +35,11 @@ from .jetstream.pull_consumer import PullConsumer
 from .jetstream.rejections import Rejections
 from .jetstream.replicas import Replicas, ReplicaStatus
 from .jetstream.request_consumer import RequestConsumer, RequestContext, quarantine_unreadable_watch
+from .jetstream.result_marks import JetStreamResultMarks
 from .jetstream.streams import Streams
 from .jetstream.watch_store import WatchStore, end_timed_out_watches
 from .metrics import Metrics
+from .result_reads import ResultReads
 from .settings import Settings
 from .status import BridgeStatus
 from .vcenter.policy import TIMEOUTS, PollPolicy, Timeouts
@@ -143,7 +145,8 @@ class Bridge:
         settings, names, metrics, now = self._settings, self._names, self._metrics, self._clock.now
         journal = JetStreamJournal(streams, names, metrics, now, lost_memories=lost_memories)
         watches = WatchStore(streams, names, journal, self._policy_of, self._sources, now)
-        watcher = Watcher(self._sources, journal, self._policy_of, metrics, self._clock)
+        reads = ResultReads(JetStreamResultMarks(streams, names))
+        watcher = Watcher(self._sources, journal, self._policy_of, metrics, self._clock, reads)
         rejections = Rejections(streams, names, self._routing, now)
         context = RequestContext(
             streams, names, watches, journal, rejections, self._routing, self._sources, metrics, now

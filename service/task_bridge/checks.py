@@ -137,7 +137,7 @@ async def _check_streams_and_permissions(
     missing = [difference for difference in differences or () if difference.field == "missing"]
     to_create = permissions.creation_rights(names, api, missing) if settings.provision == "auto" else []
     needed = permissions.required_rights(names, api, client.new_inbox()) + to_create
-    optional = permissions.reply_rights() + permissions.board_rights(names, api)
+    optional = permissions.reply_rights()
     try:
         lacking = await permissions.find_missing_rights(client, needed + optional)
     except NatsUnavailable as error:
@@ -172,10 +172,7 @@ def _describe_permissions(denied: list[Right], optional: list[Right]) -> list[Ch
         return [CheckResult("permissions", f"not allowed: {', '.join(map(str, denied))}; {fix}", ok=False)]
     results = [CheckResult("permissions", "may subscribe and publish as the bridge does")]
     if optional:
-        message = (
-            f"not allowed: {', '.join(map(str, optional))}; replies (unless allow_responses is set) or the board"
-            f" need it; {fix}"
-        )
+        message = f"not allowed: {', '.join(map(str, optional))}; replies need it unless allow_responses is set; {fix}"
         results.append(CheckResult("permissions", message, ok=False, needed=False))
     return results
 

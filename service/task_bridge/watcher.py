@@ -16,8 +16,10 @@ import contextlib
 import math
 from collections import Counter
 from collections.abc import Callable, Mapping
+from functools import partial
 from itertools import islice
 
+import msgspec
 import structlog
 
 from .domain.clock import ServerClock
@@ -35,7 +37,7 @@ from .domain.ports import (
     Unchanged,
     WatchHandle,
 )
-from .domain.task import Task
+from .domain.task import UNAVAILABLE, Task
 from .domain.watch import (
     Absence,
     Policy,
@@ -52,6 +54,7 @@ from .domain.watch import (
     wake_at,
 )
 from .metrics import Metrics
+from .result_reads import DEATHS_MAX, ResultReads
 
 log = structlog.get_logger(__name__)
 
@@ -136,12 +139,14 @@ class Watcher:
         policy_of: Callable[[str], Policy],
         metrics: Metrics,
         clock: ServerClock,
+        reads: ResultReads,
     ) -> None:
         self._sources = sources
         self._journal = journal
         self._policy_of = policy_of
         self._metrics = metrics
         self._clock = clock
+        self._reads = reads
         self._held: dict[tuple[str, str], HeldWatch] = {}
         self._counts: Counter[tuple[str, str]] = Counter()
         self._publishing: set[asyncio.Task[None]] = set()
@@ -210,11 +215,26 @@ class Watcher:
         held.is_parked = True
         if isinstance(result, Task):
             record_poll(view, held.last, result, now)
+            if result.ended and result.result is None:
+                had_owner, give_up = held.handle.is_redelivered, partial(self._give_up_result, held)
+                self._reads.begin(held.watch.id, had_owner=had_owner, give_up=give_up)
         elif isinstance(result, Absence):
             view.absence = result
         else:
             view.answer = result.answer
         return True
+
+    def _give_up_result(self, held: HeldWatch) -> None:
+        """End the watch without its result, because replicas died while they read it."""
+        task = held.view.task
+        if self._held.get(held.key) is not held or task is None or task.result is not None:
+            return
+        reason = f"{DEATHS_MAX} replicas died while they read it"
+        log.warning("result_unavailable", vcenter=held.watch.vcenter, task=held.watch.task, reason=reason)
+        if source := self._sources.get(held.watch.vcenter):
+            source.forget(held.watch.task)
+        held.view.task = msgspec.structs.replace(task, result=UNAVAILABLE)
+        self._start_publishing(held)
 
     def _start_publishing(self, held: HeldWatch) -> None:
         """Start the coroutine that publishes for this watch; one that runs sees the newest view before it ends."""
@@ -365,6 +385,7 @@ class Watcher:
             held.timer.cancel()
         if self._held.get(held.key) is held:
             del self._held[held.key]
+            self._reads.end(held.watch.id)
             self._count(held, None)
             if source := self._sources.get(held.watch.vcenter):
                 source.forget(held.watch.task)
@@ -455,7 +476,7 @@ class Watcher:
     async def stop(self) -> None:
         """Finish the publishes in flight; start no others."""
         self._is_stopping = True
-        await asyncio.gather(*self._publishing, return_exceptions=True)
+        await asyncio.gather(*self._publishing, self._reads.close(), return_exceptions=True)
 
     # Time
 

@@ -180,3 +180,21 @@ class RecordingHandle:
 
     def drop(self) -> None:
         self.said.append("drop")
+
+
+class FakeMarks:
+    """Marks of results that are being read, in memory."""
+
+    def __init__(self, readers: dict[str, int] | None = None) -> None:
+        self.readers = readers or {}
+        self.is_away = False
+
+    async def read(self, watch_id: str) -> int:
+        if self.is_away:
+            raise NatsUnavailable("away")
+        return self.readers.get(watch_id, 0)
+
+    async def write(self, watch_id: str, readers: int) -> None:
+        if self.is_away:
+            raise NatsUnavailable("away")
+        self.readers[watch_id] = readers

@@ -18,6 +18,7 @@ from task_bridge.domain.ports import UNCHANGED, PollResult, StreamContents, Unan
 from task_bridge.domain.task import NO_RESULT, Task, TaskError
 from task_bridge.domain.watch import Policy, TaskView, Watch, record_poll
 from task_bridge.metrics import Metrics
+from task_bridge.result_reads import ResultReads
 from task_bridge.watcher import Watcher
 from unit.builders import (
     NOW,
@@ -34,7 +35,7 @@ from unit.builders import (
     running,
     succeeded,
 )
-from unit.fakes import Clock, FakeSource, RecordingHandle, RecordingJournal
+from unit.fakes import Clock, FakeMarks, FakeSource, RecordingHandle, RecordingJournal
 
 DEADLINE_S = 5.0
 ENDED = succeeded(None)
@@ -61,7 +62,8 @@ class Bridge:
         self.metrics = Metrics()
         self.sources = sources
         self.server_clock = ServerClock(self.clock, self.clock)
-        self.watcher = Watcher(sources, self.journal, lambda _: policy, self.metrics, self.server_clock)
+        reads = ResultReads(FakeMarks())
+        self.watcher = Watcher(sources, self.journal, lambda _: policy, self.metrics, self.server_clock, reads)
 
     def step_server_clock(self, seconds: float) -> None:
         """From now on nats-server's answers carry a time that differs by so much."""

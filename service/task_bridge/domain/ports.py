@@ -134,6 +134,17 @@ class EventJournal(Protocol):
         ...
 
 
+class ResultMarks(Protocol):
+    """Marks of results that are being read, by watch; they outlive the replica. Methods raise NatsUnavailable."""
+
+    async def read(self, watch_id: str) -> int:
+        """Return how many owners of the watch have begun to read its result and haven't taken that back."""
+        ...
+
+    async def write(self, watch_id: str, readers: int) -> None:
+        """Set that number; 0 removes the mark."""
+
+
 class WatchHandle(Protocol):
     """The held message of a watch. `is_redelivered`: it was delivered before, so its watch may have events."""
 

@@ -18,6 +18,7 @@ from ..domain.subjects import is_prefix
 _HOST = re.compile(r"[A-Za-z0-9._-]+|[0-9A-Fa-f:.]+(%[A-Za-z0-9._-]+)?", re.ASCII)
 _LISTEN = re.compile(r"(?:\[([0-9A-Fa-f:.%a-z]+)\]|([A-Za-z0-9._-]+)):(\d{1,5})", re.ASCII)
 _TOKEN = re.compile(r"[A-Za-z0-9_-]+", re.ASCII)
+_SUBJECT = re.compile(r"[^\s.*>]+(\.[^\s.*>]+)*")
 
 
 class Listen(NamedTuple):
@@ -227,6 +228,18 @@ def check_prefix(text: str) -> str:
     """Return the first tokens of every subject."""
     if not is_prefix(text):
         raise ValueError("must be subject tokens of letters, digits, - and _, joined by dots, at most 64 characters")
+    return text
+
+
+def is_subject(text: str) -> bool:
+    """Return whether NATS accepts `text` as a subject, without wildcards."""
+    return text.isprintable() and _SUBJECT.fullmatch(text) is not None
+
+
+def check_subject(text: str) -> str:
+    """Return a subject without wildcards."""
+    if not is_subject(text):
+        raise ValueError("must be a NATS subject without wildcards, like _INBOX_alice")
     return text
 
 

@@ -30,9 +30,9 @@ from .task_attributes import provider_of
 class Effect(Struct, frozen=True):
     """Changes to a response. A default value leaves that part unchanged.
 
-    `delay_s` passes before the headers. `sends` is the number of bytes of the body to send first; then the body stalls
-    for `stall_s` (None: until the fault is cleared or the client disconnects), and the rest follows. `drops` ends the
-    connection after `sends` bytes of the body, or before any header if `sends` is None.
+    `delay_s` passes before the headers. `sends` is the number of bytes of the body to send first; then a longer body
+    stalls for `stall_s` (None: until the fault is cleared or the client disconnects), and the rest follows. `drops`
+    ends the connection after `sends` bytes of the body, or before any header if `sends` is None.
     """
 
     status: int | None = None

@@ -74,7 +74,8 @@ class FaultyResponse(Response):
         await send({"type": "http.response.body", "body": self.body[: effect.sends], "more_body": True})
         if effect.drops:
             raise ConnectionDroppedError
-        await self._stall(receive)
+        if len(self.body) > effect.sends:
+            await self._stall(receive)
         await send({"type": "http.response.body", "body": self.body[effect.sends :]})
 
     async def _stall(self, receive: Receive) -> None:
