@@ -21,6 +21,8 @@ import msgspec
 from .durations import parse_time, rfc3339
 
 Rendering = Literal["api", "rest"]
+Api = Literal["cis", "vim"]
+"""The APIs of a vCenter that know tasks: the tasks service, and that of classic tasks at `/sdk`."""
 
 CANCELED = frozenset({"CANCELED", "RequestCanceled"})
 """Error types of canceled tasks: of the CIS tasks service, of classic tasks."""

@@ -29,8 +29,9 @@ class Effect(Struct, frozen=True):
     """Changes to a response. A default value leaves that part unchanged.
 
     `delay_s` passes before the headers. `sends` is the number of bytes of the body to send first; then the body stalls
-    for `stall_s` (None: until the fault is cleared or the client disconnects), and the rest follows. `drops` ends the
-    connection after `sends` bytes of the body, or before any header if `sends` is None.
+    for `stall_s` (None: until the fault is cleared or the client disconnects), and the rest follows. `holds` stalls the
+    whole response, headers too, though vCenter has computed it. `drops` ends the connection after `sends` bytes of the
+    body, or before any header if `sends` is None.
     """
 
     status: int | None = None
@@ -41,6 +42,7 @@ class Effect(Struct, frozen=True):
     delay_s: float = 0.0
     sends: int | None = None
     stall_s: float | None = None
+    holds: bool = False
     drops: bool = False
 
     @property
@@ -210,6 +212,16 @@ def delayed(seconds: float) -> Effect:
     return Effect(delay_s=seconds)
 
 
+def late(seconds: float) -> Effect:
+    """Send late what was the right response at first: what changes meanwhile isn't in it."""
+    return Effect(holds=True, stall_s=seconds)
+
+
+def silent() -> Effect:
+    """Send nothing until the fault is cleared or the client disconnects."""
+    return Effect(holds=True)
+
+
 def stalled_body(sends: int = 1, seconds: float | None = None) -> Effect:
     """Stall the body after some bytes: for a time, or until the fault is cleared or the client disconnects."""
     return Effect(sends=sends, stall_s=seconds)
@@ -264,6 +276,8 @@ FAULTS: dict[str, Callable[..., Effect]] = {
         gateway_unavailable,
         answer,
         delayed,
+        late,
+        silent,
         stalled_body,
         connection_reset,
         truncated_json,

@@ -17,7 +17,7 @@ from ...domain.task import UNAVAILABLE, Rendering, Task
 from ...domain.task_json import BodyOutOfBounds, UnreadableBody, size_of
 from ...metrics import Metrics
 from ..backoff import Outage
-from ..health import VCenterHealthTracker
+from ..health import ApiHealthTracker
 from ..http import AmbiguousFailure, RequestBudget
 from ..parsing import SHORT_BYTES, parse_task_outside_loop
 from ..policy import Timeouts
@@ -56,7 +56,7 @@ class CisPoller:
         transport: CisTransport,
         api: CisTasksApi,
         session: CisSession,
-        health: VCenterHealthTracker,
+        health: ApiHealthTracker,
         outage: Outage,
         metrics: Metrics,
         timeouts: Timeouts,
