@@ -90,28 +90,34 @@ class VimSource:
         self._labels_session = self._sessions_ended = 0
         self._is_failing = False
         self._wake_up = asyncio.Event()
-        self._question_poller = QuestionPoller(
-            settings.name,
+        self._question_poller = self._create_question_poller(settings.max_concurrent_requests)
+        self._unshown_poller = self._create_unshown_poller()
+        self._loop: asyncio.Task[None] | None = None
+        self._listener: asyncio.Task[None] | None = None
+
+    def _create_question_poller(self, slots: int) -> QuestionPoller:
+        return QuestionPoller(
+            self._name,
             self._session,
             self._transport.questions,
-            vim_timeouts,
-            settings.max_concurrent_requests,
+            self._timeouts,
+            slots,
             may_poll=lambda: self._session.is_open and not self._outage.is_down,
             apply=self._poller.apply_questions,
             rejoin=self._transport.poll_questions_with_tasks,
             wake_up=self._wake_up.set,
         )
-        self._unshown_poller = UnshownTaskPoller(
+
+    def _create_unshown_poller(self) -> UnshownTaskPoller:
+        return UnshownTaskPoller(
             self._tracker.tasks,
-            vim_timeouts.silence_s,
+            self._timeouts.silence_s,
             may_poll=self._may_poll_beside,
             poll=self._poller.poll_beside_push,
             on_answer=self._note_answer,
             on_failure=self._note_unreachable,
             wake_up=self._wake_up.set,
         )
-        self._loop: asyncio.Task[None] | None = None
-        self._listener: asyncio.Task[None] | None = None
 
     async def __aenter__(self) -> Self:
         self._loop = asyncio.create_task(self._run())
@@ -258,7 +264,7 @@ class VimSource:
 
     def _end_late_at(self) -> float:
         """Return when push will be late with the end of a task that a pull showed; infinity if there is none."""
-        return self._poller.first_pulled_end_at + self._timeouts.end_late_s
+        return math.inf if self._push is None else self._poller.first_pulled_end_at + self._timeouts.end_late_s
 
     async def _rest(self, now: float) -> None:
         """Log out if nobody has used the session for a while."""
