@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import asyncio
 import math
+import time
 
 import pytest
+from structlog.testing import capture_logs
 
+from task_bridge.domain.errors import VCenterUnavailable
 from task_bridge.domain.task import Task
 from task_bridge.vcenter.tracked_task import PARKED
+from task_bridge.vcenter.vim.session import SessionEnded
 from task_bridge.vcenter.vim.transport import TrackedVimTask
-from task_bridge.vcenter.vim.unshown import DuePull, find_due_pull
+from task_bridge.vcenter.vim.unshown import DuePull, UnshownTaskPoller, find_due_pull
 
 SILENCE_S = 5.0
 
@@ -91,3 +96,35 @@ def test_each_task_is_pulled_once_in_five_seconds_and_no_request_too_many_is_sen
             one.shown_at = due.at
     assert oldest_s <= SILENCE_S + 1e-6
     assert requests <= 60 / SILENCE_S * math.ceil(count / 500)
+
+
+async def test_whatever_a_poll_ends_with_the_next_one_comes() -> None:
+    outcomes = [None, SessionEnded("It ended."), VCenterUnavailable("It is away."), ZeroDivisionError()]
+    told: list[str] = []
+    done = asyncio.Event()
+
+    async def poll(those: list[TrackedVimTask]) -> None:
+        assert [one.id for one in those] == ["task-1"]
+        if not outcomes:
+            done.set()
+        elif (error := outcomes.pop(0)) is not None:
+            raise error
+
+    one = task(1, time.monotonic() - 60.0)
+    poller = UnshownTaskPoller(
+        "lab",
+        {one.id: one},
+        0.01,
+        may_poll=lambda: True,
+        poll=poll,
+        on_answer=lambda: told.append("answer"),
+        on_failure=lambda error, _: told.append(str(error)),
+        wake_up=lambda: told.append("wake"),
+    )
+    poller.ensure_running()
+    with capture_logs() as logs:
+        async with asyncio.timeout(10):
+            await done.wait()
+    await poller.stop()
+    assert told[:6] == ["answer", "wake", "wake", "It is away.", "wake", "wake"]
+    assert [log["event"] for log in logs] == ["look_failed"]

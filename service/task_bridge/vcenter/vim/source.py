@@ -110,6 +110,7 @@ class VimSource:
 
     def _create_unshown_poller(self) -> UnshownTaskPoller:
         return UnshownTaskPoller(
+            self._name,
             self._tracker.tasks,
             self._timeouts.silence_s,
             may_poll=self._may_poll_beside,

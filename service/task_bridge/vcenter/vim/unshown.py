@@ -9,11 +9,15 @@ import time
 from collections.abc import Awaitable, Callable, Mapping
 from typing import NamedTuple
 
+import structlog
+
 from ...domain.errors import VCenterUnavailable
 from ..tracked_task import PARKED
 from . import api
 from .session import SessionEnded
 from .transport import TrackedVimTask
+
+log = structlog.get_logger(__name__)
 
 INTERVAL_MIN_S = 0.5
 """Of 5,000 tasks and more each is pulled less often, so that the pulls don't spend the requests of all others."""
@@ -57,6 +61,7 @@ class UnshownTaskPoller:
 
     def __init__(
         self,
+        vcenter: str,
         tasks: Mapping[str, TrackedVimTask],
         silence_s: float,
         *,
@@ -66,6 +71,7 @@ class UnshownTaskPoller:
         on_failure: Callable[[VCenterUnavailable, float], None],
         wake_up: Callable[[], None],
     ) -> None:
+        self._vcenter = vcenter
         self._tasks = tasks
         self._silence_s = silence_s
         self._may_poll = may_poll
@@ -77,12 +83,9 @@ class UnshownTaskPoller:
         self._loop: asyncio.Task[None] | None = None
 
     def ensure_running(self) -> None:
-        """Start polling unless it goes on. Raise what ended it, which is a bug."""
+        """Start polling unless it goes on."""
         if self._loop is None:
             self._loop = asyncio.create_task(self._run())
-        elif self._loop.done():
-            loop, self._loop = self._loop, None
-            loop.result()
 
     async def stop(self) -> None:
         loop, self._loop = self._loop, None
@@ -107,6 +110,9 @@ class UnshownTaskPoller:
             pass  # the loop begins another
         except VCenterUnavailable as error:
             self._on_failure(error, now)
+        except Exception:
+            # Whatever it is, the tasks must still be polled.
+            log.exception("look_failed", vcenter=self._vcenter, api="vim")
         else:
             self._on_answer()
         self._wake_up()
