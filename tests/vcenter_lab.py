@@ -11,6 +11,7 @@ from pathlib import Path
 from ssl import SSLContext
 from typing import Any, Literal, TypeVar
 
+from credentials import suite_authority, suite_server
 from task_bridge.domain.ports import PollResult, Unanswered, Unchanged
 from task_bridge.domain.task import Task
 from task_bridge.domain.watch import Absence
@@ -42,7 +43,7 @@ class Given:
 
     url: str
     name: str = "lab"
-    ca_file: Path | None = None
+    ca_file: Path | None = field(default_factory=lambda: suite_authority().file)
     verify_tls: bool = True
     proxy: str | None = None
     max_concurrent_requests: int = 4
@@ -155,12 +156,21 @@ class Lab:
         return self.metrics.registry.get_sample_value(f"task_bridge_{name}", labels) or 0.0
 
 
+def tls(scheme: str) -> SSLContext | None:
+    """What `serve_vcenter` takes to serve by this scheme, with a certificate that every `Given` trusts."""
+    return suite_server() if scheme == "https" else None
+
+
 @asynccontextmanager
 async def lab(
-    vcenter: SimulatedVCenter | None = None, *, ssl: SSLContext | None = None, **looking: Any
+    vcenter: SimulatedVCenter | None = None,
+    *,
+    scheme: str = "https",
+    ssl: SSLContext | None = None,
+    **looking: Any,
 ) -> AsyncIterator[Lab]:
-    """The simulated vCenter, served, and a source that looks at it."""
-    vcenter = vcenter or SimulatedVCenter()
+    """The simulated vCenter, served, and a source that looks at it. `ssl`: with a certificate of its own."""
+    vcenter, ssl = vcenter or SimulatedVCenter(), ssl or tls(scheme)
     async with serve_vcenter(vcenter, ssl=ssl) as url, looking_at(vcenter, url, **looking) as it:
         yield it
 

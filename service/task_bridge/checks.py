@@ -27,7 +27,6 @@ from .settings import Settings, VCenterSettings
 from .vcenter.cis.api import BadAnswer, CisTasksApi, MissingTask
 from .vcenter.cis.renderings import LOGIN_CALLS, Refusal
 from .vcenter.cis.session import CisSession
-from .vcenter.health import VCenterHealthTracker
 from .vcenter.http import VCenterHttp
 from .vcenter.shared import ResultQueue, SharedVCenter
 from .vcenter.vim.api import fetch_labels
@@ -185,9 +184,7 @@ async def _check_vcenter(settings: VCenterSettings) -> AsyncIterator[CheckResult
     metrics = Metrics()
     http = VCenterHttp(settings, metrics)
     session = CisSession(http, settings, metrics)
-    classic = VimSession(
-        SharedVCenter(http, session.login_throttle, VCenterHealthTracker(settings.name), ResultQueue()), settings
-    )
+    classic = VimSession(SharedVCenter(http, session.login_throttle, ResultQueue()), settings)
     try:
         about = f"vCenter {settings.name}"
         yield (result := await _run_check(about, _check_address(http, settings), settings))

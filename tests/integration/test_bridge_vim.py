@@ -10,7 +10,7 @@ import pytest
 from structlog.testing import capture_logs
 
 import task_bridge.vcenter.source
-from lab import PASSWORD, PREFIX, USERNAME, BridgeProcess, Lab, until
+from lab import PREFIX, BridgeProcess, Lab, until
 from task_bridge.settings import VCenterSettings
 from task_bridge.simulator import Script, SimulatedTarget, Step, faults, scenarios
 from task_bridge.simulator.faults import Effect
@@ -23,8 +23,7 @@ NEW_VM = {"type": "VirtualMachine", "id": "vm-8"}
 
 
 def with_vim(lab: Lab, way: str, **more: object) -> dict[str, VCenterSettings]:
-    given = {"name": "lab", "url": lab.vcenter_url, "username": USERNAME, "password": PASSWORD, "vim": way}
-    return {"lab": VCenterSettings.model_validate(given | more)}
+    return {"lab": lab.vcenter_settings(vim=way, **more)}
 
 
 async def test_a_classic_task_is_followed_from_watching_to_its_end(lab: Lab) -> None:

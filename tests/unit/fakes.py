@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 from typing import NamedTuple
 
 from task_bridge.domain.errors import NatsUnavailable
 from task_bridge.domain.events import Event
 from task_bridge.domain.ports import Memory, PollResult
-from task_bridge.domain.task import TaskIdentity
+from task_bridge.domain.task import Api, TaskIdentity
 from task_bridge.domain.watch import Draft, Watch
 from unit.builders import NOW, TASK, place, stored
 
@@ -81,11 +81,11 @@ class FakeSource:
         self.followed.pop(task, None)
 
     @property
-    def absent_count(self) -> int:
-        return 0
+    def absent_counts(self) -> dict[Api, int]:
+        return {}
 
-    def set_absent_elsewhere(self, count: int) -> None:
-        self.calls.append(f"absent elsewhere {count}")
+    def set_absent_elsewhere(self, counts: Mapping[Api, int]) -> None:
+        self.calls.append(f"absent elsewhere {dict(counts)}")
 
     async def poll_results(self) -> AsyncIterator[list[tuple[str, PollResult]]]:
         while True:

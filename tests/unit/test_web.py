@@ -28,7 +28,14 @@ from task_bridge.domain.task import Progress, TaskError
 from task_bridge.metrics import Metrics
 from task_bridge.settings import Listen
 from task_bridge.web.board import BoardRenderer, BoardView
-from task_bridge.web.health import BridgeHealth, JetStreamHealth, NatsHealth, ResourceHealth, VCenterHealth
+from task_bridge.web.health import (
+    BridgeHealth,
+    JetStreamHealth,
+    NatsHealth,
+    ResourceHealth,
+    VCenterApiHealth,
+    VCenterHealth,
+)
 from task_bridge.web.routes import build_web
 from task_bridge.web.server import WebServer
 
@@ -52,7 +59,18 @@ HEALTHY = BridgeHealth(
     jetstream=JetStreamHealth(ok=True),
     streams=(ResourceHealth("VCENTER_TASKS_EVENTS", ok=True),),
     consumers=(ResourceHealth("bridge", ok=True),),
-    vcenters=(VCenterHealth("lab", "ok", last_good_poll_age_s=1.26, watches=3),),
+    vcenters=(
+        VCenterHealth(
+            "lab",
+            "ok",
+            last_good_poll_age_s=1.26,
+            watches=3,
+            apis=(
+                VCenterApiHealth("cis", "ok", None, 1.26, 3),
+                VCenterApiHealth("vim", "unknown", is_in_use=False),
+            ),
+        ),
+    ),
     held=3,
     waiting=1,
     capacity=50_000,
@@ -165,7 +183,33 @@ async def test_readiness_tells_everything_it_rests_on(web: httpx.AsyncClient) ->
         "jetstream": {"ok": True, "reason": None},
         "streams": [{"name": "VCENTER_TASKS_EVENTS", "ok": True, "reason": None}],
         "consumers": [{"name": "bridge", "ok": True, "reason": None}],
-        "vcenters": [{"name": "lab", "state": "ok", "reason": None, "last_good_look_age_seconds": 1.3, "watches": 3}],
+        "vcenters": [
+            {
+                "name": "lab",
+                "state": "ok",
+                "reason": None,
+                "last_good_look_age_seconds": 1.3,
+                "watches": 3,
+                "apis": {
+                    "cis": {
+                        "state": "ok",
+                        "reason": None,
+                        "last_good_look_age_seconds": 1.3,
+                        "watches": 3,
+                        "held_back": 0,
+                        "in_use": True,
+                    },
+                    "vim": {
+                        "state": "unknown",
+                        "reason": None,
+                        "last_good_look_age_seconds": None,
+                        "watches": 0,
+                        "held_back": 0,
+                        "in_use": False,
+                    },
+                },
+            }
+        ],
         "held": 3,
         "waiting": 1,
         "capacity": 50_000,

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from typing import Generic, NamedTuple, Protocol, TypeVar
 
 import msgspec
 
 from .events import Event
-from .task import Task, TaskError, TaskIdentity
+from .task import Api, Task, TaskError, TaskIdentity
 from .watch import Absence, Draft, Watch
 
 
@@ -63,10 +63,11 @@ class TaskSource(Protocol):
         """Stop polling `task`; an unknown one is ignored."""
 
     @property
-    def absent_count(self) -> int:
-        """Number of tracked tasks that vCenter showed before and doesn't show now."""
+    def absent_counts(self) -> dict[Api, int]:
+        """Number of tracked tasks that vCenter showed before and doesn't show now, by the API that should show them."""
+        ...
 
-    def set_absent_elsewhere(self, count: int) -> None:
+    def set_absent_elsewhere(self, counts: Mapping[Api, int]) -> None:
         """Set how many tasks other replicas miss. If many vanish together, all wait longer before giving up."""
 
     def poll_results(self) -> AsyncIterator[list[tuple[str, PollResult]]]:

@@ -23,6 +23,8 @@ from .error_text import REASON_KEYS, FoundText, find_texts, find_type
 from .json_size import cut_large, encode_compact
 
 Rendering = Literal["api", "rest"]
+Api = Literal["cis", "vim"]
+"""The APIs of a vCenter that know tasks: the tasks service, and that of classic tasks at `/sdk`."""
 
 CANCELED = frozenset({"CANCELED", "RequestCanceled"})
 """Error types of canceled tasks: of the CIS tasks service, of classic tasks."""

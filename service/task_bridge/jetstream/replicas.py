@@ -25,6 +25,7 @@ from nats.aio.msg import Msg
 
 from ..domain.errors import NatsUnavailable
 from ..domain.ports import TaskSource
+from ..domain.task import Api
 from ..watcher import Watcher
 from .ownership import Ownership
 from .reported_vcenters import ReportedVCenters
@@ -45,7 +46,8 @@ _ANSWER_WITHIN_S = 1.0
 class ReplicaStatus(msgspec.Struct):
     """One replica: the watches it holds, `capacity` at most; the tasks it misses by vCenter; `leaving`: it stops.
 
-    `vcenters`: those in its settings. Releases up to 1.0 don't report them.
+    `absent_by_api`: the tasks it misses by vCenter and API. `vcenters`: those in its settings. Releases up to 1.0
+    report neither, and read `absent`.
     """
 
     instance: str
@@ -54,6 +56,7 @@ class ReplicaStatus(msgspec.Struct):
     absent: dict[str, int] = {}
     leaving: bool = False
     vcenters: list[str] = []
+    absent_by_api: dict[str, dict[Api, int]] = {}
 
 
 class SurvivalNote(msgspec.Struct):
@@ -156,7 +159,9 @@ class Replicas:
     async def _publish_own_status(self) -> None:
         own = self._own
         own.held = self._ownership.held_count
-        own.absent = {name: source.absent_count for name, source in self._sources.items() if source.absent_count}
+        counts = {name: source.absent_counts for name, source in self._sources.items()}
+        own.absent_by_api = {name: by_api for name, by_api in counts.items() if any(by_api.values())}
+        own.absent = {name: sum(by_api.values()) for name, by_api in own.absent_by_api.items()}
         if self._connection.is_connected:
             try:
                 await self._publish(own)
@@ -193,11 +198,9 @@ class Replicas:
                 await self._publish(SurvivalNote(note.request, survived=True))
 
     def _pass_on_absent_counts(self) -> None:
-        absent: Counter[str] = Counter()
-        for other in self._others.values():
-            absent.update(other.status.absent)
+        others = [other.status for other in self._others.values()]
         for name, source in self._sources.items():
-            source.set_absent_elsewhere(absent[name])
+            source.set_absent_elsewhere(count_absent(name, others))
 
     def belongs_elsewhere(self, vcenter: str) -> bool:
         """Return whether only other replicas can poll this vCenter's tasks, and one of them has capacity."""
@@ -223,6 +226,15 @@ class Replicas:
             surplus, self._watcher.release
         ):
             self._uneven_count = 0  # wait for the effect first
+
+
+def count_absent(vcenter: str, others: Iterable[ReplicaStatus]) -> Counter[Api]:
+    """Return how many tasks the `others` miss, by API. Those of an older release may be of either. Pure."""
+    counts: Counter[Api] = Counter()
+    for status in others:
+        unknown = status.absent.get(vcenter, 0)
+        counts.update(status.absent_by_api.get(vcenter, {"cis": unknown, "vim": unknown}))
+    return counts
 
 
 def count_surplus(held: int, others: Iterable[tuple[int, int]]) -> int:

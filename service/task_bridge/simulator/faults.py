@@ -30,9 +30,10 @@ from .task_attributes import provider_of
 class Effect(Struct, frozen=True):
     """Changes to a response. A default value leaves that part unchanged.
 
-    `delay_s` passes before the headers. `sends` is the number of bytes of the body to send first; then a longer body
-    stalls for `stall_s` (None: until the fault is cleared or the client disconnects), and the rest follows. `drops`
-    ends the connection after `sends` bytes of the body, or before any header if `sends` is None.
+    `delay_s` passes before the headers. `sends` is the number of bytes of the body to send first; then a longer
+    body stalls for `stall_s` (None: until the fault is cleared or the client disconnects), and the rest follows.
+    `holds` stalls the whole response, headers too, though vCenter has computed it. `drops` ends the connection after
+    `sends` bytes of the body, or before any header if `sends` is None.
     """
 
     status: int | None = None
@@ -43,6 +44,7 @@ class Effect(Struct, frozen=True):
     delay_s: float = 0.0
     sends: int | None = None
     stall_s: float | None = None
+    holds: bool = False
     drops: bool = False
 
     @property
@@ -228,6 +230,16 @@ def delayed(seconds: float) -> Effect:
     return Effect(delay_s=seconds)
 
 
+def late(seconds: float) -> Effect:
+    """Send late what was the right response at first: what changes meanwhile isn't in it."""
+    return Effect(holds=True, stall_s=seconds)
+
+
+def silent() -> Effect:
+    """Send nothing until the fault is cleared or the client disconnects."""
+    return Effect(holds=True)
+
+
 def stalled_body(sends: int = 1, seconds: float | None = None) -> Effect:
     """Stall the body after some bytes: for a time, or until the fault is cleared or the client disconnects."""
     return Effect(sends=sends, stall_s=seconds)
@@ -284,6 +296,8 @@ FAULTS: dict[str, Callable[..., Effect]] = {
         gateway_unavailable,
         answer,
         delayed,
+        late,
+        silent,
         stalled_body,
         connection_reset,
         truncated_json,

@@ -65,6 +65,8 @@ class FaultyResponse(Response):
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         effect = self._fault.effect
+        if effect.holds:
+            await self._stall(receive)
         if effect.sends is None:
             if effect.drops:
                 raise ConnectionDroppedError

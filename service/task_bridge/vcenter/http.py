@@ -22,7 +22,7 @@ import httpx
 from ..domain.errors import VCenterUnavailable
 from ..metrics import Metrics
 from ..tracing import span
-from .http_errors import describe_http_error, is_tls_error
+from .http_errors import describe_http_error, is_certificate_error
 from .policy import VCenterConfig
 
 MAX_BODY_BYTES = 32 * 1024 * 1024
@@ -255,9 +255,11 @@ class VCenterHttp:
                 )
                 return await self._read_answer(client, http_request, request.limits.max_bytes)
         except (httpx.HTTPError, httpx.InvalidURL, TimeoutError, OSError) as error:
-            if is_tls_error(error) and self._current is not None:
+            if is_certificate_error(error) and self._current is not None:
                 self._current.is_stale = True  # the CA file may have new content under the same time and size
-            raise _classify_error(error, events)(describe_http_error(error, self._settings)) from error
+            at_proxy = self._settings.proxy is not None and "connection.connect_tcp.failed" in events
+            message = describe_http_error(error, self._settings, at_proxy=at_proxy)
+            raise _classify_error(error, events)(message) from error
 
     async def _read_answer(self, client: httpx.AsyncClient, request: httpx.Request, max_bytes: int) -> Answer:
         response = await client.send(request, stream=True)

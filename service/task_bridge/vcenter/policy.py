@@ -104,7 +104,8 @@ class VimTimeouts(NamedTuple):
 
     Polling:
     `pull_interval_s`: between polls without push.
-    `safety_pull_interval_s`: between polls of some tasks beside push.
+    `silence_s`: for how long push may not show a task until it is pulled beside push, and between such pulls.
+    `end_late_s`: how much later than a pull push may show an end. Polling alone would be as prompt then.
     `history_lookback_s`: how long before its watch a task that was never seen may have been queued.
     `history_retry_s`: for how long to ask again for the history of a task that was seen, if vCenter refuses it.
     `vm_timeout_s`: how long VMs may delay tasks before their questions are polled separately.
@@ -117,7 +118,8 @@ class VimTimeouts(NamedTuple):
     updates_per_s: float = 3.0
     updates_burst: float = 3.0
     pull_interval_s: float = 2.0
-    safety_pull_interval_s: float = 300.0
+    silence_s: float = 5.0
+    end_late_s: float = 2.0
     idle_logout_s: float = 60.0
     push_losses_max: int = 3
     push_losses_window_s: float = 300.0

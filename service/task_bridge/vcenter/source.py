@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import AsyncExitStack
 from types import TracebackType
 from typing import Self
 
 from ..domain.errors import VCenterUnavailable
 from ..domain.ports import PollResult, TaskSource
-from ..domain.task import TaskIdentity, is_vim_task
+from ..domain.task import Api, TaskIdentity, is_vim_task
 from ..metrics import Metrics
 from ..settings import VCenterSettings
 from .cis import CisSource
-from .health import VCenterHealthTracker
+from .health import ApiHealth
 from .policy import TIMEOUTS, PollPolicy, Timeouts, VCenterConfig
 from .vim import VimSource
 
@@ -39,10 +39,12 @@ class VCenterTaskSource:
         self._name = settings.name
         self._cis = CisSource(settings, policy, metrics, clock=clock, timeouts=timeouts)
         self._vim: VimSource | None = None
+        self._sources: dict[Api, CisSource | VimSource] = {"cis": self._cis}
         if (mode := settings.vim) != "off":
             self._vim = VimSource(
                 self._cis.shared, settings, policy, metrics, mode=mode, clock=clock, timeouts=timeouts
             )
+            self._sources["vim"] = self._vim
         self._stack = AsyncExitStack()
 
     async def __aenter__(self) -> Self:
@@ -56,9 +58,9 @@ class VCenterTaskSource:
     ) -> None:
         await self._stack.aclose()
 
-    @property
-    def health(self) -> VCenterHealthTracker:
-        return self._cis.health
+    def report_health(self) -> dict[Api, ApiHealth]:
+        """Return the health of each API, without any request."""
+        return {api: source.report_health() for api, source in self._sources.items()}
 
     @property
     def budget_used(self) -> float:
@@ -96,13 +98,12 @@ class VCenterTaskSource:
             source.forget(task)
 
     @property
-    def absent_count(self) -> int:
-        return self._cis.absent_count + (self._vim.absent_count if self._vim else 0)
+    def absent_counts(self) -> dict[Api, int]:
+        return {api: source.absent_count for api, source in self._sources.items()}
 
-    def set_absent_elsewhere(self, count: int) -> None:
-        self._cis.set_absent_elsewhere(count)
-        if self._vim is not None:
-            self._vim.set_absent_elsewhere(count)
+    def set_absent_elsewhere(self, counts: Mapping[Api, int]) -> None:
+        for api, source in self._sources.items():
+            source.set_absent_elsewhere(counts.get(api, 0))
 
     def poll_results(self) -> AsyncIterator[list[tuple[str, PollResult]]]:
         return self._cis.poll_results()

@@ -17,7 +17,7 @@ from ...domain.task import UNAVAILABLE, Rendering, Task
 from ...domain.task_json import BodyOutOfBounds, UnreadableBody, size_of
 from ...metrics import Metrics
 from ..backoff import Outage
-from ..health import VCenterHealthTracker
+from ..health import ApiHealthTracker
 from ..http import AmbiguousFailure, RequestBudget
 from ..parsing import SHORT_BYTES, parse_task_outside_loop
 from ..policy import Timeouts
@@ -56,7 +56,7 @@ class CisPoller:
         tracker: TaskTracker[TrackedCisTask],
         transport: CisTransport,
         api: CisTasksApi,
-        health: VCenterHealthTracker,
+        health: ApiHealthTracker,
         outage: Outage,
         metrics: Metrics,
         timeouts: Timeouts,
@@ -102,7 +102,7 @@ class CisPoller:
         finally:
             group.in_flight -= 1
             self._retry_together(batch, self._transport.policy.poll_min_s)
-            self._health.set_vanished_reason("cis", self._absences.vanished_reason)
+            self._health.set_vanished_reason(self._absences.vanished_reason)
 
     def poll_others_now(self, provider: str = "", *, at_most: int = _OTHERS_AFTER_LIST) -> None:
         """Poll others soon, those of this provider first: a task that vanished may not have vanished alone."""

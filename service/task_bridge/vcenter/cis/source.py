@@ -23,7 +23,7 @@ from ...domain.errors import VCenterUnavailable
 from ...domain.ports import PollResult
 from ...metrics import Metrics
 from ..backoff import Outage
-from ..health import VCenterHealthTracker
+from ..health import ApiHealth, ApiHealthTracker
 from ..http import RequestBudget, VCenterHttp
 from ..policy import TIMEOUTS, PollPolicy, Timeouts, VCenterConfig
 from ..shared import ResultQueue, SharedVCenter
@@ -63,7 +63,7 @@ class CisSource:
     ) -> None:
         rng = rng or random.Random()  # noqa: S311 - spreads polls in time
         timeouts = timeouts.with_answer_timeout(settings.timeout_s)
-        self.health = VCenterHealthTracker(settings.name)
+        self.health = ApiHealthTracker(settings.name, "cis")
         self._settings = settings
         self._timeouts = timeouts
         self._clock = clock
@@ -93,7 +93,6 @@ class CisSource:
         self._requested_at = -math.inf
         self._early = RequestBudget(_EARLY_PER_S, monotonic, burst=_EARLY_BURST)
         self._pinged_at = -math.inf
-        self._answered_at = 0.0
         self._results_last = False
         self._loop: asyncio.Task[None] | None = None
 
@@ -123,7 +122,7 @@ class CisSource:
     @property
     def shared(self) -> SharedVCenter:
         """The parts that another source of the same vCenter uses too. That source must be left first."""
-        return SharedVCenter(self._http, self._session.login_throttle, self.health, self._tracker.results)
+        return SharedVCenter(self._http, self._session.login_throttle, self._tracker.results)
 
     @property
     def budget_used(self) -> float:
@@ -156,6 +155,9 @@ class CisSource:
 
     def forget(self, task: str) -> None:
         self._tracker.forget(task)
+
+    def report_health(self) -> ApiHealth:
+        return self.health.report(watches=len(self._tracker.tasks), vanished=self.absent_count)
 
     @property
     def absent_count(self) -> int:
@@ -266,13 +268,10 @@ class CisSource:
 
     async def _ping(self) -> None:
         """Check that vCenter is there: no poll shows it while no CIS task is tracked."""
-        if (self.health.last_good_poll_at or 0.0) > self._answered_at:
-            self.health.record_answer()  # a poll of another API was good meanwhile
-        elif not await self._session.check():
+        if not await self._session.check():
             raise VCenterUnavailable(
                 f"vCenter {self._settings.name} doesn't answer for the session that it gave to the bridge."
             )
-        else:
-            self.health.record_good_poll(self._monotonic())
-        self._answered_at = self.health.last_good_poll_at or 0.0
-        self._outage.record_answer(self._monotonic())
+        now = self._monotonic()
+        self.health.record_good_poll(now)
+        self._outage.record_answer(now)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable
-from itertools import islice
 from typing import NamedTuple
 
 import structlog
@@ -12,7 +12,7 @@ from ...domain.ports import UNCHANGED
 from ...domain.task import TaskError, TaskIdentity
 from ...logs import FailureLog
 from ...metrics import Metrics
-from ..health import VCenterHealthTracker
+from ..health import ApiHealthTracker
 from ..http import AnswerTooLarge
 from ..policy import VimTimeouts
 from ..tracked_task import FORGOTTEN, PARKED, TaskTracker
@@ -20,7 +20,7 @@ from . import api
 from .api import ObjectState, VmTimeout
 from .session import VimSession
 from .soap import Ref, SoapFault, UnreadableXml
-from .taskinfo import Info, build_task, parse_identity
+from .taskinfo import Info, build_task, has_ended, parse_identity
 from .transport import TrackedVimTask, VimTransport
 
 log = structlog.get_logger(__name__)
@@ -48,7 +48,7 @@ class VimPoller:
         tracker: TaskTracker[TrackedVimTask],
         transport: VimTransport,
         session: VimSession,
-        health: VCenterHealthTracker,
+        health: ApiHealthTracker,
         timeouts: VimTimeouts,
         metrics: Metrics,
         wall_clock: Callable[[], float],
@@ -67,17 +67,19 @@ class VimPoller:
         self._unchanged_reported_at = self._clock()
         self._history_log = FailureLog(log, "history_unavailable", "history_available_again")
         self._to_report: dict[str, TrackedVimTask] = {}
+        self._pulled_ends: dict[Ref, float] = {}
 
     # Push
 
-    def apply_updates(self, objects: list[ObjectState]) -> None:
-        """Apply an update set. What it doesn't show is unchanged."""
+    def apply_updates(self, objects: list[ObjectState], asked_at: float) -> None:
+        """Apply an update set that was asked for at this time. What it doesn't show is unchanged."""
         now = self._clock()
         self._record_good_poll(now)
         self._polled.inc(len(objects))
         for one in objects:
+            self._pulled_ends.pop(one.ref, None)
             if (tracked := self._tracker.tasks.get(one.ref.id)) is not None:
-                tracked.updated_at = now
+                tracked.updated_at, tracked.shown_at = now, max(tracked.shown_at, asked_at)
             if (missing := self._apply(one)) is not None:
                 self._transport.poll_at(missing.tracked, now)  # an answer about it alone decides
         self._report_changes()
@@ -92,16 +94,15 @@ class VimPoller:
             if ref.type == "Task" and (tracked := self._tracker.tasks.get(ref.id)):
                 self._transport.poll_at(tracked, self._clock())
 
-    # Polls
+    @property
+    def first_pulled_end_at(self) -> float:
+        """When a pull showed the first of the ends that push hasn't shown yet; infinity if there is none."""
+        return min(self._pulled_ends.values(), default=math.inf)
 
-    def next_in_turn(self, at_most: int | None) -> list[TrackedVimTask]:
-        """Return all tasks, or so many whose turn was the longest ago."""
-        tasks = self._tracker.tasks
-        turn = list(islice(tasks.values(), at_most))
-        if len(turn) < len(tasks):
-            for tracked in turn:
-                tasks[tracked.id] = tasks.pop(tracked.id)
-        return turn
+    def forget_pulled_ends(self) -> None:
+        self._pulled_ends.clear()
+
+    # Polls
 
     async def poll(self, those: list[TrackedVimTask]) -> None:
         """Poll these tasks, and the VMs whose questions may block them. Raises VCenterUnavailable."""
@@ -111,7 +112,7 @@ class VimPoller:
             self._transport.poll_at(tracked, started_at + self._poll_min_s)
         missing = {one.id: _Missing(one, _NOT_FOUND) for one in those}
         with_vm = [one for one in those if one.vm]
-        objects = await self._fetch([one.id for one in those], missing, failures=[])
+        objects = await self._fetch([one.id for one in those], missing, failures=[], with_vms=True)
         shown = self._apply_answer(objects, missing, started_at)
         for tracked in with_vm:
             tracked.awaits_question = False
@@ -123,20 +124,39 @@ class VimPoller:
                 self._transport.cancel_poll(tracked)
         await self._handle_missing([one for one in missing.values() if one.tracked.phase != FORGOTTEN])
 
+    async def poll_beside_push(self, those: list[TrackedVimTask]) -> None:
+        """Poll these tasks without their VMs, which may hold up an answer. Raises VCenterUnavailable.
+
+        A task that isn't shown, or that changed and has a VM, is polled by itself then. An end needs no more.
+        """
+        started_at = self._clock()
+        missing = {one.id: _Missing(one, _NOT_FOUND) for one in those}
+        before = {one.id: one.info for one in those}
+        objects = await self._fetch(list(missing), missing, failures=[], with_vms=False)
+        shown = self._apply_answer(objects, missing, started_at)
+        for tracked in shown:
+            if tracked.vm and tracked.info != before[tracked.id] and not tracked.is_shown_ended:
+                tracked.awaits_question = True
+        self._report_changes()
+        self._tracker.report_unchanged([one for one in shown if one.phase != PARKED and not one.awaits_question])
+        for one in missing.values():
+            self._transport.poll_at(one.tracked, started_at)
+
     async def _fetch(
-        self, tasks: list[str], missing: dict[str, _Missing], failures: list[Exception]
+        self, tasks: list[str], missing: dict[str, _Missing], failures: list[Exception], *, with_vms: bool
     ) -> list[ObjectState]:
         """Fetch the tasks and their VMs, by halves if the answer is refused or can't be read.
 
         The task that is to blame is alone at last. It is unreadable and not `missing`.
         """
+        with_vms = with_vms and not self._transport.separate_questions
         found = [one for task in tasks if (one := self._tracker.tasks.get(task))]
-        vms = set() if self._transport.separate_questions else {one.vm for one in found if one.vm}
+        vms = {one.vm for one in found if one.vm and with_vms}
         try:
             objects = await api.fetch_objects(self._session, tasks, vms, self._timeouts.vm_timeout_s)
         except VmTimeout:
             self._transport.poll_questions_separately()
-            return await self._fetch(tasks, missing, failures)
+            return await self._fetch(tasks, missing, failures, with_vms=False)
         except (UnreadableXml, AnswerTooLarge, SoapFault) as error:
             failures.append(error)
             if len(failures) > 4 + 2 * len(missing).bit_length():
@@ -152,7 +172,7 @@ class VimPoller:
             return objects
         middle = len(tasks) // 2
         halves = tasks[:middle], tasks[middle:]
-        return [one for half in halves for one in await self._fetch(half, missing, failures)]
+        return [one for half in halves for one in await self._fetch(half, missing, failures, with_vms=with_vms)]
 
     def _apply_answer(
         self, objects: list[ObjectState], missing: dict[str, _Missing], started_at: float
@@ -161,10 +181,13 @@ class VimPoller:
         shown = []
         for one in objects:
             tracked = self._tracker.tasks.get(one.ref.id)
-            if tracked is not None and tracked.updated_at > started_at:
+            if tracked is not None and tracked.updated_at > started_at and not has_ended(one.info):
                 missing.pop(tracked.id, None)  # an update that came meanwhile is newer
                 continue
+            was_ended = tracked is not None and tracked.is_shown_ended
             reason = self._apply(one)
+            if tracked is not None and reason is None:
+                self._note_pulled(tracked, started_at, is_new_end=not was_ended and tracked.is_shown_ended)
             if one.ref.type == "Task" and one.ref.id in missing:
                 del missing[one.ref.id]
                 if reason is not None:
@@ -172,6 +195,11 @@ class VimPoller:
                 elif tracked is not None:
                     shown.append(tracked)
         return shown
+
+    def _note_pulled(self, tracked: TrackedVimTask, started_at: float, *, is_new_end: bool) -> None:
+        tracked.shown_at = max(tracked.shown_at, started_at)
+        if is_new_end and tracked.ref not in self._transport.view.to_add:
+            self._pulled_ends[tracked.ref] = self._clock()
 
     async def fetch_identity(self, task: str) -> TaskIdentity | None:
         """Return the identity of the task that has this id now, None if vCenter shows none.
@@ -328,8 +356,8 @@ class VimPoller:
 
     def update_health(self) -> None:
         """Tell the health why tasks that vanished together aren't given up yet, or that there are none."""
-        self._health.set_vanished_reason("vim", self._absences.vanished_reason)
+        self._health.set_vanished_reason(self._absences.vanished_reason)
 
     def _record_good_poll(self, now: float) -> None:
         self._absences.record_answer(now)
-        self._health.record_good_poll_of_provider(now, "vim")
+        self._health.record_good_poll(now)

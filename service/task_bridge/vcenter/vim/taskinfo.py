@@ -81,6 +81,11 @@ def parse_identity(info: Info) -> TaskIdentity:
     return TaskIdentity(parse_time(info.get("queueTime")), info.get("descriptionId"))
 
 
+def has_ended(info: Info) -> bool:
+    """True if these properties show the end of a task."""
+    return info.get("state") in ("success", "error")
+
+
 def build_task(info: Info, question: Question | None, labels: Mapping[str, str]) -> Task | None:
     """Return the task, None if it has no state. `labels`: the descriptions of operations by description id."""
     state = info.get("state")

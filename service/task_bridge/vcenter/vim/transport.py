@@ -15,7 +15,7 @@ from .api import OBJECTS_MAX
 from .push import ViewChanges
 from .questions import VmQuestions
 from .soap import Ref
-from .taskinfo import Info, parse_identity
+from .taskinfo import Info, has_ended, parse_identity
 
 log = structlog.get_logger(__name__)
 
@@ -25,7 +25,8 @@ class TrackedVimTask(TrackedTask, kw_only=True, gc=True):
 
     `identity`: tells it from another task with the same id. `info`: what vCenter has shown of it so far. `is_other`:
     vCenter shows another task under its id. `due`: when to poll it by itself; None leaves it to push and to the
-    regular pulls. `updated_at`: when an update set showed it last. `vm`: the VM whose question would block it.
+    regular pulls. `updated_at`: when an update set showed it last. `shown_at`: its state isn't older than that, or it
+    wasn't tracked before. `vm`: the VM whose question would block it.
     `awaits_question`: an earlier watch reported it, and its VM's question hasn't been polled since. `history_read`:
     vCenter's history was searched for it, or never can be. `history_refused_at`: since when it can't.
     """
@@ -36,6 +37,7 @@ class TrackedVimTask(TrackedTask, kw_only=True, gc=True):
     is_other: bool = False
     due: float | None = None
     updated_at: float = -math.inf
+    shown_at: float = -math.inf
     vm: str | None = None
     awaits_question: bool = False
     history_read: bool = False
@@ -44,6 +46,11 @@ class TrackedVimTask(TrackedTask, kw_only=True, gc=True):
     @property
     def ref(self) -> Ref:
         return Ref("Task", self.id)
+
+    @property
+    def is_shown_ended(self) -> bool:
+        """True if vCenter has shown its end, which may not have been reported yet."""
+        return has_ended(self.info)
 
     def apply_info(self, info: Info, *, is_complete: bool) -> bool:
         """Merge what vCenter shows. Return False if it shows another task, to which it gave the same id."""
