@@ -88,12 +88,10 @@ async def test_a_session_that_is_never_accepted_makes_no_flood_of_logins() -> No
     async with lab() as it:
         it.vcenter.faults.add(faults.unauthenticated(), path="/tasks")
         await it.until(lambda: it.source.health.state == "ok")
-        with pytest.raises(VCenterUnavailable, match="doesn't accept the session that it has just created"):
-            await it.source.cancel("a:b")
         for _ in range(5):
             with pytest.raises(VCenterUnavailable, match="doesn't accept the session that it has just created"):
                 await it.source.cancel("a:b")
-        assert it.vcenter.sessions.counts.logins == 2
+        assert it.vcenter.sessions.counts.logins == 1
 
 
 async def test_a_refused_password_is_tried_once_until_it_changes(tmp_path: Path) -> None:

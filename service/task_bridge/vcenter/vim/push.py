@@ -121,7 +121,7 @@ class Push:
         version = ""
         while True:
             if not self.is_current:
-                raise self._session.mark_ended(self.number)
+                raise self._session.build_ended_error()
             try:
                 update = await api.wait_for_updates(self._session, self._collector, version)
             except SoapFault as fault:
