@@ -148,6 +148,9 @@ async def lab(
     vcenter = vcenter or SimulatedVCenter()
     async with serve_vcenter(vcenter, ssl=ssl) as url, looking_at(vcenter, url, **looking) as it:
         yield it
+    for counts in vcenter.sessions.counts_of.values():  # whatever the trouble was
+        assert counts.logins <= 20
+        assert counts.most_live <= 2
 
 
 @asynccontextmanager
