@@ -12,6 +12,7 @@ from collections.abc import AsyncIterator, Callable
 import httpx
 import pytest
 
+from task_bridge import __version__
 from task_bridge.domain.errors import VCenterUnavailable
 from task_bridge.metrics import Metrics
 from task_bridge.vcenter.cis.session import CisSession
@@ -88,6 +89,7 @@ async def test_the_login_sends_the_credentials_and_every_request_the_session(vce
     assert login.headers["authorization"] == f"Basic {expected}"
     assert get.headers["vmware-api-session-id"] == "token-1"
     assert "authorization" not in get.headers
+    assert {request.headers["user-agent"] for request in (login, get)} == {f"vcenter-task-bridge/{__version__}"}
 
 
 async def test_a_cookie_of_a_login_is_not_sent_beside_the_session(vcenter: Scripted) -> None:

@@ -118,7 +118,8 @@ class VimSession:
             case Verdict.WAIT:
                 return self._login_throttle.build_rejection(message, describe_unknown_schemes(challenge))
             case Verdict.KEEP:
-                return SoapFault(message, "NotAuthenticated", message)
+                text = f"vCenter {self._settings.name} refuses a request, though its session is good: {message}"
+                return SoapFault(text, "NotAuthenticated", message)
 
     def build_ended_error(self) -> SessionEnded:
         return SessionEnded(f"vCenter {self._settings.name} ended the session for classic tasks.")
@@ -236,7 +237,8 @@ class VimSession:
     ) -> VCenterUnavailable:
         """Give up a session that has ended, or that no longer serves. Return the error to raise."""
         if isinstance(error, SoapFault) and error.kind == "NotAuthenticated":
-            return await self.handle_refusal(operation, number, str(error), error.challenge)
+            message = f"{error.kind}: {error.reason}" if error.reason else error.kind
+            return await self.handle_refusal(operation, number, message, error.challenge)
         if answer.status != 500:
             self._record.record_other_answer()
         elif operation in _FAILING_OPERATIONS and self._record.record_failure(operation, self._clock()):
