@@ -203,6 +203,27 @@ async def test_a_false_refusal_by_one_api_stops_only_that_one(lab: Lab, refusing
     assert lab.vcenter.sessions.counts.failed_logins == 1
 
 
+async def test_a_password_that_worked_is_tried_again_after_a_false_refusal(
+    lab: Lab, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(login_rules, "REFUSED_PAUSES_S", (1.0,))
+    async with lab.bridge() as bridge:
+        await lab.listen()
+        tasks = [lab.vcenter.create(scenarios.runs_forever(), flavour=one) for one in FLAVOURS.values()]
+        for task in tasks:
+            await lab.publish(task)
+        await until(lambda: all(map(lab.heard, tasks)))
+        lab.vcenter.options.false_refusals = {"cis": 1, "vim": 1}
+        lab.vcenter.sessions.invalidate()
+        await until(lambda: lab.vcenter.sessions.counts.failed_logins == 2)
+        for task in tasks:
+            lab.vcenter.set(task, status="SUCCEEDED")
+        for task in tasks:
+            await lab.ended(task)
+        await until(lambda: bridge.status.health().vcenters[0].state == "ok")
+        assert logins(lab) == {"cis": 2, "vim": 2}
+
+
 FLAVOURS: dict[str, Flavour] = {"cis": "vlcm", "vim": "vim"}
 
 

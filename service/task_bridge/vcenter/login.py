@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import random
-from collections.abc import Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any, Generic, TypeVar
 
 import structlog
@@ -133,6 +133,29 @@ class LoginThrottle:
 
     def _count(self, result: str) -> None:
         self._logins.labels(self._settings.name, result).inc()
+
+
+class GivenUpSessions(Generic[T]):
+    """Sessions that the bridge has replaced and not yet logged out of. `log_out` sends one logout."""
+
+    def __init__(self, log_out: Callable[[T], Awaitable[object]]) -> None:
+        self._log_out = log_out
+        self._waiting: list[T] = []
+
+    def add(self, session: T) -> None:
+        self._waiting.append(session)
+
+    async def log_out_of_all(self) -> None:
+        """Try once to log out of each: some are alive, whatever vCenter said. Never raises, unless canceled."""
+        while self._waiting:
+            session = self._waiting.pop()
+            try:
+                await self._log_out(session)
+            except VCenterUnavailable as error:
+                log.debug("logout_failed", reason=str(error))
+            except BaseException:
+                self._waiting.append(session)
+                raise
 
 
 class SingleFlight(Generic[T]):

@@ -16,7 +16,7 @@ from ...domain.errors import VCenterUnavailable
 from ...domain.task import Rendering
 from ...metrics import Metrics
 from ..http import DEFAULT_LIMITS, SMALL_LIMITS, Answer, AnswerLimits, VCenterHttp
-from ..login import LoginThrottle, SingleFlight
+from ..login import GivenUpSessions, LoginThrottle, SingleFlight
 from ..login_rules import Verdict
 from ..policy import VCenterConfig
 from .renderings import (
@@ -58,7 +58,7 @@ class CisSession:
         self._settings = settings
         self._clock = clock
         self._token: str | None = None
-        self._given_up: list[str] = []
+        self._given_up = GivenUpSessions(self._log_out)
         self._rendering: Rendering | None = None
         self._login = SingleFlight(self._log_in)
         self._accepted_at = -ALIVE_S
@@ -104,7 +104,7 @@ class CisSession:
         self._closed = True
         await self._login.wait()
         self._give_up_token()
-        await self._log_out_of_given_up()
+        await self._given_up.log_out_of_all()
 
     async def _send(
         self,
@@ -177,6 +177,8 @@ class CisSession:
                 return False
             case SessionFault.POSSIBLE:
                 return None
+        if fault is SessionFault.LIKELY:
+            return None
         raise VCenterUnavailable(f"vCenter {self._settings.name} can't report on its session: {parse_message(check)}")
 
     @property
@@ -186,22 +188,11 @@ class CisSession:
     def _give_up_token(self) -> None:
         token, self._token = self._token, None
         if token is not None:
-            self._given_up.append(token)
+            self._given_up.add(token)
 
-    async def _log_out_of_given_up(self) -> None:
-        """Log out of all sessions that were given up: some are alive, whatever vCenter said. Never raises."""
-        method, target = self._calls.logout
-        while self._given_up:
-            token = self._given_up.pop()
-            try:
-                await self._http.request(
-                    "logout", method, target, {_SESSION_HEADER: token}, urgent=True, limits=LOGOUT_LIMITS
-                )
-            except VCenterUnavailable:
-                pass
-            except BaseException:
-                self._given_up.append(token)
-                raise
+    async def _log_out(self, token: str) -> None:
+        headers = {_SESSION_HEADER: token}
+        await self._http.request("logout", *self._calls.logout, headers, urgent=True, limits=LOGOUT_LIMITS)
 
     # Logging in
 
@@ -217,7 +208,7 @@ class CisSession:
         async with self.login_throttle.lock:
             credentials = self.login_throttle.read_credentials("cis")
             self._give_up_token()
-            await self._log_out_of_given_up()
+            await self._given_up.log_out_of_all()
             answer = await self._post_login(*credentials)
             if answer.ok and (token := parse_token(answer.body)):
                 self.login_throttle.record_login("cis", credentials)

@@ -12,7 +12,7 @@ from typing import NamedTuple
 from ...domain.errors import VCenterUnavailable
 from ..challenge import describe_unknown_schemes
 from ..http import Answer, AnswerLimits
-from ..login import SingleFlight
+from ..login import GivenUpSessions, SingleFlight
 from ..login_rules import Verdict
 from ..parsing import parse_outside_loop
 from ..policy import VCenterConfig
@@ -57,7 +57,7 @@ class VimSession:
         self._clock = shared.login_throttle.clock
         self._cookie: str | None = None
         self._service: ServiceContent | None = None
-        self._given_up: list[tuple[ServiceContent, str]] = []
+        self._given_up = GivenUpSessions(self._log_out)
         self._login = SingleFlight(self._log_in)
         self._closed = False
         self.number = 0
@@ -113,7 +113,7 @@ class VimSession:
             return self.build_ended_error()
         match self._record.record_refusal(operation, self._clock(), is_alive=is_alive):
             case Verdict.REPLACE:
-                await self._replace()
+                await self._end_session()
                 return self.build_ended_error()
             case Verdict.WAIT:
                 return self._login_throttle.build_rejection(message, describe_unknown_schemes(challenge))
@@ -135,8 +135,7 @@ class VimSession:
     async def close(self) -> None:
         """Log out, even if a login is still in flight. Never raises. A later call logs in again."""
         await self._login.wait()
-        self._give_up_session()
-        await self._log_out_of_given_up()
+        await self._end_session()
 
     async def close_for_good(self) -> None:
         """Log out and refuse later calls. Never raises."""
@@ -148,7 +147,7 @@ class VimSession:
     async def _log_in(self) -> ServiceContent:
         async with self._login_throttle.lock:
             credentials = self._login_throttle.read_credentials("vim")
-            await self._log_out_of_given_up()
+            await self._given_up.log_out_of_all()
             try:
                 service = await self._open_session(*credentials)
             except SoapFault as fault:
@@ -177,7 +176,7 @@ class VimSession:
             await self._post("login", "Login", service.sessions, arguments, service.version)
         except UnreadableXml:
             self._give_up(service)
-            await self._log_out_of_given_up()
+            await self._given_up.log_out_of_all()
             raise
         if self._cookie is None:
             raise self.build_unreadable_error("creates no session at /sdk")
@@ -243,7 +242,7 @@ class VimSession:
             self._record.record_other_answer()
         elif operation in _FAILING_OPERATIONS and self._record.record_failure(operation, self._clock()):
             if self._is_current(number):
-                await self._replace()
+                await self._end_session()
             return self.build_ended_error()
         return error
 
@@ -265,35 +264,24 @@ class VimSession:
             return False
         return soap.child(answer, "returnval", "objects", "propSet", "val") is not None
 
-    # Sessions that were given up
+    # Ends of sessions
 
-    async def _replace(self) -> None:
-        self._give_up_session()
-        await self._log_out_of_given_up()
-
-    def _give_up_session(self) -> None:
+    async def _end_session(self) -> None:
+        """Log out, so that the next call logs in again."""
         service, self._service = self._service, None
         if service is not None:
             self._give_up(service)
+        await self._given_up.log_out_of_all()
 
     def _give_up(self, service: ServiceContent) -> None:
         cookie, self._cookie = self._cookie, None
         if cookie is not None:
-            self._given_up.append((service, cookie))
+            self._given_up.add((service, cookie))
 
-    async def _log_out_of_given_up(self) -> None:
-        """Log out of all sessions that were given up: some are alive, whatever vCenter said. Never raises."""
-        while self._given_up:
-            service, cookie = self._given_up.pop()
-            headers = _build_headers(service.version, cookie)
-            content = soap.build_envelope("Logout", service.sessions, "")
-            try:
-                await self._http.request("logout", "POST", "/sdk", headers, content, urgent=True, limits=LOGOUT_LIMITS)
-            except VCenterUnavailable:
-                pass
-            except BaseException:
-                self._given_up.append((service, cookie))
-                raise
+    async def _log_out(self, session: tuple[ServiceContent, str]) -> None:
+        service, cookie = session
+        headers, content = _build_headers(service.version, cookie), soap.build_envelope("Logout", service.sessions, "")
+        await self._http.request("logout", "POST", "/sdk", headers, content, urgent=True, limits=LOGOUT_LIMITS)
 
 
 def _build_headers(version: str, cookie: str | None) -> dict[str, str]:
