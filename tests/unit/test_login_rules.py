@@ -116,6 +116,9 @@ class TestSession:
             (["tasks", "check"], "tasks", False, [Verdict.REPLACE]),
             (["check"], "tasks", False, [Verdict.REPLACE]),
             (["wait"], "pull", False, [Verdict.REPLACE]),
+            (["cancel"], "cancel", False, [Verdict.REPLACE]),
+            # It has ended before the first poll.
+            (["labels", "push", "modify"], "pull", False, [Verdict.WAIT, Verdict.WAIT]),
             # It is alive, but not accepted for this.
             (["check"], "tasks", True, [Verdict.WAIT, Verdict.WAIT]),
             (["wait", "push"], "pull", True, [Verdict.WAIT, Verdict.WAIT]),

@@ -51,6 +51,7 @@ class Vcenter:
         self.classic = self.simulated.create(scenarios.runs_forever(), flavour="vim")
         self.polls_cis = self._get_modern
         self._labels_of = 0
+        self.kills = False
         self.logins: dict[Api, list[float]] = {"cis": [], "vim": []}
         self.refusals: list[float] = []
         self.reasons: dict[Api, str | None] = {"cis": None, "vim": None}
@@ -77,6 +78,8 @@ class Vcenter:
             collector = await api.create_collector(self.vim)
             await api.create_filter(self.vim, collector, await api.create_view(self.vim))
             self._labels_of = self.vim.number
+            if self.kills:
+                self.simulated.sessions.invalidate(lambda session: session.api == "vim")
         await api.fetch_objects(self.vim, [self.classic])
 
     async def step(self) -> None:
@@ -182,6 +185,18 @@ async def test_an_hour_of_trouble_costs_at_most_twenty_logins_and_two_sessions(v
     await vcenter.step()
     assert vcenter.is_well()  # in the sessions that there are: no login has to be waited for
     assert len(vcenter.simulated.sessions.live) == 2
+
+
+async def test_sessions_that_end_before_the_first_poll_count_as_rejected(vcenter: Vcenter) -> None:
+    await vcenter.steps(60)
+    vcenter.kills = True
+    vcenter.simulated.sessions.invalidate()
+    await vcenter.steps(1.5 * HOUR_S)
+    assert 10 <= most_in(vcenter.logins["vim"], HOUR_S) <= 20
+    assert len(vcenter.logins["cis"]) == 2
+    vcenter.kills = False
+    await vcenter.steps(400)
+    assert vcenter.is_well()
 
 
 async def test_the_first_good_poll_resets_the_pauses(vcenter: Vcenter) -> None:

@@ -26,6 +26,8 @@ NEVER_GOOD_PAUSE_S = 900.0
 REFUSALS_MAX, REFUSALS_WINDOW_S = 3, 900.0
 _JITTER = 0.25
 _POLLS = frozenset({"tasks", "pull", "wait"})
+_PREPARATIONS = frozenset({"labels", "push", "modify"})
+"""Requests before the first poll. A session that doesn't live until then counts as rejected."""
 
 
 def doubling_pause_s(count: int, first_s: float) -> float:
@@ -113,8 +115,8 @@ class SessionRecord:
 
     @property
     def is_accepted(self) -> bool:
-        """True if any request in this session got a good answer."""
-        return bool(self._accepted)
+        """True if any request in this session, apart from preparations, got a good answer."""
+        return bool(self._accepted - _PREPARATIONS)
 
     def begin(self, now: float) -> None:
         """Start with a session that vCenter has just given."""
@@ -132,7 +134,7 @@ class SessionRecord:
 
     def record_refusal(self, kind: str, now: float, *, is_alive: bool) -> Verdict:
         """Decide about the session after a refusal. `is_alive`: vCenter still reports the session as logged in."""
-        if self._accepted and not is_alive:
+        if self.is_accepted and not is_alive:
             return Verdict.REPLACE
         if kind in self._accepted:
             self._accepted.discard(kind)  # unless it is accepted again, the next refusal isn't this request's alone

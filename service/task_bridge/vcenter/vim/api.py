@@ -128,7 +128,7 @@ async def fetch_labels(session: VimSession) -> dict[str, str]:
     manager = child(answer, "returnval", "objects")
     description = None if manager is None else child(manager, "propSet", "val")
     if description is not None:
-        session.record_good_answer("pull", number)
+        session.record_good_answer("labels", number)
     elif manager is not None and _NO_SESSION in _missing_kinds(manager):
         raise await session.handle_refusal("pull", number, _WITHHELD)
     methods = [] if description is None else children(description, "methodInfo")
