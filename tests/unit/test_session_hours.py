@@ -15,15 +15,12 @@ from task_bridge.domain.errors import VCenterUnavailable
 from task_bridge.metrics import Metrics
 from task_bridge.simulator import ManualClock, Options, SimulatedVCenter, faults, scenarios
 from task_bridge.simulator.faults import Effect
-from task_bridge.vcenter.cis.session import CisSession
-from task_bridge.vcenter.health import VCenterHealthTracker
-from task_bridge.vcenter.http import VCenterHttp
+from task_bridge.vcenter.cis import CisSource
 from task_bridge.vcenter.login_rules import Api
-from task_bridge.vcenter.shared import ResultQueue, SharedVCenter
 from task_bridge.vcenter.vim import api
 from task_bridge.vcenter.vim.session import SessionEnded, VimSession
 from unit.test_login_rules import most_in
-from vcenter_lab import Given
+from vcenter_lab import POLICY, Given
 
 STEP_S, HOUR_S = 10.0, 3_600.0
 Trouble = Callable[[SimulatedVCenter], None]
@@ -42,11 +39,11 @@ class Vcenter:
         self.password = "simulated"
         settings = Given("https://vcenter.test", secret=lambda: self.password, max_requests_per_second=1_000_000.0)
         transport = httpx.ASGITransport(self.simulated.app)
-        self.http = VCenterHttp(settings, Metrics(), clock=self.clock, transport=transport)
-        self.cis = CisSession(self.http, settings, Metrics(), clock=self.clock, rng=random.Random(1))
-        throttle = self.cis.login_throttle
-        shared = SharedVCenter(self.http, throttle, VCenterHealthTracker("lab"), ResultQueue())
-        self.vim = VimSession(shared, settings)
+        source = CisSource(
+            settings, POLICY, Metrics(), monotonic=self.clock, rng=random.Random(1), http_transport=transport
+        )
+        self.http, self.cis = source.shared.http, source._session
+        self.vim = VimSession(source.shared, settings)
         self.modern = self.simulated.create(scenarios.runs_forever())
         self.classic = self.simulated.create(scenarios.runs_forever(), flavour="vim")
         self.polls_cis = self._get_modern
