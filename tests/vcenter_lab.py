@@ -173,6 +173,9 @@ async def lab(
     vcenter, ssl = vcenter or SimulatedVCenter(), ssl or tls(scheme)
     async with serve_vcenter(vcenter, ssl=ssl) as url, looking_at(vcenter, url, **looking) as it:
         yield it
+    for counts in vcenter.sessions.counts_of.values():  # whatever the trouble was
+        assert counts.logins <= 20
+        assert counts.most_live <= 2
 
 
 @asynccontextmanager

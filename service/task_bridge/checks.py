@@ -25,7 +25,7 @@ from .jetstream.streams import Streams
 from .metrics import Metrics
 from .settings import Settings, VCenterSettings
 from .vcenter.cis.api import BadAnswer, CisTasksApi, MissingTask
-from .vcenter.cis.renderings import LOGIN_CALLS, Refusal
+from .vcenter.cis.renderings import LOGIN_CALLS, UNKNOWN_TASK, Refusal
 from .vcenter.cis.session import CisSession
 from .vcenter.http import VCenterHttp
 from .vcenter.shared import ResultQueue, SharedVCenter
@@ -34,7 +34,6 @@ from .vcenter.vim.session import VimSession as VimSession
 
 REACH_S, ANSWER_S = 5.0, 20.0
 OUT_OF_REACH = 4
-_NO_TASK = "00000000-0000-0000-0000-000000000000:com.vmware.cis"
 
 
 class CheckResult(NamedTuple):
@@ -238,7 +237,7 @@ async def _check_login(session: CisSession, settings: VCenterSettings) -> str:
 async def _check_tasks(tasks: CisTasksApi) -> str:
     """Get a task that doesn't exist. If the tasks service itself says so, it works."""
     try:
-        answer = await tasks.get_task(_NO_TASK, with_result=False)
+        answer = await tasks.get_task(UNKNOWN_TASK, with_result=False)
     except BadAnswer as error:
         return f"answers, but: {error}"
     if isinstance(answer, MissingTask) and answer.refusal is Refusal.ROUTER:
@@ -255,7 +254,8 @@ async def _check_classic_tasks(session: VimSession) -> str:
 
 def _add_fix(message: str, settings: VCenterSettings) -> str:
     message = message.removeprefix(f"vCenter {settings.name} ")
-    if not message.startswith("refuses the user name or the password"):
-        return message
-    prefix = f"BRIDGE_VCENTERS__{settings.name.upper()}"
-    return f"{message.partition(' Tried again')[0]} Correct {prefix}__USERNAME and {prefix}__PASSWORD."
+    message, _, is_paused = message.partition(" Tried again ")
+    if is_paused and message.startswith("refuses the user name or the password"):
+        prefix = f"BRIDGE_VCENTERS__{settings.name.upper()}"
+        return f"{message} Correct {prefix}__USERNAME and {prefix}__PASSWORD."
+    return message

@@ -34,10 +34,14 @@ class StandardError(Exception):
         self.body = std_error(error_type, *messages, **more)
 
 
-def unauthenticated_error() -> StandardError:
+def unauthenticated_error(challenge: str = CHALLENGE) -> StandardError:
     """Build the error for a missing session, an ended one, or a wrong password: vCenter doesn't disclose which."""
     required = message("Authentication required.", id="com.vmware.vapi.endpoint.method.authentication.required")
-    return StandardError("UNAUTHENTICATED", required, challenge=CHALLENGE)
+    return StandardError("UNAUTHENTICATED", required, challenge=challenge)
+
+
+def internal_server_error() -> StandardError:
+    return StandardError("INTERNAL_SERVER_ERROR", message("A provider threw an exception."))
 
 
 def too_many_sessions_error(user: str, existing: int, limit: int) -> StandardError:

@@ -141,9 +141,11 @@ class Faults:
 # Errors in the forms of vSphere
 
 
-def unauthenticated(empty: bool = False) -> Effect:
-    """Answer 401, in JSON as vCenter does, or without a body as vcsim does."""
-    return Effect(status=401, body=b"") if empty else Effect(error=errors.unauthenticated_error)
+def unauthenticated(empty: bool = False, challenge: str = errors.CHALLENGE) -> Effect:
+    """Answer 401, in JSON as vCenter does, or without a body, as vcsim does, and the challenge in a header."""
+    if empty:
+        return Effect(status=401, body=b"", headers=(("www-authenticate", challenge),))
+    return Effect(error=lambda: errors.unauthenticated_error(challenge))
 
 
 def unauthorized() -> Effect:
@@ -176,7 +178,7 @@ def resource_inaccessible() -> Effect:
 
 
 def internal_server_error() -> Effect:
-    return Effect(error=lambda: StandardError("INTERNAL_SERVER_ERROR", message("A provider threw an exception.")))
+    return Effect(error=errors.internal_server_error)
 
 
 def service_unavailable(retry_after_s: int | None = None) -> Effect:

@@ -3,6 +3,7 @@
 from collections.abc import Awaitable, Callable
 from typing import Literal
 
+import msgspec
 from msgspec import Struct
 
 Clock = Callable[[], float]
@@ -10,6 +11,8 @@ Clock = Callable[[], float]
 Sleep = Callable[[float], Awaitable[None]]
 
 Renderings = Literal["both", "api", "rest", "vcsim"]
+SessionApi = Literal["cis", "vim"]
+SESSION_APIS: tuple[SessionApi, ...] = ("cis", "vim")
 
 # The renderings that offer a login, and those that offer tasks. vcsim has the legacy login and the modern tasks.
 LOGIN_ON: dict[Renderings, tuple[str, ...]] = {
@@ -36,7 +39,11 @@ class Timestamps(Struct, frozen=True):
 
 
 class Options(Struct, kw_only=True, forbid_unknown_fields=True):
-    """Options of a simulated vCenter. `latency_s` delays every answer; None turns a time limit off."""
+    """Options of a simulated vCenter. `latency_s` delays every answer; None turns a time limit off.
+
+    `refused_sessions`: the APIs that give sessions and then refuse them. `false_refusals`: how many of the next logins
+    to an API are refused though the password is right.
+    """
 
     username: str = "administrator@vsphere.local"
     password: str = "simulated"  # noqa: S105 - there is nothing behind it
@@ -47,6 +54,8 @@ class Options(Struct, kw_only=True, forbid_unknown_fields=True):
     idle_timeout_s: float | None = 1_800.0
     session_lifetime_s: float | None = None
     max_sessions_per_user: int = 550
+    refused_sessions: tuple[SessionApi, ...] = ()
+    false_refusals: dict[SessionApi, int] = msgspec.field(default_factory=dict)
     latency_s: float = 0.0
     timestamps: Timestamps = Timestamps()
     remembered_requests: int = 100_000

@@ -16,6 +16,7 @@ import msgspec
 
 from ...domain.task import Message, Rendering, TaskError, parse_error
 from ...domain.task_json import UnreadableBody, parse_json
+from .. import challenge
 from ..http import Answer
 
 Call = tuple[str, str]
@@ -34,6 +35,8 @@ LOGIN_CALLS: dict[Rendering, LoginCalls] = {
     "rest": LoginCalls(("POST", _REST_SESSION), ("POST", f"{_REST_SESSION}?~action=get"), ("DELETE", _REST_SESSION)),
 }
 
+UNKNOWN_TASK = "00000000-0000-0000-0000-000000000000:com.vmware.cis"
+"""The id of no task: if the tasks service itself says so, it works for this user."""
 LIST_MAX = 500
 """vCenter answers more than 1,000 matches with an error; half of that leaves room for slow providers."""
 REST_LIST_MAX = 70
@@ -186,6 +189,7 @@ class SessionFault(enum.Enum):
 
     NO = enum.auto()
     POSSIBLE = enum.auto()
+    LIKELY = enum.auto()
     CERTAIN = enum.auto()
 
 
@@ -199,8 +203,8 @@ _AUTHENTICATION = re.compile(
 def classify_session_fault(answer: Answer) -> SessionFault:
     """Return how certainly the answer means that the session has ended.
 
-    A 401 is certain (vcsim's has no body), and so is a 403 or 500 that mentions authentication. Any other 403 is
-    possible: vCenter answered an expired session like that once.
+    A 401 is certain (vcsim's has no body). A 403 or 500 that mentions authentication is likely: it may also come from a
+    provider that can't log in elsewhere. Any other 403 is possible: vCenter answered an expired session like that once.
     """
     if answer.status == 401:
         return SessionFault.CERTAIN
@@ -208,8 +212,27 @@ def classify_session_fault(answer: Answer) -> SessionFault:
         return SessionFault.NO
     message = parse_message(answer)
     if message.type == "UNAUTHENTICATED" or message.mentions(_AUTHENTICATION):
-        return SessionFault.CERTAIN
+        return SessionFault.LIKELY
     return SessionFault.POSSIBLE if answer.status == 403 else SessionFault.NO
+
+
+def proves_session(answer: Answer) -> bool:
+    """True if vCenter answers only a logged-in user like this: a success, or that there is no such task."""
+    if answer.status != 404:
+        return answer.ok
+    message = parse_message(answer)
+    return message.type == "NOT_FOUND" and not message.is_from_router
+
+
+def describe_unknown_schemes(answer: Answer) -> str | None:
+    """Return a sentence if vCenter says how users log in, and the bridge can't do that."""
+    try:
+        body = parse_json(answer.body)
+    except UnreadableBody:
+        body = None
+    parts = [body, *(body.get(key) for key in ("value", "data"))] if isinstance(body, dict) else []
+    challenges = [part.get("challenge") for part in parts if isinstance(part, dict)]
+    return challenge.describe_unknown_schemes(answer.challenge, *(one for one in challenges if isinstance(one, str)))
 
 
 def parse_token(body: bytes) -> str | None:

@@ -26,6 +26,8 @@ _PAGE, _PAGES_MAX = 500, 40
 _PARSED_BETWEEN_TURNS = 50
 """Objects of an answer that are read between two turns of the event loop."""
 _DENIED = {"NoPermission", "RestrictedByAdministrator"}
+_NO_SESSION = "NotAuthenticated"
+_WITHHELD = f"it withholds every property ({_NO_SESSION})"
 _PROPERTIES = "".join(
     f"<propSet>{soap.xml_text('type', kind)}{''.join(soap.xml_text('pathSet', path) for path in paths)}</propSet>"
     for kind, paths in (("Task", PATHS), ("VirtualMachine", (QUESTION,)))
@@ -45,7 +47,8 @@ class ObjectState(NamedTuple):
 
     `is_complete`: all fields are here; without it, the missing ones haven't changed. `has_question_field`: the VM's
     question was reported; `question` None then means that it has none. `denied`: the fault by which vCenter withholds
-    the properties. `is_gone`: the object no longer exists or left the view.
+    the properties. `is_gone`: the object no longer exists or left the view. `is_withheld`: all its properties are
+    withheld as from somebody who isn't logged in.
     """
 
     ref: Ref
@@ -55,6 +58,7 @@ class ObjectState(NamedTuple):
     question: Question | None = None
     denied: str | None = None
     is_gone: bool = False
+    is_withheld: bool = False
 
 
 class UpdateSet(NamedTuple):
@@ -77,8 +81,8 @@ async def fetch_objects(
     """
     vm_timeout_s = vm_timeout_s if vms else None
     refs = [*(Ref("Task", task) for task in tasks), *(Ref("VirtualMachine", vm) for vm in vms)]
-    objects = "".join(f"<objectSet>{soap.xml_ref('obj', ref)}</objectSet>" for ref in refs)
-    inner = f"<specSet>{_PROPERTIES}{objects}{_REPORT_MISSING}</specSet><options/>"
+    targets = "".join(f"<objectSet>{soap.xml_ref('obj', ref)}</objectSet>" for ref in refs)
+    inner = f"<specSet>{_PROPERTIES}{targets}{_REPORT_MISSING}</specSet><options/>"
     collector = (await session.ensure_logged_in()).collector
     number = session.number
     answer = await _call_reading_vms(session, "pull", "RetrievePropertiesEx", collector, inner, vm_timeout_s)
@@ -87,10 +91,13 @@ async def fetch_objects(
         page = child(answer, "returnval")
         if page is None:
             return states
+        objects: list[ObjectState] = []
         for count, one in enumerate(children(page, "objects"), 1):
-            states.append(_parse_object(one, "propSet", session, number))
+            objects.append(_parse_object(one, "propSet", session))
             if count % _PARSED_BETWEEN_TURNS == 0:
                 await asyncio.sleep(0)
+        await _check_session(session, "pull", number, objects)
+        states += objects
         if (token := text_of(child(page, "token"))) is None:
             return states
         inner = soap.xml_text("token", token)
@@ -117,8 +124,14 @@ async def fetch_labels(session: VimSession) -> dict[str, str]:
     paths = soap.xml_text("type", "TaskManager") + soap.xml_text("pathSet", "description")
     objects = f"<objectSet>{soap.xml_ref('obj', service.tasks)}</objectSet>"
     inner = f"<specSet><propSet>{paths}</propSet>{objects}</specSet><options/>"
+    number = session.number
     answer = await session.call("pull", "RetrievePropertiesEx", service.collector, inner)
-    description = child(answer, "returnval", "objects", "propSet", "val")
+    manager = child(answer, "returnval", "objects")
+    description = None if manager is None else child(manager, "propSet", "val")
+    if description is not None:
+        session.record_good_answer("labels", number)
+    elif manager is not None and _NO_SESSION in _missing_kinds(manager):
+        raise await session.handle_refusal("pull", number, _WITHHELD)
     methods = [] if description is None else children(description, "methodInfo")
     pairs = ((text_of(child(method, "key")), text_of(child(method, "label"))) for method in methods)
     return {key: label for key, label in pairs if key and label}
@@ -245,9 +258,10 @@ async def wait_for_updates(session: VimSession, collector: Ref, version: str) ->
         if kind == "leave":
             objects.append(ObjectState(_parse_object_ref(update, session), {}, is_gone=True))
         else:
-            objects.append(_parse_object(update, "changeSet", session, number, is_complete=kind == "enter"))
+            objects.append(_parse_object(update, "changeSet", session, is_complete=kind == "enter"))
         if count % _PARSED_BETWEEN_TURNS == 0:
             await asyncio.sleep(0)
+    await _check_session(session, "wait", number, objects)
     return UpdateSet(new_version, objects, text_of(child(update_set, "truncated")) in ("true", "1"))
 
 
@@ -273,31 +287,44 @@ def _parse_created_ref(answer: Element, session: VimSession) -> Ref:
     return ref
 
 
-def _parse_object(
-    element: Element, properties: str, session: VimSession, number: int, *, is_complete: bool = True
-) -> ObjectState:
-    """Return one object of an answer. `properties`: the tag of its properties.
+async def _check_session(session: VimSession, operation: str, number: int, objects: list[ObjectState]) -> None:
+    """Note whether objects are shown as to somebody who is logged in. Raises VCenterUnavailable if none is.
 
-    Raises SessionEnded if its properties are missing because the session of this `number` has ended.
+    One withheld object among others, or one property of it, says nothing about the session.
     """
+    shown = [one for one in objects if not one.is_gone]
+    if not all(one.is_withheld for one in shown):
+        session.record_good_answer(operation, number)
+    elif shown:
+        raise await session.handle_refusal(operation, number, _WITHHELD)
+
+
+def _missing_kinds(element: Element) -> set[str]:
+    """Return the types of the faults by which vCenter withholds properties of an object."""
     faults = [child(one, "fault", "fault") for one in children(element, "missingSet")]
-    missing = {kind for fault in faults if fault is not None and (kind := type_of(fault))}
-    if "NotAuthenticated" in missing:
-        raise session.mark_ended(number)
+    return {kind for fault in faults if fault is not None and (kind := type_of(fault))}
+
+
+def _parse_object(element: Element, properties: str, session: VimSession, *, is_complete: bool = True) -> ObjectState:
+    """Return one object of an answer. `properties`: the tag of its properties."""
+    missing = _missing_kinds(element)
     ref = _parse_object_ref(element, session)
     pairs = ((text_of(child(one, "name")), child(one, "val")) for one in children(element, properties))
     values = [(path, value) for path, value in pairs if path]
+    is_withheld = _NO_SESSION in missing and not values
     if ref.type == "VirtualMachine":
         questions = [value for path, value in values if path == QUESTION]
         question = parse_question(questions[0]) if questions else None
-        return ObjectState(ref, {}, is_complete, is_complete or bool(questions), question)
+        has_field = bool(questions) or (is_complete and _NO_SESSION not in missing)
+        return ObjectState(ref, {}, is_complete, has_field, question, is_withheld=is_withheld)
     info: dict[str, Any] = {}
     for path, value in values:
         field = path.removeprefix("info.")
         info[field] = parse_field(field, value)
     has_value = any(value is not None for _, value in values)
     denied = None if has_value else next(iter(missing & _DENIED), None)
-    return ObjectState(ref, info, is_complete, denied=denied, is_gone="ManagedObjectNotFound" in missing)
+    is_gone = "ManagedObjectNotFound" in missing
+    return ObjectState(ref, info, is_complete, denied=denied, is_gone=is_gone, is_withheld=is_withheld)
 
 
 def _parse_object_ref(element: Element, session: VimSession) -> Ref:

@@ -225,6 +225,9 @@ class VimPoller:
         tracked = self._tracker.tasks.get(shown.ref.id)
         if tracked is None:
             return None
+        if shown.is_withheld:
+            self._handle_unreadable(tracked, "vCenter withholds it as from somebody who isn't logged in")
+            return None
         if shown.is_gone or not (shown.info or shown.denied):
             return _Missing(tracked, _NOT_FOUND)
         if shown.denied:

@@ -125,7 +125,7 @@ class Push:
         while True:
             asked_at = asked_at if is_truncated else time.monotonic()
             if not self.is_current:
-                raise self._session.mark_ended(self.number)
+                raise self._session.build_ended_error()
             try:
                 update = await api.wait_for_updates(self._session, self._collector, version)
             except SoapFault as fault:

@@ -41,12 +41,16 @@ class UnreadableXml(VCenterUnavailable):
 
 
 class SoapFault(VCenterUnavailable):
-    """vCenter refused a method. `kind` is the type of the fault, None if it has no detail; `reason` is its text."""
+    """vCenter refused a method. `kind` is the type of the fault, None if it has no detail; `reason` is its text.
 
-    def __init__(self, message: str, kind: str | None, reason: str) -> None:
+    `challenge`: how clients must log in, where HTTP said so.
+    """
+
+    def __init__(self, message: str, kind: str | None, reason: str, challenge: str = "") -> None:
         super().__init__(message)
         self.kind = kind
         self.reason = reason
+        self.challenge = challenge
 
 
 def build_envelope(method: str, this: Ref, inner: str) -> bytes:
