@@ -141,8 +141,10 @@ async def test_a_watch_whose_events_are_gone_is_unwatched_under_a_new_id(lab: La
     await purge_all(lab, task)
     lab.vcenter.faults.add(faults.gateway_unavailable())
     async with lab.bridge():
-        await lab.ask("unwatch", {"task": task, "vcenter": "lab"})
-        await lab.ended(task, NEXT_S)
+        answer = await lab.ask("unwatch", {"task": task, "vcenter": "lab"})
+        final = await lab.ended(task, NEXT_S)
+    assert (answer.get("outcome"), answer["last_event"]["id"]) == ("unwatched", final["id"])
+    assert (await lab.js.stream_info(WATCHES)).state.messages == 0
     ids = heard_ids(lab, task)
     assert len(set(ids)) == len(ids), ids
 

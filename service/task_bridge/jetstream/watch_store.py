@@ -294,7 +294,8 @@ class WatchStore:
             stored = await self._journal.append(draft, last.sequence if last else 0, memory_lost=memory_lost)
         except MemoryLost:
             return None
-        is_own_event = (stored.event.id, stored.event.kind) == (draft.event.id, draft.event.kind)
+        # Not the ids: the stored event has another number if memory was lost.
+        is_own_event = event_of_watch(stored, watch) and stored.event.kind == draft.event.kind
         return stored if is_own_event and stored.instance == self._journal.instance else None
 
 
