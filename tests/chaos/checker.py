@@ -369,6 +369,7 @@ def _not_served_twice(histories: Histories) -> Iterator[str]:
 
 
 def _answers_true(histories: Histories) -> Iterator[str]:
+    """What is said to be watched is, or is answered by a watch whose message was removed and that goes on."""
     remaining = {watch for watch, _ in histories.account.remains.watches} | histories.lost_watches.keys()
     for answer in histories.account.answered:
         event = histories.by_id.get(answer.last_event or "")
@@ -379,7 +380,10 @@ def _answers_true(histories: Histories) -> Iterator[str]:
             "unwatched": event is not None and event.data["outcome"] == "unwatched",
             "already_ended": event is not None and event.final,
         }
-        if not known.get(answer.outcome, True):
+        is_excused = (
+            answer.outcome in ("accepted", "already_watching") and answer.task in histories.lost_watches.values()
+        )
+        if not known.get(answer.outcome, True) and not is_excused:
             yield str(answer)
 
 

@@ -278,6 +278,9 @@ EXCUSED: dict[str, Account] = {
     "a request that was removed": asking(right(), Asked(9, "no:where", BEGAN))._replace(
         lost=Lost(requests=((9, BEGAN + 0.1),))
     ),
+    "a watch that the end of a removed one answers": answering(
+        right(), Answered("watch", TASK, "accepted", "1-a9"), Answered("watch", TASK, "already_watching", "1-a9")
+    )._replace(lost=Lost(watches=(("1-a1", TASK),))),
     "a request whose watch was removed": asking(right(), Asked(9, "no:where", BEGAN))._replace(
         lost=Lost(watches=(("1-9", "no:where"),))
     ),
@@ -368,6 +371,10 @@ BROKEN: dict[str, tuple[str, Account]] = {
                 watch={"id": a_watch(2, BEGAN + 2), "since": rfc3339(BEGAN + 2)},
             ),
         ),
+    ),
+    "accepted for nothing though another task's watch was removed": (
+        "answers_true",
+        answering(right(), Answered("watch", TASK, "accepted", "1-a2"))._replace(lost=Lost(watches=(("1-a1", OTHER),))),
     ),
     "accepted for nothing": ("answers_true", answering(right(), Answered("watch", TASK, "accepted", "1-a2"))),
     "watched by nobody": ("answers_true", answering(right(), Answered("watch", TASK, "already_watching", "1-a2"))),
