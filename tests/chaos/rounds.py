@@ -109,6 +109,8 @@ async def played(
         drawn = [troubles.named(only)] * 2 if only else troubles.drawn(chance.randint(4, 9))
         later = [_later(chance.uniform(0.2, chaos_s - 1), trouble) for trouble in drawn]
         await asyncio.gather(clients.run(chaos_s, 0.06), *later)
+        while servers.outdated:
+            await troubles.upgrade_nats()
         wrong = await _settled(here, clients)
         wrong += await _ended(here)
         account = await here.account()
