@@ -71,6 +71,7 @@ class NatsServer:
     def __init__(self, directory: Path, *config: str, jetstream: bool = True) -> None:
         self.port = 0
         self.jetstream = jetstream
+        self.binary = SERVER
         self._directory = directory
         self._config = config
         self._process: subprocess.Popen[bytes] | None = None
@@ -95,7 +96,7 @@ class NatsServer:
         where = ["-a", "127.0.0.1", "-p", port, "-sd", str(self._directory / "js")]
         where += ["-js"] if self.jetstream else []
         with log:
-            process = subprocess.Popen([SERVER, *where, *ports, *self._config], stdout=log, stderr=log)
+            process = subprocess.Popen([self.binary, *where, *ports, *self._config], stdout=log, stderr=log)
         self._process = process
         file = self._directory / f"nats-server_{process.pid}.ports"
         deadline = time.monotonic() + 10

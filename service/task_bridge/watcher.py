@@ -31,6 +31,7 @@ from .domain.ports import (
     EventEntry,
     EventJournal,
     Memory,
+    MemoryLost,
     PollResult,
     StreamContents,
     TaskSource,
@@ -185,8 +186,14 @@ class Watcher:
             draft = next_event(held.watch, held.last, held.view, self._now(held), self._policy_of(held.watch.vcenter))
             if draft is None:
                 break
+            if held.view.memory_lost and not await self._is_still_watched(held):
+                return
             # Publish before remembering: a crash between the two repeats a poll, never loses an event.
-            entry = await self._journal.append(draft, held.fence, memory_lost=held.view.memory_lost)
+            try:
+                entry = await self._journal.append(draft, held.fence, memory_lost=held.view.memory_lost)
+            except MemoryLost as lost:
+                held.fence, held.view.memory_lost = lost.sequence, True
+                continue
             if not (await self._go_on_after_foreign(held, entry) or self._adopt(held, entry)):
                 return
         if held.last is not None and held.last.data.final:
@@ -271,9 +278,20 @@ class Watcher:
                 self._count(held, self._status(held))
             self._log_event(held, entry.event)
             return True
-        log.info("stepped_back", vcenter=held.watch.vcenter, task=held.watch.task, writer=entry.instance)
+        self._step_back(held, entry.instance)
+        return False
+
+    def _step_back(self, held: HeldWatch, writer: str | None) -> None:
+        log.info("stepped_back", vcenter=held.watch.vcenter, task=held.watch.task, writer=writer)
         self._forget(held)
         held.handle.drop()
+
+    async def _is_still_watched(self, held: HeldWatch) -> bool:
+        """Step back from a watch whose message has gone too: what was lost may be the event that ended it."""
+        with contextlib.suppress(NatsUnavailable):  # stepped back from, the watch is delivered again
+            if await held.handle.is_current():
+                return True
+        self._step_back(held, None)
         return False
 
     async def _go_on_after_foreign(self, held: HeldWatch, entry: EventEntry) -> bool:
@@ -281,8 +299,9 @@ class Watcher:
 
         Then the next event of the watch follows that one, if nobody wrote one for the watch meanwhile.
         """
-        if entry.event.data.watch.id == held.watch.id:
-            return False
+        data = entry.event.data
+        if data.watch.id == held.watch.id or (data.final and held.last is None):
+            return False  # a final event may answer the request: the watch is delivered again, and that is checked
         try:
             if not await held.handle.is_current():
                 return False

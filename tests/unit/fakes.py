@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from task_bridge.domain.errors import NatsUnavailable
 from task_bridge.domain.events import Event
-from task_bridge.domain.ports import Memory, PollResult
+from task_bridge.domain.ports import Memory, MemoryLost, PollResult
 from task_bridge.domain.task import Api, TaskIdentity
 from task_bridge.domain.watch import Draft, Watch
 from unit.builders import NOW, TASK, place, stored
@@ -155,6 +155,8 @@ class RecordingJournal:
         last = next(reversed(self.of(data.vcenter, data.task)), None)
         if last is not None and last.sequence > after:
             return last
+        if after > (last.sequence if last else 0):
+            raise MemoryLost(last.sequence if last else 0)
         return self.write(place(draft), self.instance)
 
     async def _answer(self) -> None:

@@ -531,6 +531,41 @@ async def test_a_watch_whose_last_event_has_gone_is_restated(bridge: Bridge) -> 
     assert (handle.said, bridge.journal.kinds, bridge.watcher.held_count) == ([], ["status"], 1)
 
 
+async def test_a_watch_whose_last_event_has_gone_goes_on_with_the_next_one(bridge: Bridge) -> None:
+    handle = await bridge.take()
+    await bridge.see(running(0))
+    bridge.journal.entries.clear()
+
+    await bridge.see(blocked())
+
+    assert (handle.said, bridge.journal.kinds, bridge.watcher.held_count) == ([], ["status"], 1)
+
+
+@pytest.mark.parametrize("is_noticed_first", [True, False])
+async def test_a_watch_whose_last_event_and_message_have_gone_is_over(bridge: Bridge, is_noticed_first: bool) -> None:
+    """Another replica may have ended it, and its final event went with the others."""
+    handle = await bridge.take()
+    await bridge.see(running(0))
+    bridge.journal.entries.clear()
+    handle.current = False
+
+    if is_noticed_first:
+        await bridge.watcher.check_ownership("lab", TASK)
+        await idle()
+    await bridge.see(succeeded())
+
+    assert (handle.said, bridge.journal.kinds, bridge.watcher.held_count) == (["drop"], [], 0)
+
+
+async def test_a_watch_without_events_is_left_where_another_watch_of_its_task_has_ended(bridge: Bridge) -> None:
+    handle = await bridge.take()
+    bridge.journal.write(of_another(UNWATCHED))
+
+    await bridge.see(running(0))
+
+    assert (handle.said, bridge.journal.kinds) == (["drop"], ["abandoned.unwatched"])
+
+
 async def test_a_missed_hint_is_made_good_by_the_sweep(bridge: Bridge) -> None:
     handle = await bridge.take()
     await bridge.see(running(0))

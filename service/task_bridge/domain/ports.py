@@ -114,6 +114,14 @@ class Memory(NamedTuple, Generic[EntryT_co]):
     lost: bool
 
 
+class MemoryLost(Exception):  # noqa: N818 - what was found, not a failure
+    """The stream has lost the event that the next one was to follow; `sequence` is that of the task's last one."""
+
+    def __init__(self, sequence: int) -> None:
+        super().__init__(sequence)
+        self.sequence = sequence
+
+
 class EventJournal(Protocol):
     """The events of all tasks, fenced: of two writers, only one's next event is stored."""
 
@@ -130,7 +138,7 @@ class EventJournal(Protocol):
     async def append(self, draft: Draft, after: int, *, memory_lost: bool = False) -> EventEntry:
         """Store the event if `after` is still the task's last sequence; never give up. Return the task's last event.
 
-        With `memory_lost` the event gets a number that its watch can't have used.
+        With `memory_lost` the event gets a number that its watch can't have used. Raises MemoryLost.
         """
         ...
 
