@@ -234,7 +234,7 @@ async def test_a_locked_vm_lets_wait_whoever_reads_it_and_whoever_changes_a_view
         waiting.join()
         vcenter.locked.add("vm-1")
         threading.Timer(0.5, vcenter.locked.clear).start()
-        assert vm.name == "vm-1"
+        assert vm.name == "name of vm-1"
         return [at_once, changed, time.monotonic() - began]
 
     at_once, changed, read = await served.by_pyvmomi(follow)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack
 from types import TracebackType
@@ -15,6 +16,8 @@ from ..metrics import Metrics
 from ..settings import VCenterSettings
 from .cis import CisSource
 from .health import VCenterHealthTracker
+from .name_lookup import NameLookup
+from .named_results import NamedResults
 from .policy import PollPolicy, VCenterConfig
 from .vim import VimSource
 
@@ -36,12 +39,20 @@ class VCenterTaskSource:
         self._vim: VimSource | None = None
         if (mode := settings.vim) != "off":
             self._vim = VimSource(self._cis.shared, settings, policy, metrics, mode=mode, clock=clock)
+        self._lookup: NameLookup | None = None
+        self._named: NamedResults | None = None
+        if self._vim is not None and settings.names:
+            self._lookup = NameLookup(settings.name, self._vim, time.monotonic)
+            self._named = NamedResults(self._cis.shared.results, self._lookup)
+            self._vim.on_missing = self._lookup.forget
         self._stack = AsyncExitStack()
 
     async def __aenter__(self) -> Self:
         await self._stack.enter_async_context(self._cis)
         if self._vim is not None:
             await self._stack.enter_async_context(self._vim)
+        if self._lookup is not None:
+            self._stack.push_async_callback(self._lookup.stop)
         return self
 
     async def __aexit__(
@@ -62,6 +73,7 @@ class VCenterTaskSource:
         return self._vim if is_vim_task(task) else self._cis
 
     def track(self, task: str, since: float, *, seen: bool, with_result: bool, identity: TaskIdentity | None) -> None:
+        self._forget_names(task)
         if not is_vim_task(task):
             self._cis.track(task, since, seen=seen, with_result=with_result)
         elif self._vim is not None:
@@ -76,8 +88,13 @@ class VCenterTaskSource:
             source.poll_now(task)
 
     def forget(self, task: str) -> None:
+        self._forget_names(task)
         if source := self._source_of(task):
             source.forget(task)
+
+    def _forget_names(self, task: str) -> None:
+        if self._named is not None:
+            self._named.forget(task)
 
     @property
     def absent_count(self) -> int:
@@ -89,7 +106,7 @@ class VCenterTaskSource:
             self._vim.set_absent_elsewhere(count)
 
     def poll_results(self) -> AsyncIterator[list[tuple[str, PollResult]]]:
-        return self._cis.poll_results()
+        return self._named.batches() if self._named is not None else self._cis.poll_results()
 
     async def fetch_identity(self, task: str) -> TaskIdentity | None:
         return await self._vim.fetch_identity(task) if self._vim and is_vim_task(task) else None

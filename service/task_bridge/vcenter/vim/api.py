@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Collection, Iterable
+from collections.abc import Awaitable, Callable, Collection, Iterable
 from typing import Any, NamedTuple
 
 from ...domain.durations import rfc3339
 from ...domain.errors import Refused, VCenterUnavailable
-from ..http import AnswerLimits, NoAnswer
+from ..http import AnswerLimits, AnswerTooLarge, NoAnswer
 from . import soap
+from .inventory import NAME_MAX, Entity
 from .session import ANSWER_LIMITS, MAX_BYTES, VimSession
-from .soap import Element, Ref, SoapFault, child, children, ref_of, text_of, type_of
+from .soap import Element, Ref, SoapFault, UnreadableXml, child, children, ref_of, text_of, type_of
 from .taskinfo import PATHS, QUESTION, Info, Question, parse_field, parse_info, parse_question
 
 OBJECTS_MAX = 500
@@ -20,14 +21,21 @@ OBJECTS_MAX = 500
 WAIT_S = 30
 WAIT_LIMITS = AnswerLimits(read_timeout_s=WAIT_S + 15.0, max_bytes=MAX_BYTES)
 DESTROY_LIMITS = AnswerLimits(read_timeout_s=1.0)
+ENTITIES_LIMITS = AnswerLimits(read_timeout_s=10.0, max_bytes=MAX_BYTES)
+"""vcsim may lock a VM for as long as a task works on it. Names are not worth a connection for longer."""
 UPDATES_MAX = 500
 _PAGE, _PAGES_MAX = 500, 40
 _PARSED_BETWEEN_TURNS = 50
 """Objects of an answer that are read between two turns of the event loop."""
 _DENIED = {"NoPermission", "RestrictedByAdministrator"}
+_NO_ENTITY = _DENIED | {"ManagedObjectNotFound", "InvalidArgument", "InvalidType"}
 _PROPERTIES = "".join(
     f"<propSet>{soap.xml_text('type', kind)}{''.join(soap.xml_text('pathSet', path) for path in paths)}</propSet>"
     for kind, paths in (("Task", PATHS), ("VirtualMachine", (QUESTION,)))
+)
+_ENTITY_PROPERTIES = "".join(
+    f"<propSet>{soap.xml_text('type', kind)}{''.join(soap.xml_text('pathSet', path) for path in paths)}</propSet>"
+    for kind, paths in (("ManagedEntity", ("name", "parent")), ("VirtualMachine", ("parentVApp",)))
 )
 _REPORT_MISSING = soap.xml_text("reportMissingObjectsInResults", "true")
 
@@ -37,6 +45,18 @@ class VmTimeout(NoAnswer):
 
     vcsim locks a VM while a task works on it, and requests that read the VM wait for the lock.
     """
+
+
+class EntitiesRefused(VCenterUnavailable):
+    """vCenter answers, but not about these objects together. Fewer may work.
+
+    `is_final`: if it is one object, a repetition won't help.
+    """
+
+    def __init__(self, error: VCenterUnavailable) -> None:
+        super().__init__(str(error))
+        kind = error.kind if isinstance(error, SoapFault) else None
+        self.is_final = kind in _NO_ENTITY or isinstance(error, UnreadableXml | AnswerTooLarge)
 
 
 class ObjectState(NamedTuple):
@@ -176,6 +196,70 @@ async def _read_history(session: VimSession, collector: Ref, tasks: set[str]) ->
     return infos
 
 
+# The inventory
+
+
+async def fetch_entities(
+    session: VimSession, refs: Collection[Ref], take_turn: Callable[[], Awaitable[None]]
+) -> dict[Ref, Entity]:
+    """Return these objects and all above them, as far as vCenter shows them.
+
+    vCenter may answer in parts; `take_turn` is awaited before the request for each further part.
+    Raises VCenterUnavailable, EntitiesRefused among them.
+    """
+    collector = (await session.ensure_logged_in()).collector
+    number, entities = session.number, dict[Ref, Entity]()
+    method, inner = "RetrievePropertiesEx", _entities_spec(refs)
+    try:
+        while True:
+            answer = await session.call("names", method, collector, inner, ENTITIES_LIMITS)
+            if (page := child(answer, "returnval")) is None:
+                return entities
+            for count, one in enumerate(children(page, "objects"), 1):
+                _parse_entity(one, entities, session, number)
+                if count % _PARSED_BETWEEN_TURNS == 0:
+                    await asyncio.sleep(0)
+            if (token := text_of(child(page, "token"))) is None:
+                return entities
+            method, inner = "ContinueRetrievePropertiesEx", soap.xml_text("token", token)
+            await take_turn()
+    except (SoapFault, UnreadableXml, AnswerTooLarge, NoAnswer) as error:
+        raise EntitiesRefused(error) from error
+
+
+def _entities_spec(refs: Collection[Ref]) -> str:
+    """Return what to read of objects and of all above them. A VM in a vApp has no parent but the vApp."""
+    objects = []
+    for number, ref in enumerate(refs):
+        name = f"up{number}"  # of its own for each object: names must be unique, at least among those of one object
+        upwards = f"<selectSet>{soap.xml_text('name', name)}</selectSet>"
+        selects = _xml_traversal("ManagedEntity", "parent", upwards, soap.xml_text("name", name))
+        if ref.type == "VirtualMachine":
+            selects += _xml_traversal("VirtualMachine", "parentVApp", upwards)
+        objects.append(f"<objectSet>{soap.xml_ref('obj', ref)}{selects}</objectSet>")
+    return f"<specSet>{_ENTITY_PROPERTIES}{''.join(objects)}{_REPORT_MISSING}</specSet><options/>"
+
+
+def _xml_traversal(kind: str, path: str, further: str, name: str = "") -> str:
+    through = soap.xml_text("type", kind) + soap.xml_text("path", path) + soap.xml_text("skip", "false")
+    return f'<selectSet xsi:type="TraversalSpec">{name}{through}{further}</selectSet>'
+
+
+def _parse_entity(element: Element, entities: dict[Ref, Entity], session: VimSession, number: int) -> None:
+    """Add an object of an answer, unless it is gone. Raises SessionEnded as `_parse_object` does."""
+    missing = _parse_missing(element)
+    if "NotAuthenticated" in missing.values():
+        raise session.mark_ended(number)
+    if "ManagedObjectNotFound" in missing.values():
+        return
+    pairs = ((text_of(child(one, "name")), child(one, "val")) for one in children(element, "propSet"))
+    values = {path: value for path, value in pairs if path}
+    name, parent = text_of(values.get("name")), ref_of(values.get("parent")) or ref_of(values.get("parentVApp"))
+    name = name if name is None or len(name) <= NAME_MAX else None
+    is_parent_hidden = bool(missing.keys() & {"parent", "parentVApp"})
+    entities[_parse_object_ref(element, session)] = Entity(name, parent, parent is not None or is_parent_hidden)
+
+
 # Push
 
 
@@ -266,8 +350,7 @@ def _parse_object(
 
     Raises SessionEnded if its properties are missing because the session of this `number` has ended.
     """
-    faults = [child(one, "fault", "fault") for one in children(element, "missingSet")]
-    missing = {kind for fault in faults if fault is not None and (kind := type_of(fault))}
+    missing = set(_parse_missing(element).values())
     if "NotAuthenticated" in missing:
         raise session.mark_ended(number)
     ref = _parse_object_ref(element, session)
@@ -283,6 +366,12 @@ def _parse_object(
         info[field] = parse_field(field, value)
     denied = None if values else next(iter(missing & _DENIED), None)
     return ObjectState(ref, info, is_complete, denied=denied, is_gone="ManagedObjectNotFound" in missing)
+
+
+def _parse_missing(element: Element) -> dict[str | None, str]:
+    """Return the types of the faults by which properties of an object are withheld, by path."""
+    pairs = ((text_of(child(one, "path")), child(one, "fault", "fault")) for one in children(element, "missingSet"))
+    return {path: kind for path, fault in pairs if fault is not None and (kind := type_of(fault))}
 
 
 def _parse_object_ref(element: Element, session: VimSession) -> Ref:
