@@ -17,6 +17,9 @@ from .vim.soap import Ref
 
 log = structlog.get_logger(__name__)
 
+_FAILURES_LOGGED = 3
+"""A failure is logged when it comes so many times in a row."""
+
 
 class EntitySource(Protocol):
     """What knows the inventory. Both methods raise VCenterUnavailable."""
@@ -87,11 +90,10 @@ class NameLookup:
             entities = await self._source.fetch_entities(batch, self._take_turn)
         except EntitiesRefused as refusal:
             self._book.record_refusal(batch, self._clock(), is_final=refusal.is_final)
-            if len(batch) == 1 and not refusal.is_final:
-                self._log.report_failure(vcenter=self._vcenter, reason=str(refusal))
+            self._log_failure(refusal)
         except VCenterUnavailable as error:
             self._book.record_failure(batch, self._clock())
-            self._log.report_failure(vcenter=self._vcenter, reason=str(error))
+            self._log_failure(error)
         except Exception:
             self._book.record_failure(batch, self._clock())
             log.exception("look_failed", vcenter=self._vcenter)
@@ -99,3 +101,8 @@ class NameLookup:
             self._log.report_recovery(vcenter=self._vcenter)
             self._book.record_names({ref: build_name(ref, entities) for ref in batch}, self._clock())
             self.on_answer(batch)
+
+    def _log_failure(self, error: VCenterUnavailable) -> None:
+        """Log a failure that persists: nothing but names depends on it."""
+        if self._book.failures >= _FAILURES_LOGGED:
+            self._log.report_failure(vcenter=self._vcenter, reason=str(error))

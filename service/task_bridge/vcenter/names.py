@@ -33,7 +33,8 @@ class NameBook:
         self._in_flight: frozenset[Ref] = frozenset()
         self._is_beginning = False
         self._batch_max = BATCH_MAX
-        self._failures = 0
+        self.failures = 0
+        """Requests in a row that failed, not counting those that only some objects are to blame for."""
         self.next_at = -math.inf
         """When the next request may go."""
 
@@ -87,7 +88,7 @@ class NameBook:
     def record_names(self, names: Mapping[Ref, ObjectName], now: float) -> None:
         """Record the answer about a batch, with an empty name for what vCenter doesn't show."""
         self._in_flight = frozenset()
-        self._failures = 0
+        self.failures = 0
         self._batch_max = min(BATCH_MAX, 2 * self._batch_max)
         for ref, name in names.items():
             self._known.pop(ref, None)  # to the end: the oldest come first
@@ -120,5 +121,5 @@ class NameBook:
         self._waiting = dict.fromkeys(batch) | self._waiting
 
     def _pause(self, now: float) -> None:
-        self._failures += 1
-        self.next_at = now + min(PAUSE_MAX_S, REQUEST_INTERVAL_S * 2.0 ** min(self._failures - 1, 20))
+        self.failures += 1
+        self.next_at = now + min(PAUSE_MAX_S, REQUEST_INTERVAL_S * 2.0 ** min(self.failures - 1, 20))

@@ -21,8 +21,6 @@ OBJECTS_MAX = 500
 WAIT_S = 30
 WAIT_LIMITS = AnswerLimits(read_timeout_s=WAIT_S + 15.0, max_bytes=MAX_BYTES)
 DESTROY_LIMITS = AnswerLimits(read_timeout_s=1.0)
-ENTITIES_LIMITS = AnswerLimits(read_timeout_s=10.0, max_bytes=MAX_BYTES)
-"""vcsim may lock a VM for as long as a task works on it. Names are not worth a connection for longer."""
 UPDATES_MAX = 500
 _PAGE, _PAGES_MAX = 500, 40
 _PARSED_BETWEEN_TURNS = 50
@@ -200,19 +198,20 @@ async def _read_history(session: VimSession, collector: Ref, tasks: set[str]) ->
 
 
 async def fetch_entities(
-    session: VimSession, refs: Collection[Ref], take_turn: Callable[[], Awaitable[None]]
+    session: VimSession, refs: Collection[Ref], take_turn: Callable[[], Awaitable[None]], read_timeout_s: float
 ) -> dict[Ref, Entity]:
     """Return these objects and all above them, as far as vCenter shows them.
 
     vCenter may answer in parts; `take_turn` is awaited before the request for each further part.
-    Raises VCenterUnavailable, EntitiesRefused among them.
+    Raises VCenterUnavailable, EntitiesRefused among them; NoAnswer if an answer takes longer than `read_timeout_s`.
     """
+    limits = ANSWER_LIMITS._replace(read_timeout_s=read_timeout_s)
     collector = (await session.ensure_logged_in()).collector
     number, entities = session.number, dict[Ref, Entity]()
     method, inner = "RetrievePropertiesEx", _entities_spec(refs)
     try:
         while True:
-            answer = await session.call("names", method, collector, inner, ENTITIES_LIMITS)
+            answer = await session.call("names", method, collector, inner, limits)
             if (page := child(answer, "returnval")) is None:
                 return entities
             for count, one in enumerate(children(page, "objects"), 1):
@@ -223,7 +222,7 @@ async def fetch_entities(
                 return entities
             method, inner = "ContinueRetrievePropertiesEx", soap.xml_text("token", token)
             await take_turn()
-    except (SoapFault, UnreadableXml, AnswerTooLarge, NoAnswer) as error:
+    except (SoapFault, UnreadableXml, AnswerTooLarge) as error:
         raise EntitiesRefused(error) from error
 
 

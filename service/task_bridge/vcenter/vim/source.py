@@ -23,12 +23,12 @@ from ...domain.ports import PollResult
 from ...domain.task import TaskIdentity
 from ...metrics import Metrics
 from ..backoff import Outage
-from ..http import RequestBudget
+from ..http import NoAnswer, RequestBudget
 from ..policy import TIMEOUTS, VIM_TIMEOUTS, PollPolicy, Timeouts, VCenterConfig, VimTimeouts
 from ..shared import SharedVCenter
 from ..tracked_task import TaskTracker
 from . import api
-from .api import VmTimeout
+from .api import EntitiesRefused, VmTimeout
 from .inventory import Entity
 from .poller import VimPoller
 from .push import Push
@@ -40,6 +40,8 @@ from .transport import TrackedVimTask, VimTransport
 log = structlog.get_logger(__name__)
 
 VimMode = Literal["auto", "push", "pull"]
+_SLOTS_TAKEN = 3
+"""The wait for updates, the polls of tasks and the separate polls of questions take a request each."""
 
 
 class VimSource:
@@ -67,8 +69,11 @@ class VimSource:
         """Called with each object that vCenter doesn't have."""
         self._name = settings.name
         # The wait keeps a request under way: the others need one beside it.
-        self._has_single_slot = settings.max_concurrent_requests == 1
-        self._mode: VimMode = "pull" if self._has_single_slot else mode
+        self._slots = settings.max_concurrent_requests
+        self._mode: VimMode = "pull" if self._slots == 1 else mode
+        # Without a slot of its own, a lookup that hangs would hold up the tasks.
+        is_tight = self._slots <= _SLOTS_TAKEN
+        self._names_timeout_s = vim_timeouts.names_timeout_tight_s if is_tight else vim_timeouts.names_timeout_s
         self._health = shared.health
         self._timeouts = vim_timeouts
         self._logout_s = timeouts.logout_s
@@ -173,7 +178,7 @@ class VimSource:
 
     async def prepare_lookup(self) -> None:
         """Log in for a lookup of names, unless there is a session. Raises VCenterUnavailable."""
-        if self._has_single_slot and not self._session.is_open:
+        if self._slots == 1 and not self._session.is_open:
             raise VCenterUnavailable(
                 f"vCenter {self._name} may be sent one request at a time, and a login at /sdk could hold up the polls. "
                 "Names are looked up while classic tasks are followed."
@@ -184,7 +189,12 @@ class VimSource:
     async def fetch_entities(self, refs: list[Ref], take_turn: Callable[[], Awaitable[None]]) -> dict[Ref, Entity]:
         """Return these objects of the inventory and all above them. Raises VCenterUnavailable, EntitiesRefused."""
         with self._keeping_session():
-            return await api.fetch_entities(self._session, refs, take_turn)
+            try:
+                return await api.fetch_entities(self._session, refs, take_turn, self._names_timeout_s)
+            except NoAnswer as error:
+                if self._slots <= _SLOTS_TAKEN:
+                    raise
+                raise EntitiesRefused(error) from error  # one of them may be locked, as vcsim locks VMs
 
     @contextlib.contextmanager
     def _keeping_session(self) -> Iterator[None]:
