@@ -92,6 +92,10 @@ class VimSession:
         """Return the error for an answer that doesn't fit this API."""
         return UnreadableXml(f"vCenter {self._settings.name} {problem}.")
 
+    async def check_reachable(self) -> None:
+        """Check that /sdk answers at all, which takes no login. Raises VCenterUnavailable."""
+        await self._fetch_service_content()
+
     async def check(self) -> None:
         """Check that vCenter answers in this session. Raises VCenterUnavailable."""
         await self.call("session", "CurrentTime", None)

@@ -184,6 +184,8 @@ class VimSource:
                 "Names are looked up while classic tasks are followed."
             )
         with self._keeping_session():
+            if not self._session.is_open:
+                await self._session.check_reachable()  # a login that hangs would hold up that of the other API
             await self._session.ensure_logged_in()
 
     async def fetch_entities(self, refs: list[Ref], take_turn: Callable[[], Awaitable[None]]) -> dict[Ref, Entity]:
