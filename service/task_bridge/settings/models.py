@@ -104,8 +104,8 @@ class VCenterSettings(BaseModel):
     names: bool = _setting(
         "names",
         True,
-        "look up the names and inventory paths of targets over /sdk, in at most one request every two seconds; false "
-        "doesn't, nor does VIM=off",
+        "look up the names and inventory paths of targets over /sdk, in at most one request every two seconds; false, "
+        "VIM=off or MAX_CONCURRENT_REQUESTS=1 doesn't",
     )
 
     def username(self) -> str:

@@ -41,7 +41,8 @@ class VCenterTaskSource:
             self._vim = VimSource(self._cis.shared, settings, policy, metrics, mode=mode, clock=clock)
         self._lookup: NameLookup | None = None
         self._named: NamedResults | None = None
-        if self._vim is not None and settings.names:
+        # With one request at a time, a lookup that hangs would hold up all polls.
+        if self._vim is not None and settings.names and settings.max_concurrent_requests > 1:
             self._lookup = NameLookup(settings.name, self._vim, time.monotonic)
             self._named = NamedResults(self._cis.shared.results, self._lookup)
             self._vim.on_missing = self._lookup.forget

@@ -178,11 +178,6 @@ class VimSource:
 
     async def prepare_lookup(self) -> None:
         """Log in for a lookup of names, unless there is a session. Raises VCenterUnavailable."""
-        if self._slots == 1 and not self._session.is_open:
-            raise VCenterUnavailable(
-                f"vCenter {self._name} may be sent one request at a time, and a login at /sdk could hold up the polls. "
-                "Names are looked up while classic tasks are followed."
-            )
         with self._keeping_session():
             if not self._session.is_open:
                 await self._session.check_reachable()  # a login that hangs would hold up that of the other API
