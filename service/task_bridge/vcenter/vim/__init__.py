@@ -5,6 +5,7 @@ transport   what the view lists, and when a task is polled by itself: the port `
 poller      what follows from updates and answers     push        one collector, one view, one wait
 questions   the questions of VMs, polled separately while a VM is locked
 api         the API's methods that are used           taskinfo    from TaskInfo to a task
+inventory   objects of the inventory, their names and paths
 session     one session of its own                    soap        envelopes and faults
 
 HTTP, budget, health, absences and the lifecycle of a tracked task are in `vcenter/`, shared with CIS tasks.
