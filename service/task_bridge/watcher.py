@@ -50,6 +50,7 @@ from .domain.watch import (
     needs_current_identity,
     next_event,
     record_poll,
+    record_unchanged,
     stall_at,
     view_from_event,
     wake_at,
@@ -217,7 +218,7 @@ class Watcher:
         if view.last_poll_requested and not (isinstance(result, Task) and result.ended):
             view.last_poll_over = True
         if isinstance(result, Unchanged):
-            view.polled_at = now
+            record_unchanged(view, result.target, now)
             return now >= held.stalls_at or view.last_poll_over
         held.is_parked = True
         if isinstance(result, Task):

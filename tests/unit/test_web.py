@@ -24,7 +24,7 @@ from task_bridge.domain.board import RowFilter, WatchBoard
 from task_bridge.domain.durations import rfc3339
 from task_bridge.domain.errors import CannotStart
 from task_bridge.domain.events import Event, EventData, WatchRef
-from task_bridge.domain.task import Progress, TaskError
+from task_bridge.domain.task import Progress, Target, TaskError
 from task_bridge.metrics import Metrics
 from task_bridge.settings import Listen
 from task_bridge.web.board import BoardRenderer, BoardView
@@ -88,6 +88,7 @@ def event(
     message: str = "",
     labels: dict[str, str] | None = None,
     task: str = "",
+    target: Target | None = None,
 ) -> Event:
     """An event of the watch `number` of a task, which began that many seconds after a moment."""
     since = rfc3339(1_700_000_000 + int(number, 36))
@@ -104,6 +105,7 @@ def event(
         status="RUNNING",
         progress=Progress(1, 2, percent, message),
         error=error,
+        target=target,
     )
     return Event("https://lab", 1_700_000_000 + int(number, 36), data)
 
@@ -299,8 +301,11 @@ async def test_a_clock_that_differs_from_nats_servers_is_reported_and_stops_noth
 def test_everything_on_the_page_is_escaped_and_cannot_turn_around_what_stands_beside_it() -> None:
     evil = "<script>alert('1')</script>\x1b[31m\u202e"
     overview = WatchBoard()
-    overview.apply_event(event("a", kind="progress", message=evil, labels={evil: evil}, task=evil), owner=evil)
-    overview.apply_event(event("b", kind="completed", outcome="failed", message=evil, task=evil + "2"), owner=evil)
+    target = Target(evil, evil, evil, evil)
+    overview.apply_event(event("a", kind="progress", message=evil, labels={evil: evil}, task=evil, target=target), evil)
+    overview.apply_event(
+        event("b", kind="completed", outcome="failed", message=evil, task=evil + "2", target=target), evil
+    )
     overview.complete = True
     health = BridgeHealth(
         nats=NatsHealth(connected=False, reason=evil),
@@ -316,6 +321,27 @@ def test_everything_on_the_page_is_escaped_and_cannot_turn_around_what_stands_be
         assert "\x1b" not in html
         assert "\u202e" not in html
     assert whole.count("&lt;script&gt;") > 12
+
+
+NAMED = Target("VirtualMachine", "vm-7", "a%2fb", "/DC/vm/web/a%2fb")
+TARGETS = {
+    "named": (NAMED, "VirtualMachine vm-7", "<bdi>a%2fb</bdi>", "<bdi>/DC/vm/web/a%2fb</bdi>"),
+    "unnamed": (Target("Folder", "group-v3"), "Folder group-v3", "<bdi>group-v3</bdi>", "<bdi>Folder group-v3</bdi>"),
+    "without a type": (Target(None, "vm-7"), "vm-7", "<bdi>vm-7</bdi>", "<bdi>vm-7</bdi>"),
+}
+
+
+@pytest.mark.parametrize("kind", TARGETS)
+@pytest.mark.parametrize("final", [False, True])
+def test_the_board_shows_the_name_and_path_of_a_target_and_finds_tasks_by_them(kind: str, final: bool) -> None:
+    target, *shown = TARGETS[kind]
+    board = WatchBoard()
+    board.apply_event(event("1", kind="completed" if final else "status", target=target), "")
+    page = BoardRenderer().render_page(BoardView(HEALTHY, board, None, RowFilter(), 0.0))
+    assert all(text in page for text in shown), shown
+    for word in filter(None, (target.type, target.id, target.name, target.path)):
+        found = board.select_page(RowFilter(word))
+        assert len(found.endings if final else found.rows) == 1
 
 
 async def test_the_page_needs_nothing_from_outside_and_its_policy_allows_nothing_else(

@@ -8,12 +8,14 @@ from typing import Generic, NamedTuple, Protocol, TypeVar
 import msgspec
 
 from .events import Event
-from .task import Api, Task, TaskError, TaskIdentity
+from .task import Api, Target, Task, TaskError, TaskIdentity
 from .watch import Absence, Draft, Watch
 
 
 class Unchanged(msgspec.Struct, frozen=True):
-    """A successful poll that found the task as the poll before did."""
+    """A successful poll that found the task as the poll before did. `target`: more is known of it by now."""
+
+    target: Target | None = None
 
 
 class Unanswered(msgspec.Struct, frozen=True):

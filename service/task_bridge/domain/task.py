@@ -94,6 +94,16 @@ class Target(msgspec.Struct, frozen=True, gc=False):
     path: str | None = None
 
 
+def add_names(target: Target, known: Target | None) -> Target:
+    """Return the target with the name and path that it lacks, if `known` is the same object and has them."""
+    if known is None or (target.type, target.id) != (known.type, known.id):
+        return target
+    name, path = target.name or known.name, target.path or known.path
+    if (name, path) == (target.name, target.path):
+        return target
+    return Target(target.type, target.id, name, path)
+
+
 class Initiator(msgspec.Struct, frozen=True, gc=False):
     """What started the task: `type` is `user`, `schedule`, `alarm`, `system` or vCenter's name of another reason."""
 

@@ -14,7 +14,18 @@ import msgspec
 
 from .durations import parse_time, rfc3339
 from .events import Event, EventData, WatchRef
-from .task import CANCELED, NO_RESULT, UNAVAILABLE, Result, Task, TaskError, TaskIdentity, may_be_same_task
+from .task import (
+    CANCELED,
+    NO_RESULT,
+    UNAVAILABLE,
+    Result,
+    Target,
+    Task,
+    TaskError,
+    TaskIdentity,
+    add_names,
+    may_be_same_task,
+)
 
 LAST_POLL_S = 15.0
 """How long the last poll at a watch's deadline may take."""
@@ -161,6 +172,13 @@ def record_poll(view: TaskView, last: Event | None, task: Task, now: float) -> N
     if changed:
         view.changed_at = round(now, 3)
     view.task, view.polled_at, view.absence, view.answer = task, now, None, None
+
+
+def record_unchanged(view: TaskView, target: Target | None, now: float) -> None:
+    """Record a successful poll that showed nothing new, but perhaps more of the `target` than was known."""
+    view.polled_at = now
+    if view.task is not None and target is not None:
+        view.task = msgspec.structs.replace(view.task, target=target)
 
 
 def _is_change(before: Task, now: Task) -> bool:
@@ -328,6 +346,8 @@ class _EventBuilder(NamedTuple):
         task = self.view.task
         state = task or last
         fields: dict[str, Any] = {name: getattr(state, name) for name in _TASK_FIELDS} if state else {}
+        if task and task.target and last:
+            fields["target"] = add_names(task.target, last.target)
         fields["error"] = error
         if kind == "completed" and task:
             fields["error"] = task.error

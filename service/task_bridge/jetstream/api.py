@@ -201,6 +201,7 @@ class Api:
             data.status if data else None,
             data.progress if data else None,
             watch.vcenter not in self._context.routes.urls,
+            data.target if data else None,
         )
 
     async def unwatch(self, request: Request) -> UnwatchReply:

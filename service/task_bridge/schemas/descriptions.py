@@ -177,8 +177,17 @@ DESCRIPTIONS: dict[str, dict[str, Schema]] = {
     "Target": {
         "type": _field("Like `ClusterComputeResource`.", minLength=1),
         "id": _field("The id of the object, like `domain-c9`.", minLength=1),
-        "name": _field("The name of the object. Null where vCenter doesn't name it.", since="1.1", minLength=1),
-        "path": _field("Its inventory path, like `/DC/vm/web/web01`. Null if not known.", since="1.1", minLength=1),
+        "name": _field(
+            "The name of the object as vCenter spells it: `%2f` is a slash, `%5c` a backslash, `%25` a percent sign. "
+            "Null if it isn't known.",
+            since="1.1",
+            minLength=1,
+        ),
+        "path": _field(
+            "Its inventory path, like `/DC/vm/web/web01`, without the root folder. Null if it isn't known.",
+            since="1.1",
+            minLength=1,
+        ),
     },
     "Initiator": {
         "type": _field(
@@ -248,6 +257,7 @@ DESCRIPTIONS: dict[str, dict[str, Schema]] = {
         "status": _field("The task's status; null before the first poll."),
         "progress": _field("The task's progress; null before the first poll."),
         "unconfigured": _field("True if the vCenter is no longer configured, so that the task isn't polled."),
+        "target": _field("The object that the task works on; null before the first poll.", since="1.1"),
     },
     "ListReply": {
         "watches": _field("The watches, oldest request first."),

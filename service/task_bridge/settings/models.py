@@ -101,6 +101,12 @@ class VCenterSettings(BaseModel):
         "how classic tasks (task-123) are followed over /sdk: push waits for changes, pull polls every 2 s, "
         "auto pushes while that works, off refuses them",
     )
+    names: bool = _setting(
+        "names",
+        True,
+        "look up the names and inventory paths of targets over /sdk, in at most one request every two seconds; false, "
+        "VIM=off or MAX_CONCURRENT_REQUESTS=1 doesn't",
+    )
 
     def username(self) -> str:
         """Return the user name. A file is read again when it has changed."""

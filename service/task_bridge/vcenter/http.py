@@ -39,7 +39,7 @@ not."""
 
 _READS_BETWEEN_TURNS = 200
 """Pieces of a body between two turns of the event loop: one read of the socket may bring 10,000 of 2 bytes."""
-_SAFE_TO_REPEAT = frozenset({"list", "get", "result", "session", "pull", "modify", "wait"})
+_SAFE_TO_REPEAT = frozenset({"list", "get", "result", "session", "pull", "modify", "wait", "names"})
 _DROPPED = (httpx.RemoteProtocolError, httpx.ReadError, httpx.WriteError)
 _TIMED_OUT = (httpx.ReadTimeout, TimeoutError)
 _UNREACHABLE = (httpx.ConnectError, httpx.ConnectTimeout, httpx.ProxyError, httpx.UnsupportedProtocol)

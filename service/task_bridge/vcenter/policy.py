@@ -111,6 +111,9 @@ class VimTimeouts(NamedTuple):
     `vm_timeout_s`: how long VMs may delay tasks before their questions are polled separately.
     `separate_questions_s`: for how long they are, at least.
 
+    Names:
+    `names_timeout_s`, `names_timeout_tight_s`: how long a lookup may take, and where few requests may go at once.
+
     `idle_logout_s`: until a session that nothing needs is logged out.
     """
 
@@ -128,6 +131,8 @@ class VimTimeouts(NamedTuple):
     history_retry_s: float = 60.0
     vm_timeout_s: float = 3.0
     separate_questions_s: float = 60.0
+    names_timeout_s: float = 10.0
+    names_timeout_tight_s: float = 1.0
 
 
 VIM_TIMEOUTS = VimTimeouts()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import AsyncExitStack
 from types import TracebackType
@@ -15,6 +16,8 @@ from ..metrics import Metrics
 from ..settings import VCenterSettings
 from .cis import CisSource
 from .health import ApiHealth
+from .name_lookup import NameLookup
+from .named_results import NamedResults
 from .policy import TIMEOUTS, PollPolicy, Timeouts, VCenterConfig
 from .vim import VimSource
 
@@ -45,12 +48,21 @@ class VCenterTaskSource:
                 self._cis.shared, settings, policy, metrics, mode=mode, clock=clock, timeouts=timeouts
             )
             self._sources["vim"] = self._vim
+        self._lookup: NameLookup | None = None
+        self._named: NamedResults | None = None
+        # With one request at a time, a lookup that hangs would hold up all polls.
+        if self._vim is not None and settings.names and settings.max_concurrent_requests > 1:
+            self._lookup = NameLookup(settings.name, self._vim, time.monotonic)
+            self._named = NamedResults(self._cis.shared.results, self._lookup)
+            self._vim.on_missing = self._lookup.forget
         self._stack = AsyncExitStack()
 
     async def __aenter__(self) -> Self:
         await self._stack.enter_async_context(self._cis)
         if self._vim is not None:
             await self._stack.enter_async_context(self._vim)
+        if self._lookup is not None:
+            self._stack.push_async_callback(self._lookup.stop)
         return self
 
     async def __aexit__(
@@ -80,6 +92,7 @@ class VCenterTaskSource:
         with_details: bool,
         identity: TaskIdentity | None,
     ) -> None:
+        self._forget_names(task)
         if not is_vim_task(task):
             self._cis.track(task, since, seen=seen, with_result=with_result, with_details=with_details)
         elif self._vim is not None:
@@ -94,8 +107,13 @@ class VCenterTaskSource:
             source.poll_now(task)
 
     def forget(self, task: str) -> None:
+        self._forget_names(task)
         if source := self._source_of(task):
             source.forget(task)
+
+    def _forget_names(self, task: str) -> None:
+        if self._named is not None:
+            self._named.forget(task)
 
     @property
     def absent_counts(self) -> dict[Api, int]:
@@ -106,7 +124,7 @@ class VCenterTaskSource:
             source.set_absent_elsewhere(counts.get(api, 0))
 
     def poll_results(self) -> AsyncIterator[list[tuple[str, PollResult]]]:
-        return self._cis.poll_results()
+        return self._named.batches() if self._named is not None else self._cis.poll_results()
 
     async def fetch_identity(self, task: str) -> TaskIdentity | None:
         return await self._vim.fetch_identity(task) if self._vim and is_vim_task(task) else None

@@ -74,14 +74,14 @@ class SdkEndpoint:
             return soap.fault_response(error)
         entry: LoggedRequest = request.scope["simulator.entry"]
         tasks = _list_task_ids(call)
-        entry.operation, entry.tasks = call.name, len(tasks)
+        entry.operation, entry.tasks = _name_operation(call), len(tasks)
         entry.task = call.this.id if call.this.type == "Task" else None
         if self._state.options.latency_s:
             await self._state.sleep(self._state.options.latency_s)
         session = self._find_session(request)
         if session:
             entry.session, entry.user = session.id, session.user
-        fault = self._state.faults.claim(call.name, "/sdk", tasks)
+        fault = self._state.faults.claim(entry.operation, "/sdk", tasks)
         if fault is None:
             return await self._answer(request, call, session)
         entry.fault = fault.name
@@ -253,6 +253,12 @@ def _list_task_ids(call: MethodCall) -> list[str]:
     nodes = (soap.find(object_spec, "obj") for object_spec in object_specs)
     targets += [soap.parse_target(node) for node in nodes if node is not None]
     return [target.id for target in targets if target.type == "Task"]
+
+
+def _name_operation(call: MethodCall) -> str:
+    """Return the method's name, `names` if it reads objects and what is above them."""
+    paths = (soap.text_of(one) for one in call.arguments.iter("{*}path")) if call.name in _READS else ()
+    return "names" if "parent" in paths else call.name
 
 
 async def _show_versions(_request: Request) -> Response:

@@ -6,6 +6,7 @@ poller      what follows from updates and answers     push        one collector,
 questions   the questions of VMs, polled separately while a VM is locked
 unshown     polls of tasks that push doesn't show
 api         the API's methods that are used           taskinfo    from TaskInfo to a task
+inventory   objects of the inventory, their names and paths
 session     one session of its own                    soap        envelopes and faults
 
 HTTP, budget, health, absences and the lifecycle of a tracked task are in `vcenter/`, as for CIS tasks.

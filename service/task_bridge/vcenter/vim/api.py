@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping
 from typing import Any, NamedTuple
 
 from ...domain.durations import rfc3339
 from ...domain.errors import Refused, VCenterUnavailable
 from ...domain.task import TaskIdentity, may_be_same_task
-from ..http import AnswerLimits, NoAnswer
+from ..http import AnswerLimits, AnswerTooLarge, NoAnswer
 from . import soap
+from .inventory import NAME_MAX, Entity
 from .session import ANSWER_LIMITS, MAX_BYTES, VimSession
-from .soap import Element, Ref, SoapFault, child, children, ref_of, text_of, type_of
+from .soap import Element, Ref, SoapFault, UnreadableXml, child, children, ref_of, text_of, type_of
 from .taskinfo import PATHS, QUESTION, Info, Question, parse_field, parse_identity, parse_info, parse_question
 
 OBJECTS_MAX = 500
@@ -28,9 +29,14 @@ _PARSED_BETWEEN_TURNS = 50
 _DENIED = {"NoPermission", "RestrictedByAdministrator"}
 _NO_SESSION = "NotAuthenticated"
 _WITHHELD = f"it withholds every property ({_NO_SESSION})"
+_NO_ENTITY = _DENIED | {"ManagedObjectNotFound", "InvalidArgument", "InvalidType"}
 _PROPERTIES = "".join(
     f"<propSet>{soap.xml_text('type', kind)}{''.join(soap.xml_text('pathSet', path) for path in paths)}</propSet>"
     for kind, paths in (("Task", PATHS), ("VirtualMachine", (QUESTION,)))
+)
+_ENTITY_PROPERTIES = "".join(
+    f"<propSet>{soap.xml_text('type', kind)}{''.join(soap.xml_text('pathSet', path) for path in paths)}</propSet>"
+    for kind, paths in (("ManagedEntity", ("name", "parent")), ("VirtualMachine", ("parentVApp",)))
 )
 _REPORT_MISSING = soap.xml_text("reportMissingObjectsInResults", "true")
 
@@ -40,6 +46,18 @@ class VmTimeout(NoAnswer):
 
     vcsim locks a VM while a task works on it, and requests that read the VM wait for the lock.
     """
+
+
+class EntitiesRefused(VCenterUnavailable):
+    """vCenter answers, but not about these objects together. Fewer may work.
+
+    `is_final`: if it is one object, a repetition won't help.
+    """
+
+    def __init__(self, error: VCenterUnavailable) -> None:
+        super().__init__(str(error))
+        kind = error.kind if isinstance(error, SoapFault) else None
+        self.is_final = kind in _NO_ENTITY or isinstance(error, UnreadableXml | AnswerTooLarge)
 
 
 class ObjectState(NamedTuple):
@@ -130,7 +148,7 @@ async def fetch_labels(session: VimSession) -> dict[str, str]:
     description = None if manager is None else child(manager, "propSet", "val")
     if description is not None:
         session.record_good_answer("labels", number)
-    elif manager is not None and _NO_SESSION in _missing_kinds(manager):
+    elif manager is not None and _NO_SESSION in _parse_missing(manager).values():
         raise await session.handle_refusal("pull", number, _WITHHELD)
     methods = [] if description is None else children(description, "methodInfo")
     pairs = ((text_of(child(method, "key")), text_of(child(method, "label"))) for method in methods)
@@ -201,6 +219,73 @@ def _is_one_of(tasks: Mapping[str, TaskIdentity | None], info: Info) -> bool:
         return False
     identity = tasks[info["key"]]
     return identity is None or may_be_same_task(identity, parse_identity(info))
+
+
+# The inventory
+
+
+async def fetch_entities(
+    session: VimSession, refs: Collection[Ref], take_turn: Callable[[], Awaitable[None]], read_timeout_s: float
+) -> dict[Ref, Entity]:
+    """Return these objects and all above them, as far as vCenter shows them.
+
+    vCenter may answer in parts; `take_turn` is awaited before the request for each further part.
+    Raises VCenterUnavailable, EntitiesRefused among them; NoAnswer if an answer takes longer than `read_timeout_s`.
+    """
+    limits = ANSWER_LIMITS._replace(read_timeout_s=read_timeout_s)
+    collector = (await session.ensure_logged_in()).collector
+    number, entities = session.number, dict[Ref, Entity]()
+    method, inner = "RetrievePropertiesEx", _entities_spec(refs)
+    try:
+        while True:
+            answer = await session.call("names", method, collector, inner, limits)
+            if (page := child(answer, "returnval")) is None:
+                return entities
+            objects = children(page, "objects")
+            if objects and all(map(_is_withheld, objects)):
+                raise await session.handle_refusal("names", number, _WITHHELD)
+            session.record_good_answer("names", number)
+            for count, one in enumerate(objects, 1):
+                _parse_entity(one, entities, session)
+                if count % _PARSED_BETWEEN_TURNS == 0:
+                    await asyncio.sleep(0)
+            if (token := text_of(child(page, "token"))) is None:
+                return entities
+            method, inner = "ContinueRetrievePropertiesEx", soap.xml_text("token", token)
+            await take_turn()
+    except (SoapFault, UnreadableXml, AnswerTooLarge) as error:
+        raise EntitiesRefused(error) from error
+
+
+def _entities_spec(refs: Collection[Ref]) -> str:
+    """Return what to read of objects and of all above them. A VM in a vApp has no parent but the vApp."""
+    objects = []
+    for number, ref in enumerate(refs):
+        name = f"up{number}"  # of its own for each object: names must be unique, at least among those of one object
+        upwards = f"<selectSet>{soap.xml_text('name', name)}</selectSet>"
+        selects = _xml_traversal("ManagedEntity", "parent", upwards, soap.xml_text("name", name))
+        if ref.type == "VirtualMachine":
+            selects += _xml_traversal("VirtualMachine", "parentVApp", upwards)
+        objects.append(f"<objectSet>{soap.xml_ref('obj', ref)}{selects}</objectSet>")
+    return f"<specSet>{_ENTITY_PROPERTIES}{''.join(objects)}{_REPORT_MISSING}</specSet><options/>"
+
+
+def _xml_traversal(kind: str, path: str, further: str, name: str = "") -> str:
+    through = soap.xml_text("type", kind) + soap.xml_text("path", path) + soap.xml_text("skip", "false")
+    return f'<selectSet xsi:type="TraversalSpec">{name}{through}{further}</selectSet>'
+
+
+def _parse_entity(element: Element, entities: dict[Ref, Entity], session: VimSession) -> None:
+    """Add an object of an answer, unless it is gone or withheld."""
+    missing = _parse_missing(element)
+    if "ManagedObjectNotFound" in missing.values() or _is_withheld(element):
+        return
+    pairs = ((text_of(child(one, "name")), child(one, "val")) for one in children(element, "propSet"))
+    values = {path: value for path, value in pairs if path}
+    name, parent = text_of(values.get("name")), ref_of(values.get("parent")) or ref_of(values.get("parentVApp"))
+    name = name if name is None or len(name) <= NAME_MAX else None
+    is_parent_hidden = bool(missing.keys() & {"parent", "parentVApp"})
+    entities[_parse_object_ref(element, session)] = Entity(name, parent, parent is not None or is_parent_hidden)
 
 
 # Push
@@ -299,15 +384,14 @@ async def _check_session(session: VimSession, operation: str, number: int, objec
         raise await session.handle_refusal(operation, number, _WITHHELD)
 
 
-def _missing_kinds(element: Element) -> set[str]:
-    """Return the types of the faults by which vCenter withholds properties of an object."""
-    faults = [child(one, "fault", "fault") for one in children(element, "missingSet")]
-    return {kind for fault in faults if fault is not None and (kind := type_of(fault))}
+def _is_withheld(element: Element) -> bool:
+    """Return whether an object is shown as to somebody who isn't logged in: without any property."""
+    return child(element, "propSet") is None and _NO_SESSION in _parse_missing(element).values()
 
 
 def _parse_object(element: Element, properties: str, session: VimSession, *, is_complete: bool = True) -> ObjectState:
     """Return one object of an answer. `properties`: the tag of its properties."""
-    missing = _missing_kinds(element)
+    missing = set(_parse_missing(element).values())
     ref = _parse_object_ref(element, session)
     pairs = ((text_of(child(one, "name")), child(one, "val")) for one in children(element, properties))
     values = [(path, value) for path, value in pairs if path]
@@ -325,6 +409,12 @@ def _parse_object(element: Element, properties: str, session: VimSession, *, is_
     denied = None if has_value else next(iter(missing & _DENIED), None)
     is_gone = "ManagedObjectNotFound" in missing
     return ObjectState(ref, info, is_complete, denied=denied, is_gone=is_gone, is_withheld=is_withheld)
+
+
+def _parse_missing(element: Element) -> dict[str | None, str]:
+    """Return the types of the faults by which properties of an object are withheld, by path."""
+    pairs = ((text_of(child(one, "path")), child(one, "fault", "fault")) for one in children(element, "missingSet"))
+    return {path: kind for path, fault in pairs if fault is not None and (kind := type_of(fault))}
 
 
 def _parse_object_ref(element: Element, session: VimSession) -> Ref:

@@ -27,6 +27,8 @@ LOGOUT_LIMITS = AnswerLimits(read_timeout_s=2.0, max_bytes=MAX_BYTES)
 SERVICE_INSTANCE = Ref("ServiceInstance", "ServiceInstance")
 _COOKIE = re.compile(r"vmware_soap_session=([^;,]+)")
 _REFUSED = {"InvalidLogin", "PasswordExpired", "NoPermission", "NotAuthenticated"}
+_READS = {"pull", "names"}
+"""Requests that read properties: they may be answered well without a session, so their answers are looked at first."""
 _FAILING_OPERATIONS = {"pull", "wait", "push", "modify"}
 """Faults of other operations may be due to their arguments."""
 _ANY_VERSION = "urn:vim25"
@@ -92,8 +94,8 @@ class VimSession:
             element = await self._parse(answer, method)
         except (SoapFault, UnreadableXml) as error:
             raise await self._handle_error(error, answer, operation, number) from error
-        if operation != "pull":
-            self.record_good_answer(operation, number)  # a pull may be answered well without a session
+        if operation not in _READS:
+            self.record_good_answer(operation, number)
         return element
 
     def record_good_answer(self, operation: str, number: int) -> None:
@@ -127,6 +129,10 @@ class VimSession:
     def build_unreadable_error(self, problem: str) -> UnreadableXml:
         """Return the error for an answer that doesn't fit this API."""
         return UnreadableXml(f"vCenter {self._settings.name} {problem}.")
+
+    async def check_reachable(self) -> None:
+        """Check that /sdk answers at all, which takes no login. Raises VCenterUnavailable."""
+        await self._fetch_service_content()
 
     async def check(self) -> None:
         """Check that vCenter answers in this session. Raises VCenterUnavailable."""

@@ -13,7 +13,7 @@ import math
 import random
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from itertools import islice
 from types import TracebackType
 from typing import Literal, Self
@@ -26,23 +26,26 @@ from ...domain.task import TaskIdentity
 from ...metrics import Metrics
 from ..backoff import Outage
 from ..health import ApiHealth, ApiHealthTracker
-from ..http import RequestBudget
+from ..http import NoAnswer, RequestBudget
 from ..policy import TIMEOUTS, VIM_TIMEOUTS, PollPolicy, Timeouts, VCenterConfig, VimTimeouts
 from ..shared import SharedVCenter
 from ..tracked_task import TaskTracker
 from . import api
-from .api import VmTimeout
+from .api import EntitiesRefused, VmTimeout
+from .inventory import Entity
 from .poller import VimPoller
 from .push import Push
 from .questions import QuestionPoller
 from .session import SessionEnded, VimSession
-from .soap import SoapFault
+from .soap import Ref, SoapFault
 from .transport import TrackedVimTask, VimTransport
 from .unshown import UnshownTaskPoller
 
 log = structlog.get_logger(__name__)
 
 VimMode = Literal["auto", "push", "pull"]
+_SLOTS_TAKEN = 3
+"""The wait for updates, the polls of tasks and the separate polls of questions take a request each."""
 
 
 class VimSource:
@@ -66,10 +69,16 @@ class VimSource:
         vim_timeouts: VimTimeouts = VIM_TIMEOUTS,
     ) -> None:
         rng = rng or random.Random()  # noqa: S311 - spreads polls in time
+        self.on_missing: Callable[[Ref], None] = lambda _: None
+        """Called with each object that vCenter doesn't have."""
         self._name = settings.name
         # The wait keeps a request under way: the others need one beside it.
-        self._mode: VimMode = "pull" if settings.max_concurrent_requests == 1 else mode
         self.health = ApiHealthTracker(settings.name, "vim")
+        self._slots = settings.max_concurrent_requests
+        self._mode: VimMode = "pull" if self._slots == 1 else mode
+        # Without a slot of its own, a lookup that hangs would hold up the tasks.
+        is_tight = self._slots <= _SLOTS_TAKEN
+        self._names_timeout_s = vim_timeouts.names_timeout_tight_s if is_tight else vim_timeouts.names_timeout_s
         self._timeouts = vim_timeouts
         self._logout_s = timeouts.logout_s
         self._monotonic = monotonic
@@ -87,7 +96,7 @@ class VimSource:
         self._push_lost_at: deque[float] = deque(maxlen=vim_timeouts.push_losses_max)
         self._pull_until = -math.inf
         self._pull_all_at = self._used_at = self._view_changed_at = -math.inf
-        self._labels_session = self._sessions_ended = 0
+        self._labels_session = self._sessions_ended = self._users = 0
         self._is_failing = False
         self._wake_up = asyncio.Event()
         self._question_poller = self._create_question_poller(settings.max_concurrent_requests)
@@ -179,24 +188,47 @@ class VimSource:
         return self._tracker.results.batches()
 
     async def cancel(self, task: str) -> None:
-        self._note_use()
-        try:
-            await api.cancel_task(self._session, task)
-        except SessionEnded:
-            await api.cancel_task(self._session, task)
+        with self._keeping_session():
+            try:
+                await api.cancel_task(self._session, task)
+            except SessionEnded:
+                await api.cancel_task(self._session, task)
 
     async def fetch_identity(self, task: str) -> TaskIdentity | None:
         """Return the identity of the task that has this id now, None if there is none. Raises VCenterUnavailable."""
-        self._note_use()
-        try:
-            return await self._poller.fetch_identity(task)
-        except SessionEnded:
-            return await self._poller.fetch_identity(task)
+        with self._keeping_session():
+            try:
+                return await self._poller.fetch_identity(task)
+            except SessionEnded:
+                return await self._poller.fetch_identity(task)
 
-    def _note_use(self) -> None:
-        """Keep the session open for a while, though no task may be tracked."""
-        self._used_at = self._monotonic()
-        self._wake_up.set()
+    async def prepare_lookup(self) -> None:
+        """Log in for a lookup of names, unless there is a session. Raises VCenterUnavailable."""
+        with self._keeping_session():
+            if not self._session.is_open:
+                await self._session.check_reachable()  # a login that hangs would hold up that of the other API
+            await self._session.ensure_logged_in()
+
+    async def fetch_entities(self, refs: list[Ref], take_turn: Callable[[], Awaitable[None]]) -> dict[Ref, Entity]:
+        """Return these objects of the inventory and all above them. Raises VCenterUnavailable, EntitiesRefused."""
+        with self._keeping_session():
+            try:
+                return await api.fetch_entities(self._session, refs, take_turn, self._names_timeout_s)
+            except NoAnswer as error:
+                if self._slots <= _SLOTS_TAKEN:
+                    raise
+                raise EntitiesRefused(error) from error  # one of them may be locked, as vcsim locks VMs
+
+    @contextlib.contextmanager
+    def _keeping_session(self) -> Iterator[None]:
+        """Keep the session open while it is used, and for a while after, though no task may be tracked."""
+        self._users += 1
+        try:
+            yield
+        finally:
+            self._users -= 1
+            self._used_at = self._monotonic()
+            self._wake_up.set()
 
     # The loop
 
@@ -231,7 +263,8 @@ class VimSource:
         if not self._tracker.tasks:
             if self._is_failing:
                 return -math.inf  # nothing would show the end of the failure
-            at = self._used_at + self._timeouts.idle_logout_s if self._session.is_open else math.inf
+            is_idle = self._session.is_open and not self._users
+            at = self._used_at + self._timeouts.idle_logout_s if is_idle else math.inf
             return min(at, self._end_late_at())
         at = min(self._transport.next_at, self._pull_all_at, self._end_late_at())
         if self._is_pushing:
@@ -269,7 +302,7 @@ class VimSource:
 
     async def _rest(self, now: float) -> None:
         """Log out if nobody has used the session for a while."""
-        if now >= self._used_at + self._timeouts.idle_logout_s:
+        if not self._users and now >= self._used_at + self._timeouts.idle_logout_s:
             await self._stop_listening()
             await self._unshown_poller.stop()
             await self._question_poller.stop()
@@ -368,7 +401,10 @@ class VimSource:
             add, remove = transport.view.take()
             self._view_changed_at = self._monotonic()
             try:
-                self._poller.poll_refs(await self._push.modify(add, remove))
+                missing = await self._push.modify(add, remove)
+                self._poller.poll_refs(missing)
+                for ref in missing:
+                    self.on_missing(ref)
             except VmTimeout:
                 transport.poll_questions_separately()  # and a new view lists everything
             except BaseException:
