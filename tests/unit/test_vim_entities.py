@@ -40,8 +40,11 @@ class FakeSession:
             raise answer
         return etree.fromstring(f'<answer xmlns="urn:vim25" {XSI}>{answer}</answer>')
 
-    def mark_ended(self, number: int) -> SessionEnded:
-        return SessionEnded(f"ended {number}")
+    def record_good_answer(self, operation: str, number: int) -> None:
+        assert (operation, number) == ("names", self.number)
+
+    async def handle_refusal(self, operation: str, number: int, _: str) -> SessionEnded:
+        return SessionEnded(f"{operation} ended {number}")
 
     def build_unreadable_error(self, problem: str) -> UnreadableXml:
         return UnreadableXml(problem)
