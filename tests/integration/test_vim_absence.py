@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from functools import partial
+from typing import Any
 
 import pytest
 from structlog.testing import capture_logs
@@ -22,8 +22,11 @@ UNINTERRUPTED_S = 2.0
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     timeouts = TIMEOUTS._replace(confirm_s=0.3, uninterrupted_s=UNINTERRUPTED_S)
     vim_timeouts = VIM_TIMEOUTS._replace(history_retry_s=UNINTERRUPTED_S)
-    source = partial(VimSource, timeouts=timeouts, vim_timeouts=vim_timeouts)
-    monkeypatch.setattr(task_bridge.vcenter.source, "VimSource", source)
+
+    def build(*args: Any, **more: Any) -> VimSource:
+        return VimSource(*args, **{**more, "timeouts": timeouts, "vim_timeouts": vim_timeouts})
+
+    monkeypatch.setattr(task_bridge.vcenter.source, "VimSource", build)
 
 
 async def watch(lab: Lab, count: int, **details: str) -> list[str]:
