@@ -26,6 +26,7 @@ from .api import (
     BadAnswer,
     CisTasksApi,
     Listing,
+    ListMissing,
     MissingTask,
     TaskAnswerTooLarge,
     TaskLister,
@@ -134,7 +135,7 @@ class CisPoller:
                 for tracked in part.tasks:
                     self._tracker.record_interruption(tracked)
         if was_listed or len(batch) == 1:
-            for tracked in refused:  # other lists work
+            for tracked in refused if not isinstance(error, ListMissing) else ():  # other lists work
                 tracked.listable_from = self._clock() + self._timeouts.relist_s
             self._get_instead(refused)
         elif error is not None:
