@@ -17,7 +17,7 @@ from task_bridge.simulator.faults import Effect
 from task_bridge.simulator.script import message, progress
 from task_bridge.simulator.sdk import soap
 from task_bridge.vcenter.policy import VimTimeouts
-from task_bridge.vcenter.vim import VimSource
+from task_bridge.vcenter.vim.source import VimSource
 
 NEW_VM = {"type": "VirtualMachine", "id": "vm-8"}
 
@@ -41,7 +41,7 @@ async def test_a_classic_task_is_followed_from_watching_to_its_end(lab: Lab) -> 
     assert (kinds[0], kinds[-1]) == ("watching", "completed")
     assert {event["data"]["api"] for event in events} == {"vim"}
     assert (final["status"], final["outcome"], final["result"]) == ("SUCCEEDED", "succeeded", NEW_VM)
-    assert final["target"] == {"type": "VirtualMachine", "id": "vm-7", "name": "name of vm-7"}
+    assert final["target"] == {"type": "VirtualMachine", "id": "vm-7", "name": "name of vm-7", "path": None}
     assert (final["service"], final["operation"]) == ("VirtualMachine", "powerOn")
     assert (final["description"], final["user"]) == ("Power On virtual machine", "Administrator@VSPHERE.LOCAL")
     assert (final["progress"], final["duration_seconds"]) == (None, pytest.approx(0.9, abs=0.01))

@@ -9,7 +9,7 @@ import vcenter_lab
 from lab import BridgeProcess, Lab, until
 from task_bridge.simulator import faults, scenarios
 from task_bridge.vcenter.policy import VimTimeouts
-from task_bridge.vcenter.vim import VimSource
+from task_bridge.vcenter.vim.source import VimSource
 
 
 async def test_a_session_that_nobody_needs_is_logged_out_of_and_another_begun_when_needed() -> None:

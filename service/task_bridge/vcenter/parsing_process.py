@@ -1,38 +1,39 @@
-"""The process in which one long answer about a task is parsed: `parsing` starts it, writes to it and reads from it."""
+"""The process in which one long answer is parsed: `parsing` starts it, writes to it and reads from it."""
 
 from __future__ import annotations
 
 import contextlib
 import pickle
 import sys
+from typing import Any, NamedTuple
 
-import msgspec
-
-from ..domain.task import Rendering, Task
-from ..domain.task_json import UnreadableBody, parse_raw_task
+from ..domain.errors import VCenterUnavailable
+from ..domain.task_json import UnreadableBody
 
 MEMORY_MAX_BYTES = 160 * 1024 * 1024
 CPU_MAX_S = 20
 
 
+class Failure(NamedTuple):
+    """What the parsing function raised."""
+
+    error: Exception
+
+
 def main() -> None:
-    """Parse the task in the standard input and write it to the standard output."""
+    """Call the function in the standard input with the bytes behind it, and write what it returns or raises."""
     _limit_itself()
-    rendering: Rendering = "rest" if sys.argv[1] == "rest" else "api"
-    body = sys.stdin.buffer.read(int(sys.argv[3]))
-    outcome: Exception | tuple[Task, int]
-    result = b""
-    try:
-        task = parse_raw_task(body, rendering, with_result=sys.argv[2] == "1")
-        if task.result is not None and task.result.json:
-            result, task = task.result.json, msgspec.structs.replace(task, result=None)
-        outcome = task, len(result)
-    except UnreadableBody as error:
-        outcome = type(error)(str(error))
-    pickled = pickle.dumps(outcome)
-    sys.stdout.buffer.write(b"%d\n%b" % (len(pickled), pickled))
-    sys.stdout.buffer.write(result)
+    parse = pickle.load(sys.stdin.buffer)  # noqa: S301 - written by the bridge
+    pickle.dump(_parse(parse), sys.stdout.buffer, protocol=pickle.HIGHEST_PROTOCOL)
     sys.stdout.buffer.flush()
+
+
+def _parse(parse: Any) -> Any:
+    # Only the function holds the bytes, so that it can let them go.
+    try:
+        return parse(sys.stdin.buffer.read(int(sys.argv[1])))
+    except (UnreadableBody, VCenterUnavailable) as error:
+        return Failure(error)
 
 
 def _limit_itself() -> None:

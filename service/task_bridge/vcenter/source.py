@@ -16,7 +16,7 @@ from ..settings import VCenterSettings
 from .cis import CisSource
 from .health import VCenterHealthTracker
 from .policy import PollPolicy, VCenterConfig
-from .vim import VimSource
+from .vim.source import VimSource
 
 CANCEL_S = 15.0
 """Time for vCenter's answer to a cancel. The bridge itself answers every request within 20 s."""

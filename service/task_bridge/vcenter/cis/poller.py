@@ -333,7 +333,7 @@ class CisPoller:
     def _report_change(self, tracked: TrackedCisTask, task: Task) -> None:
         """Report a new state. Then fetch the result if the task has ended and its result isn't known yet."""
         self._transport.note_change(tracked, task)
-        self._log_unavailable_result(tracked, task)
+        self._tracker.log_unavailable_result(tracked, task)
         self._tracker.report_task(tracked, task)
         if task.ended and task.result is None:
             # Results are gathered, unless there are requests enough.
@@ -345,17 +345,10 @@ class CisPoller:
 
     def _apply_result(self, tracked: TrackedCisTask, task: Task) -> None:
         if task.ended:
-            self._log_unavailable_result(tracked, task)
+            self._tracker.log_unavailable_result(tracked, task)
             self._tracker.report(tracked, task)
         else:
             self._handle_bad_answer(tracked, BadAnswer("vCenter shows the task that ended as if it hadn't."))
-
-    def _log_unavailable_result(self, tracked: TrackedCisTask, task: Task) -> None:
-        """Log why, once: partial results are read again and again."""
-        before = tracked.task and tracked.task.result
-        if task.result is not None and task.result.reason and task.result != before:
-            reason = f"It can't be passed on: {task.result.reason}."
-            log.warning("result_unavailable", vcenter=self._tracker.vcenter, task=tracked.id, reason=reason)
 
     def _give_up_result(self, tracked: TrackedCisTask, reason: str) -> None:
         """Report that the result is unavailable, unless it has been reported by now."""

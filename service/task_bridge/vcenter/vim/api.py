@@ -2,34 +2,40 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
-from collections.abc import Collection, Iterable
-from typing import Any, NamedTuple
+from collections.abc import Callable, Collection, Iterable
+from functools import cache
+from typing import TypeVar
 
 from ...domain.durations import rfc3339
 from ...domain.errors import Refused, VCenterUnavailable
 from ..http import AnswerLimits, NoAnswer
 from . import soap
-from .session import ANSWER_LIMITS, MAX_BYTES, VimSession
-from .soap import Element, Ref, SoapFault, child, children, ref_of, text_of, type_of
-from .taskinfo import PATHS, QUESTION, Info, Question, parse_field, parse_info, parse_question
+from .answers import ObjectState, UpdateSet, read_history, read_page, read_refs, read_update_set
+from .session import READ_LIMITS, VimSession
+from .soap import Element, Ref, SoapFault, child, children, ref_of, text_of
+from .taskinfo import PATHS, QUESTION, VALUES, Info
 
 OBJECTS_MAX = 500
 """The number of objects that one request should fetch."""
 WAIT_S = 30
-WAIT_LIMITS = AnswerLimits(read_timeout_s=WAIT_S + 15.0, max_bytes=MAX_BYTES)
+WAIT_LIMITS = READ_LIMITS._replace(read_timeout_s=WAIT_S + 15.0)
 DESTROY_LIMITS = AnswerLimits(read_timeout_s=1.0)
 UPDATES_MAX = 500
 _PAGE, _PAGES_MAX = 500, 40
-_PARSED_BETWEEN_TURNS = 50
-"""Objects of an answer that are read between two turns of the event loop."""
-_DENIED = {"NoPermission", "RestrictedByAdministrator"}
-_PROPERTIES = "".join(
-    f"<propSet>{soap.xml_text('type', kind)}{''.join(soap.xml_text('pathSet', path) for path in paths)}</propSet>"
-    for kind, paths in (("Task", PATHS), ("VirtualMachine", (QUESTION,)))
-)
 _REPORT_MISSING = soap.xml_text("reportMissingObjectsInResults", "true")
+T = TypeVar("T")
+
+
+@cache
+def _write_properties(without: tuple[str, ...] = ()) -> str:
+    """Return what to show of tasks and VMs. `without`: fields of TaskInfo to leave out."""
+    task_paths = [path for path in PATHS if path.removeprefix("info.") not in without]
+    sets = (("Task", task_paths), ("VirtualMachine", (QUESTION,)))
+    return "".join(
+        f"<propSet>{soap.xml_text('type', kind)}{''.join(soap.xml_text('pathSet', path) for path in paths)}</propSet>"
+        for kind, paths in sets
+    )
 
 
 class VmTimeout(NoAnswer):
@@ -39,63 +45,36 @@ class VmTimeout(NoAnswer):
     """
 
 
-class ObjectState(NamedTuple):
-    """An object as vCenter reports it: a task with its fields, or a VM with its question.
-
-    `is_complete`: all fields are here; without it, the missing ones haven't changed. `has_question_field`: the VM's
-    question was reported; `question` None then means that it has none. `denied`: the fault by which vCenter withholds
-    the properties. `is_gone`: the object no longer exists or left the view.
-    """
-
-    ref: Ref
-    info: Info
-    is_complete: bool = True
-    has_question_field: bool = False
-    question: Question | None = None
-    denied: str | None = None
-    is_gone: bool = False
-
-
-class UpdateSet(NamedTuple):
-    """Changes, and the version to wait from next. `is_truncated`: more changes are available already."""
-
-    version: str
-    objects: list[ObjectState]
-    is_truncated: bool
-
-
 # Tasks and VMs
 
 
 async def fetch_objects(
-    session: VimSession, tasks: Collection[str], vms: Collection[str] = (), vm_timeout_s: float | None = None
+    session: VimSession,
+    tasks: Collection[str],
+    vms: Collection[str] = (),
+    vm_timeout_s: float | None = None,
+    *,
+    without: tuple[str, ...] = (),
 ) -> list[ObjectState]:
     """Return the state of tasks and the questions of VMs. Objects that aren't in the result don't exist.
 
-    Raises VCenterUnavailable; VmTimeout if VMs are among them and an answer takes longer than `vm_timeout_s`.
+    `without`: fields of tasks to leave out. Raises VCenterUnavailable; VmTimeout if VMs are among the objects and an
+    answer takes longer than `vm_timeout_s`.
     """
     vm_timeout_s = vm_timeout_s if vms else None
     refs = [*(Ref("Task", task) for task in tasks), *(Ref("VirtualMachine", vm) for vm in vms)]
     objects = "".join(f"<objectSet>{soap.xml_ref('obj', ref)}</objectSet>" for ref in refs)
-    inner = f"<specSet>{_PROPERTIES}{objects}{_REPORT_MISSING}</specSet><options/>"
+    inner = f"<specSet>{_write_properties(without)}{objects}{_REPORT_MISSING}</specSet><options/>"
     collector = (await session.ensure_logged_in()).collector
     number = session.number
-    answer = await _call_reading_vms(session, "pull", "RetrievePropertiesEx", collector, inner, vm_timeout_s)
-    states: list[ObjectState] = []
+    method, states = "RetrievePropertiesEx", list[ObjectState]()
     while True:
-        page = child(answer, "returnval")
-        if page is None:
+        page = await _read_with_vms(session, "pull", method, collector, inner, read_page, vm_timeout_s)
+        _check_session(session, number, page.objects)
+        states += page.objects
+        if page.token is None:
             return states
-        for count, one in enumerate(children(page, "objects"), 1):
-            states.append(_parse_object(one, "propSet", session, number))
-            if count % _PARSED_BETWEEN_TURNS == 0:
-                await asyncio.sleep(0)
-        if (token := text_of(child(page, "token"))) is None:
-            return states
-        inner = soap.xml_text("token", token)
-        answer = await _call_reading_vms(
-            session, "pull", "ContinueRetrievePropertiesEx", collector, inner, vm_timeout_s
-        )
+        method, inner = "ContinueRetrievePropertiesEx", soap.xml_text("token", page.token)
 
 
 async def filter_existing(session: VimSession, refs: Collection[Ref], vm_timeout_s: float) -> set[Ref]:
@@ -105,7 +84,7 @@ async def filter_existing(session: VimSession, refs: Collection[Ref], vm_timeout
     existing: set[Ref] = set()
     for first in range(0, max(1, len(tasks)), OBJECTS_MAX):
         part = tasks[first : first + OBJECTS_MAX]
-        states = await fetch_objects(session, part, () if first else vms, vm_timeout_s)
+        states = await fetch_objects(session, part, () if first else vms, vm_timeout_s, without=VALUES)
         existing |= {state.ref for state in states if not state.is_gone}
     return existing
 
@@ -168,8 +147,8 @@ async def fetch_history(session: VimSession, tasks: Collection[str], begin: floa
 async def _read_history(session: VimSession, collector: Ref, tasks: set[str]) -> dict[str, Info]:
     infos: dict[str, Info] = {}
     for _ in range(_PAGES_MAX):
-        answer = await session.call("history", "ReadNextTasks", collector, soap.xml_text("maxCount", _PAGE))
-        page = [parse_info(one) for one in children(answer, "returnval")]
+        count = soap.xml_text("maxCount", _PAGE)
+        page = await session.read("history", "ReadNextTasks", collector, count, read_history)
         infos |= {info["key"]: info for info in page if info.get("key") in tasks}
         if not page or len(infos) == len(tasks):
             break
@@ -195,7 +174,7 @@ async def create_filter(session: VimSession, collector: Ref, view: Ref) -> None:
     through = soap.xml_text("type", "ListView") + soap.xml_text("path", "view") + soap.xml_text("skip", "false")
     select = f'<selectSet xsi:type="TraversalSpec">{soap.xml_text("name", "view")}{through}</selectSet>'
     objects = f"<objectSet>{soap.xml_ref('obj', view)}{soap.xml_text('skip', 'true')}{select}</objectSet>"
-    spec = f"<spec>{_PROPERTIES}{objects}{_REPORT_MISSING}</spec>{soap.xml_text('partialUpdates', 'false')}"
+    spec = f"<spec>{_write_properties()}{objects}{_REPORT_MISSING}</spec>{soap.xml_text('partialUpdates', 'false')}"
     await session.call("push", "CreateFilter", collector, spec)
 
 
@@ -210,8 +189,7 @@ async def modify_view(
 ) -> list[Ref]:
     """Change what the view lists. Return those of `add` that don't exist. Raises VmTimeout after `vm_timeout_s`."""
     inner = "".join([*(soap.xml_ref("add", ref) for ref in add), *(soap.xml_ref("remove", ref) for ref in remove)])
-    answer = await _call_reading_vms(session, "modify", "ModifyListView", view, inner, vm_timeout_s)
-    return [ref for ref in map(ref_of, children(answer, "returnval")) if ref]
+    return await _read_with_vms(session, "modify", "ModifyListView", view, inner, read_refs, vm_timeout_s)
 
 
 async def wait_for_updates(session: VimSession, collector: Ref, version: str) -> UpdateSet | None:
@@ -219,74 +197,42 @@ async def wait_for_updates(session: VimSession, collector: Ref, version: str) ->
     options = soap.xml_text("maxWaitSeconds", WAIT_S) + soap.xml_text("maxObjectUpdates", UPDATES_MAX)
     inner = f"{soap.xml_text('version', version)}<options>{options}</options>"
     number = session.number
-    answer = await session.call("wait", "WaitForUpdatesEx", collector, inner, WAIT_LIMITS)
-    update_set = child(answer, "returnval")
-    new_version = None if update_set is None else text_of(child(update_set, "version"))
-    if update_set is None or new_version is None:
-        return None
-    updates = [update for part in children(update_set, "filterSet") for update in children(part, "objectSet")]
-    objects: list[ObjectState] = []
-    for count, update in enumerate(updates, 1):
-        kind = text_of(child(update, "kind"))
-        if kind == "leave":
-            objects.append(ObjectState(_parse_object_ref(update, session), {}, is_gone=True))
-        else:
-            objects.append(_parse_object(update, "changeSet", session, number, is_complete=kind == "enter"))
-        if count % _PARSED_BETWEEN_TURNS == 0:
-            await asyncio.sleep(0)
-    return UpdateSet(new_version, objects, text_of(child(update_set, "truncated")) in ("true", "1"))
+    update_set = await session.read("wait", "WaitForUpdatesEx", collector, inner, read_update_set, WAIT_LIMITS)
+    if update_set is not None:
+        _check_session(session, number, update_set.objects)
+    return update_set
 
 
 # Calls and answers
 
 
-async def _call_reading_vms(
-    session: VimSession, operation: str, method: str, this: Ref, inner: str, vm_timeout_s: float | None
-) -> Element:
+async def _read_with_vms(
+    session: VimSession,
+    operation: str,
+    method: str,
+    this: Ref,
+    inner: str,
+    read: Callable[[Element], T],
+    vm_timeout_s: float | None,
+) -> T:
     """Call a method that VMs may delay. Raises VmTimeout after `vm_timeout_s`; None: no VM is involved."""
-    if vm_timeout_s is None:
-        return await session.call(operation, method, this, inner)
+    limits = READ_LIMITS._replace(read_timeout_s=vm_timeout_s)
     try:
-        return await session.call(operation, method, this, inner, ANSWER_LIMITS._replace(read_timeout_s=vm_timeout_s))
+        return await session.read(operation, method, this, inner, read, limits)
     except NoAnswer as error:
+        if vm_timeout_s is None:
+            raise
         raise VmTimeout(str(error)) from error
+
+
+def _check_session(session: VimSession, number: int, objects: Iterable[ObjectState]) -> None:
+    """Raise SessionEnded if properties are missing because the session of this `number` has ended."""
+    if any(one.is_unauthenticated for one in objects):
+        raise session.mark_ended(number)
 
 
 def _parse_created_ref(answer: Element, session: VimSession) -> Ref:
     ref = ref_of(child(answer, "returnval"))
     if ref is None:
         raise session.build_unreadable_error("answers without the object that it should have created")
-    return ref
-
-
-def _parse_object(
-    element: Element, properties: str, session: VimSession, number: int, *, is_complete: bool = True
-) -> ObjectState:
-    """Return one object of an answer. `properties`: the tag of its properties.
-
-    Raises SessionEnded if its properties are missing because the session of this `number` has ended.
-    """
-    faults = [child(one, "fault", "fault") for one in children(element, "missingSet")]
-    missing = {kind for fault in faults if fault is not None and (kind := type_of(fault))}
-    if "NotAuthenticated" in missing:
-        raise session.mark_ended(number)
-    ref = _parse_object_ref(element, session)
-    pairs = ((text_of(child(one, "name")), child(one, "val")) for one in children(element, properties))
-    values = [(path, value) for path, value in pairs if path]
-    if ref.type == "VirtualMachine":
-        questions = [value for path, value in values if path == QUESTION]
-        question = parse_question(questions[0]) if questions else None
-        return ObjectState(ref, {}, is_complete, is_complete or bool(questions), question)
-    info: dict[str, Any] = {}
-    for path, value in values:
-        field = path.removeprefix("info.")
-        info[field] = parse_field(field, value)
-    denied = None if values else next(iter(missing & _DENIED), None)
-    return ObjectState(ref, info, is_complete, denied=denied, is_gone="ManagedObjectNotFound" in missing)
-
-
-def _parse_object_ref(element: Element, session: VimSession) -> Ref:
-    ref = ref_of(child(element, "obj"))
-    if ref is None:
-        raise session.build_unreadable_error("reports on an object without a reference to it")
     return ref

@@ -8,23 +8,30 @@ from __future__ import annotations
 
 import contextlib
 import re
-from typing import NamedTuple
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import NamedTuple, TypeVar
 
 from ...domain.errors import VCenterUnavailable
-from ..http import AnswerLimits
+from ...domain.task_json import BodyOutOfBounds
+from ..http import MAX_BODY_BYTES, AnswerLimits
 from ..login import SingleFlight
-from ..parsing import parse_outside_loop
+from ..parsing import parse_isolated, parse_outside_loop
 from ..policy import VCenterConfig
 from ..shared import SharedVCenter
 from . import soap
-from .soap import Element, Ref, SoapFault, UnreadableXml
+from .soap import Element, Ref, SoapFault, UnreadableXml, XmlOutOfBounds
 
-MAX_BYTES = 16 * 1024 * 1024
-ANSWER_LIMITS = AnswerLimits(max_bytes=MAX_BYTES)
+ANSWER_LIMITS = AnswerLimits(max_bytes=16 * 1024 * 1024)
+READ_LIMITS = AnswerLimits(max_bytes=MAX_BODY_BYTES)
+"""Of answers that are read where they are parsed."""
+LONG_BYTES = 2 * 1024 * 1024
+"""An answer about 500 tasks has half of it."""
 SERVICE_INSTANCE = Ref("ServiceInstance", "ServiceInstance")
 _COOKIE = re.compile(r"vmware_soap_session=([^;,]+)")
 _REFUSED = {"InvalidLogin", "PasswordExpired", "NoPermission"}
 _ANY_VERSION = "urn:vim25"
+T = TypeVar("T")
 
 
 class SessionEnded(VCenterUnavailable):
@@ -74,9 +81,33 @@ class VimSession:
         Raises VCenterUnavailable, among them SoapFault, SessionEnded and UnreadableXml.
         """
         service = await self.ensure_logged_in()
-        number = self.number
-        try:
+        with self._notice_end(self.number):
             return await self._post(operation, method, this or SERVICE_INSTANCE, inner, service.version, limits)
+
+    async def read(
+        self,
+        operation: str,
+        method: str,
+        this: Ref,
+        inner: str,
+        read: Callable[[Element], T],
+        limits: AnswerLimits = READ_LIMITS,
+    ) -> T:
+        """Call a method and return what `read` makes of its answer, outside the event loop if the answer is long.
+
+        `read` is a function of a module: it may run in another process. Raises as `call` does.
+        """
+        service = await self.ensure_logged_in()
+        with self._notice_end(self.number):
+            body = await self._send(operation, method, this, inner, service.version, limits)
+            with self._name_errors(method):
+                return await parse_isolated(body, partial(soap.read_answer, method=method, read=read), LONG_BYTES)
+
+    @contextlib.contextmanager
+    def _notice_end(self, number: int) -> Iterator[None]:
+        """Raise SessionEnded for the fault by which vCenter says that the session of this number has ended."""
+        try:
+            yield
         except SoapFault as fault:
             if fault.kind == "NotAuthenticated":
                 raise self.mark_ended(number) from fault
@@ -171,20 +202,35 @@ class VimSession:
     async def _post(
         self, operation: str, method: str, this: Ref, inner: str, version: str, limits: AnswerLimits
     ) -> Element:
+        body = await self._send(operation, method, this, inner, version, limits)
+        with self._name_errors(method):
+            return await parse_outside_loop(len(body), soap.parse_answer, body, method)
+
+    async def _send(
+        self, operation: str, method: str, this: Ref, inner: str, version: str, limits: AnswerLimits
+    ) -> bytes:
         content = soap.build_envelope(method, this, inner)
         answer = await self._http.request(operation, "POST", "/sdk", self._headers(version), content, limits=limits)
         if cookie := _COOKIE.search(answer.set_cookie):
             self._cookie = cookie[1]
-        name = self._settings.name
         if answer.status not in (200, 500):
             raise VCenterUnavailable(
-                f"vCenter {name} answers {method} at /sdk with HTTP {answer.status}. It may be starting.",
+                f"vCenter {self._settings.name} answers {method} at /sdk with HTTP {answer.status}. "
+                "It may be starting.",
                 retry_after_s=answer.retry_after_s,
             )
+        return answer.body
+
+    @contextlib.contextmanager
+    def _name_errors(self, method: str) -> Iterator[None]:
+        """Name vCenter and the method in errors of an answer."""
+        name = self._settings.name
         try:
-            return await parse_outside_loop(len(answer.body), soap.parse_answer, answer.body, method)
+            yield
         except UnreadableXml as error:
-            raise UnreadableXml(f"vCenter {name} answers {method} with {error}.") from error
+            raise type(error)(f"vCenter {name} answers {method} with {error}.") from error
+        except BodyOutOfBounds as error:
+            raise XmlOutOfBounds(f"vCenter {name} answers {method} with {error}.") from error
         except SoapFault as fault:
             raise SoapFault(f"vCenter {name} refuses {method}: {fault}", fault.kind, fault.reason) from fault
 

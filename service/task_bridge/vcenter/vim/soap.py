@@ -1,13 +1,14 @@
 """SOAP envelopes of the vSphere Web Services API: build method calls, parse answers and faults. Pure.
 
-Answers are parsed without entities, network access and huge nodes. One with a DTD is refused: SOAP doesn't allow it,
-and XML bombs need it. The number of elements and attributes is bounded, since each takes some 100 bytes.
+Answers are parsed without entities and network access. One with a DTD is refused before: SOAP doesn't allow it, and XML
+bombs need it. The number of elements and attributes is bounded, since each takes some 100 bytes.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from itertools import islice
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 from xml.sax.saxutils import escape, quoteattr
 
 from lxml import etree
@@ -27,6 +28,7 @@ CHILDREN_MAX = 5_000
 """Children of one tag. Answers have 500 objects; vCenter describes some 3,000 operations."""
 
 Element = etree._Element
+T = TypeVar("T")
 
 
 class Ref(NamedTuple):
@@ -40,6 +42,10 @@ class UnreadableXml(VCenterUnavailable):
     """The answer isn't one of this API: cut off, not XML, or to another method."""
 
 
+class XmlOutOfBounds(UnreadableXml):
+    """The answer exceeds what the bridge parses. One about fewer objects or fewer of their properties may not."""
+
+
 class SoapFault(VCenterUnavailable):
     """vCenter refused a method. `kind` is the type of the fault, None if it has no detail; `reason` is its text."""
 
@@ -47,6 +53,10 @@ class SoapFault(VCenterUnavailable):
         super().__init__(message)
         self.kind = kind
         self.reason = reason
+
+    def __reduce__(self) -> tuple[type[SoapFault], tuple[str, str | None, str]]:
+        """Let a fault come from another process."""
+        return type(self), (str(self), self.kind, self.reason)
 
 
 def build_envelope(method: str, this: Ref, inner: str) -> bytes:
@@ -63,20 +73,14 @@ def xml_text(tag: str, value: object) -> str:
     return f"<{tag}>{escape(str(value))}</{tag}>"
 
 
+def read_answer(body: bytes, method: str, read: Callable[[Element], T]) -> T:
+    """Return what `read` makes of the answer to `method`. Raises SoapFault or UnreadableXml."""
+    return read(parse_answer(body, method))
+
+
 def parse_answer(body: bytes, method: str) -> Element:
     """Return the answer to `method`. Raises SoapFault or UnreadableXml."""
-    if body.count(b"<") + body.count(b"=") > MARKUP_MAX:
-        raise UnreadableXml(f"XML with more than the {MARKUP_MAX} tags and attributes that the bridge parses")
-    try:
-        # Create a parser for each answer, so that an error in one doesn't affect the next.
-        parser = etree.XMLParser(
-            resolve_entities=False, no_network=True, huge_tree=False, remove_comments=True, remove_pis=True
-        )
-        envelope = etree.fromstring(body, parser)
-    except (etree.XMLSyntaxError, ValueError) as error:
-        raise UnreadableXml(f"text that isn't XML of this API: {str(error)[:_REASON_MAX]}") from error
-    if envelope.getroottree().docinfo.internalDTD is not None:
-        raise UnreadableXml("XML with a document type, which SOAP doesn't allow")
+    envelope = _parse_xml(body)
     soap_body = child(envelope, "Body")
     answer = None if soap_body is None else next(iter(soap_body), None)
     if answer is None:
@@ -86,6 +90,23 @@ def parse_answer(body: bytes, method: str) -> Element:
     if local_name(answer) != f"{method}Response":
         raise UnreadableXml(f"something other than the answer to {method}")
     return answer
+
+
+def _parse_xml(body: bytes) -> Element:
+    if body.count(b"<") + body.count(b"=") > MARKUP_MAX:
+        raise XmlOutOfBounds(f"XML with more than the {MARKUP_MAX} tags and attributes that the bridge parses")
+    if b"<!DOCTYPE" in body:
+        raise UnreadableXml("XML with a document type, which SOAP doesn't allow")
+    # Create a parser for each answer, so that an error in one doesn't affect the next. Texts may have megabytes, but
+    # only UTF-8 shows all document types above.
+    parser = etree.XMLParser(
+        resolve_entities=False, no_network=True, huge_tree=True, encoding="utf-8", remove_comments=True, remove_pis=True
+    )
+    try:
+        return etree.fromstring(body, parser)
+    except (etree.XMLSyntaxError, ValueError) as error:
+        kind = XmlOutOfBounds if "XML_PARSE_HUGE" in str(error) else UnreadableXml
+        raise kind(f"text that isn't XML of this API: {str(error)[:_REASON_MAX]}") from error
 
 
 def local_name(element: Element) -> str:
@@ -112,9 +133,13 @@ def children(element: Element, tag: str) -> list[Element]:
     return found
 
 
+def is_nil(element: Element) -> bool:
+    return element.get(f"{XSI}nil") in ("true", "1")
+
+
 def text_of(element: Element | None) -> str | None:
     """Return the text, None if it is missing, empty or nil."""
-    if element is None or element.get(f"{XSI}nil") in ("true", "1"):
+    if element is None or is_nil(element):
         return None
     return (element.text or "").strip() or None
 
@@ -122,7 +147,7 @@ def text_of(element: Element | None) -> str | None:
 def type_of(element: Element) -> str | None:
     """Return the `xsi:type` of an element, without its prefix."""
     xsi_type = element.get(f"{XSI}type")
-    return xsi_type.rpartition(":")[2] if xsi_type else None
+    return (xsi_type.rpartition(":")[2] or None) if xsi_type else None
 
 
 def ref_of(element: Element | None) -> Ref | None:

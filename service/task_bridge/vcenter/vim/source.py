@@ -23,7 +23,7 @@ from ...domain.ports import PollResult
 from ...domain.task import TaskIdentity
 from ...metrics import Metrics
 from ..backoff import Outage
-from ..http import RequestBudget
+from ..http import AnswerTooLarge, RequestBudget
 from ..policy import TIMEOUTS, VIM_TIMEOUTS, PollPolicy, Timeouts, VCenterConfig, VimTimeouts
 from ..shared import SharedVCenter
 from ..tracked_task import TaskTracker
@@ -33,7 +33,7 @@ from .poller import VimPoller
 from .push import Push
 from .questions import QuestionPoller
 from .session import SessionEnded, VimSession
-from .soap import SoapFault
+from .soap import SoapFault, XmlOutOfBounds
 from .transport import TrackedVimTask, VimTransport
 
 log = structlog.get_logger(__name__)
@@ -340,6 +340,8 @@ class VimSource:
         """Stop listening. After several losses in a while, pull instead for some time."""
         await self._stop_listening()
         now, timeouts, lost_at = self._monotonic(), self._timeouts, self._push_lost_at
+        if isinstance(error, XmlOutOfBounds | AnswerTooLarge):
+            self._poller.poll_all()  # which finds the task that is to blame
         lost_at.append(now)
         log.info("push_lost", vcenter=self._name, reason=str(error))
         is_frequent = len(lost_at) == timeouts.push_losses_max and now - lost_at[0] <= timeouts.push_losses_window_s
