@@ -22,7 +22,7 @@ import msgspec
 
 from ..domain.task import Rendering, Task
 from ..domain.task_json import BodyOutOfBounds, parse_raw_task, size_of
-from .parsing_process import Failure
+from .parsing_process import Failure, Job
 
 SHORT_BYTES = 16 * 1024
 """Parsing so few bytes takes a few milliseconds at worst, and handing them to a thread costs more than most take."""
@@ -42,14 +42,17 @@ async def parse_outside_loop(size: int, parse: Callable[P, T], *args: P.args, **
     return await asyncio.get_running_loop().run_in_executor(_executor, functools.partial(parse, *args, **kwargs))
 
 
-async def parse_isolated(body: bytes | msgspec.Raw, parse: Callable[[bytes | msgspec.Raw], T], long_bytes: int) -> T:
+async def parse_isolated(
+    body: bytes | msgspec.Raw, parse: Callable[..., T], long_bytes: int, *, is_streamed: bool = False
+) -> T:
     """Return what `parse` returns, and raise its exceptions: called here, in the thread, or in a process.
 
     Bodies of more than `long_bytes` go to the process, so `parse` is a function of a module, perhaps a partial one.
+    There it gets the body, or the file to read it from if `is_streamed`.
     """
     if size_of(body) <= long_bytes:
         return await parse_outside_loop(size_of(body), parse, body)
-    return await parse_outside_loop(size_of(body), _parse_in_process, body, parse)
+    return await parse_outside_loop(size_of(body), _parse_in_process, body, Job(parse, size_of(body), is_streamed))
 
 
 async def parse_task_outside_loop(body: bytes | msgspec.Raw, rendering: Rendering, *, with_result: bool) -> Task:
@@ -58,12 +61,12 @@ async def parse_task_outside_loop(body: bytes | msgspec.Raw, rendering: Renderin
     return await parse_isolated(body, parse, LONG_BYTES)
 
 
-def _parse_in_process(body: bytes | msgspec.Raw, parse: Callable[[bytes | msgspec.Raw], T]) -> T:
-    """Parse the body in `parsing_process`. Raises what `parse` raises, and BodyOutOfBounds if the process dies."""
+def _parse_in_process(body: bytes | msgspec.Raw, job: Job[T]) -> T:
+    """Do the job in `parsing_process`. Raises what it raises, and BodyOutOfBounds if the process dies."""
     code = "from task_bridge.vcenter.parsing_process import main; main()"
     environment = {"PYTHONPATH": os.pathsep.join(sys.path)}  # and no secrets
     process = subprocess.Popen(  # noqa: S603 - this Python, with own code
-        [sys.executable, "-c", code, str(size_of(body))],
+        [sys.executable, "-c", code],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
@@ -75,7 +78,7 @@ def _parse_in_process(body: bytes | msgspec.Raw, parse: Callable[[bytes | msgspe
         with process:
             assert process.stdin is not None  # noqa: S101 - it is a pipe
             assert process.stdout is not None  # noqa: S101 - it is a pipe
-            pickle.dump(parse, process.stdin)
+            pickle.dump(job, process.stdin)
             process.stdin.write(memoryview(body))
             process.stdin.close()
             outcome: T | Failure = pickle.load(process.stdout)  # noqa: S301 - written by the bridge's own code

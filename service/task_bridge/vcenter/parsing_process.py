@@ -5,13 +5,23 @@ from __future__ import annotations
 import contextlib
 import pickle
 import sys
-from typing import Any, NamedTuple
+from collections.abc import Callable
+from typing import Generic, NamedTuple, TypeVar
 
 from ..domain.errors import VCenterUnavailable
 from ..domain.task_json import UnreadableBody
 
 MEMORY_MAX_BYTES = 160 * 1024 * 1024
 CPU_MAX_S = 20
+T = TypeVar("T")
+
+
+class Job(NamedTuple, Generic[T]):
+    """Call `parse` with a body of `size` bytes, or, if `is_streamed`, with the file to read it from."""
+
+    parse: Callable[..., T]
+    size: int
+    is_streamed: bool
 
 
 class Failure(NamedTuple):
@@ -21,17 +31,16 @@ class Failure(NamedTuple):
 
 
 def main() -> None:
-    """Call the function in the standard input with the bytes behind it, and write what it returns or raises."""
+    """Do the job in the standard input with the body behind it, and write what it returns or raises."""
     _limit_itself()
-    parse = pickle.load(sys.stdin.buffer)  # noqa: S301 - written by the bridge
-    pickle.dump(_parse(parse), sys.stdout.buffer, protocol=pickle.HIGHEST_PROTOCOL)
+    job = pickle.load(sys.stdin.buffer)  # noqa: S301 - written by the bridge
+    pickle.dump(_parse(job), sys.stdout.buffer, protocol=pickle.HIGHEST_PROTOCOL)
     sys.stdout.buffer.flush()
 
 
-def _parse(parse: Any) -> Any:
-    # Only the function holds the bytes, so that it can let them go.
+def _parse(job: Job[T]) -> T | Failure:
     try:
-        return parse(sys.stdin.buffer.read(int(sys.argv[1])))
+        return job.parse(sys.stdin.buffer if job.is_streamed else sys.stdin.buffer.read(job.size))
     except (UnreadableBody, VCenterUnavailable) as error:
         return Failure(error)
 

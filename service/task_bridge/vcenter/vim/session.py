@@ -98,10 +98,15 @@ class VimSession:
         `read` is a function of a module: it may run in another process. Raises as `call` does.
         """
         service = await self.ensure_logged_in()
-        with self._notice_end(self.number):
-            body = await self._send(operation, method, this, inner, service.version, limits)
-            with self._name_errors(method):
-                return await parse_isolated(body, partial(soap.read_answer, method=method, read=read), LONG_BYTES)
+        parse = partial(soap.read_answer, method=method, read=read)
+        with self._notice_end(self.number), self._name_errors(method):
+            # No variable here holds the answer: an error would keep it, by its traceback.
+            return await parse_isolated(
+                await self._send(operation, method, this, inner, service.version, limits),
+                parse,
+                LONG_BYTES,
+                is_streamed=True,
+            )
 
     @contextlib.contextmanager
     def _notice_end(self, number: int) -> Iterator[None]:
@@ -223,14 +228,15 @@ class VimSession:
 
     @contextlib.contextmanager
     def _name_errors(self, method: str) -> Iterator[None]:
-        """Name vCenter and the method in errors of an answer."""
+        """Name vCenter and the method in errors of an answer, and let go of the answer, which tracebacks hold."""
         name = self._settings.name
         try:
             yield
         except UnreadableXml as error:
-            raise type(error)(f"vCenter {name} answers {method} with {error}.") from error
+            raise type(error)(f"vCenter {name} answers {method} with {error}.") from error.with_traceback(None)
         except BodyOutOfBounds as error:
-            raise XmlOutOfBounds(f"vCenter {name} answers {method} with {error}.") from error
+            message = f"vCenter {name} answers {method} with {error}."
+            raise XmlOutOfBounds(message) from error.with_traceback(None)
         except SoapFault as fault:
             raise SoapFault(f"vCenter {name} refuses {method}: {fault}", fault.kind, fault.reason) from fault
 

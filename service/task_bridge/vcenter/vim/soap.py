@@ -6,9 +6,10 @@ bombs need it. The number of elements and attributes is bounded, since each take
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import io
+from collections.abc import Callable, Iterator
 from itertools import islice
-from typing import NamedTuple, TypeVar
+from typing import IO, NamedTuple, TypeVar
 from xml.sax.saxutils import escape, quoteattr
 
 from lxml import etree
@@ -24,6 +25,8 @@ _END = "</e:Body></e:Envelope>"
 _REASON_MAX = 300
 MARKUP_MAX = 400_000
 """Opening and closing tags and attributes of an answer. An answer about 500 tasks has fewer than 100,000."""
+_PIECE_BYTES = 1024 * 1024
+_DOCTYPE = b"<!DOCTYPE"
 CHILDREN_MAX = 5_000
 """Children of one tag. Answers have 500 objects; vCenter describes some 3,000 operations."""
 
@@ -73,14 +76,14 @@ def xml_text(tag: str, value: object) -> str:
     return f"<{tag}>{escape(str(value))}</{tag}>"
 
 
-def read_answer(body: bytes, method: str, read: Callable[[Element], T]) -> T:
+def read_answer(body: bytes | IO[bytes], method: str, read: Callable[[Element], T]) -> T:
     """Return what `read` makes of the answer to `method`. Raises SoapFault or UnreadableXml."""
     return read(parse_answer(body, method))
 
 
-def parse_answer(body: bytes, method: str) -> Element:
-    """Return the answer to `method`. Raises SoapFault or UnreadableXml."""
-    envelope = _parse_xml(body)
+def parse_answer(body: bytes | IO[bytes], method: str) -> Element:
+    """Return the answer to `method`. Raises SoapFault or UnreadableXml. From a file the body is read in pieces."""
+    envelope = _parse_xml(io.BytesIO(body) if isinstance(body, bytes) else body)
     soap_body = child(envelope, "Body")
     answer = None if soap_body is None else next(iter(soap_body), None)
     if answer is None:
@@ -92,21 +95,32 @@ def parse_answer(body: bytes, method: str) -> Element:
     return answer
 
 
-def _parse_xml(body: bytes) -> Element:
-    if body.count(b"<") + body.count(b"=") > MARKUP_MAX:
-        raise XmlOutOfBounds(f"XML with more than the {MARKUP_MAX} tags and attributes that the bridge parses")
-    if b"<!DOCTYPE" in body:
-        raise UnreadableXml("XML with a document type, which SOAP doesn't allow")
+def _parse_xml(body: IO[bytes]) -> Element:
     # Create a parser for each answer, so that an error in one doesn't affect the next. Texts may have megabytes, but
-    # only UTF-8 shows all document types above.
+    # only UTF-8 shows all document types.
     parser = etree.XMLParser(
         resolve_entities=False, no_network=True, huge_tree=True, encoding="utf-8", remove_comments=True, remove_pis=True
     )
     try:
-        return etree.fromstring(body, parser)
+        for piece in _check_pieces(body):
+            parser.feed(piece)
+        return parser.close()
     except (etree.XMLSyntaxError, ValueError) as error:
         kind = XmlOutOfBounds if "XML_PARSE_HUGE" in str(error) else UnreadableXml
-        raise kind(f"text that isn't XML of this API: {str(error)[:_REASON_MAX]}") from error
+        raise kind(f"text that isn't XML of this API: {str(error)[:_REASON_MAX]}") from error.with_traceback(None)
+
+
+def _check_pieces(body: IO[bytes]) -> Iterator[bytes]:
+    """Yield the pieces of a body. Raises UnreadableXml before one that the parser mustn't get."""
+    markup, end = 0, b""
+    while piece := body.read(_PIECE_BYTES):
+        markup += piece.count(b"<") + piece.count(b"=")
+        if markup > MARKUP_MAX:
+            raise XmlOutOfBounds(f"XML with more than the {MARKUP_MAX} tags and attributes that the bridge parses")
+        if _DOCTYPE in end + piece:
+            raise UnreadableXml("XML with a document type, which SOAP doesn't allow")
+        end = piece[-len(_DOCTYPE) :]
+        yield piece
 
 
 def local_name(element: Element) -> str:
