@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .PHONY: help setup demo test check test-unit chaos bench soak fuzz audit wheel check-wheel check-image lint format types
-.PHONY: schemas lock clean
+.PHONY: schemas sdk-types lock clean
 
 help: # print this list
 	@echo "The usual ones:"
@@ -53,6 +53,9 @@ schemas: setup #: Write the schema files, docs/events.md and docs/figures.md fro
 	$(BIN)/python -m task_bridge.schemas
 	PYTHONPATH=tests $(BIN)/python -m contract.reference > docs/events.md
 	PYTHONPATH=tests $(BIN)/python -m bench.figures
+
+sdk-types: setup #: Write the table of the vSphere SDK's data types from the locked pyVmomi
+	PYTHONPATH=tests $(BIN)/python -m tools.sdk_types > service/task_bridge/vcenter/vim/sdk_types.txt
 
 bench: setup #: Measure costs and update docs/figures.md: ONLY="looks memory" measures some
 	@PYTHONPATH=tests $(BIN)/python -m bench $(ONLY)

@@ -17,7 +17,7 @@ from task_bridge.simulator.faults import Effect
 from task_bridge.simulator.script import message, progress
 from task_bridge.simulator.sdk import soap
 from task_bridge.vcenter.policy import VimTimeouts
-from task_bridge.vcenter.vim import VimSource
+from task_bridge.vcenter.vim.source import VimSource
 
 NEW_VM = {"type": "VirtualMachine", "id": "vm-8"}
 

@@ -289,6 +289,56 @@ async def test_a_huge_error_ends_the_watch_and_only_its_size_is_published(
         assert bridge.peak_mb < ONE_MAX_MB
 
 
+def one_text(size: int) -> bytes:
+    return b'xsi:type="xsd:string">' + b"x" * size
+
+
+def long_texts(size: int) -> bytes:
+    return b'xsi:type="ArrayOfString">' + b"<string>%b</string>" % (b"x" * 150) * (size // 167)
+
+
+def empty_elements(size: int) -> bytes:
+    return b'xsi:type="OfLater">' + b"<a/>" * (size // 4)
+
+
+def short_elements(size: int) -> bytes:
+    return b'xsi:type="OfLater">' + b"<a/>" * 390_000 + b"<b>%b</b>" % (b"x" * (size - 1_560_000))
+
+
+def deep_elements(size: int) -> bytes:
+    return b'xsi:type="OfLater">' + (b"<a>" * 250 + b"</a>" * 250) * 700 + b"x" * (size - 1_225_000)
+
+
+@pytest.mark.parametrize("way", ["push", "pull"])
+@pytest.mark.parametrize(
+    ("build", "size", "state"),
+    [
+        (one_text, SIZE, "stored"),
+        (long_texts, 24 * 1024 * 1024, "stored"),
+        (short_elements, 16 * 1024 * 1024, "stored"),
+        (short_elements, 1_900_000, "stored"),  # in the thread
+        (empty_elements, SIZE, "unavailable"),
+        (deep_elements, SIZE, "unavailable"),
+    ],
+)
+async def test_a_huge_result_of_a_classic_task_is_converted_or_unavailable(
+    lab: Lab, tmp_path: Path, way: str, build: Callable[[int], bytes], size: int, state: str
+) -> None:
+    result = build(size)
+    lab.vcenter.faults.add(Effect(reshape=lambda body: body.replace(b'xsi:type="xsd:string">huge', result)))
+    async with measured_bridge(lab, tmp_path, BRIDGE_VCENTERS__LAB__VIM=way) as bridge:
+        await lab.listen()
+        with bridge.watched():
+            task = lab.vcenter.create(ends_hugely(), flavour="vim")
+            await lab.publish(task)
+            data = (await lab.ended(task, within_s=40))["data"]
+        assert (data["kind"], data["outcome"], data["result_state"]) == ("completed", "succeeded", state)
+        logged = bridge.process.log.read_text().count('"event": "result_unavailable"')
+        assert logged == (state == "unavailable")
+        assert bridge.lag_s < LAG_MAX_S
+        assert bridge.peak_mb < ONE_MAX_MB
+
+
 async def test_a_classic_answer_of_a_million_elements_fails_a_poll_and_no_task(lab: Lab, tmp_path: Path) -> None:
     def padded(body: bytes) -> bytes:
         return body.replace(b"</propSet>", b"</propSet>" + b"<a/>" * 1_000_000, 1)

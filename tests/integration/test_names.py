@@ -17,7 +17,7 @@ from task_bridge.simulator import SimulatedTarget, faults, scenarios
 from task_bridge.simulator.faults import Effect
 from task_bridge.simulator.script import Flavour
 from task_bridge.vcenter.policy import VimTimeouts
-from task_bridge.vcenter.vim import VimSource
+from task_bridge.vcenter.vim.source import VimSource
 
 CLUSTER = {"type": "ClusterComputeResource", "id": "domain-c9"}
 NAMED_CLUSTER = {**CLUSTER, "name": "production", "path": "/DC/host/production"}

@@ -13,7 +13,7 @@ import task_bridge.vcenter.source
 from lab import Lab, until
 from task_bridge.simulator import faults, scenarios
 from task_bridge.vcenter.policy import TIMEOUTS, VIM_TIMEOUTS
-from task_bridge.vcenter.vim import VimSource
+from task_bridge.vcenter.vim.source import VimSource
 
 UNINTERRUPTED_S = 2.0
 

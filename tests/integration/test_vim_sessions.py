@@ -11,7 +11,7 @@ import vcenter_lab
 from lab import BridgeProcess, Lab, until
 from task_bridge.simulator import faults, scenarios
 from task_bridge.vcenter.policy import VimTimeouts
-from task_bridge.vcenter.vim import VimSource
+from task_bridge.vcenter.vim.source import VimSource
 
 
 @pytest.fixture

@@ -20,7 +20,7 @@ from task_bridge.simulator.script import progress
 from task_bridge.simulator.sdk import soap
 from task_bridge.simulator.serve import serve_vcenter
 from task_bridge.vcenter.policy import VimTimeouts
-from task_bridge.vcenter.vim import VimSource
+from task_bridge.vcenter.vim.source import VimSource
 from vcenter_lab import tls
 
 WAIT, PULL = "WaitForUpdatesEx", "RetrievePropertiesEx"

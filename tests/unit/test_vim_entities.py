@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, cast
 
 import pytest
@@ -9,6 +10,7 @@ from lxml import etree
 
 from task_bridge.domain.errors import VCenterUnavailable
 from task_bridge.vcenter.http import AnswerLimits, AnswerTooLarge, NoAnswer
+from task_bridge.vcenter.vim.answers import EntityPage
 from task_bridge.vcenter.vim.api import EntitiesRefused, fetch_entities
 from task_bridge.vcenter.vim.inventory import Entity
 from task_bridge.vcenter.vim.session import ServiceContent, SessionEnded, VimSession
@@ -32,13 +34,21 @@ class FakeSession:
     async def ensure_logged_in(self) -> ServiceContent:
         return ServiceContent(COLLECTOR, COLLECTOR, COLLECTOR, COLLECTOR, "")
 
-    async def call(self, operation: str, method: str, this: Ref, inner: str, limits: AnswerLimits) -> Element:
+    async def read(
+        self,
+        operation: str,
+        method: str,
+        this: Ref,
+        inner: str,
+        read: Callable[[Element], EntityPage],
+        limits: AnswerLimits,
+    ) -> EntityPage:
         assert (operation, limits.read_timeout_s) == ("names", 3.0)
         self.calls.append((method, inner))
         answer = self.answers.pop(0)
         if isinstance(answer, VCenterUnavailable):
             raise answer
-        return etree.fromstring(f'<answer xmlns="urn:vim25" {XSI}>{answer}</answer>')
+        return read(etree.fromstring(f'<answer xmlns="urn:vim25" {XSI}>{answer}</answer>'))
 
     def record_good_answer(self, operation: str, number: int) -> None:
         assert (operation, number) == ("names", self.number)

@@ -147,7 +147,10 @@ DESCRIPTIONS: dict[str, dict[str, Schema]] = {
         ),
         "progress": _field("How far the task is."),
         "error": _field("The reason, on `completed.failed`, `completed.canceled` and `abandoned`; otherwise null."),
-        "result": _field("The result as JSON if `result_state` is `inline`; otherwise null."),
+        "result": _field(
+            "The result as JSON if `result_state` is `inline`; otherwise null. A data object of a classic task has its "
+            "type as `_type` where vCenter sends it."
+        ),
         "result_state": _field(
             "`inline`: in `result`. `stored`: in the object store, at `result_ref`. `none`: vCenter has none, or this "
             "event carries none. `unavailable`: there was one, but it couldn't be fetched or stored.",
@@ -217,8 +220,9 @@ DESCRIPTIONS: dict[str, dict[str, Schema]] = {
         "messages": _field("vCenter's messages in vCenter's order, with the cause last."),
         "transient": _field("True if vCenter says that a retry may help, false if it says that it won't."),
         "data": _field(
-            "More data about the error, as vCenter sent it; of a CIS task whose error has an undocumented shape, the "
-            'whole error. Above 64 KiB it is `{"truncated": true, "bytes": <size>}`.'
+            "More data about the error, as vCenter sent it; of a classic task the fault's own properties; of a CIS "
+            "task whose error has an undocumented shape, the whole error. Above 64 KiB it is "
+            '`{"truncated": true, "bytes": <size>}`.'
         ),
     },
     "Message": {

@@ -19,7 +19,7 @@ from .health import ApiHealth
 from .name_lookup import NameLookup
 from .named_results import NamedResults
 from .policy import TIMEOUTS, PollPolicy, Timeouts, VCenterConfig
-from .vim import VimSource
+from .vim.source import VimSource
 
 CANCEL_S = 15.0
 """Time for vCenter's answer to a cancel. The bridge itself answers every request within 20 s."""

@@ -161,6 +161,13 @@ class TaskTracker(Generic[Tracked]):
         tracked.task = task
         self.report(tracked, task)
 
+    def log_unavailable_result(self, tracked: Tracked, task: Task) -> None:
+        """Log why the result of a task, as it will be reported, can't be had. Partial results are read repeatedly."""
+        before = tracked.task and tracked.task.result
+        if task.result is not None and task.result.reason and task.result != before:
+            reason = f"It can't be passed on: {task.result.reason}."
+            log.warning("result_unavailable", vcenter=self.vcenter, task=tracked.id, reason=reason)
+
     def report_unchanged(self, those: Sequence[Tracked]) -> None:
         """Report that these are as they were reported last. They aren't parked, so the caller schedules them."""
         if self._urgent:

@@ -336,7 +336,7 @@ class CisPoller:
     def _report_change(self, tracked: TrackedCisTask, task: Task) -> None:
         """Report a new state. Then fetch what is missing of an ended task: its result, or all that vCenter knows."""
         self._transport.note_change(tracked, task)
-        self._log_unavailable_result(tracked, task)
+        self._tracker.log_unavailable_result(tracked, task)
         tracked.task = task
         if not task.ended or (task.result is not None and tracked.with_details):
             self._tracker.report(tracked, task)
@@ -351,17 +351,10 @@ class CisPoller:
 
     def _apply_result(self, tracked: TrackedCisTask, task: Task) -> None:
         if task.ended:
-            self._log_unavailable_result(tracked, task)
+            self._tracker.log_unavailable_result(tracked, task)
             self._tracker.report(tracked, task)
         else:
             self._handle_bad_answer(tracked, BadAnswer("vCenter shows the task that ended as if it hadn't."))
-
-    def _log_unavailable_result(self, tracked: TrackedCisTask, task: Task) -> None:
-        """Log why, once: partial results are read again and again."""
-        before = tracked.task and tracked.task.result
-        if task.result is not None and task.result.reason and task.result != before:
-            reason = f"It can't be passed on: {task.result.reason}."
-            log.warning("result_unavailable", vcenter=self._tracker.vcenter, task=tracked.id, reason=reason)
 
     def _give_up_result(self, tracked: TrackedCisTask, reason: str) -> None:
         """Report the ended task as its last poll showed it, unless it has been reported by now."""

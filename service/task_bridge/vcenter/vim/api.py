@@ -2,43 +2,59 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
-from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping
-from typing import Any, NamedTuple
+from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence
+from functools import cache
+from typing import TypeVar
 
 from ...domain.durations import rfc3339
 from ...domain.errors import Refused, VCenterUnavailable
 from ...domain.task import TaskIdentity, may_be_same_task
 from ..http import AnswerLimits, AnswerTooLarge, NoAnswer
 from . import soap
-from .inventory import NAME_MAX, Entity
-from .session import ANSWER_LIMITS, MAX_BYTES, VimSession
-from .soap import Element, Ref, SoapFault, UnreadableXml, child, children, ref_of, text_of, type_of
-from .taskinfo import PATHS, QUESTION, Info, Question, parse_field, parse_identity, parse_info, parse_question
+from .answers import (
+    DENIED,
+    EntityState,
+    ObjectState,
+    UpdateSet,
+    is_withheld,
+    read_entities,
+    read_history,
+    read_page,
+    read_refs,
+    read_update_set,
+)
+from .inventory import Entity
+from .session import ANSWER_LIMITS, READ_LIMITS, VimSession
+from .soap import Element, Ref, SoapFault, UnreadableXml, child, children, ref_of, text_of
+from .taskinfo import PATHS, QUESTION, VALUES, Info, parse_identity
 
 OBJECTS_MAX = 500
 """The number of objects that one request should fetch."""
 WAIT_S = 30
-WAIT_LIMITS = AnswerLimits(read_timeout_s=WAIT_S + 15.0, max_bytes=MAX_BYTES)
+WAIT_LIMITS = READ_LIMITS._replace(read_timeout_s=WAIT_S + 15.0)
 DESTROY_LIMITS = AnswerLimits(read_timeout_s=1.0)
 UPDATES_MAX = 500
 _PAGE, _PAGES_MAX = 500, 40
-_PARSED_BETWEEN_TURNS = 50
-"""Objects of an answer that are read between two turns of the event loop."""
-_DENIED = {"NoPermission", "RestrictedByAdministrator"}
-_NO_SESSION = "NotAuthenticated"
-_WITHHELD = f"it withholds every property ({_NO_SESSION})"
-_NO_ENTITY = _DENIED | {"ManagedObjectNotFound", "InvalidArgument", "InvalidType"}
-_PROPERTIES = "".join(
-    f"<propSet>{soap.xml_text('type', kind)}{''.join(soap.xml_text('pathSet', path) for path in paths)}</propSet>"
-    for kind, paths in (("Task", PATHS), ("VirtualMachine", (QUESTION,)))
-)
+_WITHHELD = "it withholds every property (NotAuthenticated)"
+_NO_ENTITY = DENIED | {"ManagedObjectNotFound", "InvalidArgument", "InvalidType"}
 _ENTITY_PROPERTIES = "".join(
     f"<propSet>{soap.xml_text('type', kind)}{''.join(soap.xml_text('pathSet', path) for path in paths)}</propSet>"
     for kind, paths in (("ManagedEntity", ("name", "parent")), ("VirtualMachine", ("parentVApp",)))
 )
 _REPORT_MISSING = soap.xml_text("reportMissingObjectsInResults", "true")
+T = TypeVar("T")
+
+
+@cache
+def _write_properties(without: tuple[str, ...] = ()) -> str:
+    """Return what to show of tasks and VMs. `without`: fields of TaskInfo to leave out."""
+    task_paths = [path for path in PATHS if path.removeprefix("info.") not in without]
+    sets = (("Task", task_paths), ("VirtualMachine", (QUESTION,)))
+    return "".join(
+        f"<propSet>{soap.xml_text('type', kind)}{''.join(soap.xml_text('pathSet', path) for path in paths)}</propSet>"
+        for kind, paths in sets
+    )
 
 
 class VmTimeout(NoAnswer):
@@ -60,68 +76,36 @@ class EntitiesRefused(VCenterUnavailable):
         self.is_final = kind in _NO_ENTITY or isinstance(error, UnreadableXml | AnswerTooLarge)
 
 
-class ObjectState(NamedTuple):
-    """An object as vCenter reports it: a task with its fields, or a VM with its question.
-
-    `is_complete`: all fields are here; without it, the missing ones haven't changed. `has_question_field`: the VM's
-    question was reported; `question` None then means that it has none. `denied`: the fault by which vCenter withholds
-    the properties. `is_gone`: the object no longer exists or left the view. `is_withheld`: all its properties are
-    withheld as from somebody who isn't logged in.
-    """
-
-    ref: Ref
-    info: Info
-    is_complete: bool = True
-    has_question_field: bool = False
-    question: Question | None = None
-    denied: str | None = None
-    is_gone: bool = False
-    is_withheld: bool = False
-
-
-class UpdateSet(NamedTuple):
-    """Changes, and the version to wait from next. `is_truncated`: more changes are available already."""
-
-    version: str
-    objects: list[ObjectState]
-    is_truncated: bool
-
-
 # Tasks and VMs
 
 
 async def fetch_objects(
-    session: VimSession, tasks: Collection[str], vms: Collection[str] = (), vm_timeout_s: float | None = None
+    session: VimSession,
+    tasks: Collection[str],
+    vms: Collection[str] = (),
+    vm_timeout_s: float | None = None,
+    *,
+    without: tuple[str, ...] = (),
 ) -> list[ObjectState]:
     """Return the state of tasks and the questions of VMs. Objects that aren't in the result don't exist.
 
-    Raises VCenterUnavailable; VmTimeout if VMs are among them and an answer takes longer than `vm_timeout_s`.
+    `without`: fields of tasks to leave out. Raises VCenterUnavailable; VmTimeout if VMs are among the objects and an
+    answer takes longer than `vm_timeout_s`.
     """
     vm_timeout_s = vm_timeout_s if vms else None
     refs = [*(Ref("Task", task) for task in tasks), *(Ref("VirtualMachine", vm) for vm in vms)]
-    targets = "".join(f"<objectSet>{soap.xml_ref('obj', ref)}</objectSet>" for ref in refs)
-    inner = f"<specSet>{_PROPERTIES}{targets}{_REPORT_MISSING}</specSet><options/>"
+    objects = "".join(f"<objectSet>{soap.xml_ref('obj', ref)}</objectSet>" for ref in refs)
+    inner = f"<specSet>{_write_properties(without)}{objects}{_REPORT_MISSING}</specSet><options/>"
     collector = (await session.ensure_logged_in()).collector
     number = session.number
-    answer = await _call_reading_vms(session, "pull", "RetrievePropertiesEx", collector, inner, vm_timeout_s)
-    states: list[ObjectState] = []
+    method, states = "RetrievePropertiesEx", list[ObjectState]()
     while True:
-        page = child(answer, "returnval")
-        if page is None:
+        page = await _read_with_vms(session, "pull", method, collector, inner, read_page, vm_timeout_s)
+        await _check_session(session, "pull", number, page.objects)
+        states += page.objects
+        if page.token is None:
             return states
-        objects: list[ObjectState] = []
-        for count, one in enumerate(children(page, "objects"), 1):
-            objects.append(_parse_object(one, "propSet", session))
-            if count % _PARSED_BETWEEN_TURNS == 0:
-                await asyncio.sleep(0)
-        await _check_session(session, "pull", number, objects)
-        states += objects
-        if (token := text_of(child(page, "token"))) is None:
-            return states
-        inner = soap.xml_text("token", token)
-        answer = await _call_reading_vms(
-            session, "pull", "ContinueRetrievePropertiesEx", collector, inner, vm_timeout_s
-        )
+        method, inner = "ContinueRetrievePropertiesEx", soap.xml_text("token", page.token)
 
 
 async def filter_existing(session: VimSession, refs: Collection[Ref], vm_timeout_s: float) -> set[Ref]:
@@ -131,7 +115,7 @@ async def filter_existing(session: VimSession, refs: Collection[Ref], vm_timeout
     existing: set[Ref] = set()
     for first in range(0, max(1, len(tasks)), OBJECTS_MAX):
         part = tasks[first : first + OBJECTS_MAX]
-        states = await fetch_objects(session, part, () if first else vms, vm_timeout_s)
+        states = await fetch_objects(session, part, () if first else vms, vm_timeout_s, without=VALUES)
         existing |= {state.ref for state in states if not state.is_gone}
     return existing
 
@@ -148,7 +132,7 @@ async def fetch_labels(session: VimSession) -> dict[str, str]:
     description = None if manager is None else child(manager, "propSet", "val")
     if description is not None:
         session.record_good_answer("labels", number)
-    elif manager is not None and _NO_SESSION in _parse_missing(manager).values():
+    elif manager is not None and is_withheld(manager):
         raise await session.handle_refusal("pull", number, _WITHHELD)
     methods = [] if description is None else children(description, "methodInfo")
     pairs = ((text_of(child(method, "key")), text_of(child(method, "label"))) for method in methods)
@@ -206,8 +190,8 @@ async def _read_history(
 ) -> dict[str, Info]:
     infos: dict[str, Info] = {}
     for _ in range(_PAGES_MAX):
-        answer = await session.call("history", "ReadNextTasks", collector, soap.xml_text("maxCount", _PAGE))
-        page = [parse_info(one) for one in children(answer, "returnval")]
+        count = soap.xml_text("maxCount", _PAGE)
+        page = await session.read("history", "ReadNextTasks", collector, count, read_history)
         infos |= {info["key"]: info for info in page if _is_one_of(tasks, info)}
         if not page or len(infos) == len(tasks):
             break
@@ -238,20 +222,12 @@ async def fetch_entities(
     method, inner = "RetrievePropertiesEx", _entities_spec(refs)
     try:
         while True:
-            answer = await session.call("names", method, collector, inner, limits)
-            if (page := child(answer, "returnval")) is None:
+            page = await session.read("names", method, collector, inner, read_entities, limits)
+            await _check_session(session, "names", number, page.entities)
+            entities |= {one.ref: one.entity for one in page.entities if not (one.is_gone or one.is_withheld)}
+            if page.token is None:
                 return entities
-            objects = children(page, "objects")
-            if objects and all(map(_is_withheld, objects)):
-                raise await session.handle_refusal("names", number, _WITHHELD)
-            session.record_good_answer("names", number)
-            for count, one in enumerate(objects, 1):
-                _parse_entity(one, entities, session)
-                if count % _PARSED_BETWEEN_TURNS == 0:
-                    await asyncio.sleep(0)
-            if (token := text_of(child(page, "token"))) is None:
-                return entities
-            method, inner = "ContinueRetrievePropertiesEx", soap.xml_text("token", token)
+            method, inner = "ContinueRetrievePropertiesEx", soap.xml_text("token", page.token)
             await take_turn()
     except (SoapFault, UnreadableXml, AnswerTooLarge) as error:
         raise EntitiesRefused(error) from error
@@ -275,19 +251,6 @@ def _xml_traversal(kind: str, path: str, further: str, name: str = "") -> str:
     return f'<selectSet xsi:type="TraversalSpec">{name}{through}{further}</selectSet>'
 
 
-def _parse_entity(element: Element, entities: dict[Ref, Entity], session: VimSession) -> None:
-    """Add an object of an answer, unless it is gone or withheld."""
-    missing = _parse_missing(element)
-    if "ManagedObjectNotFound" in missing.values() or _is_withheld(element):
-        return
-    pairs = ((text_of(child(one, "name")), child(one, "val")) for one in children(element, "propSet"))
-    values = {path: value for path, value in pairs if path}
-    name, parent = text_of(values.get("name")), ref_of(values.get("parent")) or ref_of(values.get("parentVApp"))
-    name = name if name is None or len(name) <= NAME_MAX else None
-    is_parent_hidden = bool(missing.keys() & {"parent", "parentVApp"})
-    entities[_parse_object_ref(element, session)] = Entity(name, parent, parent is not None or is_parent_hidden)
-
-
 # Push
 
 
@@ -307,7 +270,7 @@ async def create_filter(session: VimSession, collector: Ref, view: Ref) -> None:
     through = soap.xml_text("type", "ListView") + soap.xml_text("path", "view") + soap.xml_text("skip", "false")
     select = f'<selectSet xsi:type="TraversalSpec">{soap.xml_text("name", "view")}{through}</selectSet>'
     objects = f"<objectSet>{soap.xml_ref('obj', view)}{soap.xml_text('skip', 'true')}{select}</objectSet>"
-    spec = f"<spec>{_PROPERTIES}{objects}{_REPORT_MISSING}</spec>{soap.xml_text('partialUpdates', 'false')}"
+    spec = f"<spec>{_write_properties()}{objects}{_REPORT_MISSING}</spec>{soap.xml_text('partialUpdates', 'false')}"
     await session.call("push", "CreateFilter", collector, spec)
 
 
@@ -322,8 +285,7 @@ async def modify_view(
 ) -> list[Ref]:
     """Change what the view lists. Return those of `add` that don't exist. Raises VmTimeout after `vm_timeout_s`."""
     inner = "".join([*(soap.xml_ref("add", ref) for ref in add), *(soap.xml_ref("remove", ref) for ref in remove)])
-    answer = await _call_reading_vms(session, "modify", "ModifyListView", view, inner, vm_timeout_s)
-    return [ref for ref in map(ref_of, children(answer, "returnval")) if ref]
+    return await _read_with_vms(session, "modify", "ModifyListView", view, inner, read_refs, vm_timeout_s)
 
 
 async def wait_for_updates(session: VimSession, collector: Ref, version: str) -> UpdateSet | None:
@@ -331,48 +293,37 @@ async def wait_for_updates(session: VimSession, collector: Ref, version: str) ->
     options = soap.xml_text("maxWaitSeconds", WAIT_S) + soap.xml_text("maxObjectUpdates", UPDATES_MAX)
     inner = f"{soap.xml_text('version', version)}<options>{options}</options>"
     number = session.number
-    answer = await session.call("wait", "WaitForUpdatesEx", collector, inner, WAIT_LIMITS)
-    update_set = child(answer, "returnval")
-    new_version = None if update_set is None else text_of(child(update_set, "version"))
-    if update_set is None or new_version is None:
-        return None
-    updates = [update for part in children(update_set, "filterSet") for update in children(part, "objectSet")]
-    objects: list[ObjectState] = []
-    for count, update in enumerate(updates, 1):
-        kind = text_of(child(update, "kind"))
-        if kind == "leave":
-            objects.append(ObjectState(_parse_object_ref(update, session), {}, is_gone=True))
-        else:
-            objects.append(_parse_object(update, "changeSet", session, is_complete=kind == "enter"))
-        if count % _PARSED_BETWEEN_TURNS == 0:
-            await asyncio.sleep(0)
-    await _check_session(session, "wait", number, objects)
-    return UpdateSet(new_version, objects, text_of(child(update_set, "truncated")) in ("true", "1"))
+    update_set = await session.read("wait", "WaitForUpdatesEx", collector, inner, read_update_set, WAIT_LIMITS)
+    if update_set is not None:
+        await _check_session(session, "wait", number, update_set.objects)
+    return update_set
 
 
 # Calls and answers
 
 
-async def _call_reading_vms(
-    session: VimSession, operation: str, method: str, this: Ref, inner: str, vm_timeout_s: float | None
-) -> Element:
+async def _read_with_vms(
+    session: VimSession,
+    operation: str,
+    method: str,
+    this: Ref,
+    inner: str,
+    read: Callable[[Element], T],
+    vm_timeout_s: float | None,
+) -> T:
     """Call a method that VMs may delay. Raises VmTimeout after `vm_timeout_s`; None: no VM is involved."""
-    if vm_timeout_s is None:
-        return await session.call(operation, method, this, inner)
+    limits = READ_LIMITS._replace(read_timeout_s=vm_timeout_s)
     try:
-        return await session.call(operation, method, this, inner, ANSWER_LIMITS._replace(read_timeout_s=vm_timeout_s))
+        return await session.read(operation, method, this, inner, read, limits)
     except NoAnswer as error:
+        if vm_timeout_s is None:
+            raise
         raise VmTimeout(str(error)) from error
 
 
-def _parse_created_ref(answer: Element, session: VimSession) -> Ref:
-    ref = ref_of(child(answer, "returnval"))
-    if ref is None:
-        raise session.build_unreadable_error("answers without the object that it should have created")
-    return ref
-
-
-async def _check_session(session: VimSession, operation: str, number: int, objects: list[ObjectState]) -> None:
+async def _check_session(
+    session: VimSession, operation: str, number: int, objects: Sequence[ObjectState | EntityState]
+) -> None:
     """Note whether objects are shown as to somebody who is logged in. Raises VCenterUnavailable if none is.
 
     One withheld object among others, or one property of it, says nothing about the session.
@@ -384,41 +335,8 @@ async def _check_session(session: VimSession, operation: str, number: int, objec
         raise await session.handle_refusal(operation, number, _WITHHELD)
 
 
-def _is_withheld(element: Element) -> bool:
-    """Return whether an object is shown as to somebody who isn't logged in: without any property."""
-    return child(element, "propSet") is None and _NO_SESSION in _parse_missing(element).values()
-
-
-def _parse_object(element: Element, properties: str, session: VimSession, *, is_complete: bool = True) -> ObjectState:
-    """Return one object of an answer. `properties`: the tag of its properties."""
-    missing = set(_parse_missing(element).values())
-    ref = _parse_object_ref(element, session)
-    pairs = ((text_of(child(one, "name")), child(one, "val")) for one in children(element, properties))
-    values = [(path, value) for path, value in pairs if path]
-    is_withheld = _NO_SESSION in missing and not values
-    if ref.type == "VirtualMachine":
-        questions = [value for path, value in values if path == QUESTION]
-        question = parse_question(questions[0]) if questions else None
-        has_field = bool(questions) or (is_complete and _NO_SESSION not in missing)
-        return ObjectState(ref, {}, is_complete, has_field, question, is_withheld=is_withheld)
-    info: dict[str, Any] = {}
-    for path, value in values:
-        field = path.removeprefix("info.")
-        info[field] = parse_field(field, value)
-    has_value = any(value is not None for _, value in values)
-    denied = None if has_value else next(iter(missing & _DENIED), None)
-    is_gone = "ManagedObjectNotFound" in missing
-    return ObjectState(ref, info, is_complete, denied=denied, is_gone=is_gone, is_withheld=is_withheld)
-
-
-def _parse_missing(element: Element) -> dict[str | None, str]:
-    """Return the types of the faults by which properties of an object are withheld, by path."""
-    pairs = ((text_of(child(one, "path")), child(one, "fault", "fault")) for one in children(element, "missingSet"))
-    return {path: kind for path, fault in pairs if fault is not None and (kind := type_of(fault))}
-
-
-def _parse_object_ref(element: Element, session: VimSession) -> Ref:
-    ref = ref_of(child(element, "obj"))
+def _parse_created_ref(answer: Element, session: VimSession) -> Ref:
+    ref = ref_of(child(answer, "returnval"))
     if ref is None:
-        raise session.build_unreadable_error("reports on an object without a reference to it")
+        raise session.build_unreadable_error("answers without the object that it should have created")
     return ref

@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 import structlog
 
+from ...domain.errors import VCenterUnavailable
 from ...domain.ports import UNCHANGED
 from ...domain.task import TaskError, TaskIdentity
 from ...logs import FailureLog
@@ -17,10 +18,11 @@ from ..http import AnswerTooLarge
 from ..policy import VimTimeouts
 from ..tracked_task import FORGOTTEN, PARKED, TaskTracker
 from . import api
-from .api import ObjectState, VmTimeout
+from .answers import ObjectState
+from .api import VmTimeout
 from .session import VimSession
-from .soap import Ref, SoapFault, UnreadableXml
-from .taskinfo import Info, build_task, has_ended, parse_identity
+from .soap import Ref, SoapFault, UnreadableXml, XmlOutOfBounds
+from .taskinfo import VALUES, Info, build_substitutes, build_task, has_ended, parse_identity
 from .transport import TrackedVimTask, VimTransport
 
 log = structlog.get_logger(__name__)
@@ -99,6 +101,12 @@ class VimPoller:
         """When a pull showed the first of the ends that push hasn't shown yet; infinity if there is none."""
         return min(self._pulled_ends.values(), default=math.inf)
 
+    def poll_all(self) -> None:
+        """Poll every task as soon as possible."""
+        now = self._clock()
+        for tracked in self._tracker.tasks.values():
+            self._transport.poll_at(tracked, now)
+
     def forget_pulled_ends(self) -> None:
         self._pulled_ends.clear()
 
@@ -162,10 +170,7 @@ class VimPoller:
             if len(failures) > 4 + 2 * len(missing).bit_length():
                 raise
             if len(tasks) == 1:
-                missing.pop(tasks[0], None)
-                if (tracked := self._tracker.tasks.get(tasks[0])) is not None:
-                    self._handle_unreadable(tracked, str(error))
-                return []
+                return await self._fetch_unreadable(tasks[0], missing, error)
         else:
             self._polled.inc(len(tasks))
             self._record_good_poll(self._clock())
@@ -173,6 +178,24 @@ class VimPoller:
         middle = len(tasks) // 2
         halves = tasks[:middle], tasks[middle:]
         return [one for half in halves for one in await self._fetch(half, missing, failures, with_vms=with_vms)]
+
+    async def _fetch_unreadable(
+        self, task: str, missing: dict[str, _Missing], error: VCenterUnavailable
+    ) -> list[ObjectState]:
+        """Fetch the task without its result, then without its error too, if that is what the bridge can't read."""
+        for without in (VALUES[:1], VALUES) if isinstance(error, XmlOutOfBounds | AnswerTooLarge) else ():
+            try:
+                objects = await api.fetch_objects(self._session, [task], without=without)
+            except (UnreadableXml, AnswerTooLarge, SoapFault):
+                continue
+            self._polled.inc()
+            self._record_good_poll(self._clock())
+            substitutes = build_substitutes(without, str(error).removesuffix("."))
+            return [one._replace(info=one.info | substitutes) if one.info else one for one in objects]
+        missing.pop(task, None)
+        if (tracked := self._tracker.tasks.get(task)) is not None:
+            self._handle_unreadable(tracked, str(error))
+        return []
 
     def _apply_answer(
         self, objects: list[ObjectState], missing: dict[str, _Missing], started_at: float
@@ -206,7 +229,7 @@ class VimPoller:
 
         Raises VCenterUnavailable.
         """
-        objects = await api.fetch_objects(self._session, [task])
+        objects = await api.fetch_objects(self._session, [task], without=VALUES)
         return next((parse_identity(one.info) for one in objects if one.ref.id == task and one.info.get("state")), None)
 
     # Objects that vCenter shows
@@ -270,6 +293,7 @@ class VimPoller:
         if tracked.awaits_question:
             self._transport.poll_at(tracked, self._clock())  # with its VM, or BLOCKED would be reported as RUNNING
         elif task != tracked.task:
+            self._tracker.log_unavailable_result(tracked, task)
             self._tracker.report_task(tracked, task)
 
     def _handle_unreadable(self, tracked: TrackedVimTask, reason: str) -> None:

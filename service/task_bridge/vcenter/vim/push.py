@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator, Iterable
 
 from ..http import RequestBudget
 from . import api
-from .api import ObjectState, UpdateSet
+from .answers import ObjectState, UpdateSet
 from .session import VimSession
 from .soap import Ref, SoapFault
 

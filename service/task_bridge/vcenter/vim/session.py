@@ -6,24 +6,31 @@ gets a good answer in which every property is missing for that reason. The sessi
 
 from __future__ import annotations
 
+import contextlib
 import re
-from typing import NamedTuple
+from collections.abc import Awaitable, Callable, Iterator
+from functools import partial
+from typing import NamedTuple, TypeVar
 
 from ...domain.errors import VCenterUnavailable
+from ...domain.task_json import BodyOutOfBounds
 from ..challenge import describe_unknown_schemes
-from ..http import Answer, AnswerLimits
+from ..http import MAX_BODY_BYTES, Answer, AnswerLimits
 from ..login import GivenUpSessions, SingleFlight
 from ..login_rules import Verdict
-from ..parsing import parse_outside_loop
+from ..parsing import parse_isolated, parse_outside_loop
 from ..policy import VCenterConfig
 from ..shared import SharedVCenter
 from . import soap
-from .soap import Element, Ref, SoapFault, UnreadableXml
+from .soap import Element, Ref, SoapFault, UnreadableXml, XmlOutOfBounds
 
-MAX_BYTES = 16 * 1024 * 1024
-ANSWER_LIMITS = AnswerLimits(max_bytes=MAX_BYTES)
-LOGOUT_LIMITS = AnswerLimits(read_timeout_s=2.0, max_bytes=MAX_BYTES)
+ANSWER_LIMITS = AnswerLimits(max_bytes=16 * 1024 * 1024)
+READ_LIMITS = AnswerLimits(max_bytes=MAX_BODY_BYTES)
+"""Of answers that are read where they are parsed."""
+LOGOUT_LIMITS = AnswerLimits(read_timeout_s=2.0)
 """A logout delays the next login."""
+LONG_BYTES = 2 * 1024 * 1024
+"""An answer about 500 tasks has half of it."""
 SERVICE_INSTANCE = Ref("ServiceInstance", "ServiceInstance")
 _COOKIE = re.compile(r"vmware_soap_session=([^;,]+)")
 _REFUSED = {"InvalidLogin", "PasswordExpired", "NoPermission", "NotAuthenticated"}
@@ -32,6 +39,7 @@ _READS = {"pull", "names"}
 _FAILING_OPERATIONS = {"pull", "wait", "push", "modify"}
 """Faults of other operations may be due to their arguments."""
 _ANY_VERSION = "urn:vim25"
+T = TypeVar("T")
 
 
 class SessionEnded(VCenterUnavailable):
@@ -83,20 +91,56 @@ class VimSession:
 
         Raises VCenterUnavailable, among them SoapFault, SessionEnded and UnreadableXml.
         """
+        return await self._request(operation, method, this or SERVICE_INSTANCE, inner, limits, self._parse)
+
+    async def read(
+        self,
+        operation: str,
+        method: str,
+        this: Ref,
+        inner: str,
+        read: Callable[[Element], T],
+        limits: AnswerLimits = READ_LIMITS,
+    ) -> T:
+        """Call a method and return what `read` makes of its answer, outside the event loop if the answer is long.
+
+        `read` is a function of a module: it may run in another process. Raises as `call` does.
+        """
+        parse = partial(soap.read_answer, method=method, read=read)
+
+        async def parse_isolated_answer(sent: list[Answer], method: str) -> T:
+            self._refuse_401(sent[0], method)
+            with self._name_errors(method):
+                # No variable here holds the answer: an error would keep it, by its traceback.
+                return await parse_isolated(sent.pop().body, parse, LONG_BYTES, is_streamed=True)
+
+        return await self._request(operation, method, this, inner, limits, parse_isolated_answer)
+
+    async def _request(
+        self,
+        operation: str,
+        method: str,
+        this: Ref,
+        inner: str,
+        limits: AnswerLimits,
+        parse: Callable[[list[Answer], str], Awaitable[T]],
+    ) -> T:
+        """Call a method in the session and return its parsed answer. `parse` gets it in a list, to take it out."""
         service = await self.ensure_logged_in()
         number = self.number
         try:
-            answer = await self._send(operation, method, this or SERVICE_INSTANCE, inner, service.version, limits)
+            sent = [await self._send(operation, method, this, inner, service.version, limits)]
         except VCenterUnavailable:
             self._record.record_other_answer()
             raise
+        status = sent[0].status
         try:
-            element = await self._parse(answer, method)
+            parsed = await parse(sent, method)
         except (SoapFault, UnreadableXml) as error:
-            raise await self._handle_error(error, answer, operation, number) from error
+            raise await self._handle_error(error, status, operation, number) from error
         if operation not in _READS:
             self.record_good_answer(operation, number)
-        return element
+        return parsed
 
     def record_good_answer(self, operation: str, number: int) -> None:
         """Note that vCenter has answered as it does only in a session that it accepts."""
@@ -206,7 +250,7 @@ class VimSession:
 
     async def _post(self, operation: str, method: str, this: Ref, inner: str, version: str) -> Element:
         """Call a method with or without a session. Raises VCenterUnavailable."""
-        return await self._parse(await self._send(operation, method, this, inner, version, ANSWER_LIMITS), method)
+        return await self._parse([await self._send(operation, method, this, inner, version, ANSWER_LIMITS)], method)
 
     async def _send(
         self, operation: str, method: str, this: Ref, inner: str, version: str, limits: AnswerLimits
@@ -224,27 +268,39 @@ class VimSession:
             )
         return answer
 
-    async def _parse(self, answer: Answer, method: str) -> Element:
+    async def _parse(self, sent: list[Answer], method: str) -> Element:
         """Return the answer to a method. Raises SoapFault, also for HTTP 401, or UnreadableXml."""
-        name = self._settings.name
+        self._refuse_401(sent[0], method)
+        with self._name_errors(method):
+            return await parse_outside_loop(len(sent[0].body), soap.parse_answer, sent.pop().body, method)
+
+    def _refuse_401(self, answer: Answer, method: str) -> None:
         if answer.status == 401:
-            reason = f"vCenter {name} answers {method} at /sdk with HTTP 401"
+            reason = f"vCenter {self._settings.name} answers {method} at /sdk with HTTP 401"
             raise SoapFault(reason, "NotAuthenticated", reason, answer.challenge)
+
+    @contextlib.contextmanager
+    def _name_errors(self, method: str) -> Iterator[None]:
+        """Name vCenter and the method in errors of an answer, and let go of the answer, which tracebacks hold."""
+        name = self._settings.name
         try:
-            return await parse_outside_loop(len(answer.body), soap.parse_answer, answer.body, method)
+            yield
         except UnreadableXml as error:
-            raise UnreadableXml(f"vCenter {name} answers {method} with {error}.") from error
+            raise type(error)(f"vCenter {name} answers {method} with {error}.") from error.with_traceback(None)
+        except BodyOutOfBounds as error:
+            message = f"vCenter {name} answers {method} with {error}."
+            raise XmlOutOfBounds(message) from error.with_traceback(None)
         except SoapFault as fault:
             raise SoapFault(f"vCenter {name} refuses {method}: {fault}", fault.kind, fault.reason) from fault
 
     async def _handle_error(
-        self, error: SoapFault | UnreadableXml, answer: Answer, operation: str, number: int
+        self, error: SoapFault | UnreadableXml, status: int, operation: str, number: int
     ) -> VCenterUnavailable:
         """Give up a session that has ended, or that no longer serves. Return the error to raise."""
         if isinstance(error, SoapFault) and error.kind == "NotAuthenticated":
             message = f"{error.kind}: {error.reason}" if error.reason else error.kind
             return await self.handle_refusal(operation, number, message, error.challenge)
-        if answer.status != 500:
+        if status != 500:
             self._record.record_other_answer()
         elif operation in _FAILING_OPERATIONS and self._record.record_failure(operation, self._clock()):
             if self._is_current(number):

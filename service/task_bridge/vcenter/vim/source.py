@@ -26,7 +26,7 @@ from ...domain.task import TaskIdentity
 from ...metrics import Metrics
 from ..backoff import Outage
 from ..health import ApiHealth, ApiHealthTracker
-from ..http import NoAnswer, RequestBudget
+from ..http import AnswerTooLarge, NoAnswer, RequestBudget
 from ..policy import TIMEOUTS, VIM_TIMEOUTS, PollPolicy, Timeouts, VCenterConfig, VimTimeouts
 from ..shared import SharedVCenter
 from ..tracked_task import TaskTracker
@@ -37,7 +37,7 @@ from .poller import VimPoller
 from .push import Push
 from .questions import QuestionPoller
 from .session import SessionEnded, VimSession
-from .soap import Ref, SoapFault
+from .soap import Ref, SoapFault, XmlOutOfBounds
 from .transport import TrackedVimTask, VimTransport
 from .unshown import UnshownTaskPoller
 
@@ -351,6 +351,8 @@ class VimSource:
             await self._stop_listening()
             if await self._is_answering():
                 await self._lose_push(str(error))
+            if isinstance(error, XmlOutOfBounds | AnswerTooLarge):
+                self._poller.poll_all()  # which finds the task that is to blame
         if not isinstance(error, VCenterUnavailable):
             raise error
         if has_session_ended:
