@@ -336,7 +336,8 @@ async def test_a_huge_result_of_a_classic_task_is_converted_or_unavailable(
         logged = bridge.process.log.read_text().count('"event": "result_unavailable"')
         assert logged == (state == "unavailable")
         assert bridge.lag_s < LAG_MAX_S
-        assert bridge.peak_mb < ONE_MAX_MB
+        # Until its event is stored, the task may be shown once more, by the next poll or by push and a poll.
+        assert bridge.peak_mb < FOUR_MAX_MB / 2
 
 
 async def test_a_classic_answer_of_a_million_elements_fails_a_poll_and_no_task(lab: Lab, tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ import pytest
 from task_bridge.domain.task_json import BodyOutOfBounds
 from task_bridge.vcenter import parsing
 from task_bridge.vcenter.vim import answers, soap
-from task_bridge.vcenter.vim.soap import SoapFault, UnreadableXml
+from task_bridge.vcenter.vim.soap import SoapFault, UnreadableXml, XmlOutOfBounds
 from unit.test_vim_soap import enveloped, fault
 
 TYPED = 'xsi:type="NoCompatibleHost"'
@@ -42,6 +42,12 @@ async def test_an_error_of_parsing_is_raised_wherever_it_was(long_bytes: int) ->
     assert (refused.value.kind, refused.value.reason) == ("Odd", "no")
     with pytest.raises(UnreadableXml, match="isn't XML"):
         await read(b"<a>", long_bytes)
+
+
+async def test_a_bound_is_named_though_the_process_stops_reading_there() -> None:
+    body = PAGE.replace(b"<token>", b"<a/>" * 1_000_000 + b"<token>")
+    with pytest.raises(XmlOutOfBounds, match="400000 tags and attributes"):
+        await read(body, 0)
 
 
 async def test_a_process_that_dies_is_an_answer_out_of_bounds(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,6 +8,7 @@ process has its own limits of memory and time.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import functools
 import os
 import pickle
@@ -80,9 +81,10 @@ def _parse_in_process(body: bytes | msgspec.Raw, job: Job[T]) -> T:
         with process:
             assert process.stdin is not None  # noqa: S101 - it is a pipe
             assert process.stdout is not None  # noqa: S101 - it is a pipe
-            pickle.dump(job, process.stdin)
-            process.stdin.write(memoryview(body))
-            process.stdin.close()
+            with contextlib.suppress(BrokenPipeError):  # it doesn't read to the end what exceeds a bound
+                pickle.dump(job, process.stdin)
+                process.stdin.write(memoryview(body))
+                process.stdin.close()
             outcome: T | Failure = pickle.load(process.stdout)  # noqa: S301 - written by the bridge's own code
     except (OSError, EOFError, pickle.UnpicklingError) as error:
         raise BodyOutOfBounds("more than could be parsed in the memory and time that the bridge allows") from error
