@@ -96,6 +96,22 @@ class TestBreaker:
             breaker.record_rejection(api, "tasks", 100.0)
         breaker.record_good_answer("cis", "tasks")
         assert breaker.wait_s("vim", 100.0) == 0
+        breaker.record_login("vim", 100.0)
+        assert breaker.wait_s("vim", 100.0) == 0
+
+    def test_one_login_passes_after_each_pause(self) -> None:
+        breaker = SessionBreaker(Shortest())
+        for api in ("cis", "vim"):
+            breaker.record_rejection(api, "tasks", 100.0)
+        assert breaker.wait_s("vim", 104.0) == 0
+        breaker.record_login("cis", 104.0)
+        assert breaker.wait_s("vim", 104.0) == 4
+
+    @pytest.mark.parametrize("seed", range(5))
+    def test_jitter_only_makes_pauses_longer(self, seed: int) -> None:
+        breaker = SessionBreaker(rng(seed))
+        breaker.record_rejection("cis", "tasks", 100.0)
+        assert 2.0 <= breaker.wait_s("cis", 100.0) <= 2.5
 
     def test_trouble_that_nothing_showed_the_end_of_is_forgotten(self) -> None:
         breaker = SessionBreaker(Shortest())
@@ -103,6 +119,8 @@ class TestBreaker:
             breaker.record_rejection("vim", "history", 100.0)
         breaker.record_rejection("vim", "pull", 100.0 + 901)
         assert breaker.wait_s("vim", 100.0 + 901) == 2
+        breaker.record_good_answer("vim", "pull")
+        assert breaker.wait_s("vim", 100.0 + 901) == 0
 
 
 class TestSession:
@@ -140,6 +158,44 @@ class TestSession:
         record.begin(0.0)
         seen = [record.record_refusal("tasks", at, is_alive=False) for at in (0.0, 1.9, 2.0)]
         assert seen == [Verdict.WAIT, Verdict.WAIT, Verdict.REPLACE]
+
+    def test_a_new_session_has_to_be_accepted_itself(self) -> None:
+        record = SessionRecord("cis", SessionBreaker(Shortest()))
+        record.begin(0.0)
+        record.record_good_answer("tasks")
+        record.begin(1.0)
+        assert not record.is_accepted
+        assert record.record_refusal("tasks", 2.0, is_alive=False) is Verdict.WAIT
+
+    def test_a_good_answer_lets_pauses_start_from_the_shortest(self) -> None:
+        record = SessionRecord("cis", SessionBreaker(Shortest()))
+        for start in (0.0, 100.0):
+            record.begin(start)
+            assert record.record_refusal("tasks", start, is_alive=False) is Verdict.WAIT
+            record.record_good_answer("tasks")
+        record.begin(200.0)
+        seen = [record.record_refusal("tasks", at, is_alive=False) for at in (200.0, 202.0)]
+        assert seen == [Verdict.WAIT, Verdict.REPLACE]
+
+    def test_a_login_of_one_api_in_trouble_makes_the_other_wait(self) -> None:
+        breaker = SessionBreaker(Shortest())
+        cis, vim = SessionRecord("cis", breaker), SessionRecord("vim", breaker)
+        for record in (cis, vim):
+            record.begin(0.0)
+            assert record.record_refusal("session", 0.0, is_alive=False) is Verdict.WAIT
+        cis.begin(4.0)
+        assert vim.record_refusal("session", 4.0, is_alive=False) is Verdict.WAIT
+
+    def test_a_second_refusal_without_a_good_answer_between_is_no_longer_this_request_s_alone(self) -> None:
+        record = SessionRecord("cis", SessionBreaker(Shortest()))
+        record.begin(0.0)
+        seen = []
+        for second in range(3):
+            record.record_good_answer("check")
+            if second != 2:
+                record.record_good_answer("tasks")
+            seen.append(record.record_refusal("tasks", second, is_alive=True))
+        assert seen == [Verdict.REPLACE, Verdict.KEEP, Verdict.WAIT]
 
     def test_one_request_that_is_always_refused_costs_a_login_in_ten_minutes(self) -> None:
         """The others get good answers in the same session all the time."""
@@ -274,6 +330,21 @@ class TestRefusals:
         assert refused.record_refusal("cis", OTHER, 10.0) == 900
         assert refused.wait_s("cis", GOOD, 10.0) == 0  # back to those before
         assert refused.record_refusal("cis", GOOD, 10.0) == 180
+
+    def test_other_credentials_that_worked_are_open_to_an_api_that_refused_those_before(self) -> None:
+        refused = RefusedLogins(Shortest())
+        for credentials in (GOOD, OTHER):
+            refused.record_login("cis", credentials)
+        refused.record_refusal("vim", GOOD, 10.0)
+        refused.record_refusal("cis", OTHER, 10.0)
+        assert refused.wait_s("vim", OTHER, 10.0) == 0
+
+    def test_a_login_lets_pauses_start_from_the_shortest(self) -> None:
+        refused = RefusedLogins(Shortest())
+        refused.record_login("cis", GOOD)
+        assert [refused.record_refusal("cis", GOOD, at) for at in (0.0, 1_000.0)] == [180, 360]
+        refused.record_login("cis", GOOD)
+        assert refused.record_refusal("cis", GOOD, 2_000.0) == 180
 
     def test_a_login_between_does_not_allow_more_refusals(self) -> None:
         refused = RefusedLogins(Shortest())
