@@ -392,6 +392,9 @@ BLOATED = an_event(
     user=LONG,
     service=LONG,
     operation=LONG,
+    root=LONG,
+    initiator=Initiator("user", LONG),
+    target=Target(LONG, LONG, LONG, LONG),
     progress=Progress(40, 100, 40.0, LONG),
     error=TaskError("ERROR", LONG, tuple(Message("id", LONG) for _ in range(3)), data={"a": LONG}),
 )

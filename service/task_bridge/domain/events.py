@@ -232,12 +232,13 @@ def _shrink_steps(data: EventData) -> list[EventData]:
         progress=progress,
         description=_cut(data.description, 2_000),
         target=data.target and Target(_cut(data.target.type), _cut(data.target.id), _cut(data.target.name)),
+        initiator=data.initiator and Initiator(data.initiator.type[:500], _cut(data.initiator.name)),
         **{name: _cut(getattr(data, name)) for name in _WORDS},
     )
     return [without_extra, without_stack, short]
 
 
-_WORDS = ("status", "previous_status", "service", "operation", "parent", "user")
+_WORDS = ("status", "previous_status", "service", "operation", "parent", "root", "user")
 
 
 def _cut(text: str | None, length: int = 500) -> str | None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import codecs
 import json
 import re
+from collections.abc import Iterator
 from typing import Any
 
 import msgspec
@@ -187,23 +188,31 @@ def _parse_large(body: bytes, rendering: Rendering, *, with_result: bool) -> Tas
 
 def _blank_depth(body: bytes, levels: int) -> bytes:
     """Return the JSON with strings of the same length instead of what is nested deeper. Raises BodyOutOfBounds."""
-    pieces: list[bytes] = []
-    kept_to, depth, deep_from = 0, 0, -1
-    for number, token in enumerate(_TOKEN.finditer(body)):
+    blanked = bytearray(body)
+    for start, end in _find_deep(body, levels):
+        for chunk in range(start, end, _CHUNK_BYTES):  # in little memory
+            chunk_end = min(end, chunk + _CHUNK_BYTES)
+            blanked[chunk:chunk_end] = b"x" * (chunk_end - chunk)
+        blanked[start] = blanked[end - 1] = ord('"')
+    return bytes(blanked)
+
+
+def _find_deep(body: bytes | msgspec.Raw, levels: int) -> Iterator[tuple[int, int]]:
+    """Yield the start and the end of what is nested deeper. Raises BodyOutOfBounds."""
+    depth, deep_from = 0, -1
+    for number, token in enumerate(_TOKEN.finditer(memoryview(body))):
         if number == _TOKENS_MAX:
             raise BodyOutOfBounds("nested too deeply")
         start, end = token.span()
-        if body[start] in b"[{":
+        if token[0][:1] in (b"[", b"{"):
             if depth <= levels < depth + end - start:
                 deep_from = start + levels - depth
             depth += end - start
-        elif body[start] in b"]}":
+        elif token[0][:1] in (b"]", b"}"):
             if deep_from >= 0 and depth - (end - start) <= levels:
-                deep_to = start + depth - levels
-                pieces += body[kept_to:deep_from], b'"', b"x" * (deep_to - deep_from - 2), b'"'
-                kept_to, deep_from = deep_to, -1
+                yield deep_from, start + depth - levels
+                deep_from = -1
             depth -= end - start
-    return b"".join([*pieces, body[kept_to:]])
 
 
 def find_excess(body: bytes) -> str:
@@ -230,10 +239,11 @@ def _parse_in_parts(body: bytes, rendering: Rendering, *, is_blanked: bool = Fal
             raise UnreadableBody(f"not a task: {error} (it {excess})") from error
         info = parse_json(body)
         return info if isinstance(info, dict) else {}
-    result = bytes(outline.result)
+    is_too_deep = is_blanked and next(_find_deep(outline.result, DEPTH_MAX - 2), None) is not None
+    result = b"" if is_too_deep else bytes(outline.result)
     try:
         info = _parse_all_but_result(body, result, outline)
-        if is_blanked and _blank_depth(result, DEPTH_MAX - 2) != result:
+        if is_too_deep:
             info["result"] = _TOO_DEEP
         elif result and result != b"null":
             info["result"] = _read_result(result, rendering, info)
@@ -244,7 +254,7 @@ def _parse_in_parts(body: bytes, rendering: Rendering, *, is_blanked: bool = Fal
 
 def _parse_all_but_result(body: bytes, result: bytes, outline: _Outline) -> dict[str, Any]:
     """Return the keys of a task, or, where they exceed the bounds, the documented ones that don't."""
-    rest_bytes = len(body) - len(result)
+    rest_bytes = len(body) - size_of(outline.result)
     rest_elements = _count_elements(body) - _count_elements(result)
     if rest_bytes <= DECODED_MAX_BYTES and rest_elements <= ELEMENTS_MAX:
         return {key: parse_json(raw) for key, raw in _keys.decode(body).items() if key != "result"}
