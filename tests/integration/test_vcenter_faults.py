@@ -74,10 +74,10 @@ async def test_many_that_fail_in_a_row_are_vcenters_trouble_however_many_there_a
 
 
 async def test_a_fault_of_the_bridge_s_own_over_one_task_delays_no_other(monkeypatch: pytest.MonkeyPatch) -> None:
-    def read(body: bytes, rendering: Rendering, *, with_result: bool) -> Task:
+    def read(body: bytes, rendering: Rendering, **options: bool) -> Task:
         if b"poison" in bytes(body):
             raise ZeroDivisionError
-        return parse_raw_task(body, rendering, with_result=with_result)
+        return parse_raw_task(body, rendering, **options)
 
     monkeypatch.setattr(parsing, "parse_raw_task", read)
     with capture_logs() as logs:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import codecs
 import json
 import re
+from collections.abc import Iterator
 from typing import Any
 
 import msgspec
@@ -40,6 +41,7 @@ DEPTH_MAX = 250
 _TOKENS_MAX = 2_000_000
 """Strings and runs of brackets that are searched for what is nested too deeply. A million takes half a second."""
 _TOKEN = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"|[\[{]+|[\]}]+', re.DOTALL)
+_BLANK = re.compile(rb"\s")
 _WRAPPED = b'{"value":'
 _CHUNK_BYTES = 1024 * 1024
 
@@ -95,7 +97,7 @@ _keys = msgspec.json.Decoder(dict[str, msgspec.Raw])
 TaskBodies = dict[str, msgspec.Raw]
 
 
-def size_of(body: bytes | msgspec.Raw) -> int:
+def size_of(body: bytes | bytearray | msgspec.Raw) -> int:
     return memoryview(body).nbytes
 
 
@@ -128,7 +130,7 @@ def unwrap_task(rendering: Rendering, body: bytes) -> bytes | msgspec.Raw:
         raise UnreadableBody(f"not a task: {error}") from error
 
 
-def parse_json(body: bytes | msgspec.Raw) -> Any:
+def parse_json(body: bytes | bytearray | msgspec.Raw) -> Any:
     """Parse any JSON, even what msgspec refuses: lone surrogates, NaN, bytes that aren't UTF-8.
 
     Raises UnreadableBody. The caller has checked that the body is within the bounds.
@@ -185,28 +187,37 @@ def _parse_large(body: bytes, rendering: Rendering, *, with_result: bool) -> Tas
         return _parse_info(info, rendering, with_result=with_result)
 
 
-def _blank_depth(body: bytes, levels: int) -> bytes:
+def _blank_depth(body: bytes, levels: int) -> bytearray:
     """Return the JSON with strings of the same length instead of what is nested deeper. Raises BodyOutOfBounds."""
-    pieces: list[bytes] = []
-    kept_to, depth, deep_from = 0, 0, -1
-    for number, token in enumerate(_TOKEN.finditer(body)):
+    blanked = bytearray(body)
+    for start, end in _find_deep(body, levels):
+        for chunk in range(start, end, _CHUNK_BYTES):  # in little memory
+            chunk_end = min(end, chunk + _CHUNK_BYTES)
+            blanked[chunk:chunk_end] = b"x" * (chunk_end - chunk)
+        blanked[start] = blanked[end - 1] = ord('"')
+    return blanked
+
+
+def _find_deep(body: bytes | msgspec.Raw, levels: int) -> Iterator[tuple[int, int]]:
+    """Yield the start and the end of what is nested deeper. Raises BodyOutOfBounds."""
+    depth, deep_from = 0, -1
+    view = memoryview(body)
+    for number, token in enumerate(_TOKEN.finditer(view)):
         if number == _TOKENS_MAX:
             raise BodyOutOfBounds("nested too deeply")
         start, end = token.span()
-        if body[start] in b"[{":
+        if view[start] in b"[{":
             if depth <= levels < depth + end - start:
                 deep_from = start + levels - depth
             depth += end - start
-        elif body[start] in b"]}":
+        elif view[start] in b"]}":
             if deep_from >= 0 and depth - (end - start) <= levels:
-                deep_to = start + depth - levels
-                pieces += body[kept_to:deep_from], b'"', b"x" * (deep_to - deep_from - 2), b'"'
-                kept_to, deep_from = deep_to, -1
+                yield deep_from, start + depth - levels
+                deep_from = -1
             depth -= end - start
-    return b"".join([*pieces, body[kept_to:]])
 
 
-def find_excess(body: bytes) -> str:
+def find_excess(body: bytes | bytearray) -> str:
     """Return how the JSON exceeds what the bridge decodes; empty if it doesn't. Counts text as if it were JSON."""
     if len(body) > DECODED_MAX_BYTES:
         return f"has {len(body)} bytes, more than the {DECODED_MAX_BYTES} that the bridge decodes"
@@ -215,11 +226,11 @@ def find_excess(body: bytes) -> str:
     return ""
 
 
-def _count_elements(body: bytes) -> int:
+def _count_elements(body: bytes | bytearray) -> int:
     return body.count(b",") + body.count(b"[") + body.count(b"{")
 
 
-def _parse_in_parts(body: bytes, rendering: Rendering, *, is_blanked: bool = False) -> dict[str, Any]:
+def _parse_in_parts(body: bytes | bytearray, rendering: Rendering, *, is_blanked: bool = False) -> dict[str, Any]:
     """Return the task with its result as a `Result`, and without what exceeds the bounds. Raises UnreadableBody."""
     try:
         outline = _outline.decode(body)
@@ -230,10 +241,11 @@ def _parse_in_parts(body: bytes, rendering: Rendering, *, is_blanked: bool = Fal
             raise UnreadableBody(f"not a task: {error} (it {excess})") from error
         info = parse_json(body)
         return info if isinstance(info, dict) else {}
-    result = bytes(outline.result)
+    is_too_deep = is_blanked and next(_find_deep(outline.result, DEPTH_MAX - 2), None) is not None
+    result = b"" if is_too_deep else bytes(outline.result)
     try:
         info = _parse_all_but_result(body, result, outline)
-        if is_blanked and _blank_depth(result, DEPTH_MAX - 2) != result:
+        if is_too_deep:
             info["result"] = _TOO_DEEP
         elif result and result != b"null":
             info["result"] = _read_result(result, rendering, info)
@@ -242,9 +254,9 @@ def _parse_in_parts(body: bytes, rendering: Rendering, *, is_blanked: bool = Fal
     return info
 
 
-def _parse_all_but_result(body: bytes, result: bytes, outline: _Outline) -> dict[str, Any]:
+def _parse_all_but_result(body: bytes | bytearray, result: bytes, outline: _Outline) -> dict[str, Any]:
     """Return the keys of a task, or, where they exceed the bounds, the documented ones that don't."""
-    rest_bytes = len(body) - len(result)
+    rest_bytes = len(body) - size_of(outline.result)
     rest_elements = _count_elements(body) - _count_elements(result)
     if rest_bytes <= DECODED_MAX_BYTES and rest_elements <= ELEMENTS_MAX:
         return {key: parse_json(raw) for key, raw in _keys.decode(body).items() if key != "result"}
@@ -264,13 +276,15 @@ def _read_large_error(error: msgspec.Raw) -> Any:
     return {"messages": [said], "data": describe_cut(_count_compact_bytes(error))}
 
 
-def _count_extra_bytes(body: bytes, documented: dict[str, msgspec.Raw]) -> int:
+def _count_extra_bytes(body: bytes | bytearray, documented: dict[str, msgspec.Raw]) -> int:
     """Return the size of what the body has beyond the documented keys, as a JSON object by itself."""
     known = (len(key) + len(b'"":,') + _count_compact_bytes(raw) for key, raw in documented.items() if size_of(raw))
     return _count_compact_bytes(body) - sum(known)
 
 
-def _count_compact_bytes(body: bytes | msgspec.Raw) -> int:
+def _count_compact_bytes(body: bytes | bytearray | msgspec.Raw) -> int:
+    if _BLANK.search(memoryview(body)) is None:
+        return size_of(body)  # formatting it would take as much memory again
     return len(msgspec.json.format(body, indent=-1))
 
 
