@@ -306,6 +306,17 @@ class TestHandingBack:
             await bench.ownership.hand_back_surplus(0, release)
             await bench.until(lambda: bench.nats.pulls() == [100, 100])
 
+    async def test_the_pull_is_woken_once_when_a_surplus_is_over(
+        self, bench: Bench, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        woken: list[int] = []
+        monkeypatch.setattr(bench.ownership.pull, "request_more", lambda: woken.append(len(surpluses)))
+        surpluses: list[int] = []
+        for surplus in (0, 7, 7, 0, 0, 3):
+            surpluses.append(surplus)
+            await bench.ownership.hand_back_surplus(surplus, lambda _: [])
+        assert woken == [4]
+
     async def test_at_the_end_all_go_back(self, bench: Bench) -> None:
         await bench.hold(3)
         await bench.ownership.hand_all_back()
