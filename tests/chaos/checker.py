@@ -180,10 +180,8 @@ def _ended_once(histories: Histories) -> Iterator[str]:
     unacked = histories.account.lost.unacked
     for watch, events in histories.by_watch.items():
         goes_on = any(
-            before.final
-            and not (watch in unacked and after.may_follow_loss_of(before))
-            and not after.is_blind_first(events[:place])
-            for place, (before, after) in enumerate(pairwise(events), 1)
+            before.final and not (watch in unacked and after.may_follow_loss_of(before))
+            for before, after in pairwise(events)
         )
         if goes_on or not (events[-1].final or watch in without):
             yield f"{watch}: {[event.data['kind'] for event in events]}"

@@ -293,7 +293,7 @@ EXCUSED: dict[str, Account] = {
     )._replace(lost=Lost(watches=(("1-a1", TASK),))),
     "an owner that was cut off before its first event until all of another's had gone": blind_first(
         **{"Bridge-Instance": "other"}
-    ),
+    )._replace(lost=Lost(unacked=frozenset([SECOND]))),
     "a request whose watch was removed": asking(right(), Asked(9, "no:where", BEGAN))._replace(
         lost=Lost(watches=(("1-9", "no:where"),))
     ),
@@ -340,7 +340,7 @@ BROKEN: dict[str, tuple[str, Account]] = {
     ),
     "a wrong previous status": ("same_throughout", altered(right(), 1, previous_status="BLOCKED")),
     "a number 1 again by the same owner": ("numbered", blind_first()),
-    "an ending again by the same owner": ("ended_once", blind_first()),
+    "an ending again by another owner": ("ended_once", blind_first(**{"Bridge-Instance": "other"})),
     "a state that never was": ("follows_the_task", altered(right(), 6, status="SUSPENDED")),
     "a progress that never was": ("follows_the_task", altered(right(), 6, progress={"completed": 3, "total": 4})),
     "a state from before": ("follows_the_task", altered(right(), 6, status="PENDING", progress=None)),
