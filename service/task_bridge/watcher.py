@@ -60,6 +60,8 @@ from .result_reads import DEATHS_MAX, ResultReads
 
 log = structlog.get_logger(__name__)
 
+LATE_FIRST_EVENT_S = 2.0
+"""A watch that has no event for so long may have been taken over and even ended by another replica meanwhile."""
 YIELD_EVERY = 25
 """Poll results that are applied between two turns of the event loop."""
 TIMER_MIN_S = 0.005
@@ -91,8 +93,8 @@ class HeldWatch:
     `fence`: the stream sequence of its task's last event. `is_parked`: the source polls its task again only after
     `resume`. `is_publishing`: a coroutine publishes what follows. `stalls_at`: when the next standstill is due.
     `stall_polled_for`: its value for which a poll was requested already. `counted_status`: the status under which the
-    metrics count the watch. `clock_offset_s`: the clock's at takeover. The watch goes by it, so a clock that is
-    stepped later ends or stalls nothing early or late.
+    metrics count the watch. `held_since`: the monotonic time of takeover. `clock_offset_s`: the clock's at
+    takeover. The watch goes by it, so a clock that is stepped later ends or stalls nothing early or late.
     """
 
     __slots__ = (
@@ -100,6 +102,7 @@ class HeldWatch:
         "counted_status",
         "fence",
         "handle",
+        "held_since",
         "is_parked",
         "is_publishing",
         "last",
@@ -110,14 +113,13 @@ class HeldWatch:
         "watch",
     )
 
-    def __init__(
-        self, watch: Watch, handle: WatchHandle, last: Event | None, fence: int, clock_offset_s: float
-    ) -> None:
+    def __init__(self, watch: Watch, handle: WatchHandle, last: Event | None, fence: int, clock: ServerClock) -> None:
         self.watch = watch
         self.handle = handle
         self.last = last
         self.fence = fence
-        self.clock_offset_s = clock_offset_s
+        self.held_since = clock.monotonic()
+        self.clock_offset_s = clock.offset_s
         self.counted_status: str | None = None
         self.view: TaskView = view_from_event(last)
         self.stalls_at = math.inf
@@ -187,7 +189,9 @@ class Watcher:
             draft = next_event(held.watch, held.last, held.view, self._now(held), self._policy_of(held.watch.vcenter))
             if draft is None:
                 break
-            if held.view.memory_lost and not await self._is_still_watched(held):
+            # Nothing but the message shows that a watch without events goes on: the stream may have lost all of them.
+            is_late = held.last is None and self._clock.monotonic() - held.held_since > LATE_FIRST_EVENT_S
+            if (held.view.memory_lost or is_late) and not await self._is_still_watched(held):
                 return
             # Publish before remembering: a crash between the two repeats a poll, never loses an event.
             try:
@@ -366,7 +370,7 @@ class Watcher:
             await handle.ack()
             return "already_completed"
         own_last, fence = memory.last.event if memory.last else None, last.sequence if last else 0
-        held = HeldWatch(watch, handle, own_last, fence, self._clock.offset_s)
+        held = HeldWatch(watch, handle, own_last, fence, self._clock)
         held.view.memory_lost = memory.lost
         self._hold(held)
         return "accepted"

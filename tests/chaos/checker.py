@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import math
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from datetime import datetime
 from itertools import pairwise
 from typing import Any, NamedTuple
@@ -51,6 +51,12 @@ class Event(NamedTuple):
     def may_follow_loss_of(self, before: Event) -> bool:
         """Whether the event before may have gone from the stream when this one was stored."""
         return before.stored.there_at <= self.stored.stored_at + CLOCK_S
+
+    def is_blind_first(self, earlier: Sequence[Event]) -> bool:
+        """Whether it is the first event of an owner that was cut off until all that another one wrote had gone."""
+        instances = {event.stored.headers.get("Bridge-Instance") for event in earlier}
+        is_other = self.stored.headers.get("Bridge-Instance") not in instances
+        return self.data["sequence"] == 1 and is_other and all(map(self.may_follow_loss_of, earlier))
 
     def __str__(self) -> str:
         return f"{self.data['kind']} {self.body['id']} (stream {self.stored.sequence})"
@@ -132,20 +138,23 @@ def _in_place(histories: Histories) -> Iterator[str]:
 
 
 def _numbered(histories: Histories) -> Iterator[str]:
-    """1, 2, 3… without gap or repeat, in the order of the stream; a jump only where the event before had gone."""
+    """1, 2, 3… without gap or repeat, in the order of the stream; a jump only where the event before had gone.
+
+    One that had no event when it was cut off can't know that another owner's have gone: it begins with 1.
+    """
     first_loss = min((stored.there_at for stored in histories.account.stored), default=math.inf)
     for watch, events in histories.by_watch.items():
         numbers = [event.data["sequence"] for event in events]
         if numbers[0] != 1 and not (numbers[0] >= FIRST_AFTER_A_LOSS and events[0].stored.stored_at >= first_loss):
             yield f"{watch}: {numbers}"
-        for before, after in pairwise(events):
+        for place, (before, after) in enumerate(pairwise(events), 1):
             number = after.data["sequence"]
             jumps = number >= FIRST_AFTER_A_LOSS and number > before.data["sequence"]
             had_gone = before.stored.gone_at <= after.stored.stored_at - CLOCK_S
             if number == before.data["sequence"] + 1:
                 if had_gone:
                     yield f"{after} hides that {before} had gone"
-            elif not (jumps and after.may_follow_loss_of(before)):
+            elif not (jumps and after.may_follow_loss_of(before)) and not after.is_blind_first(events[:place]):
                 yield f"{watch}: {numbers}"
 
 

@@ -262,6 +262,16 @@ def ended_again() -> Account:
     return purged(account, 7, at=BEGAN + 10)
 
 
+def blind_first(**instance: str) -> Account:
+    """The whole second watch was removed, and an owner that knew nothing of it ended it with number 1."""
+    account = right()
+    writer = Writer()
+    writer.stored = list(account.stored)
+    writer.event(SECOND, TASK, "completed.succeeded", DONE, BEGAN + 11)
+    writer.stored[-1] = writer.stored[-1]._replace(headers={**writer.stored[-1].headers, **instance})
+    return purged(heard(account._replace(stored=tuple(writer.stored))), 4, 6, 7, at=BEGAN + 10)
+
+
 SECOND, JUMP = a_watch("aff", BEGAN + 4), int(BEGAN * 1000) + 7_000
 EXCUSED: dict[str, Account] = {
     "a watch that goes on without its memory": restated(),
@@ -281,6 +291,9 @@ EXCUSED: dict[str, Account] = {
     "a watch that the end of a removed one answers": answering(
         right(), Answered("watch", TASK, "accepted", "1-a9"), Answered("watch", TASK, "already_watching", "1-a9")
     )._replace(lost=Lost(watches=(("1-a1", TASK),))),
+    "an owner that was cut off before its first event until all of another's had gone": blind_first(
+        **{"Bridge-Instance": "other"}
+    )._replace(lost=Lost(unacked=frozenset([SECOND]))),
     "a request whose watch was removed": asking(right(), Asked(9, "no:where", BEGAN))._replace(
         lost=Lost(watches=(("1-9", "no:where"),))
     ),
@@ -326,6 +339,8 @@ BROKEN: dict[str, tuple[str, Account]] = {
         altered(right(), 1, watch={"id": a_watch(1, BEGAN + 1), "since": rfc3339(BEGAN)}),
     ),
     "a wrong previous status": ("same_throughout", altered(right(), 1, previous_status="BLOCKED")),
+    "a number 1 again by the same owner": ("numbered", blind_first()),
+    "an ending again by another owner": ("ended_once", blind_first(**{"Bridge-Instance": "other"})),
     "a state that never was": ("follows_the_task", altered(right(), 6, status="SUSPENDED")),
     "a progress that never was": ("follows_the_task", altered(right(), 6, progress={"completed": 3, "total": 4})),
     "a state from before": ("follows_the_task", altered(right(), 6, status="PENDING", progress=None)),

@@ -50,6 +50,7 @@ _CONSUMER_SAFETY = ("ack_policy", "deliver_subject")
 _CONSUMER_OTHERS = ("ack_wait", "max_deliver", "max_ack_pending")
 _MUST_BE_UNSET = ("subject_transform", "republish", "deliver_subject")
 _DURATIONS = ("max_age", "ack_wait", "ttl")
+_NAME_IN_USE = 10058
 _IMMUTABLE = {"retention", "storage", "ack_policy", "deliver_subject"}
 """Settings that no nats-server changes on an existing stream or consumer."""
 _STREAM_SETTING_OF_BUCKET = {"ttl": "max_age", "replicas": "num_replicas"}
@@ -168,14 +169,18 @@ def _events_stream(names: SubjectNames, replicas: int, max_age_s: float) -> Stre
     )
 
 
-async def provision(streams: Streams, expected: JetStreamConfig, *, create: bool) -> list[Difference]:
+async def provision(
+    streams: Streams, expected: JetStreamConfig, *, create: bool, first_sequence: int | None = None
+) -> list[Difference]:
     """Create what is missing (if `create`) and return the differences from `expected`, missing parts included.
 
-    Raises NatsUnavailable, and CannotStart where JetStream refuses to create.
+    `first_sequence`: that of a work queue that is created. Raises NatsUnavailable, and CannotStart where JetStream
+    refuses to create.
     """
     differences: list[Difference] = []
     for config, durable in expected.streams:
-        differences += await _provision_stream(streams, config, create=create)
+        queue = config.evolve(first_seq=first_sequence) if durable and first_sequence else config
+        differences += await _provision_stream(streams, queue, create=create)
         if durable is not None:
             differences += await _provision_consumer(streams, str(config.name), durable, create=create)
     return differences + await _provision_bucket(streams, expected.bucket, create=create)
@@ -256,6 +261,8 @@ async def _create(call: Awaitable[Any], streams: Streams, where: str, subject: s
     try:
         await call
     except (TimeoutError, nats.errors.Error) as error:
+        if isinstance(error, nats.js.errors.APIError) and error.err_code == _NAME_IN_USE:
+            return  # another replica has created it just now; the next check compares it
         if not isinstance(error, nats.js.errors.APIError) or isinstance(error, nats.js.errors.ServiceUnavailableError):
             raise NatsUnavailable(f"{where}: {_failure_reason(error, streams, subject)}") from error
         raise CannotStart(

@@ -39,8 +39,9 @@ _UNEVEN_FOR = 3
 """Intervals: after 5 missed reports a replica is gone; 3 uneven reports in a row are no burst."""
 
 
-_ANSWER_WITHIN_S = 1.0
-"""How long a replica waits for others to say that they survived a request."""
+_ASK_EVERY_S = 1.0
+_QUESTIONS = 10
+"""How often a replica asks whether others survived a request: one may be cut off for a while, or busy."""
 
 
 class ReplicaStatus(msgspec.Struct):
@@ -143,13 +144,16 @@ class Replicas:
         """Ask the other replicas whether one has survived this request. Raises NatsUnavailable."""
         answer = self._asked.setdefault(request, asyncio.get_running_loop().create_future())
         try:
-            await self._publish(SurvivalNote(request))
-            done, _ = await asyncio.wait((answer,), timeout=_ANSWER_WITHIN_S)
+            for _ in range(_QUESTIONS):
+                await self._publish(SurvivalNote(request))
+                done, _ = await asyncio.wait((answer,), timeout=_ASK_EVERY_S)
+                if done:
+                    return True
         except nats.errors.Error as error:
             raise NatsUnavailable(f"can't ask other replicas: {error or type(error).__name__}") from error
         finally:
             self._asked.pop(request, None)
-        return bool(done)
+        return False
 
     async def announce_leaving(self) -> None:
         """Let the others take over now; they needn't wait until the reports of this replica stop."""
