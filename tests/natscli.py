@@ -56,10 +56,12 @@ def _consumer(names: list[str], options: dict[str, list[str]]) -> tuple[str, Any
         "ack_policy": _one(options, "--ack"),
         "ack_wait": _nanoseconds(_one(options, "--wait")),
         "max_deliver": int(_one(options, "--max-deliver")),
-        "max_ack_pending": int(_one(options, "--max-pending")),
         "deliver_policy": _one(options, "--deliver"),
         "replay_policy": _one(options, "--replay"),
+        "filter_subjects": options.pop("--filter", []),
     }
+    if "--max-pending" in options:
+        config["max_ack_pending"] = int(_one(options, "--max-pending"))
     return f"CONSUMER.DURABLE.CREATE.{stream}.{durable}", {"stream_name": stream, "config": config}
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from ssl import SSLContext
 from typing import Any, Literal, TypeVar
 
+from credentials import suite_authority, suite_server
 from task_bridge.domain.ports import PollResult, Unanswered, Unchanged
 from task_bridge.domain.task import Task
 from task_bridge.domain.watch import Absence
@@ -22,7 +23,14 @@ from task_bridge.vcenter.policy import Timeouts
 
 POLICY = PollPolicy(poll_min_s=0.05, poll_max_s=0.3, not_found_grace_s=0.4)
 SHORT_TIMEOUTS = Timeouts(
-    confirm_s=0.15, vanished_hold_s=0.8, gather_s=0.01, gather_results_s=0.02, result_s=8.0, ping_s=0.2, relist_s=0.5
+    confirm_s=0.15,
+    uninterrupted_s=0.6,
+    vanished_hold_s=0.8,
+    gather_s=0.01,
+    gather_results_s=0.02,
+    result_s=8.0,
+    ping_s=0.2,
+    relist_s=0.5,
 )
 DEADLINE_S = 15.0
 
@@ -35,7 +43,7 @@ class Given:
 
     url: str
     name: str = "lab"
-    ca_file: Path | None = None
+    ca_file: Path | None = field(default_factory=lambda: suite_authority().file)
     verify_tls: bool = True
     proxy: str | None = None
     max_concurrent_requests: int = 4
@@ -71,9 +79,17 @@ class Lab:
         self.parks = False
         self._news = asyncio.Condition()
 
-    def follow(self, *tasks: str, seen: bool = False, with_result: bool = False, age_s: float = 0.0) -> None:
+    def follow(
+        self,
+        *tasks: str,
+        seen: bool = False,
+        with_result: bool = False,
+        with_details: bool = False,
+        age_s: float = 0.0,
+    ) -> None:
         for task in tasks:
-            self.source.track(task, time.time() - age_s, seen=seen, with_result=with_result)
+            since = time.time() - age_s
+            self.source.track(task, since, seen=seen, with_result=with_result, with_details=with_details)
 
     async def take(self) -> None:
         async for batch in self.source.poll_results():
@@ -140,14 +156,26 @@ class Lab:
         return self.metrics.registry.get_sample_value(f"task_bridge_{name}", labels) or 0.0
 
 
+def tls(scheme: str) -> SSLContext | None:
+    """What `serve_vcenter` takes to serve by this scheme, with a certificate that every `Given` trusts."""
+    return suite_server() if scheme == "https" else None
+
+
 @asynccontextmanager
 async def lab(
-    vcenter: SimulatedVCenter | None = None, *, ssl: SSLContext | None = None, **looking: Any
+    vcenter: SimulatedVCenter | None = None,
+    *,
+    scheme: str = "https",
+    ssl: SSLContext | None = None,
+    **looking: Any,
 ) -> AsyncIterator[Lab]:
-    """The simulated vCenter, served, and a source that looks at it."""
-    vcenter = vcenter or SimulatedVCenter()
+    """The simulated vCenter, served, and a source that looks at it. `ssl`: with a certificate of its own."""
+    vcenter, ssl = vcenter or SimulatedVCenter(), ssl or tls(scheme)
     async with serve_vcenter(vcenter, ssl=ssl) as url, looking_at(vcenter, url, **looking) as it:
         yield it
+    for counts in vcenter.sessions.counts_of.values():  # whatever the trouble was
+        assert counts.logins <= 20
+        assert counts.most_live <= 2
 
 
 @asynccontextmanager

@@ -1,12 +1,16 @@
 // Start a workflow for every `completed` event with an HTTP POST of the event to WORKFLOW_URL.
 //
 // You can run several workers; they share one durable consumer. A worker acks an event after the work, so after a crash
-// the event is redelivered. A bucket keeps the ids of handled events, so that a redelivered event starts nothing.
+// the event is redelivered. A bucket keeps the ids of handled events, so that a redelivered event starts nothing. Both are
+// created unless an operator made them, as with deploy/nats: examples/README.md has the commands.
 import { connect, nanos } from "@nats-io/transport-node";
 import { AckPolicy, jetstream, jetstreamManager } from "@nats-io/jetstream";
 import { Kvm } from "@nats-io/kv";
 
+const { BRIDGE_NATS_USER: user, BRIDGE_NATS_PASSWORD: pass, BRIDGE_NATS_JS_DOMAIN: domain } = process.env;
 const servers = process.env.BRIDGE_NATS_URL ?? "nats://127.0.0.1:4222";
+// By deploy/nats each user has inboxes of its own.
+const login = user ? { user, pass, inboxPrefix: `_INBOX_${user}` } : {};
 const stream = "VCENTER_TASKS_EVENTS";
 const keepIdsMs = 14 * 86_400_000; // longer than events are kept
 
@@ -19,15 +23,33 @@ async function startWorkflow(event) {
   if (!response.ok) throw new Error(`HTTP ${response.status}`);
 }
 
-const nc = await connect({ servers, maxReconnectAttempts: -1 });
-const handled = await new Kvm(nc).create("workflows_started", { ttl: keepIdsMs });
-await (await jetstreamManager(nc)).consumers.add(stream, {
-  durable_name: "workflows",
-  filter_subject: "vcenter.tasks.events.*.*.completed.*",
-  ack_policy: AckPolicy.Explicit,
-  ack_wait: nanos(60_000),
-});
-const consumer = await jetstream(nc).consumers.get(stream, "workflows");
+const nc = await connect({ servers, maxReconnectAttempts: -1, ...login });
+const js = jetstream(nc, { domain });
+const manager = await jetstreamManager(nc, { domain, checkAPI: false });
+
+/** Return the bucket of handled ids. */
+async function openBucket() {
+  const isThere = await manager.streams.info("KV_workflows_started").then(() => true, () => false);
+  const buckets = new Kvm(js);
+  return isThere ? buckets.open("workflows_started") : buckets.create("workflows_started", { ttl: keepIdsMs });
+}
+
+/** Return the durable consumer that all workers share. */
+async function openConsumer() {
+  const isThere = await manager.consumers.info(stream, "workflows").then(() => true, () => false);
+  if (!isThere) {
+    await manager.consumers.add(stream, {
+      durable_name: "workflows",
+      filter_subject: "vcenter.tasks.events.*.*.completed.*",
+      ack_policy: AckPolicy.Explicit,
+      ack_wait: nanos(60_000),
+    });
+  }
+  return js.consumers.get(stream, "workflows");
+}
+
+const handled = await openBucket();
+const consumer = await openConsumer();
 for await (const message of await consumer.consume({ max_messages: 1 })) {
   const event = message.json();
   const key = event.id.replaceAll("/", "."); // every client library accepts this as a key

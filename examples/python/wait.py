@@ -4,13 +4,25 @@ Exit code: 0 succeeded, 1 failed or canceled, 2 refused, 3 abandoned.
 """
 
 import asyncio
+import contextlib
 import json
 import os
 import sys
+from collections.abc import AsyncIterator
 
 import nats
 
 NATS_URL = os.environ.get("BRIDGE_NATS_URL", "nats://127.0.0.1:4222")
+JS_DOMAIN = os.environ.get("BRIDGE_NATS_JS_DOMAIN")
+USER = os.environ.get("BRIDGE_NATS_USER")
+
+
+async def connect() -> nats.NATS:
+    """Connect, as the user of the environment if there is one. By deploy/nats each user has inboxes of its own."""
+    if USER is None:
+        return await nats.connect(NATS_URL, max_reconnect_attempts=-1)
+    login = {"user": USER, "password": os.environ["BRIDGE_NATS_PASSWORD"], "inbox_prefix": f"_INBOX_{USER}"}
+    return await nats.connect(NATS_URL, max_reconnect_attempts=-1, **login)
 
 
 async def wait_for_final_event(nc: nats.NATS, task: str) -> dict:
@@ -21,20 +33,36 @@ async def wait_for_final_event(nc: nats.NATS, task: str) -> dict:
     if "error" in reply:
         print(f"{reply['error']['code']}: {reply['error']['message']}", file=sys.stderr)
         sys.exit(2)
-    # An ordered consumer reads from the start (deliver policy all), because the task may have ended already.
-    events = await nc.jetstream().subscribe(reply["events"], stream=reply["stream"], ordered_consumer=True)
-    async for message in events.messages:
-        event = json.loads(message.data)
+    async for event in read_events(nc, reply["stream"], reply["events"]):
         data = event["data"]
         print(data["kind"], data["status"], (data["progress"] or {}).get("percent"), file=sys.stderr)
         # The task may have been watched before, so take the final event of this watch only.
         if data["final"] and data["watch"]["id"] == reply["watch"]["id"]:
             return event
-    raise SystemExit("The connection was closed before the task ended.")
+    raise AssertionError("the events of a watch end with a final one")
+
+
+async def read_events(nc: nats.NATS, stream: str, subject: str) -> AsyncIterator[dict]:
+    """Yield the events of `subject`: from the first on, because the task may have ended already, then new ones.
+
+    Direct gets read what is stored; the subscription only says when there is more. This needs no consumer, and so no
+    permission to create one.
+    """
+    js = nc.jetstream(domain=JS_DOMAIN)
+    news, sequence = await nc.subscribe(subject), 1
+    while True:
+        try:
+            message = await js.get_msg(stream, seq=sequence, subject=subject, next=True, direct=True)
+        except nats.errors.Error:  # there is no more, or NATS is away
+            with contextlib.suppress(nats.errors.TimeoutError):
+                await news.next_msg(timeout=10)
+        else:
+            sequence = message.seq + 1
+            yield json.loads(message.data)
 
 
 async def main(task: str) -> int:
-    nc = await nats.connect(NATS_URL, max_reconnect_attempts=-1)
+    nc = await connect()
     try:
         event = await wait_for_final_event(nc, task)
     finally:

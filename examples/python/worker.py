@@ -1,7 +1,8 @@
 """Start a workflow for every `completed` event with an HTTP POST of the event to WORKFLOW_URL. Needs nats-py only.
 
 You can run several workers; they share one durable consumer. A worker acks an event after the work, so after a crash
-the event is redelivered. A bucket keeps the ids of handled events, so that a redelivered event starts nothing.
+the event is redelivered. A bucket keeps the ids of handled events, so that a redelivered event starts nothing. Both are
+created unless an operator made them, as with deploy/nats: examples/README.md has the commands.
 """
 
 import asyncio
@@ -10,9 +11,13 @@ import os
 import urllib.request
 
 import nats
+from nats.js import JetStreamContext
 from nats.js.api import AckPolicy, ConsumerConfig
+from nats.js.kv import KeyValue
 
 NATS_URL = os.environ.get("BRIDGE_NATS_URL", "nats://127.0.0.1:4222")
+JS_DOMAIN = os.environ.get("BRIDGE_NATS_JS_DOMAIN")
+USER = os.environ.get("BRIDGE_NATS_USER")
 WORKFLOW_URL = os.environ["WORKFLOW_URL"]
 STREAM = "VCENTER_TASKS_EVENTS"
 COMPLETED = "vcenter.tasks.events.*.*.completed.*"
@@ -26,10 +31,25 @@ def start_workflow(event: dict) -> None:
     urllib.request.urlopen(request, timeout=20).close()
 
 
+async def connect() -> nats.NATS:
+    """Connect, as the user of the environment if there is one. By deploy/nats each user has inboxes of its own."""
+    if USER is None:
+        return await nats.connect(NATS_URL, max_reconnect_attempts=-1)
+    login = {"user": USER, "password": os.environ["BRIDGE_NATS_PASSWORD"], "inbox_prefix": f"_INBOX_{USER}"}
+    return await nats.connect(NATS_URL, max_reconnect_attempts=-1, **login)
+
+
+async def open_bucket(js: JetStreamContext) -> KeyValue:
+    try:
+        return await js.key_value("workflows_started")
+    except nats.js.errors.BucketNotFoundError:
+        return await js.create_key_value(bucket="workflows_started", ttl=KEEP_IDS_S)
+
+
 async def main() -> None:
-    nc = await nats.connect(NATS_URL, max_reconnect_attempts=-1)
-    js = nc.jetstream()
-    handled = await js.create_key_value(bucket="workflows_started", ttl=KEEP_IDS_S)
+    nc = await connect()
+    js = nc.jetstream(domain=JS_DOMAIN)
+    handled = await open_bucket(js)
     config = ConsumerConfig(durable_name="workflows", ack_policy=AckPolicy.EXPLICIT, ack_wait=60)
     events = await js.pull_subscribe(COMPLETED, durable="workflows", stream=STREAM, config=config)
     while True:
@@ -51,7 +71,7 @@ async def main() -> None:
             print(f"{event['id']}: {event['outcome']}", flush=True)
 
 
-async def is_handled(bucket: nats.js.kv.KeyValue, key: str) -> bool:
+async def is_handled(bucket: KeyValue, key: str) -> bool:
     try:
         await bucket.get(key)
     except nats.js.errors.KeyNotFoundError:

@@ -10,7 +10,7 @@ code=$?
 
 case $code in
 0) echo "The task succeeded." ;;
-1) echo "The task failed: $(tail -n 1 events.jsonl | jq -r .data.error.message)" ;;
+1) echo "The task failed: $(tail -n 1 events.jsonl | jq -r '.data.error | [.message, .messages[1:][].text] | join(" ")')" ;;
 3) echo "The outcome is unknown: $(tail -n 1 events.jsonl | jq -r .data.error.message)" ;;
 *) echo "The task could not be watched." ;;
 esac

@@ -47,13 +47,15 @@ from .jetstream.request_consumer import (
     quarantine_unreadable_watch,
     report_first_take_over,
 )
+from .jetstream.result_marks import JetStreamResultMarks
 from .jetstream.streams import Streams
 from .jetstream.watch_store import WatchStore, end_timed_out_watches, hold_watches
 from .logs import FailureLog
 from .metrics import Metrics
+from .result_reads import ResultReads
 from .settings import Settings
 from .status import BridgeStatus
-from .vcenter.cis import PollPolicy
+from .vcenter.policy import TIMEOUTS, PollPolicy, Timeouts
 from .vcenter.source import VCenterTaskSource
 from .watcher import Watcher
 from .web.health import BoardSource
@@ -77,14 +79,14 @@ class Bridge:
     It is ready once NATS is connected and the streams are verified; until then it waits and reports why.
     """
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, timeouts: Timeouts = TIMEOUTS) -> None:
         self._settings = settings
         self._names = SubjectNames(settings.subject_prefix)
         self._clock = ServerClock(time.time, time.monotonic)
         self._metrics = Metrics()
         policy = PollPolicy(settings.poll_min_s, settings.poll_max_s, settings.not_found_grace_s)
         self._sources = {
-            name: VCenterTaskSource(vcenter, policy, self._metrics, self._clock.now)
+            name: VCenterTaskSource(vcenter, policy, self._metrics, self._clock.now, timeouts)
             for name, vcenter in settings.vcenters.items()
         }
         self._routing = _build_routing(settings)
@@ -177,7 +179,8 @@ class Bridge:
         follower = Follower(
             self._sources, follow_journal, watches, self._source_of, now, max_rate=settings.follow_max_rate
         )
-        watcher = Watcher(self._sources, journal, self._policy_of, metrics, self._clock)
+        reads = ResultReads(JetStreamResultMarks(streams, names))
+        watcher = Watcher(self._sources, journal, self._policy_of, metrics, self._clock, reads)
         rejections = Rejections(streams, names, self._routing, now)
         context = RequestContext(
             streams, names, watches, follows, journal, rejections, self._routing, self._sources, metrics, now

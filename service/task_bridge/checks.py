@@ -25,9 +25,8 @@ from .jetstream.streams import Streams
 from .metrics import Metrics
 from .settings import Settings, VCenterSettings
 from .vcenter.cis.api import BadAnswer, CisTasksApi, MissingTask
-from .vcenter.cis.renderings import LOGIN_CALLS
+from .vcenter.cis.renderings import LOGIN_CALLS, UNKNOWN_TASK, Refusal
 from .vcenter.cis.session import CisSession
-from .vcenter.health import VCenterHealthTracker
 from .vcenter.http import VCenterHttp
 from .vcenter.shared import ResultQueue, SharedVCenter
 from .vcenter.vim.api import fetch_labels
@@ -35,7 +34,6 @@ from .vcenter.vim.session import VimSession as VimSession
 
 REACH_S, ANSWER_S = 5.0, 20.0
 OUT_OF_REACH = 4
-_NO_TASK = "00000000-0000-0000-0000-000000000000:com.vmware.cis"
 
 
 class CheckResult(NamedTuple):
@@ -137,7 +135,7 @@ async def _check_streams_and_permissions(
     missing = [difference for difference in differences or () if difference.field == "missing"]
     to_create = permissions.creation_rights(names, api, missing) if settings.provision == "auto" else []
     needed = permissions.required_rights(names, api, client.new_inbox()) + to_create
-    optional = permissions.reply_rights() + permissions.board_rights(names, api)
+    optional = permissions.reply_rights()
     try:
         lacking = await permissions.find_missing_rights(client, needed + optional)
     except NatsUnavailable as error:
@@ -172,10 +170,7 @@ def _describe_permissions(denied: list[Right], optional: list[Right]) -> list[Ch
         return [CheckResult("permissions", f"not allowed: {', '.join(map(str, denied))}; {fix}", ok=False)]
     results = [CheckResult("permissions", "may subscribe and publish as the bridge does")]
     if optional:
-        message = (
-            f"not allowed: {', '.join(map(str, optional))}; replies (unless allow_responses is set) or the board"
-            f" need it; {fix}"
-        )
+        message = f"not allowed: {', '.join(map(str, optional))}; replies need it unless allow_responses is set; {fix}"
         results.append(CheckResult("permissions", message, ok=False, needed=False))
     return results
 
@@ -188,9 +183,7 @@ async def _check_vcenter(settings: VCenterSettings) -> AsyncIterator[CheckResult
     metrics = Metrics()
     http = VCenterHttp(settings, metrics)
     session = CisSession(http, settings, metrics)
-    classic = VimSession(
-        SharedVCenter(http, session.login_throttle, VCenterHealthTracker(settings.name), ResultQueue()), settings
-    )
+    classic = VimSession(SharedVCenter(http, session.login_throttle, ResultQueue()), settings)
     try:
         about = f"vCenter {settings.name}"
         yield (result := await _run_check(about, _check_address(http, settings), settings))
@@ -244,10 +237,10 @@ async def _check_login(session: CisSession, settings: VCenterSettings) -> str:
 async def _check_tasks(tasks: CisTasksApi) -> str:
     """Get a task that doesn't exist. If the tasks service itself says so, it works."""
     try:
-        answer = await tasks.get_task(_NO_TASK, with_result=False)
+        answer = await tasks.get_task(UNKNOWN_TASK, with_result=False)
     except BadAnswer as error:
         return f"answers, but: {error}"
-    if isinstance(answer, MissingTask) and not answer.well_formed:
+    if isinstance(answer, MissingTask) and answer.refusal is Refusal.ROUTER:
         fix = "Let this user read tasks." if answer.denied else "Wait until vCenter's services are up."
         raise VCenterUnavailable(f"the tasks service doesn't answer: {answer.answer.message} {fix}")
     return "the tasks service answers"
@@ -261,7 +254,8 @@ async def _check_classic_tasks(session: VimSession) -> str:
 
 def _add_fix(message: str, settings: VCenterSettings) -> str:
     message = message.removeprefix(f"vCenter {settings.name} ")
-    if not message.startswith("refuses the user name or the password"):
-        return message
-    prefix = f"BRIDGE_VCENTERS__{settings.name.upper()}"
-    return f"{message.partition(' Tried again')[0]} Correct {prefix}__USERNAME and {prefix}__PASSWORD."
+    message, _, is_paused = message.partition(" Tried again ")
+    if is_paused and message.startswith("refuses the user name or the password"):
+        prefix = f"BRIDGE_VCENTERS__{settings.name.upper()}"
+        return f"{message} Correct {prefix}__USERNAME and {prefix}__PASSWORD."
+    return message

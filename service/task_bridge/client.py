@@ -23,14 +23,14 @@ from typing import Any, NamedTuple, Self
 import msgspec
 import nats.errors
 from nats.aio.client import Client
-from nats.aio.msg import Msg
 
 from .domain.errors import BridgeError, NatsUnavailable, Problem, Refused
 from .domain.events import FINAL_KINDS, Event, from_cloudevent
 from .domain.requests import CancelReply, ErrorBody, GetReply, ListReply, UnwatchReply, WatchReply, invalid_request
 from .domain.subjects import SubjectNames, is_vcenter_name, task_token
 from .jetstream.connect import connect, denied_permission
-from .jetstream.ordered_consumer import OrderedConsumer
+from .jetstream.stream_reader import StreamReader
+from .jetstream.streams import StoredMessage, Streams
 from .settings import Settings, load
 
 log = logging.getLogger(__name__)
@@ -110,7 +110,7 @@ class TaskBridge:
             disconnected_cb=self._on_disconnected,
             reconnected_cb=self._on_reconnected,
         )
-        self._js = self._client.jetstream(domain=self._nats.js_domain, timeout=5)
+        self._streams = Streams(self._client, self._nats.js_domain)
         return self
 
     async def __aexit__(self, *_: object) -> None:
@@ -144,6 +144,7 @@ class TaskBridge:
         timeout: float | str | None = None,
         stalled_after: float | str | None = None,
         partial_results: bool = False,
+        details: bool = False,
         labels: Mapping[str, str] | None = None,
     ) -> WatchReply:
         """Request a watch. `timeout`, in seconds or like "2h", ends the watch; the task itself is never touched."""
@@ -153,6 +154,7 @@ class TaskBridge:
             "timeout": timeout,
             "stalled_after": stalled_after,
             "partial_results": partial_results or None,
+            "details": details or None,
             "labels": dict(labels) if labels else None,
         }
         return msgspec.json.decode(await self.request("watch", request), type=WatchReply)
@@ -206,9 +208,9 @@ class TaskBridge:
             filters = [f"{self.names.events}.>"]
         if not replies:
             return
-        async with aclosing(OrderedConsumer(self._js, self._client, replies[0].stream, filters).messages()) as messages:
+        async with aclosing(StreamReader(self._streams, replies[0].stream, filters).messages()) as messages:
             async for message in messages:
-                if (message.headers or {}).get("Bridge-Watch") not in unfinished:
+                if message.headers.get("Bridge-Watch") not in unfinished:
                     continue
                 stored = _parse_stored_event(message)
                 yield stored
@@ -243,9 +245,8 @@ class TaskBridge:
     ) -> AsyncGenerator[StoredCloudEvent, None]:
         """Yield the same, each with its CloudEvent as stored. Raises Refused for filters that can match no event."""
         subject = _event_filter(self.names, vcenter, task, kind)
-        stream = self.names.events_stream
-        consumer = OrderedConsumer(self._js, self._client, stream, [subject], since=since, follow=follow)
-        async with aclosing(consumer.messages()) as messages:
+        reader = StreamReader(self._streams, self.names.events_stream, [subject], since=since, follow=follow)
+        async with aclosing(reader.messages()) as messages:
             async for message in messages:
                 yield _parse_stored_event(message)
 
@@ -261,13 +262,11 @@ class _ErrorReply(msgspec.Struct):
     error: ErrorBody
 
 
-def _parse_stored_event(message: Msg) -> StoredCloudEvent:
-    event = from_cloudevent(message.data, stalled_reported=False)
+def _parse_stored_event(message: StoredMessage) -> StoredCloudEvent:
+    event = from_cloudevent(message.body, stalled_reported=False)
     if event is None:
-        raise BridgeError(
-            f"The event {message.metadata.sequence.stream} of the stream can't be read; upgrade task-bridge."
-        )
-    return StoredCloudEvent(event, message.data)
+        raise BridgeError(f"The event {message.sequence} of the stream can't be read; upgrade task-bridge.")
+    return StoredCloudEvent(event, message.body)
 
 
 def _event_filter(names: SubjectNames, vcenter: str | None, task: str | None, kind: str | None) -> str:

@@ -32,7 +32,7 @@ class Metrics:
         self.events = counter("events", "Events stored", "vcenter", "kind", "outcome")
         self.requests = counter("requests", "Watch requests by outcome", "outcome")
         self.rejected = counter("rejected", "Requests rejected", "code")
-        self.last_look_age = gauge("last_look_age_seconds", "Seconds since the last successful poll", "vcenter")
+        self.last_look_age = gauge("last_look_age_seconds", "Seconds since an API answered a poll", "vcenter", "api")
         self.vcenter_requests = counter("vcenter_requests", "HTTP requests to vCenter", "vcenter", "operation", "code")
         self.vcenter_logins = counter("vcenter_logins", "Logins by result", "vcenter", "result")
         self.looks = counter("looks", "Task polls (a list of 500 tasks is 500)", "vcenter")

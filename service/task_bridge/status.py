@@ -16,9 +16,18 @@ from .jetstream.connection import Connection
 from .jetstream.monitor import Monitor, MonitoredPart
 from .metrics import Metrics
 from .schemas.asyncapi import build_document
+from .vcenter.health import combine_apis, find_apis_in_use
 from .vcenter.source import VCenterTaskSource
 from .watcher import Watcher
-from .web.health import BridgeHealth, JetStreamHealth, NatsHealth, ResourceHealth, VCenterHealth, WebState
+from .web.health import (
+    BridgeHealth,
+    JetStreamHealth,
+    NatsHealth,
+    ResourceHealth,
+    VCenterApiHealth,
+    VCenterHealth,
+    WebState,
+)
 
 
 class BridgeStatus:
@@ -77,14 +86,17 @@ class BridgeStatus:
         """Return all metrics, with gauges like ages set to their current values."""
         metrics = self._metrics
         metrics.watches.clear()
+        metrics.last_look_age.clear()  # an API that isn't in use has no age
         for (vcenter, status), count in self._count_held_watches().items():
             metrics.watches.labels(vcenter, status).set(count)
         if self.monitor and self.monitor.unheld_count is not None:
             metrics.watches_waiting.set(self.monitor.unheld_count)
         for name, source in self._sources.items():
-            age_s = _age_s(source.health.last_good_poll_at)
             metrics.budget_used.labels(name).set(max(0.0, source.budget_used))
-            metrics.last_look_age.labels(name).set(math.nan if age_s is None else age_s)
+            apis = source.report_health()
+            for api in find_apis_in_use(apis):
+                age_s = _age_s(apis[api].last_good_poll_at)
+                metrics.last_look_age.labels(name, api).set(math.nan if age_s is None else age_s)
         difference_s = self._clock.difference_s
         metrics.clock_difference.set(math.nan if difference_s is None else difference_s)
         metrics.nats_connected.set(self._nats_health().connected)
@@ -115,9 +127,15 @@ class BridgeStatus:
         if source is None:
             reason = "no longer in the settings; its watches are kept but not polled"
             return VCenterHealth(name, "unconfigured", reason, None, watches)
-        health = source.health
-        age_s = _age_s(health.last_good_poll_at)
-        return VCenterHealth(name, health.state, health.reason or health.vanished_reason, age_s, watches)
+        apis = source.report_health()
+        in_use, whole = find_apis_in_use(apis), combine_apis(apis)
+        details = tuple(
+            VCenterApiHealth(
+                api, one.state, one.reason, _age_s(one.last_good_poll_at), one.watches, one.held_back, api in in_use
+            )
+            for api, one in apis.items()
+        )
+        return VCenterHealth(name, whole.state, whole.reason, _age_s(whole.last_good_poll_at), watches, details)
 
 
 def _age_s(at: float | None) -> float | None:

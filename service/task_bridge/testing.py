@@ -53,7 +53,7 @@ class BridgeFixture:
         self._portal.call(partial(self._vcenter.set, task, *removes, **fields))
 
     def forget(self, task: str) -> None:
-        """Make vCenter forget the task, as a restart does; its watch ends as `abandoned.lost`."""
+        """Make vCenter forget the task, as a restart does; its watch ends as `abandoned.lost` after 5 seconds."""
         self._portal.call(self._vcenter.forget, task)
 
 
@@ -64,10 +64,12 @@ def task_bridge() -> Iterator[BridgeFixture]:
     from anyio.from_thread import start_blocking_portal  # noqa: PLC0415
 
     from .lab.local_stack import run_local_stack  # noqa: PLC0415
+    from .vcenter.policy import TIMEOUTS  # noqa: PLC0415
 
+    timeouts = TIMEOUTS._replace(uninterrupted_s=TIMEOUTS.confirm_s)  # a test may have one task alone
     with (
         tempfile.TemporaryDirectory(prefix="task-bridge-test-") as name,
         start_blocking_portal() as portal,
-        portal.wrap_async_context_manager(run_local_stack(Path(name), VCENTER, **FAST_SETTINGS)) as stack,
+        portal.wrap_async_context_manager(run_local_stack(Path(name), VCENTER, timeouts, **FAST_SETTINGS)) as stack,
     ):
         yield BridgeFixture(portal, stack)

@@ -16,8 +16,10 @@ import contextlib
 import math
 from collections import Counter
 from collections.abc import Callable, Mapping
+from functools import partial
 from itertools import islice
 
+import msgspec
 import structlog
 
 from .domain.clock import ServerClock
@@ -29,13 +31,14 @@ from .domain.ports import (
     EventEntry,
     EventJournal,
     Memory,
+    MemoryLost,
     PollResult,
     StreamContents,
     TaskSource,
     Unchanged,
     WatchHandle,
 )
-from .domain.task import Task
+from .domain.task import UNAVAILABLE, Task
 from .domain.watch import (
     Absence,
     Policy,
@@ -47,14 +50,18 @@ from .domain.watch import (
     needs_current_identity,
     next_event,
     record_poll,
+    record_unchanged,
     stall_at,
     view_from_event,
     wake_at,
 )
 from .metrics import Metrics
+from .result_reads import DEATHS_MAX, ResultReads
 
 log = structlog.get_logger(__name__)
 
+LATE_FIRST_EVENT_S = 2.0
+"""A watch that has no event for so long may have been taken over and even ended by another replica meanwhile."""
 YIELD_EVERY = 25
 """Poll results that are applied between two turns of the event loop."""
 TIMER_MIN_S = 0.005
@@ -86,8 +93,8 @@ class HeldWatch:
     `fence`: the stream sequence of its task's last event. `is_parked`: the source polls its task again only after
     `resume`. `is_publishing`: a coroutine publishes what follows. `stalls_at`: when the next standstill is due.
     `stall_polled_for`: its value for which a poll was requested already. `counted_status`: the status under which the
-    metrics count the watch. `clock_offset_s`: the clock's at takeover. The watch goes by it, so a clock that is
-    stepped later ends or stalls nothing early or late.
+    metrics count the watch. `held_since`: the monotonic time of takeover. `clock_offset_s`: the clock's at
+    takeover. The watch goes by it, so a clock that is stepped later ends or stalls nothing early or late.
     """
 
     __slots__ = (
@@ -95,6 +102,7 @@ class HeldWatch:
         "counted_status",
         "fence",
         "handle",
+        "held_since",
         "is_parked",
         "is_publishing",
         "last",
@@ -105,14 +113,13 @@ class HeldWatch:
         "watch",
     )
 
-    def __init__(
-        self, watch: Watch, handle: WatchHandle, last: Event | None, fence: int, clock_offset_s: float
-    ) -> None:
+    def __init__(self, watch: Watch, handle: WatchHandle, last: Event | None, fence: int, clock: ServerClock) -> None:
         self.watch = watch
         self.handle = handle
         self.last = last
         self.fence = fence
-        self.clock_offset_s = clock_offset_s
+        self.held_since = clock.monotonic()
+        self.clock_offset_s = clock.offset_s
         self.counted_status: str | None = None
         self.view: TaskView = view_from_event(last)
         self.stalls_at = math.inf
@@ -136,12 +143,14 @@ class Watcher:
         policy_of: Callable[[str], Policy],
         metrics: Metrics,
         clock: ServerClock,
+        reads: ResultReads,
     ) -> None:
         self._sources = sources
         self._journal = journal
         self._policy_of = policy_of
         self._metrics = metrics
         self._clock = clock
+        self._reads = reads
         self._held: dict[tuple[str, str], HeldWatch] = {}
         self._counts: Counter[tuple[str, str]] = Counter()
         self._publishing: set[asyncio.Task[None]] = set()
@@ -180,8 +189,16 @@ class Watcher:
             draft = next_event(held.watch, held.last, held.view, self._now(held), self._policy_of(held.watch.vcenter))
             if draft is None:
                 break
+            # Nothing but the message shows that a watch without events goes on: the stream may have lost all of them.
+            is_late = held.last is None and self._clock.monotonic() - held.held_since > LATE_FIRST_EVENT_S
+            if (held.view.memory_lost or is_late) and not await self._is_still_watched(held):
+                return
             # Publish before remembering: a crash between the two repeats a poll, never loses an event.
-            entry = await self._journal.append(draft, held.fence, memory_lost=held.view.memory_lost)
+            try:
+                entry = await self._journal.append(draft, held.fence, memory_lost=held.view.memory_lost)
+            except MemoryLost as lost:
+                held.fence, held.view.memory_lost = lost.sequence, True
+                continue
             if not (await self._go_on_after_foreign(held, entry) or self._adopt(held, entry)):
                 return
         if held.last is not None and held.last.data.final:
@@ -205,16 +222,31 @@ class Watcher:
         if view.last_poll_requested and not (isinstance(result, Task) and result.ended):
             view.last_poll_over = True
         if isinstance(result, Unchanged):
-            view.polled_at = now
+            record_unchanged(view, result.target, now)
             return now >= held.stalls_at or view.last_poll_over
         held.is_parked = True
         if isinstance(result, Task):
             record_poll(view, held.last, result, now)
+            if result.ended and result.result is None:
+                had_owner, give_up = held.handle.is_redelivered, partial(self._give_up_result, held)
+                self._reads.begin(held.watch.id, had_owner=had_owner, give_up=give_up)
         elif isinstance(result, Absence):
             view.absence = result
         else:
             view.answer = result.answer
         return True
+
+    def _give_up_result(self, held: HeldWatch) -> None:
+        """End the watch without its result, because replicas died while they read it."""
+        task = held.view.task
+        if self._held.get(held.key) is not held or task is None or task.result is not None:
+            return
+        reason = f"{DEATHS_MAX} replicas died while they read it"
+        log.warning("result_unavailable", vcenter=held.watch.vcenter, task=held.watch.task, reason=reason)
+        if source := self._sources.get(held.watch.vcenter):
+            source.forget(held.watch.task)
+        held.view.task = msgspec.structs.replace(task, result=UNAVAILABLE)
+        self._start_publishing(held)
 
     def _start_publishing(self, held: HeldWatch) -> None:
         """Start the coroutine that publishes for this watch; one that runs sees the newest view before it ends."""
@@ -251,9 +283,20 @@ class Watcher:
                 self._count(held, self._status(held))
             self._log_event(held, entry.event)
             return True
-        log.info("stepped_back", vcenter=held.watch.vcenter, task=held.watch.task, writer=entry.instance)
+        self._step_back(held, entry.instance)
+        return False
+
+    def _step_back(self, held: HeldWatch, writer: str | None) -> None:
+        log.info("stepped_back", vcenter=held.watch.vcenter, task=held.watch.task, writer=writer)
         self._forget(held)
         held.handle.drop()
+
+    async def _is_still_watched(self, held: HeldWatch) -> bool:
+        """Step back from a watch whose message has gone too: what was lost may be the event that ended it."""
+        with contextlib.suppress(NatsUnavailable):  # stepped back from, the watch is delivered again
+            if await held.handle.is_current():
+                return True
+        self._step_back(held, None)
         return False
 
     async def _go_on_after_foreign(self, held: HeldWatch, entry: EventEntry) -> bool:
@@ -261,8 +304,9 @@ class Watcher:
 
         Then the next event of the watch follows that one, if nobody wrote one for the watch meanwhile.
         """
-        if entry.event.data.watch.id == held.watch.id:
-            return False
+        data = entry.event.data
+        if data.watch.id == held.watch.id or (data.final and held.last is None):
+            return False  # a final event may answer the request: the watch is delivered again, and that is checked
         try:
             if not await held.handle.is_current():
                 return False
@@ -326,7 +370,7 @@ class Watcher:
             await handle.ack()
             return "already_completed"
         own_last, fence = memory.last.event if memory.last else None, last.sequence if last else 0
-        held = HeldWatch(watch, handle, own_last, fence, self._clock.offset_s)
+        held = HeldWatch(watch, handle, own_last, fence, self._clock)
         held.view.memory_lost = memory.lost
         self._hold(held)
         return "accepted"
@@ -351,13 +395,21 @@ class Watcher:
         if self._held.get(held.key) is held and (source := self._sources.get(watch.vcenter)):
             seen = watch.was_seen or (held.last is not None and held.last.data.status is not None)
             identity = (identity_from_event(held.last.data) if held.last else None) or watch.identity
-            source.track(watch.task, watch.since, seen=seen, with_result=watch.partial_results, identity=identity)
+            source.track(
+                watch.task,
+                watch.since,
+                seen=seen,
+                with_result=watch.partial_results,
+                with_details=watch.details,
+                identity=identity,
+            )
 
     def _forget(self, held: HeldWatch) -> None:
         if held.timer is not None:
             held.timer.cancel()
         if self._held.get(held.key) is held:
             del self._held[held.key]
+            self._reads.end(held.watch.id)
             self._count(held, None)
             if source := self._sources.get(held.watch.vcenter):
                 source.forget(held.watch.task)
@@ -448,7 +500,7 @@ class Watcher:
     async def stop(self) -> None:
         """Finish the publishes in flight; start no others."""
         self._is_stopping = True
-        await asyncio.gather(*self._publishing, return_exceptions=True)
+        await asyncio.gather(*self._publishing, self._reads.close(), return_exceptions=True)
 
     # Time
 

@@ -9,7 +9,7 @@ import asyncio
 import sys
 from datetime import UTC, datetime
 
-from bench import figures, looks, memory, promptness, scale, soak, vim
+from bench import figures, looks, memory, names, promptness, scale, soak, vim
 
 PARTS = {
     "promptness": promptness.measure,
@@ -18,6 +18,7 @@ PARTS = {
     "fifty": scale.fifty_thousand,
     "memory": memory.measure,
     "vim": vim.measure,
+    "names": names.measure,
 }
 
 

@@ -2,35 +2,50 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
+CLOCK_S = 0.005
+"""Times are written in milliseconds, by processes that read the same clock."""
+
 
 class Stored(NamedTuple):
-    """A message of the events stream; `stored_at` in Unix seconds, by nats-server's clock."""
+    """A message of the events stream; `stored_at` in Unix seconds, by nats-server's clock.
+
+    One that an operator removed was still there at `there_at` and no more at `gone_at`.
+    """
 
     subject: str
     sequence: int
     stored_at: float
     headers: Mapping[str, str]
     body: bytes
+    there_at: float = math.inf
+    gone_at: float = math.inf
 
 
 class Heard(NamedTuple):
-    """What a plain core subscriber got; `sequence` by the header that republishing adds."""
+    """What a plain core subscriber got; `sequence` by the header that republishing adds, as it adds when (`at`)."""
 
     subject: str
     sequence: int
     body: bytes
+    headers: Mapping[str, str] = {}
+    at: float = 0.0
 
 
 class Asked(NamedTuple):
-    """A request that JetStream confirmed to have stored under `sequence`; `valid`: it can be served."""
+    """A request that JetStream confirmed to have stored under `sequence`; `valid`: it can be served.
+
+    Streams that are made again count from 1 again: it was stored between `sent_at` and `confirmed_at`.
+    """
 
     sequence: int
     task: str
     sent_at: float
     valid: bool = True
+    confirmed_at: float = math.inf
 
 
 class Answered(NamedTuple):
@@ -73,8 +88,23 @@ class Remains(NamedTuple):
     excused_sessions: int = 0
 
 
+class Lost(NamedTuple):
+    """What operators removed from the work queues: requests by (sequence, when stored), watches by (id, task).
+
+    `unacked`: watches whose final event was removed while their message, its ack being lost or under way, was there.
+    """
+
+    requests: tuple[tuple[int, float], ...] = ()
+    watches: tuple[tuple[str, str], ...] = ()
+    unacked: frozenset[str] = frozenset()
+
+
 class Account(NamedTuple):
-    """A whole history. `heard_all`: no nats-server was disturbed, so the subscriber heard all, and each once."""
+    """A whole history. `heard_all`: no nats-server was disturbed, so the subscriber heard all, and each once.
+
+    `stored` has all that the events stream ever stored, in order, also what was removed from it. `clock_s`: how
+    much times may differ by. `reported_losses`: how often a bridge's log told of events that had gone.
+    """
 
     prefix: str
     stored: tuple[Stored, ...]
@@ -84,3 +114,6 @@ class Account(NamedTuple):
     heard: tuple[Heard, ...] = ()
     heard_all: bool = True
     remains: Remains = Remains()
+    lost: Lost = Lost()
+    clock_s: float = CLOCK_S
+    reported_losses: int = 0

@@ -7,18 +7,20 @@ to call; every rule below is a function of the whole `Account`, and `test_checke
 from __future__ import annotations
 
 import json
+import math
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from datetime import datetime
 from itertools import pairwise
 from typing import Any, NamedTuple
 from urllib.parse import quote
 
-from chaos.account import Account, Asked, Stored, Truth, Was
+from chaos.account import CLOCK_S, Account, Asked, Stored, Truth, Was
 
-CLOCK_S = 0.005
-"""Times are written in milliseconds, by processes that read the same clock."""
-
+FIRST_AFTER_A_LOSS = 10**12
+"""A watch that goes on without its memory is numbered by the time in milliseconds."""
+LATE_S = 60.0
+"""How long an event may wait for a stream that takes it."""
 STARTED = ("watching", "status", "progress", "stalled")
 ENDINGS = ("completed", "abandoned")
 
@@ -46,6 +48,16 @@ class Event(NamedTuple):
     def at(self) -> float:
         return seconds(self.body["time"])
 
+    def may_follow_loss_of(self, before: Event) -> bool:
+        """Whether the event before may have gone from the stream when this one was stored."""
+        return before.stored.there_at <= self.stored.stored_at + CLOCK_S
+
+    def is_blind_first(self, earlier: Sequence[Event]) -> bool:
+        """Whether it is the first event of an owner that was cut off until all that another one wrote had gone."""
+        instances = {event.stored.headers.get("Bridge-Instance") for event in earlier}
+        is_other = self.stored.headers.get("Bridge-Instance") not in instances
+        return self.data["sequence"] == 1 and is_other and all(map(self.may_follow_loss_of, earlier))
+
     def __str__(self) -> str:
         return f"{self.data['kind']} {self.body['id']} (stream {self.stored.sequence})"
 
@@ -67,6 +79,7 @@ class Histories:
         self.by_task: dict[str, list[Event]] = defaultdict(list)
         self.by_watch: dict[str, list[Event]] = defaultdict(list)
         self.by_id: dict[str, Event] = {}
+        self.lost_watches = dict(account.lost.watches)
         for stored in account.stored:
             self._take(stored)
 
@@ -125,75 +138,127 @@ def _in_place(histories: Histories) -> Iterator[str]:
 
 
 def _numbered(histories: Histories) -> Iterator[str]:
-    """1, 2, 3… without gap or repeat, in the order of the stream."""
+    """1, 2, 3… without gap or repeat, in the order of the stream; a jump only where the event before had gone.
+
+    One that had no event when it was cut off can't know that another owner's have gone: it begins with 1.
+    """
+    first_loss = min((stored.there_at for stored in histories.account.stored), default=math.inf)
     for watch, events in histories.by_watch.items():
         numbers = [event.data["sequence"] for event in events]
-        if numbers != list(range(1, len(numbers) + 1)):
+        if numbers[0] != 1 and not (numbers[0] >= FIRST_AFTER_A_LOSS and events[0].stored.stored_at >= first_loss):
             yield f"{watch}: {numbers}"
+        for place, (before, after) in enumerate(pairwise(events), 1):
+            number = after.data["sequence"]
+            jumps = number >= FIRST_AFTER_A_LOSS and number > before.data["sequence"]
+            had_gone = before.stored.gone_at <= after.stored.stored_at - CLOCK_S
+            if number == before.data["sequence"] + 1:
+                if had_gone:
+                    yield f"{after} hides that {before} had gone"
+            elif not (jumps and after.may_follow_loss_of(before)) and not after.is_blind_first(events[:place]):
+                yield f"{watch}: {numbers}"
+
+
+def _losses_reported(histories: Histories) -> Iterator[str]:
+    """Where memory was lost a bridge said so."""
+    jumped = [
+        str(after)
+        for events in histories.by_watch.values()
+        for before, after in pairwise(events)
+        if after.data["sequence"] != before.data["sequence"] + 1
+    ]
+    if jumped and not histories.account.reported_losses:
+        yield f"nobody reported the loss before {jumped}"
 
 
 def _ended_once(histories: Histories) -> Iterator[str]:
-    """Exactly one ending, the last event of its watch; only a watch that remains may be without."""
-    remaining = {watch for watch, _ in histories.account.remains.watches}
+    """Exactly one ending, the last event of its watch.
+
+    Only one that remains, or was removed, may be without; and nobody can know of an ending that was removed before
+    the watch's message was.
+    """
+    without = {watch for watch, _ in histories.account.remains.watches} | histories.lost_watches.keys()
+    unacked = histories.account.lost.unacked
     for watch, events in histories.by_watch.items():
-        endings = [event.final for event in events]
-        if not any(endings) and watch in remaining:
-            continue
-        if endings != [False] * (len(endings) - 1) + [True]:
+        goes_on = any(
+            before.final and not (watch in unacked and after.may_follow_loss_of(before))
+            for before, after in pairwise(events)
+        )
+        if goes_on or not (events[-1].final or watch in without):
             yield f"{watch}: {[event.data['kind'] for event in events]}"
 
 
 def _begun_rightly(histories: Histories) -> Iterator[str]:
-    """`watching` is the first event of what was ever seen, and no other is."""
+    """`watching` is the first event of what was ever seen, and no other is but after the one before had gone."""
     for watch, events in histories.by_watch.items():
         kinds = [event.data["kind"] for event in events]
-        if kinds[0] not in ("watching", "abandoned") or "watching" in kinds[1:] or set(kinds) - {*STARTED, *ENDINGS}:
+        if kinds[0] not in ("watching", "abandoned") or set(kinds) - {*STARTED, *ENDINGS}:
             yield f"{watch}: {kinds}"
+        for before, after in pairwise(events):
+            if after.data["kind"] == "watching" and not after.may_follow_loss_of(before):
+                yield f"{watch}: {kinds}"
 
 
 def _one_watch_at_a_time(histories: Histories) -> Iterator[str]:
+    """One follows the other. One that was removed may be interrupted; then it is over."""
     for task, events in histories.by_task.items():
+        interrupted = set()
         for before, after in pairwise(events):
-            if before.data["kind"] == "completed":
+            if before.data["kind"] == "completed" and not after.may_follow_loss_of(before):
                 yield f"{task}: {after} follows {before}"
-            elif after.watch != before.watch and not before.final:
+            elif after.watch != before.watch and not before.final and before.watch not in histories.lost_watches:
                 yield f"{task}: {after} interrupts {before}"
+            if after.watch != before.watch:
+                interrupted.add(before.watch)
+            if after.watch in interrupted:
+                yield f"{task}: {after} comes after another watch"
 
 
 def _same_throughout(histories: Histories) -> Iterator[str]:
-    """The watch as its events show it never changes, and each names the status of the one before."""
+    """The watch as its events show it never changes, and each names the status of the one before.
+
+    Where that had gone it may be an earlier one, which is all that a second owner remembers, or none.
+    """
     for watch, events in histories.by_watch.items():
         if any(event.data["watch"] != events[0].data["watch"] for event in events):
             yield f"{watch}: labels, since or timeout changed"
-        told = [None, *(event.data["status"] for event in events)]
-        for event, before in zip(events, told, strict=False):
-            if event.data["previous_status"] != before:
-                yield f"{event}: previous_status {event.data['previous_status']}, not {before}"
+        if events[0].data["previous_status"] is not None:
+            yield f"{events[0]}: previous_status {events[0].data['previous_status']}"
+        earlier = {None}
+        for before, event in pairwise(events):
+            told, wanted = event.data["previous_status"], before.data["status"]
+            if told != wanted and not (told in earlier and event.may_follow_loss_of(before)):
+                yield f"{event}: previous_status {told}, not {wanted}"
+            earlier.add(wanted)
 
 
 # The truth: what vCenter's tasks went through
 
 
 def _follows_the_task(histories: Histories) -> Iterator[str]:
-    """Each watch's states are those of the task, in order; some in between may be missing."""
+    """Each watch's states are those of the task, in order; some in between may be missing.
+
+    Without the event before nothing keeps a second owner from telling what it saw longer ago.
+    """
     for task, events in histories.by_task.items():
         truth = histories.account.truths.get(task, Truth(()))
         at = 0
-        for event in events:
+        for before, event in zip([None, *events], events, strict=False):
             if event.data["status"] is None:
                 continue
-            found = _state_of(event, truth.states, at)
+            if before is not None and event.may_follow_loss_of(before):
+                at = 0
+            found = _state_of(event, truth.states, at, histories.account.clock_s)
             if found is None:
                 yield f"{task}: {event} tells {_told(event)} after {truth.states[at : at + 1]}"
                 break
             at = found
 
 
-def _state_of(event: Event, states: tuple[Was, ...], at: int) -> int | None:
+def _state_of(event: Event, states: tuple[Was, ...], at: int, clock_s: float) -> int | None:
     """Which of the states from `at` on the event tells; it can't tell what hadn't come yet."""
     for number in range(at, len(states)):
         state = states[number]
-        if (state.status, state.progress) == _told(event) and state.at <= event.at + CLOCK_S:
+        if (state.status, state.progress) == _told(event) and state.at <= event.at + clock_s:
             return number
     return None
 
@@ -212,15 +277,16 @@ def _ends_as_the_task(histories: Histories) -> Iterator[str]:
 
 def _wrong_ending(account: Account, ending: Event) -> str | None:
     outcome, truth = ending.data["outcome"], account.truths.get(ending.data["task"], Truth((), 0.0))
+    latest = ending.at + account.clock_s
     if ending.data["kind"] == "completed":
         return _wrong_completion(ending.data, truth.states[-1]) if truth.states else "there is no such task"
     gone = {"lost": truth.unseen_at, "denied": truth.denied_at}
     if outcome in gone:
         since = gone[outcome]
-        return None if since is not None and since <= ending.at + CLOCK_S else "vCenter showed the task"
+        return None if since is not None and since <= latest else "vCenter showed the task"
     if outcome == "watch_timed_out":
         deadline = ending.data["watch"]["timeout_at"]
-        return None if deadline and seconds(deadline) <= ending.at + CLOCK_S else "its time wasn't up"
+        return None if deadline and seconds(deadline) <= latest else "its time wasn't up"
     if outcome == "unwatched":
         asked = any(one.verb == "unwatch" and one.task == ending.data["task"] for one in account.answered)
         return None if asked else "nobody asked for it"
@@ -243,31 +309,58 @@ def _wrong_completion(data: dict[str, Any], last: Was) -> str | None:
     return f"its result is {data['result_state']}" if wrong.get(data["result_state"], True) else None
 
 
+def _told_in_time(histories: Histories) -> Iterator[str]:
+    """Times are those of nats-server, whatever the clocks of the bridges' hosts say."""
+    clock_s = histories.account.clock_s
+    for watch, events in histories.by_watch.items():
+        for event in events:
+            if not -clock_s <= event.stored.stored_at - event.at <= LATE_S:
+                yield f"{event}: its time is {event.body['time']}, it was stored at {event.stored.stored_at}"
+        since = seconds(events[0].data["watch"]["since"])
+        if since > events[0].stored.stored_at + clock_s:
+            yield f"{watch}: it is said to have begun after its first event"
+
+
 # The askers: every request, every answer
 
 
 def _requests_served(histories: Histories) -> Iterator[str]:
-    """Each stored request is a watch that ended or goes on, or was served by another watch, or is rejected."""
-    watches: dict[str, list[str]] = defaultdict(list)
-    remaining = dict(histories.account.remains.watches)
-    for watch in {**dict.fromkeys(histories.by_watch), **remaining}:
-        watches[watch.rpartition("-")[2]].append(watch)
-    rejected = Counter(str(event.body["id"]).rpartition("-")[2] for event in histories.rejections)
+    """Each stored request is a watch that ended or goes on, or was served by another watch, or is rejected.
+
+    What was removed from the queues, or whose watch was, may have come to nothing.
+    """
+    watches = {**dict.fromkeys(histories.by_watch), **dict(histories.account.remains.watches)}
     for asked in histories.account.asked:
-        own = watches[str(asked.sequence)]
-        if rejected[str(asked.sequence)] != (not asked.valid):
-            yield f"{asked}: {rejected[str(asked.sequence)]} rejections"
+        own = [watch for watch in watches if _is_begun_by(watch, asked)]
+        rejections = [event for event in histories.rejections if _is_begun_by(event.body["id"], asked)]
+        rejected = len(rejections) - sum(after.may_follow_loss_of(before) for before, after in pairwise(rejections))
+        is_lost = asked.task in histories.lost_watches.values() or any(
+            _is_stored_as(asked, *request) for request in histories.account.lost.requests
+        )
+        if rejected != (not asked.valid) and not (is_lost and not rejected):
+            yield f"{asked}: {rejected} rejections"
         elif len(own) > (1 if asked.valid else 0):
             yield f"{asked}: watches {own}"
-        elif asked.valid and not own and not _served_by_another(histories, asked):
+        elif asked.valid and not own and not is_lost and not _served_by_another(histories, asked):
             yield f"{asked}: nothing came of it"
+
+
+def _is_begun_by(key: str, asked: Asked) -> bool:
+    """Whether a watch or a rejection has the id that this request gives it."""
+    stored_ms, _, sequence = key.partition("-")
+    return sequence == str(asked.sequence) and _is_stored_as(asked, asked.sequence, int(stored_ms) / 1000)
+
+
+def _is_stored_as(asked: Asked, sequence: int, stored_at: float) -> bool:
+    return sequence == asked.sequence and asked.sent_at - CLOCK_S <= stored_at <= asked.confirmed_at + CLOCK_S
 
 
 def _served_by_another(histories: Histories, asked: Asked) -> bool:
     if any(task == asked.task for _, task in histories.account.remains.watches):
         return True
     return any(
-        event.data["kind"] == "completed" or (event.final and event.stored.stored_at >= asked.sent_at - CLOCK_S)
+        (event.data["kind"] == "completed" and event.stored.gone_at > asked.sent_at)
+        or (event.final and event.stored.stored_at >= asked.sent_at - CLOCK_S)
         for event in histories.by_task.get(asked.task, ())
     )
 
@@ -279,12 +372,14 @@ def _not_served_twice(histories: Histories) -> Iterator[str]:
         for before, after in pairwise(events):
             if after.watch == before.watch or after.watch.rpartition("-")[2] not in sequences:
                 continue
-            if seconds(after.data["watch"]["since"]) < before.stored.stored_at - CLOCK_S:
+            is_earlier = seconds(after.data["watch"]["since"]) < before.stored.stored_at - CLOCK_S
+            if is_earlier and not after.may_follow_loss_of(before) and before.watch not in histories.lost_watches:
                 yield f"{after} was asked for before {before}"
 
 
 def _answers_true(histories: Histories) -> Iterator[str]:
-    remaining = {watch for watch, _ in histories.account.remains.watches}
+    """What is said to be watched is, or is answered by a watch whose message was removed and that goes on."""
+    remaining = {watch for watch, _ in histories.account.remains.watches} | histories.lost_watches.keys()
     for answer in histories.account.answered:
         event = histories.by_id.get(answer.last_event or "")
         known = {
@@ -294,16 +389,25 @@ def _answers_true(histories: Histories) -> Iterator[str]:
             "unwatched": event is not None and event.data["outcome"] == "unwatched",
             "already_ended": event is not None and event.final,
         }
-        if not known.get(answer.outcome, True):
+        is_excused = (
+            answer.outcome in ("accepted", "already_watching") and answer.task in histories.lost_watches.values()
+        )
+        if not known.get(answer.outcome, True) and not is_excused:
             yield str(answer)
 
 
 def _one_winner(histories: Histories) -> Iterator[str]:
     """An unwatched watch was told so to at least one asker or its answer was lost, and to no more than one."""
-    told = Counter(answer.last_event for answer in histories.account.answered if answer.outcome == "unwatched")
+    answers = [answer for answer in histories.account.answered if answer.verb == "unwatch"]
+    told = Counter(answer.last_event for answer in answers if answer.outcome == "unwatched")
     for event, times in told.items():
         if times > 1:
             yield f"{event} was told {times} times"
+    for task, events in histories.by_task.items():
+        outcomes = {answer.outcome for answer in answers if answer.task == task}
+        if outcomes <= {"unwatched", "already_ended", "not_watched"}:
+            unwatched = (event for event in events if event.data["outcome"] == "unwatched")
+            yield from (f"{event} was told to nobody" for event in unwatched if event.body["id"] not in told)
 
 
 # The listeners, and what is left
@@ -317,20 +421,22 @@ def _heard_what_is_stored(histories: Histories) -> Iterator[str]:
     """
     account = histories.account
     rejected = f"{account.prefix}.rejected"
-    stored = {message.sequence: (message.subject, message.body) for message in account.stored}
+    stored = [message for message in account.stored if message.subject != rejected]
+    place = {(message.sequence, message.subject, message.body): number for number, message in enumerate(stored)}
     heard = [message for message in account.heard if message.subject != rejected]
-    for message in heard:
-        if stored.get(message.sequence) != (message.subject, message.body):
+    places = [place.get((message.sequence, message.subject, message.body)) for message in heard]
+    for message, number in zip(heard, places, strict=True):
+        if number is None:
             yield f"heard and not stored: {message.subject}, stream {message.sequence}"
-    sequences = [message.sequence for message in heard]
-    if account.heard_all and len(set(sequences)) != len(sequences):
-        yield f"heard twice: {[n for n, times in Counter(sequences).items() if times > 1]}"
-    first_heard = list(dict.fromkeys(sequences))
+    known = [number for number in places if number is not None]
+    if account.heard_all and len(set(known)) != len(known):
+        yield f"heard twice: {[stored[n].sequence for n, times in Counter(known).items() if times > 1]}"
+    first_heard = list(dict.fromkeys(known))
     if first_heard != sorted(first_heard):
         yield "heard in another order than stored"
-    missing = {number for number, (subject, _) in stored.items() if subject != rejected} - set(sequences)
+    missing = [message.sequence for number, message in enumerate(stored) if number not in set(known)]
     if account.heard_all and missing:
-        yield f"stored and not heard: {sorted(missing)}"
+        yield f"stored and not heard: {missing}"
 
 
 def _nothing_orphaned(histories: Histories) -> Iterator[str]:
@@ -338,12 +444,16 @@ def _nothing_orphaned(histories: Histories) -> Iterator[str]:
     for watch, task in remains.watches:
         if ending := histories.ending(watch):
             yield f"the message of {watch} outlived {ending}"
-        elif any(event.data["kind"] == "completed" for event in histories.by_task.get(task, ())):
+        elif any(_is_completed(event) for event in histories.by_task.get(task, ())):
             yield f"{watch} waits for {task}, which completed"
     if remains.held + remains.waiting != len(remains.watches):
         yield f"{len(remains.watches)} watches, {remains.held} held and {remains.waiting} waiting"
     if remains.requests:
         yield f"{remains.requests} requests are still stored"
+
+
+def _is_completed(event: Event) -> bool:
+    return event.data["kind"] == "completed" and event.stored.gone_at == math.inf
 
 
 def _sessions_closed(histories: Histories) -> Iterator[str]:
@@ -356,12 +466,14 @@ RULES: tuple[Callable[[Histories], Iterator[str]], ...] = (
     _readable,
     _in_place,
     _numbered,
+    _losses_reported,
     _ended_once,
     _begun_rightly,
     _one_watch_at_a_time,
     _same_throughout,
     _follows_the_task,
     _ends_as_the_task,
+    _told_in_time,
     _requests_served,
     _not_served_twice,
     _answers_true,

@@ -6,7 +6,7 @@ import asyncio
 import random
 import time
 
-from chaos.world import World
+from chaos.world import ANNEX, LAB, World
 from task_bridge.simulator import Script, scenarios
 
 BAD = [b"{", b'{"task": "a:b", "tmeout": 5}', b'"a/b"', b'{"task": "a:b", "timeout": NaN}', b"\xff"]
@@ -36,15 +36,19 @@ def a_fate(chance: random.Random) -> Script:
 
 
 class Clients:
-    """Asks for `until` seconds, as chance has it. `unknown`: ids that vCenter never had are asked for too."""
+    """Asks for `until` seconds, as chance has it. `unknown`: ids that vCenter never had are asked for too.
 
-    def __init__(self, world: World, chance: random.Random, *, unknown: bool) -> None:
+    `annex`: some tasks are those of the vCenter that not all replicas know.
+    """
+
+    def __init__(self, world: World, chance: random.Random, *, unknown: bool, annex: bool = False) -> None:
         self.tasks: list[str] = []
         self._world = world
         self._chance = chance
+        self._annex = annex
         self._asking: set[asyncio.Task[object]] = set()
         self._actions = [self._new, self._new, self._new_from_many, self._again, self._unwatch, self._unwatch_race]
-        self._actions += [self._bad, *([self._unknown] if unknown else [])]
+        self._actions += [self._twice, self._bad, *([self._unknown] if unknown else [])]
 
     async def run(self, for_s: float, pace_s: float) -> None:
         """Acts about every `pace_s` seconds, however slow the answers are; then waits for the answers."""
@@ -55,7 +59,10 @@ class Clients:
         await asyncio.gather(*self._asking)
 
     def _create(self) -> str:
-        task = self._world.vcenter.create(a_fate(self._chance), flavour=self._chance.choice([None, "vim"]))
+        if self._annex and self._chance.random() < 0.3:
+            task = self._world.create(ANNEX, a_fate(self._chance))
+        else:
+            task = self._world.create(LAB, a_fate(self._chance), self._chance.choice([None, "vim"]))
         self.tasks.append(task)
         return task
 
@@ -73,6 +80,14 @@ class Clients:
     def _again(self) -> None:
         self._ask_for(self._some())
 
+    def _twice(self) -> None:
+        """The same message again, known by its Msg-Id, and its body alone."""
+        task = self._create()
+        request = self._request(task)
+        for _ in range(2):
+            self._begin(self._world.store(request, task, at=time.time(), message_id=f"twice-{task}"))
+        self._begin(self._world.store(request, task, at=time.time()))
+
     def _unknown(self) -> None:
         number = self._chance.getrandbits(32)
         self._ask_for(self._chance.choice([f"never-there-{number:x}:x", f"task-9{number}"]))
@@ -82,35 +97,34 @@ class Clients:
 
     def _unwatch(self) -> None:
         task = self._some()
-        self._begin(self._world.ask("unwatch", task, {"task": task}))
+        self._begin(self._world.ask("unwatch", task, self._named(task)))
 
     def _unwatch_race(self) -> None:
         """Several want it over while it ends by itself and somebody asks for it anew."""
         task = self._some()
         for _ in range(2):
-            self._begin(self._world.ask("unwatch", task, {"task": task}))
+            self._begin(self._world.ask("unwatch", task, self._named(task)))
         if self._chance.random() < 0.5:
-            end(self._world, task)
+            self._world.end_task(task)
         self._ask_for(task)
 
     def _ask_for(self, task: str) -> None:
-        chance = self._chance
-        request: dict[str, object] = {"task": task, "partial_results": chance.random() < 0.3}
-        if chance.random() < 0.2:
-            request["timeout"] = chance.choice([0.5, 1.5, 4])
-        if chance.random() < 0.5:
+        request = self._request(task)
+        if self._chance.random() < 0.5:
             self._begin(self._world.store(request, task, at=time.time()))
         else:
             self._begin(self._world.ask("watch", task, request))
+
+    def _request(self, task: str) -> dict[str, object]:
+        chance = self._chance
+        request = {**self._named(task), "partial_results": chance.random() < 0.3}
+        return request | ({"timeout": chance.choice([0.5, 1.5, 4])} if chance.random() < 0.2 else {})
+
+    def _named(self, task: str) -> dict[str, object]:
+        vcenter = self._world.vcenter_of(task)
+        return {"task": task} if vcenter == LAB else {"task": task, "vcenter": vcenter}
 
     def _begin(self, asking: object) -> None:
         task = asyncio.ensure_future(asking)  # type: ignore[call-overload] # any awaitable
         self._asking.add(task)
         task.add_done_callback(self._asking.discard)
-
-
-def end(world: World, task: str) -> None:
-    """The task succeeds now, unless it has ended or is gone."""
-    there = {one.id: one for one in world.vcenter.tasks}.get(task)
-    if there is not None and there.frame_at(time.time()).status not in ("SUCCEEDED", "FAILED"):
-        world.vcenter.set(task, status="SUCCEEDED")

@@ -1,4 +1,4 @@
-"""What a round plays in: nats-servers, a simulated vCenter, bridges behind proxies; and what was asked."""
+"""What a round plays in: nats-servers, simulated vCenters, bridges behind proxies; and what was asked."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ import json
 import random
 import signal
 import time
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Mapping
+from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -17,14 +17,18 @@ from nats.aio.client import Client
 from nats.aio.msg import Msg
 from nats.js import JetStreamContext
 
-from chaos.account import Account, Answered, Asked, Heard, Remains, Stored, Truth
+from chaos.account import CLOCK_S, Account, Answered, Asked, Heard, Lost, Remains, Stored, Truth
+from chaos.archive import Archive, read_queue
 from chaos.proxy import Proxy
 from chaos.servers import Servers
 from chaos.truths import states_of
+from host_clock import HostClock
 from lab import PASSWORD, USERNAME, BridgeProcess
+from task_bridge.domain.durations import parse_time
 from task_bridge.domain.subjects import CONSUMER, SubjectNames
 from task_bridge.jetstream.streams import Streams
-from task_bridge.simulator import Options, SimulatedVCenter
+from task_bridge.simulator import Options, Script, SimulatedVCenter
+from task_bridge.simulator.script import Flavour
 from task_bridge.simulator.serve import serve_vcenter
 from validity import check_event
 
@@ -32,6 +36,10 @@ ACK_WAIT_S = 2.0
 HANGS = 999
 SESSIONS = 2
 """A bridge's with a vCenter: one for each kind of tasks."""
+LAB, ANNEX = "lab", "annex"
+"""The vCenter that all know and that is meant when none is named, and the one that some replicas don't know."""
+WRONG_CLOCK_S = 2.0
+"""How well a bridge on a host whose clock is wrong knows nats-server's time, over links that may be slow."""
 PERSISTENCE_S = 30.0
 BEGIN_S = 90.0
 """For three bridges on a machine on which everybody else is busy too."""
@@ -40,25 +48,52 @@ _NATS_PY_NOISE = "_GatheringFuture exception was never retrieved"
 
 
 class Replica:
-    """A bridge in a process of its own behind its own proxy. `busy` is held by who does something to it."""
+    """A bridge in a process of its own behind proxies of its own, one to NATS and one to each vCenter that it knows.
 
-    def __init__(self, name: str, directory: Path, environment: dict[str, str], servers: Servers) -> None:
+    `clock`: that of its host, None if it is the machine's. `busy` is held by who does something to the replica.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        directory: Path,
+        servers: Servers,
+        vcenter_ports: Mapping[str, int],
+        settings: Mapping[str, str],
+        *,
+        has_own_clock: bool,
+    ) -> None:
         directory.mkdir()
         self.name = name
         self.busy = asyncio.Lock()
+        self.clock = HostClock(directory) if has_own_clock else None
         self.proxy = Proxy(lambda: random.sample(ports := [server.port for server in servers.alive], len(ports)))
-        self._environment = environment
+        self.vcenter_proxies = {
+            vcenter: Proxy(lambda port=port: [port], is_nats=False)  # type: ignore[misc] # of this vCenter
+            for vcenter, port in vcenter_ports.items()
+        }
+        self._settings = settings
         self._directory = directory
 
     async def begin(self) -> None:
+        environment = {"PATH": "/usr/bin:/bin", "BRIDGE_DEFAULT_VCENTER": LAB}
+        for vcenter, proxy in self.vcenter_proxies.items():
+            await proxy.start()
+            login = {"URL": f"http://{proxy.address}", "USERNAME": USERNAME, "PASSWORD": PASSWORD}
+            environment |= {f"BRIDGE_VCENTERS__{vcenter.upper()}__{key}": value for key, value in login.items()}
         await self.proxy.start()
-        environment = {**self._environment, "BRIDGE_NATS_URL": self.proxy.url}
+        environment |= {"BRIDGE_NATS_URL": f"nats://{self.proxy.address}", **self._settings}
+        environment |= self.clock.environment if self.clock else {}
         self.process = BridgeProcess(environment, self._directory)
         await self.process.start()
 
     async def end(self) -> None:
         await self.process.close()
-        await self.proxy.close()
+        for proxy in (self.proxy, *self.vcenter_proxies.values()):
+            await proxy.close()
+
+    def count_logged(self, event: str) -> int:
+        return self.process.log.read_text(errors="replace").count(f'"event": "{event}"')
 
     def complaints(self) -> list[str]:
         """Lines of its log that no trouble explains: failures that nobody expected."""
@@ -79,6 +114,9 @@ class Book:
         self.denied_at: dict[str, float] = {}
         self.excused_sessions = 0
         self.faulty_at = 0.0
+        self.lost_requests: list[tuple[int, float]] = []
+        self.lost_watches: dict[str, str] = {}
+        self.unacked: set[str] = set()
         self.codes: dict[str, int] = {}
 
 
@@ -86,39 +124,53 @@ class World:
     """One round's: `prefix` is its own, so that the rounds of a run can share nats-servers."""
 
     def __init__(
-        self, directory: Path, servers: Servers, prefix: str, vcenter: SimulatedVCenter, vcenter_url: str
+        self, directory: Path, servers: Servers, prefix: str, vcenters: dict[str, tuple[SimulatedVCenter, int]]
     ) -> None:
         self.servers = servers
         self.names = SubjectNames(prefix)
-        self.vcenter = vcenter
+        self.vcenters = {name: vcenter for name, (vcenter, _) in vcenters.items()}
+        self.vcenter = self.vcenters[LAB]
         self.book = Book()
         self.replicas: list[Replica] = []
+        self.unread = 0
+        """How many events were removed before anybody got to know them: a history without them can't be judged."""
         self.client: Client
         self.js: JetStreamContext
-        self._vcenter_url = vcenter_url
+        self.archive: Archive
+        self._vcenter_of: dict[str, str] = {}
+        self._vcenter_ports = {name: port for name, (_, port) in vcenters.items()}
         self._directory = directory
 
-    async def begin(self, replicas: int, **environment: str) -> None:
-        """Starts the bridges, and waits until all are ready."""
+    async def begin(self, replicas: int, **settings: str) -> None:
+        """Starts as many bridges with the same settings, and waits until all are ready."""
+        await self.begin_with([({LAB}, settings)] * replicas)
+
+    async def begin_with(
+        self, replicas: list[tuple[set[str], dict[str, str]]], *, clocks_s: list[float] | None = None
+    ) -> None:
+        """Starts a bridge for each set of vCenters and settings, and waits until all are ready.
+
+        `clocks_s`: how far the clock of each one's host is off.
+        """
         self.client = await self.servers.connected()
         self._listener = await self.servers.connected()
         self.js = self.client.jetstream(timeout=5)
+        self.archive = Archive(self.js, Streams(self.client), self.names.events_stream)
         await self.servers.ready(self.client)
-        for _ in range(replicas):
-            self._add(environment)
+        for vcenters, settings in replicas:
+            self._add(vcenters, settings, has_own_clock=clocks_s is not None)
+        for replica, off_s in zip(self.replicas, clocks_s or [], strict=False):
+            if replica.clock:
+                replica.clock.step(off_s)
         await asyncio.gather(*(replica.begin() for replica in self.replicas))
         await asyncio.gather(*(replica.process.ready(BEGIN_S) for replica in self.replicas))
         for subject in (f"{self.names.events}.>", self.names.rejected):
             await self._listener.subscribe(subject, cb=self._hear)
         await self._listener.jetstream().account_info()  # a round trip behind the subscriptions
 
-    def _add(self, environment: dict[str, str]) -> None:
+    def _add(self, vcenters: set[str], settings: dict[str, str], *, has_own_clock: bool) -> None:
         name = f"bridge-{len(self.replicas) + 1}"
         given = {
-            "PATH": "/usr/bin:/bin",
-            "BRIDGE_VCENTERS__LAB__URL": self._vcenter_url,
-            "BRIDGE_VCENTERS__LAB__USERNAME": USERNAME,
-            "BRIDGE_VCENTERS__LAB__PASSWORD": PASSWORD,
             "BRIDGE_HTTP_LISTEN": "127.0.0.1:0",
             "BRIDGE_SUBJECT_PREFIX": self.names.prefix,
             "BRIDGE_STREAM_REPLICAS": str(self.servers.replicas),
@@ -127,9 +179,12 @@ class World:
             "BRIDGE_PROGRESS_INTERVAL": "200ms",
             "BRIDGE_NOT_FOUND_GRACE": "500ms",
             "BRIDGE_ACK_WAIT": f"{ACK_WAIT_S:g}s",
-            **environment,
+            **settings,
         }
-        self.replicas.append(Replica(name, self._directory / name, given, self.servers))
+        ports = {vcenter: self._vcenter_ports[vcenter] for vcenter in sorted(vcenters)}
+        self.replicas.append(
+            Replica(name, self._directory / name, self.servers, ports, given, has_own_clock=has_own_clock)
+        )
 
     async def end(self) -> None:
         for replica in self.replicas:
@@ -150,23 +205,40 @@ class World:
 
     async def _hear(self, message: Msg) -> None:
         headers = message.headers or {}
-        self.book.heard.append(Heard(message.subject, int(headers.get("Nats-Sequence", 0)), message.data))
+        sequence, at = int(headers.get("Nats-Sequence", 0)), parse_time(headers.get("Nats-Time-Stamp")) or time.time()
+        self.book.heard.append(Heard(message.subject, sequence, message.data, headers, at))
 
     # Acting as a user
 
-    async def store(self, request: object, task: str, *, valid: bool = True, at: float) -> bool:
+    async def store(self, request: object, task: str, *, valid: bool = True, at: float, message_id: str = "") -> bool:
         """Publishes a request until JetStream confirms it; False when it didn't in time."""
         body = request if isinstance(request, bytes) else json.dumps(request).encode()
-        headers = {"Nats-Msg-Id": f"{random.getrandbits(64):x}"}
+        headers = {"Nats-Msg-Id": message_id or f"{random.getrandbits(64):x}"}
         while time.time() < at + PERSISTENCE_S:
             try:
                 ack = await self.js.publish(self.names.requests, body, timeout=2, headers=headers)
             except (TimeoutError, nats.errors.Error):
                 await asyncio.sleep(0.3)
             else:
-                self.book.asked.append(Asked(ack.seq, task, at, valid))
+                self.book.asked.append(Asked(ack.seq, task, at, valid, time.time()))
                 return True
         return False
+
+    def create(self, vcenter: str, script: Script, flavour: Flavour | None = None) -> str:
+        """Start a task. Its id names its vCenter as long as the annex has no classic ones, whose numbers repeat."""
+        task = self.vcenters[vcenter].create(script, flavour=flavour)
+        self._vcenter_of[task] = vcenter
+        return task
+
+    def vcenter_of(self, task: str) -> str:
+        return self._vcenter_of.get(task, LAB)
+
+    def end_task(self, task: str) -> None:
+        """The task succeeds now, unless it has ended or is gone."""
+        vcenter = self.vcenters[self.vcenter_of(task)]
+        there = {one.id: one for one in vcenter.tasks}.get(task)
+        if there is not None and there.frame_at(time.time()).status not in ("SUCCEEDED", "FAILED"):
+            vcenter.set(task, status="SUCCEEDED")
 
     async def ask(self, verb: str, task: str, request: object) -> dict[str, Any]:
         """One request to the API; what came back is noted, and that nothing came too."""
@@ -196,53 +268,53 @@ class World:
 
     async def account(self) -> Account:
         """The whole history, for the checker."""
-        stored = await self._all(self.names.events_stream)
-        for message in stored:
+        await self.archive.read()
+        await self.archive.note_returned()
+        self.unread = self.archive.fill(self.book.heard, self.names.rejected)
+        for message in self.archive.messages:
             check_event(message.body)
-        watches = [json.loads(message.body) for message in await self._all(self.names.watches_stream)]
+        queue, _ = await self.read_queue(self.names.watches_stream)
+        watches = [json.loads(message.body) for message in queue]
         consumer = await self.js.consumer_info(self.names.watches_stream, CONSUMER)
         requests, _ = await self.left()
+        book, has_own_clocks = self.book, any(replica.clock for replica in self.replicas)
         return Account(
             prefix=self.names.prefix,
-            stored=tuple(stored),
-            asked=tuple(self.book.asked),
-            answered=tuple(self.book.answered),
+            stored=tuple(self.archive.messages),
+            asked=tuple(book.asked),
+            answered=tuple(book.answered),
             truths=self._truths(),
-            heard=tuple(self.book.heard),
-            heard_all=self.book.heard_all,
+            heard=tuple(book.heard),
+            heard_all=book.heard_all,
             remains=Remains(
                 watches=tuple((watch["id"], watch["task"]) for watch in watches),
                 requests=requests,
                 held=consumer.num_ack_pending or 0,
                 waiting=consumer.num_pending or 0,
-                sessions=len(self.vcenter.sessions.live),
-                excused_sessions=self.book.excused_sessions,
+                sessions=sum(len(vcenter.sessions.live) for vcenter in self.vcenters.values()),
+                excused_sessions=book.excused_sessions,
             ),
+            lost=Lost(tuple(book.lost_requests), tuple(book.lost_watches.items()), frozenset(book.unacked)),
+            clock_s=WRONG_CLOCK_S if has_own_clocks else CLOCK_S,
+            reported_losses=sum(replica.count_logged("memory_lost") for replica in self.replicas),
         )
 
-    async def _all(self, stream: str) -> list[Stored]:
-        """All messages of a stream. Read until a replica has answered that has them all."""
-        streams = Streams(self.client)
-        while True:
-            state = (await self.js.stream_info(stream)).state
-            found: list[Stored] = []
-            following = 1
-            while following:
-                page, following = await streams.read_page(stream, ">", found[-1].sequence if found else 0, 500)
-                found += (Stored(*message) for message in page)
-            if len(found) == state.messages:
-                return found
+    async def read_queue(self, stream: str) -> tuple[list[Stored], int]:
+        """All messages that a work queue has now, and the last sequence that it gave."""
+        return await read_queue(self.js, stream)
 
     def _truths(self) -> dict[str, Truth]:
         book = self.book
         return {
             task: Truth(states_of(task, states), book.unseen_at.get(task), book.denied_at.get(task))
-            for task, states in self.vcenter.histories().items()
+            for vcenter in self.vcenters.values()
+            for task, states in vcenter.histories().items()
         }
 
     async def heard_everything(self, within_s: float = 5.0) -> None:
         """Waits until what is stored has been heard, or as long as may be."""
-        stored = (await self.js.stream_info(self.names.events_stream)).state.messages
+        await self.archive.read()
+        stored = len(self.archive.messages)
         for _ in range(int(within_s / 0.05)):
             if len(self.book.heard) >= stored:
                 return
@@ -252,9 +324,13 @@ class World:
 @asynccontextmanager
 async def world(directory: Path, servers: Servers, prefix: str) -> AsyncIterator[World]:
     """A world without bridges yet."""
-    vcenter = SimulatedVCenter(Options(username=USERNAME, password=PASSWORD))
-    async with serve_vcenter(vcenter) as url:
-        here = World(directory, servers, prefix, vcenter, url)
+    async with AsyncExitStack() as stack:
+        vcenters = {}
+        for name in (LAB, ANNEX):
+            vcenter = SimulatedVCenter(Options(username=USERNAME, password=PASSWORD))
+            url = await stack.enter_async_context(serve_vcenter(vcenter))
+            vcenters[name] = vcenter, int(url.rpartition(":")[2])
+        here = World(directory, servers, prefix, vcenters)
         try:
             yield here
         finally:
@@ -275,5 +351,5 @@ async def killed(world: World, replica: Replica, number: int = signal.SIGKILL) -
         code = HANGS
     is_faulty = was_faulty or book.faulty_at >= began or bool(world.vcenter.faults.active())
     if number == signal.SIGKILL or code == HANGS or is_faulty:
-        book.excused_sessions += SESSIONS
+        book.excused_sessions += SESSIONS * len(replica.vcenter_proxies)
     return code

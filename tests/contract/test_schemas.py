@@ -76,6 +76,7 @@ FIELDS: dict[str, st.SearchStrategy[Any]] = {
     "timeout": numbers | durations | scalars,
     "stalled_after": numbers | durations | scalars,
     "partial_results": st.booleans() | scalars,
+    "details": st.booleans() | scalars,
     "labels": labels,
     "limit": st.integers(-1, 1002) | scalars,
     "cursor": st.sampled_from(["1", "", "1\n", "9" * 18, "9" * 19, "٣"]) | scalars,
@@ -113,7 +114,7 @@ def _agree(model: type[WatchRequest | TaskRequest | ListRequest], body: Any) -> 
 
 
 @CASES
-@given(_bodies("task", "vcenter", "timeout", "stalled_after", "partial_results", "labels"))
+@given(_bodies("task", "vcenter", "timeout", "stalled_after", "partial_results", "details", "labels"))
 def test_a_watch_request_is_taken_where_the_schema_takes_it(body: Any) -> None:
     _agree(WatchRequest, body)
     assert validator("request").is_valid(body) == validator("request", "WatchRequest").is_valid(body)

@@ -20,6 +20,7 @@ async def main(count: int, seed: int) -> None:
         async with attacked(Path(name), seed) as attack:
             for done in range(0, count, BATCH):
                 await attack.make(min(BATCH, count - done))
+                await attack.make_raw(min(BATCH, count - done) // 5)
                 spent_s = time.monotonic() - began
                 print(f"{min(done + BATCH, count):>7,} of {count:,} after {spent_s:.0f} s", flush=True)
             await attack.settled(within_s=600)

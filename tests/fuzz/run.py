@@ -14,9 +14,13 @@ import httpx
 import nats.errors
 from nats.aio.client import Client
 
-from fuzz import hostile
+from fuzz import hostile, raw_bytes
 from lab import EVENTS, PREFIX, BridgeProcess, Lab
-from task_bridge.jetstream.ordered_consumer import OrderedConsumer
+from raw_nats import MessageRefused, Raw, raw_connection
+from task_bridge.client import TaskBridge
+from task_bridge.jetstream.nats_py_workarounds import SubscriptionQueue, accept_any_message, subscription
+from task_bridge.jetstream.stream_reader import StreamReader
+from task_bridge.jetstream.streams import Streams
 from task_bridge.simulator import scenarios
 from validity import check_event, check_reply
 
@@ -40,6 +44,7 @@ class Attack:
         self._lab = lab
         self._bridge = bridge
         self._http = http
+        self._server = lab.server.url
         self._random = Random(seed)
         self._tasks = [lab.vcenter.create(scenarios.runs_forever()) for _ in range(30)]
         self._watched = 0
@@ -78,9 +83,56 @@ class Attack:
         assert refused or verb != "cancel", "cancel is switched off"
         return f"{verb} {json.loads(reply.data)['error']['code']}" if refused else f"{verb} ok"
 
+    async def make_raw(self, count: int) -> None:
+        """Send messages that no client library would. Then the bridge must be there as before."""
+        random, answers = self._random, SubscriptionQueue()
+        accept_any_message(self._lab.client)
+        async with subscription(self._lab.client, "raw.answers.>", answers.put), raw_connection(self._server) as raw:
+            awaited = [await self._send_raw(raw, number, random) for number in range(count)]
+            missing = {reply for reply in awaited if reply}
+            while missing:
+                missing.discard((await answers.next(ANSWER_S)).subject)
+        await self.probe()
+
+    async def _send_raw(self, raw: Raw, number: int, random: Random) -> str | None:
+        """Send one, and return the subject on which the bridge must answer, if it must."""
+        block, body = raw_bytes.headers(random), hostile.body(random, random.choice(self._tasks))[:100_000]
+        odd, reply = raw_bytes.token(random), f"raw.answers.{number}"
+        verb = random.choice(VERBS)
+        subject, answered = random.choice(
+            (
+                (f"{PREFIX}.watch".encode(), False),
+                (f"{PREFIX}.api.{verb} {reply}".encode(), True),
+                (f"{PREFIX}.api.{verb} ".encode() + odd, False),
+                (f"{PREFIX}.internal.replicas".encode(), False),
+                (f"{PREFIX}.events.lab.".encode() + odd + b".abandoned.unwatched", False),
+                (b"$SRV.PING ".replace(b"PING", random.choice((b"PING", b"INFO", b"STATS"))) + odd, False),
+            )
+        )
+        try:
+            await raw.publish(subject, block, body)
+        except MessageRefused:
+            self.outcomes["raw refused by NATS"] += 1
+            return None
+        # One whose answer would reach JetStream itself is dropped.
+        self._watched += b".api.watch" in subject and not subject.endswith(b" $JS")
+        self.outcomes["raw"] += 1
+        return reply if answered else None
+
+    async def probe(self) -> None:
+        """A watch must end as its task, over a connection that the bridge never lost."""
+        task = self._lab.vcenter.create(scenarios.succeeds_at_once())
+        async with TaskBridge(self._server) as client:
+            await client.wait(task, timeout=ANSWER_S)
+        self._watched += 1
+        events = [json.loads(line)["event"] for line in self._bridge.log.read_text().split("\n")[:-1]]
+        assert events.count("nats_connected") == 1
+        assert not {"nats_away", "nats_refuses"} & set(events)
+
     async def settled(self, within_s: float) -> None:
         """Every request that was published and every one to watch is counted: with an outcome, or as rejected."""
-        expected = self.published + self._watched - self.outcomes["watch unavailable"]
+        stored = (await self._lab.js.stream_info(f"{EVENTS.removesuffix('EVENTS')}REQUESTS")).state.last_seq
+        expected = stored + self._watched - self.outcomes["watch unavailable"]
         deadline = time.monotonic() + within_s
         async with httpx.AsyncClient(trust_env=False) as http:
             while (counted := await self._counted(http)) < expected:
@@ -95,9 +147,9 @@ class Attack:
     async def nothing_leaked(self) -> None:
         """Into a subject, a URL, a metric's label, the log, the board; and every event is what the schema says."""
         lab, kept = self._lab, Counter[str]()
-        async for message in OrderedConsumer(lab.js, lab.client, EVENTS, [">"], follow=False).messages():
+        async for message in StreamReader(Streams(lab.client), EVENTS, [">"], follow=False).messages():
             assert _STORED.fullmatch(message.subject), message.subject
-            check_event(message.data)
+            check_event(message.body)
             kept["rejected" if message.subject.endswith(".rejected") else "event"] += 1
         self.outcomes.update(kept)
         requests = list(lab.vcenter.request_log.requests)

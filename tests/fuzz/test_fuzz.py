@@ -15,6 +15,7 @@ from task_bridge.domain.requests import WatchRequest, describe_rejected_request,
 async def test_hostile_requests_are_answered_or_rejected_and_leak_nowhere(tmp_path: Path) -> None:
     async with attacked(tmp_path, seed=7) as attack:
         await attack.make(600)
+        await attack.make_raw(400)
         await attack.settled(within_s=30)
         await attack.nothing_leaked()
     assert attack.outcomes["rejected"] > 50

@@ -11,8 +11,14 @@ from lab import BridgeProcess, Lab, lab_in
 
 
 @pytest.fixture
-async def lab(tmp_path: Path) -> AsyncIterator[Lab]:
-    async with lab_in(tmp_path) as lab:
+def scheme() -> str:
+    """How the vCenter of `lab` is served; a module that tries its faults has this fixture too."""
+    return "http"
+
+
+@pytest.fixture
+async def lab(tmp_path: Path, scheme: str) -> AsyncIterator[Lab]:
+    async with lab_in(tmp_path, scheme=scheme) as lab:
         yield lab
 
 

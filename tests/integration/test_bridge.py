@@ -7,7 +7,7 @@ import json
 
 import pytest
 
-from lab import EVENTS, PREFIX, Lab, until
+from lab import EVENTS, PASSWORD, PREFIX, USERNAME, Lab, until
 from task_bridge.simulator import Script, Step, faults, scenarios
 
 TRACE = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
@@ -207,16 +207,20 @@ async def test_a_request_becomes_a_watching_event_at_once_and_a_second_one_chang
         assert first["events"] == f"{PREFIX}.events.lab.{task.replace('.', '%2E')}.>"
 
 
-async def test_the_session_is_one_and_gone_after_the_bridge(lab: Lab) -> None:
-    async with lab.bridge():
+@pytest.mark.parametrize(("names", "sessions"), [(False, 1), (True, 2)])
+async def test_there_is_one_session_for_each_api_in_use_and_none_after_the_bridge(
+    lab: Lab, names: bool, sessions: int
+) -> None:
+    login = {"given_username": USERNAME, "given_password": PASSWORD}
+    async with lab.bridge(vcenters={"lab": {"url": lab.vcenter_url, "names": names, **login}}):
         await lab.listen()
         tasks = [lab.vcenter.create(scenarios.succeeds(after_s=0.3)) for _ in range(20)]
         for task in tasks:
             await lab.publish(task)
         for task in tasks:
             await lab.ended(task)
-        assert lab.vcenter.sessions.counts.most_live == 1
-    assert (lab.vcenter.sessions.counts.logins, len(lab.vcenter.sessions.live)) == (1, 0)
+        assert lab.vcenter.sessions.counts.most_live == sessions
+    assert (lab.vcenter.sessions.counts.logins, len(lab.vcenter.sessions.live)) == (sessions, 0)
 
 
 async def test_a_vcenter_without_watches_is_asked_once_and_then_a_minute_later(lab: Lab) -> None:

@@ -14,7 +14,7 @@ from lab import EVENTS, Lab, as_user, guarded, until
 from task_bridge.client import ErrorAnswer, TaskBridge, TaskFailed, WatchAbandoned
 from task_bridge.domain.errors import NatsUnavailable, Refused
 from task_bridge.domain.events import Event
-from task_bridge.jetstream.ordered_consumer import OrderedConsumer
+from task_bridge.jetstream.stream_reader import StreamReader
 from task_bridge.settings import load
 from task_bridge.simulator import scenarios
 
@@ -132,28 +132,26 @@ async def test_a_missing_permission_is_named_where_no_answer_comes(
 async def test_a_reading_that_had_begun_outlives_a_permission_that_is_taken_away(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(
-        "task_bridge.jetstream.ordered_consumer.SILENCE_S", 0.3
-    )  # it makes a new consumer, again and again
+    monkeypatch.setattr("task_bridge.jetstream.stream_reader.IDLE_S", 0.3)  # it reads again and again
     with guarded(tmp_path, 'publish: {deny: ["none"]}') as server:
         async with TaskBridge(settings=load(as_user("u", server), need_vcenters=False)) as client:
-            js = client._js
-            await js.add_stream(name=EVENTS, subjects=["vcenter.tasks.events.>"])
-            reading = OrderedConsumer(js, client._client, EVENTS, ["vcenter.tasks.events.>"])
+            js = client._client.jetstream()
+            await js.add_stream(name=EVENTS, subjects=["vcenter.tasks.events.>"], allow_direct=True)
+            reading = StreamReader(client._streams, EVENTS, ["vcenter.tasks.events.>"])
             async with aclosing(reading.messages()) as messages:
                 first = asyncio.ensure_future(anext(messages))
                 await js.publish("vcenter.tasks.events.lab.t.status", b"1")
-                assert (await first).data == b"1"
+                assert (await first).body == b"1"
                 config = tmp_path / "guarded" / "nats.conf"
                 allowed = config.read_text()
-                config.write_text(allowed.replace("none", "$JS.API.CONSUMER.CREATE.>"))
+                config.write_text(allowed.replace("none", "$JS.API.DIRECT.GET.>"))
                 server.reload()
                 second = asyncio.ensure_future(anext(messages))
                 await until(lambda: "permissions violation" in str(client._client.last_error))
                 config.write_text(allowed)
                 server.reload()
                 await js.publish("vcenter.tasks.events.lab.t.status", b"2")
-                assert (await asyncio.wait_for(second, 20)).data == b"2"
+                assert (await asyncio.wait_for(second, 20)).body == b"2"
 
 
 async def test_stored_events_are_filtered_by_kind_vcenter_task_and_age(lab: Lab, client: TaskBridge) -> None:

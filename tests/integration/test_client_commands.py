@@ -253,8 +253,8 @@ async def test_refused_credentials_are_told(lab: Lab, shell: Shell, tmp_path: Pa
 @pytest.mark.parametrize(
     ("permissions", "missing"),
     [
-        ('publish: "foo", subscribe: "_INBOX.>"', f'publish to "$JS.API.CONSUMER.CREATE.{EVENTS}"'),
-        ('subscribe: {deny: ["_INBOX.>"]}', 'subscription to "_inbox.'),
+        ('publish: "foo", subscribe: "_INBOX.>"', f'publish to "$JS.API.DIRECT.GET.{EVENTS}"'),
+        ('subscribe: {deny: ["_INBOX.>", "_INBOX_u.>"]}', 'subscription to "_inbox.'),
     ],
     ids=["publish", "subscribe"],
 )

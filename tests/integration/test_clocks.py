@@ -13,6 +13,7 @@ import httpx
 import pytest
 
 from commands import ran
+from host_clock import LIBRARY, MISSING, HostClock
 from lab import PREFIX, BridgeProcess, Lab, until
 from task_bridge.domain.subjects import SubjectNames
 from task_bridge.domain.watch import Policy
@@ -22,30 +23,9 @@ from task_bridge.jetstream.watch_store import WatchStore
 from task_bridge.metrics import Metrics
 from task_bridge.simulator import scenarios
 
-LIBRARY = next((str(path) for path in Path("/usr/lib").glob("*/faketime/libfaketimeMT.so.1")), None)
 SHORT_S, LONG_S = 8.0, 1_800.0
 
-pytestmark = pytest.mark.skipif(LIBRARY is None, reason="libfaketime is missing: apt-get install libfaketime")
-
-
-class HostClock:
-    """The clock of a process of its own. `step` moves it while the process runs; the monotonic clock goes on."""
-
-    def __init__(self, directory: Path) -> None:
-        self._file = directory / "faketime"
-        self.step(0)
-        self.environment = {
-            "LD_PRELOAD": LIBRARY or "",
-            "FAKETIME_TIMESTAMP_FILE": str(self._file),
-            "FAKETIME_NO_CACHE": "1",
-            "FAKETIME_DONT_FAKE_MONOTONIC": "1",
-            "DONT_FAKE_MONOTONIC": "1",
-        }
-
-    def step(self, seconds: float) -> None:
-        new = self._file.with_suffix(".new")
-        new.write_text(f"{seconds:+.0f}\n")
-        new.rename(self._file)
+pytestmark = pytest.mark.skipif(LIBRARY is None, reason=MISSING)
 
 
 @asynccontextmanager

@@ -9,6 +9,7 @@ import time
 from typing import Any
 
 import pytest
+from nats.aio.msg import Msg
 
 from lab import PREFIX, BridgeProcess, Lab, until
 from task_bridge.domain.watch import Watch
@@ -158,6 +159,29 @@ async def test_a_replica_that_stops_hands_the_requests_that_it_keeps_back(lab: L
         await lab.ended(task)
         assert time.monotonic() - ready < 1.5
     assert json.dumps(rejections(lab)) == "[]"
+
+
+async def test_another_replica_may_be_slow_to_say_that_it_survived_a_request(lab: Lab) -> None:
+    """It handed the request back, for example, and its connection to NATS stalls now."""
+    async with lab.bridge(**QUICK):
+        pass
+    await lab.listen()
+    task = lab.vcenter.create(scenarios.succeeds_at_once())
+    await lab.publish(task)
+    await take(lab, 6)
+    questions: list[dict[str, Any]] = []
+
+    async def answer_the_third(message: Msg) -> None:
+        note = json.loads(message.data)
+        if "request" in note and not note.get("survived"):
+            questions.append(note)
+            if len(questions) == 3:
+                await lab.client.publish(message.subject, json.dumps({**note, "survived": True}).encode())
+
+    await lab.client.subscribe(f"{PREFIX}.internal.replicas", cb=answer_the_third)
+    async with lab.bridge(**QUICK):
+        await lab.ended(task)
+    assert (len(questions), rejections(lab)) == (3, [])
 
 
 async def test_what_another_replica_survived_is_not_put_aside(lab: Lab) -> None:

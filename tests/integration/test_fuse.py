@@ -53,6 +53,23 @@ async def test_a_deleted_stream_is_made_again_and_work_goes_on(lab: Lab, stream:
         await lab.ended(task)
 
 
+async def test_the_end_of_a_watch_of_a_deleted_stream_removes_no_other_watch(lab: Lab) -> None:
+    """Its ack names the message by its sequence, which the next stream's first message had too."""
+    async with lab.bridge():
+        await lab.listen()
+        old, new = (lab.vcenter.create(scenarios.runs_forever()) for _ in range(2))
+        await lab.publish(old)
+        await until(lambda: lab.heard(old))
+        await lab.js.delete_stream(WATCHES)
+        await there_again(lab, WATCHES)
+        await lab.publish(new)
+        await until(lambda: lab.heard(new))
+        lab.vcenter.set(old, status="SUCCEEDED")
+        await lab.ended(old)
+        await lab.ask("get", {"task": old})  # a round trip behind the ack
+        assert (await lab.js.stream_info(WATCHES)).state.messages == 1
+
+
 @pytest.mark.parametrize("stream", [REQUESTS, WATCHES])
 async def test_a_deleted_consumer_is_made_again_and_work_goes_on(lab: Lab, stream: str) -> None:
     async with lab.bridge() as bridge:

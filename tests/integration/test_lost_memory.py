@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Awaitable, Callable
 
 import pytest
@@ -12,6 +13,7 @@ from task_bridge.app import Bridge
 from task_bridge.domain.subjects import task_token
 from task_bridge.jetstream import monitor
 from task_bridge.simulator import faults, scenarios
+from task_bridge.watcher import LATE_FIRST_EVENT_S
 from task_bridge.web.health import build_readiness
 
 WATCHES = "VCENTER_TASKS_WATCHES"
@@ -141,10 +143,41 @@ async def test_a_watch_whose_events_are_gone_is_unwatched_under_a_new_id(lab: La
     await purge_all(lab, task)
     lab.vcenter.faults.add(faults.gateway_unavailable())
     async with lab.bridge():
-        await lab.ask("unwatch", {"task": task, "vcenter": "lab"})
-        await lab.ended(task, NEXT_S)
+        answer = await lab.ask("unwatch", {"task": task, "vcenter": "lab"})
+        final = await lab.ended(task, NEXT_S)
+    assert (answer.get("outcome"), answer["last_event"]["id"]) == ("unwatched", final["id"])
+    assert (await lab.js.stream_info(WATCHES)).state.messages == 0
     ids = heard_ids(lab, task)
     assert len(set(ids)) == len(ids), ids
+
+
+async def test_a_watch_that_others_ended_before_its_events_went_is_not_restated(lab: Lab) -> None:
+    """A replica that didn't hear of the end finds neither the final event nor the watch's message."""
+    await lab.listen()
+    task = lab.vcenter.create(scenarios.runs_forever())
+    async with lab.bridge() as bridge:
+        await watch_until_progress(lab, task)
+        watch = await lab.js.get_last_msg(WATCHES, f"{PREFIX}.internal.watches.>")
+        await lab.js.delete_msg(WATCHES, watch.seq or 0)
+        await purge_all(lab, task)
+        await until(lambda: bridge.status.health().held == 0, NEXT_S)
+    assert len(heard_ids(lab, task)) == 2
+
+
+async def test_a_watch_without_events_that_others_ended_before_theirs_went_stays_ended(lab: Lab) -> None:
+    await lab.listen()
+    task = lab.vcenter.create(scenarios.runs_forever())
+    lab.vcenter.faults.add(faults.gateway_unavailable())
+    async with lab.bridge() as bridge:
+        await lab.publish(task)
+        await until(lambda: bridge.status.health().held == 1)
+        late = time.monotonic() + LATE_FIRST_EVENT_S + 0.1
+        await until(lambda: time.monotonic() > late)
+        watch = await lab.js.get_last_msg(WATCHES, f"{PREFIX}.internal.watches.>")
+        await lab.js.delete_msg(WATCHES, watch.seq or 0)
+        lab.vcenter.faults.clear()
+        await until(lambda: bridge.status.health().held == 0, NEXT_S)
+    assert heard_ids(lab, task) == []
 
 
 async def test_an_event_that_covers_the_memory_takes_nothing_away(lab: Lab) -> None:

@@ -60,7 +60,9 @@ async def test_three_servers_by_these_files_serve_while_one_is_away(servers: dic
         await stack.enter_async_context(lab.bridge(nats=login, stream_replicas=3))
         operator, workflow = [
             await stack.enter_async_context(
-                await nats.connect(urls, user=user, password=f"{user}-secret", error_cb=ignored)
+                await nats.connect(
+                    urls, user=user, password=f"{user}-secret", inbox_prefix=f"_INBOX_{user}", error_cb=ignored
+                )
             )
             for user in ("operator", "workflow")
         ]

@@ -47,6 +47,8 @@ async def test_the_private_names_exist(client: Client) -> None:
         assert asyncio.iscoroutinefunction(getattr(Client, name)), name
     assert client._error_cb is ignored
     assert isinstance(JetStreamContext(client)._prefix, str)
+    assert bytes(client._inbox_prefix) == b"_INBOX"
+    assert client._err is None
     service = await add_service(client, ServiceConfig(name="names", version="1.0.0"))
     await service.add_endpoint(EndpointConfig(name="names", handler=ignored_request))
     assert [type(endpoint) for endpoint in service._endpoints] == [Endpoint]

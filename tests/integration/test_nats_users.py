@@ -3,7 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import base64
+import hashlib
 import json
+import os
+import shutil
+import sys
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
@@ -11,16 +16,19 @@ from typing import Any
 import httpx
 import nats
 import nats.errors
+import nats.js.errors
 import pytest
 from nats.aio.client import Client
-from nats.js.api import ConsumerConfig
+from structlog.testing import capture_logs
 
 from commands import ran
-from lab import EVENTS, Lab, NatsServer, until
+from integration.test_examples import command, ended, started, workflows, working
+from lab import EVENTS, Lab, NatsServer, as_user, guarded, until
 from task_bridge.simulator import scenarios
 
 DEPLOYED = Path(__file__).parents[2] / "deploy" / "nats"
 USERS = ("bridge", "operator", "requester", "consumer", "workflow")
+REQUESTS = "VCENTER_TASKS_REQUESTS"
 DOMAIN = "tasks"  # where the accounts of others see the bridge's JetStream
 PUT = "vcenter.tasks.internal.put.lab.t.completed.succeeded"
 
@@ -63,9 +71,8 @@ class Users:
         async def refused(error: Exception) -> None:
             self.refused.append(str(error))
 
-        client = await nats.connect(
-            self.server.url, user=user, password=f"{user}-secret", error_cb=refused, allow_reconnect=False
-        )
+        login = {"user": user, "password": f"{user}-secret", "inbox_prefix": f"_INBOX_{user}"}
+        client = await nats.connect(self.server.url, error_cb=refused, allow_reconnect=False, **login)
         self._clients.append(client)
         return client
 
@@ -95,13 +102,8 @@ async def test_the_bridge_does_all_of_its_work_and_is_refused_nothing(users: Use
     async with users.bridge(allow_cancel=True) as bridge:
         workflow = await users.connect("workflow")
         asked = await workflow.request("vcenter.tasks.api.watch", json.dumps(large).encode(), timeout=10)
-        events = await workflow.jetstream(domain=DOMAIN).pull_subscribe(
-            "", "mine", stream=EVENTS, config=ConsumerConfig(filter_subject=json.loads(asked.data)["events"])
-        )
-        final = await _final(events)
-        result = await (await workflow.jetstream(domain=DOMAIN).object_store(final["result_ref"]["bucket"])).get(
-            final["result_ref"]["name"]
-        )
+        final = await _final(workflow, json.loads(asked.data)["events"])
+        result = await _result(workflow, final["result_ref"])
         for verb, body in (("watch", canceled), ("list", {}), ("get", canceled), ("cancel", canceled)):
             answer = await workflow.request(f"vcenter.tasks.api.{verb}", json.dumps(body).encode(), timeout=10)
             assert "error" not in json.loads(answer.data)
@@ -109,7 +111,7 @@ async def test_the_bridge_does_all_of_its_work_and_is_refused_nothing(users: Use
         async with httpx.AsyncClient() as http:
             await until_shown(http, f"http://127.0.0.1:{bridge.web.address.port}/", canceled)
         log = await users.connect("bridge")
-    assert len(result.data or b"") > 400_000
+    assert hashlib.sha256(result).hexdigest() == final["result_ref"]["sha256"]
     assert log.last_error is None
     assert users.refused == []
     assert "permissions violation" not in (users.server._directory / "nats.log").read_text().lower()
@@ -131,13 +133,31 @@ async def until_shown(http: httpx.AsyncClient, board: str, task: str, within_s: 
             await asyncio.sleep(0.1)
 
 
-async def _final(events: Any) -> dict[str, Any]:
-    while True:
-        for message in await events.fetch(1, timeout=10):
-            await message.ack()
-            data = json.loads(message.data)["data"]
+async def _final(client: Client, subject: str) -> dict[str, Any]:
+    js, sequence = client.jetstream(domain=DOMAIN), 1
+    async with asyncio.timeout(15):
+        while True:
+            try:
+                message = await js.get_msg(EVENTS, seq=sequence, subject=subject, next=True, direct=True)
+            except nats.js.errors.NotFoundError:
+                await asyncio.sleep(0.05)
+                continue
+            data = json.loads(message.data or b"")["data"]
             if data["final"]:
                 return dict(data)
+            sequence = (message.seq or 0) + 1
+
+
+async def _result(client: Client, ref: dict[str, Any]) -> bytes:
+    js, stream, prefix = client.jetstream(domain=DOMAIN), f"OBJ_{ref['bucket']}", f"$O.{ref['bucket']}"
+    name = base64.urlsafe_b64encode(ref["name"].encode()).decode()
+    about = json.loads((await js.get_last_msg(stream, f"{prefix}.M.{name}", direct=True)).data or b"")
+    result, sequence = b"", 0
+    for _ in range(about["chunks"]):
+        subject = f"{prefix}.C.{about['nuid']}"
+        chunk = await js.get_msg(stream, seq=sequence + 1, subject=subject, next=True, direct=True)
+        result, sequence = result + (chunk.data or b""), chunk.seq or 0
+    return result
 
 
 async def test_who_asks_gets_answers_and_can_do_nothing_else(users: Users) -> None:
@@ -182,10 +202,8 @@ async def test_who_reads_reads_and_can_do_nothing_else(users: Users) -> None:
         task = users.lab.vcenter.create(scenarios.succeeds(0.1))
         await requester.publish("vcenter.tasks.watch", json.dumps(task).encode())
         assert json.loads((await live.next_msg(timeout=10)).data)["data"]["kind"] == "watching"
-        pushed = await consumer.jetstream(domain=DOMAIN).subscribe("vcenter.tasks.events.>", stream=EVENTS)
-        first = await pushed.next_msg(timeout=10)
         assert (await _last_of(consumer)).startswith("vcenter.tasks.events.lab.")
-        assert json.loads(first.data)["subject"] == task
+        assert (await _final(consumer, "vcenter.tasks.events.>"))["task"] == task
         assert json.loads((await live.next_msg(timeout=15)).data)["data"]["final"]
         count = await stored()
         for subject in (
@@ -202,12 +220,184 @@ async def test_who_reads_reads_and_can_do_nothing_else(users: Users) -> None:
             "$JS.tasks.API.STREAM.INFO.VCENTER_TASKS_WATCHES",
             "$JS.tasks.API.CONSUMER.MSG.NEXT.VCENTER_TASKS_WATCHES.bridge",
             "$JS.tasks.API.CONSUMER.DELETE.VCENTER_TASKS_WATCHES.bridge",
+            f"$JS.tasks.API.CONSUMER.DELETE.{EVENTS}.workflows",
+            "$JS.tasks.API.STREAM.CREATE.KV_mine",
         ):
             with pytest.raises(nats.errors.NoRespondersError):
                 await consumer.request(subject, b"{}", timeout=5)
         await consumer.publish(f"$JS.tasks.API.STREAM.INFO.{EVENTS}", b"", reply=PUT)
         await consumer.jetstream(domain=DOMAIN).stream_info(EVENTS)
         assert await stored() == count
+
+
+CREATE = ("CREATE.{}", "CREATE.{}.mine", "CREATE.{}.mine.vcenter.tasks.events.lab.>", "DURABLE.CREATE.{}.mine")
+
+
+@pytest.mark.parametrize("user", ["consumer", "workflow", "requester"])
+@pytest.mark.parametrize("stream", [EVENTS, "OBJ_VCENTER_TASKS_RESULTS", "VCENTER_TASKS_REQUESTS"])
+async def test_no_user_makes_a_consumer_that_delivers_events_as_requests(users: Users, user: str, stream: str) -> None:
+    async with users.bridge():
+        client, operator = await users.connect(user), await users.connect("operator")
+        for form in CREATE:
+            config = {"name": "mine", "deliver_subject": "vcenter.tasks.watch", "ack_policy": "none"}
+            if "DURABLE" in form:
+                config["durable_name"] = "mine"
+            body = json.dumps({"stream_name": stream, "config": config}).encode()
+            for prefix in ("$JS.tasks.API", "$JS.API"):
+                subject = f"{prefix}.CONSUMER.{form.format(stream)}"
+                with pytest.raises((nats.errors.NoRespondersError, nats.errors.TimeoutError)):
+                    await client.request(subject, body, timeout=0.5)
+        assert (await operator.jetstream().stream_info(stream)).state.consumer_count == (stream == REQUESTS)
+
+
+async def test_answers_of_jetstream_never_become_requests_of_who_may_not_ask(users: Users) -> None:
+    """A reply subject needs no permission."""
+    async with users.bridge():
+        consumer, workflow = await users.connect("consumer"), await users.connect("workflow")
+        operator = await users.connect("operator")
+        task = users.lab.vcenter.create(scenarios.succeeds(0.1))
+        await workflow.request("vcenter.tasks.api.watch", json.dumps(task).encode(), timeout=10)
+        await _final(workflow, "vcenter.tasks.events.>")
+        everything = json.dumps({"seq": 1, "next_by_subj": "vcenter.tasks.events.>", "batch": 100}).encode()
+        for reply in ("vcenter.tasks.watch", "vcenter.tasks.api.watch"):
+            await consumer.publish(f"$JS.tasks.API.DIRECT.GET.{EVENTS}", everything, reply=reply)
+        await consumer.jetstream(domain=DOMAIN).stream_info(EVENTS)
+        assert (await operator.jetstream().stream_info(REQUESTS)).state.last_seq == 0
+
+
+@pytest.mark.parametrize("way", ["direct get", "pull"])
+async def test_answers_of_jetstream_as_requests_of_who_may_ask_are_dropped(users: Users, way: str) -> None:
+    async with users.bridge() as bridge:
+        workflow, stored = await users.connect("workflow"), await operator(users)
+        await (
+            (await users.connect("operator"))
+            .jetstream()
+            .add_consumer(EVENTS, durable_name="d", ack_policy="explicit", filter_subject="vcenter.tasks.events.>")
+        )
+        task = users.lab.vcenter.create(scenarios.succeeds(0.1))
+        await workflow.request("vcenter.tasks.api.watch", json.dumps(task).encode(), timeout=10)
+        await _final(workflow, "vcenter.tasks.events.>")
+        count = await stored()
+        subject, body = {
+            "direct get": (f"DIRECT.GET.{EVENTS}", {"seq": 1, "next_by_subj": "vcenter.tasks.events.>", "batch": 100}),
+            "pull": (f"CONSUMER.MSG.NEXT.{EVENTS}.d", {"batch": 100, "expires": 10_000_000_000}),
+        }[way]
+        await workflow.publish(f"$JS.tasks.API.{subject}", json.dumps(body).encode(), reply="vcenter.tasks.watch")
+        sample = bridge.status.metrics().get_sample_value
+        # JetStream itself refuses those that carry the fence of their publish.
+        await until(lambda: (sample("task_bridge_requests_total", {"outcome": "dropped"}) or 0) >= 1)
+        await workflow.request("vcenter.tasks.api.list", b"{}", timeout=10)
+        assert await stored() - count <= 1  # the end of a direct get has no body, and is rejected
+
+
+@pytest.mark.parametrize("user", USERS)
+async def test_each_user_has_inboxes_that_no_other_user_hears(users: Users, user: str) -> None:
+    client = await users.connect(user)
+    await client.subscribe(f"_INBOX_{user}.>")
+    await client.flush()
+    assert users.refused == []
+    for other in ["_INBOX.>", *(f"_INBOX_{one}.>" for one in USERS if one != user)]:
+        refused = len(users.refused)
+        await client.subscribe(other)
+        await until(lambda: len(users.refused) > refused)  # noqa: B023 - it is called in this turn only
+
+
+async def test_a_user_who_is_denied_inboxes_of_its_own_uses_those_of_the_last_release(lab: Lab, tmp_path: Path) -> None:
+    with guarded(tmp_path, 'subscribe: {deny: ["_INBOX_u.>"]}') as server, capture_logs() as logs:
+        async with lab.bridge(nats={"urls": server.url, "user": "u", "given_password": "p"}):
+            task = lab.vcenter.create(scenarios.succeeds(0.1))
+            watched = await ran("watch", task, directory=tmp_path, environment=as_user("u", server))
+            assert (watched.code, watched.err) == (0, [])
+    assert [log for log in logs if log["event"] in ("nats_forbids", "nats_error", "nats_away")] == []
+
+
+async def test_a_consumer_works_on_a_durable_that_an_operator_made(users: Users, tmp_path: Path) -> None:
+    words = ("provision", "--consumer", "mine", "--filter", "vcenter.tasks.events.*.*.completed.*")
+    made = await ran(*words, directory=tmp_path, environment=users.environment("operator"))
+    assert made.code == 0, made.err
+    async with users.bridge():
+        consumer, requester = await users.connect("consumer"), await users.connect("requester")
+        events = await consumer.jetstream(domain=DOMAIN).pull_subscribe_bind("mine", EVENTS)
+        task = users.lab.vcenter.create(scenarios.succeeds(0.1))
+        await requester.publish("vcenter.tasks.watch", json.dumps(task).encode())
+        (message,) = await events.fetch(1, timeout=10)
+        assert json.loads(message.data)["subject"] == task
+        await message.ack_sync()
+        info = await consumer.jetstream(domain=DOMAIN).consumer_info(EVENTS, "mine")
+    assert (info.num_ack_pending, info.ack_floor.consumer_seq if info.ack_floor else 0) == (0, 1)
+    assert users.refused == []
+
+
+@pytest.fixture
+def loose(tmp_path: Path) -> Path:
+    """The files with the looser variant, as accounts.conf says."""
+    directory = tmp_path / "loose"
+    shutil.copytree(DEPLOYED, directory)
+    accounts = directory / "accounts.conf"
+    text = accounts.read_text()
+    assert text.count("#+ ") > 10
+    accounts.write_text(text.replace("#+ ", ""))
+    return directory
+
+
+async def test_by_the_looser_variant_clients_make_consumers_and_a_loop_ends_at_the_bridge(
+    users: Users, loose: Path
+) -> None:
+    users.server.stop()
+    users.server = NatsServer(loose, "-c", str(loose / "nats-server.conf"), "-m", "-1")
+    users.server.start()
+    try:
+        async with users.bridge() as bridge:
+            consumer, workflow = await users.connect("consumer"), await users.connect("workflow")
+            js = consumer.jetstream(domain=DOMAIN)
+            pushed = await js.subscribe("vcenter.tasks.events.>", stream=EVENTS, ordered_consumer=True)
+            looping = {"deliver_subject": "vcenter.tasks.watch", "ack_policy": "none"}
+            body = json.dumps({"stream_name": EVENTS, "config": {"name": "loop", **looping}}).encode()
+            made = await consumer.request(f"$JS.tasks.API.CONSUMER.CREATE.{EVENTS}.loop", body, timeout=5)
+            assert "error" not in json.loads(made.data)
+            large = users.lab.vcenter.create(scenarios.succeeds(0.2, result={"text": "x" * 400_000}))
+            await workflow.request("vcenter.tasks.api.watch", json.dumps(large).encode(), timeout=10)
+            events = [json.loads((await pushed.next_msg(timeout=10)).data)]
+            while not events[-1]["data"]["final"]:
+                events.append(json.loads((await pushed.next_msg(timeout=10)).data))
+            ref = events[-1]["data"]["result_ref"]
+            result = await (await js.object_store(ref["bucket"])).get(ref["name"])
+            assert hashlib.sha256(result.data or b"").hexdigest() == ref["sha256"]
+            sample = bridge.status.metrics().get_sample_value
+            await until(lambda: (sample("task_bridge_requests_total", {"outcome": "dropped"}) or 0) >= 1)
+            await workflow.request("vcenter.tasks.api.list", b"{}", timeout=10)
+            assert (await js.stream_info(EVENTS)).state.messages == len(events)
+            assert users.refused == []
+    finally:
+        await users.close()
+        users.server.stop()
+
+
+@pytest.mark.timeout(240)
+@pytest.mark.parametrize("language", ["python", "node", "shell"])
+async def test_the_examples_work_as_these_users(users: Users, tmp_path: Path, language: str) -> None:
+    filters = ("--filter", "vcenter.tasks.events.*.*.completed.*")
+    by_operator = users.environment("operator")
+    made = await ran("provision", "--consumer", "workflows", *filters, directory=tmp_path, environment=by_operator)
+    assert made.code == 0, made.err
+    await (await users.connect("operator")).jetstream().create_key_value(bucket="workflows_started", ttl=3600)
+    path = {"PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
+    async with users.bridge(), workflows() as (taken, url):
+        as_consumer = {**path, **users.environment("consumer"), "WORKFLOW_URL": url}
+        work = ["sh", "-c", "cat >>work.jsonl"] if language == "shell" else []
+        (tmp_path / "work.jsonl").touch()
+        async with working([*command(language, "worker"), *work], tmp_path, as_consumer):
+            task = users.lab.vcenter.create(scenarios.succeeds(0.3))
+            if language == "shell":
+                as_workflow = users.environment("workflow")
+                assert (await ran("watch", task, directory=tmp_path, environment=as_workflow)).code == 0
+                await until(lambda: (tmp_path / "work.jsonl").read_text())
+            else:
+                words = [*command(language, "wait"), task]
+                code, out, err = await ended(await started(words, tmp_path, {**path, **users.environment("workflow")}))
+                assert (code, json.loads(out or "{}").get("subject")) == (0, task), err
+                await until(lambda: len(taken.started) == 1, 30)
+    assert "permissions violation" not in (users.server._directory / "nats.log").read_text().lower()
 
 
 async def _last_of(client: Client) -> str:

@@ -23,7 +23,7 @@ from task_bridge.checks import connect_or_explain, expected_jetstream, run_check
 from task_bridge.domain.subjects import VERBS
 from task_bridge.jetstream.provision import provision
 from task_bridge.jetstream.streams import Streams
-from task_bridge.simulator import faults
+from task_bridge.simulator import faults, scenarios
 from task_bridge.simulator.serve import serve_vcenter
 
 REQUESTS, WATCHES, OBJECTS = "VCENTER_TASKS_REQUESTS", "VCENTER_TASKS_WATCHES", "OBJ_VCENTER_TASKS_RESULTS"
@@ -181,6 +181,87 @@ class TestProvision:
         assert "BRIDGE_NATS_URL" in err[0]
 
 
+class TestProvisionConsumer:
+    COMPLETED = f"{PREFIX}.events.*.*.completed.*"
+
+    async def test_it_makes_a_durable_that_workers_pull_from_and_nothing_the_next_time(
+        self, lab: Lab, tmp_path: Path
+    ) -> None:
+        words = ("provision", "--consumer", "workflows", "--filter", self.COMPLETED)
+        first, again = [await ran(*words, directory=tmp_path, environment=nats_only(lab)) for _ in range(2)]
+        assert (first.code, again.code) == (0, 0)
+        assert f"consumer {EVENTS}/workflows is missing." in first.out
+        assert again.out == ["Everything matches the settings."]
+        config = (await lab.js.consumer_info(EVENTS, "workflows")).config
+        assert (config.deliver_subject, config.ack_policy, config.deliver_policy) == (None, "explicit", "new")
+        assert (config.ack_wait, config.max_deliver, config.filter_subject) == (60.0, 1000, self.COMPLETED)
+
+    async def test_events_are_pulled_from_it(self, lab: Lab, tmp_path: Path) -> None:
+        words = ("provision", "--consumer", "w", "--filter", self.COMPLETED)
+        await ran(*words, directory=tmp_path, environment=nats_only(lab))
+        async with lab.bridge():
+            task = lab.vcenter.create(scenarios.succeeds(0.1))
+            await lab.ask("watch", task)
+            (message,) = await (await lab.js.pull_subscribe_bind("w", EVENTS)).fetch(1, timeout=10)
+        assert json.loads(message.data)["subject"] == task
+
+    @pytest.mark.parametrize("before", [["completed.*"], ["completed.*", "abandoned.*"]])
+    @pytest.mark.parametrize("after", [["stalled"], ["stalled", "abandoned.*"]])
+    async def test_other_filters_replace_those_it_has_and_check_only_tells(
+        self, lab: Lab, tmp_path: Path, before: list[str], after: list[str]
+    ) -> None:
+        def words(kinds: list[str]) -> list[str]:
+            filters = [word for kind in kinds for word in ("--filter", f"{PREFIX}.events.*.*.{kind}")]
+            return ["provision", "--consumer", "w", *filters]
+
+        await ran(*words(before), directory=tmp_path, environment=nats_only(lab))
+        checked = await ran(*words(after), "--check", directory=tmp_path, environment=nats_only(lab))
+        assert (checked.code, "filters is" in checked.out[0]) == (0, True)
+        changed = await ran(*words(after), directory=tmp_path, environment=nats_only(lab))
+        assert (changed.code, changed.err) == (0, [])
+        config = (await lab.js.consumer_info(EVENTS, "w")).config
+        found = config.filter_subjects or [config.filter_subject]
+        assert found == [f"{PREFIX}.events.*.*.{kind}" for kind in after]
+
+    @pytest.mark.parametrize("more", [{"ack_policy": "none"}, {"ack_policy": "explicit", "deliver_subject": "x"}])
+    async def test_another_kind_of_consumer_under_its_name_stays_with_exit_code_1(
+        self, lab: Lab, tmp_path: Path, more: dict[str, Any]
+    ) -> None:
+        await ran("provision", directory=tmp_path, environment=nats_only(lab))
+        await lab.js.add_consumer(EVENTS, durable_name="w", filter_subject=self.COMPLETED, **more)
+        words = ("provision", "--consumer", "w", "--filter", self.COMPLETED)
+        code, _, err = await ran(*words, directory=tmp_path, environment=nats_only(lab))
+        assert code == 1
+        assert any(f"nats consumer rm {EVENTS} w" in line for line in err), err
+
+    @pytest.mark.parametrize(
+        ("words", "reason"),
+        [
+            (["--consumer", "w"], "need each other"),
+            (["--filter", COMPLETED], "need each other"),
+            (["--consumer", "a.b", "--filter", COMPLETED], "can't be a consumer's name"),
+            (["--consumer", "w", "--filter", f"{PREFIX}.watch"], "matches no event"),
+            (["--consumer", "w", "--filter", f"{PREFIX}.events.>.x"], "matches no event"),
+            (["--consumer", "w", "--filter", f"{PREFIX}.events."], "matches no event"),
+        ],
+    )
+    async def test_what_cannot_be_a_consumer_is_told_with_exit_code_2(
+        self, lab: Lab, tmp_path: Path, words: list[str], reason: str
+    ) -> None:
+        code, _, err = await ran("provision", *words, directory=tmp_path, environment=nats_only(lab))
+        plain = " ".join(" ".join(err).replace("│", " ").split())
+        assert (code, reason in plain) == (2, True), err
+        assert await lab.js.streams_info() == []
+
+    async def test_what_is_printed_makes_exactly_what_it_would_make_itself(self, lab: Lab, tmp_path: Path) -> None:
+        words = ("--consumer", "w", "--filter", self.COMPLETED, "--filter", f"{PREFIX}.rejected")
+        printed = await ran("provision", "--print", *words, directory=tmp_path, environment=nats_only(lab))
+        for line in printed.out:
+            await natscli.run(lab.client, line)
+        checked = await ran("provision", "--check", *words, directory=tmp_path, environment=nats_only(lab))
+        assert (checked.code, checked.out) == (0, ["Everything matches the settings."])
+
+
 class TestCheck:
     @pytest.mark.parametrize("provisioned", [True, False], ids=["provisioned", "new"])
     async def test_all_is_well_and_nothing_is_left_behind(self, lab: Lab, tmp_path: Path, provisioned: bool) -> None:
@@ -247,7 +328,6 @@ class TestCheck:
             *(("subscribe", f"{PREFIX}.api.{verb}") for verb in VERBS),
             ("subscribe", f"{PREFIX}.internal.replicas"),
             ("subscribe", "$SRV.>"),
-            ("subscribe", "_INBOX.bridge.>"),
         ],
     )
     async def test_each_right_that_the_bridges_user_lacks_is_told_by_its_subject(
@@ -263,7 +343,24 @@ class TestCheck:
         assert told.startswith(f"not allowed: {verb} to {denied}; ")
         assert "deploy/nats" in told
 
-    @pytest.mark.parametrize("denied", ["_INBOX.>", "_R_.>", "$JS.FC.>", f"$JS.API.CONSUMER.CREATE.{EVENTS}"])
+    async def test_inboxes_that_the_user_may_not_use_are_told(self, lab: Lab, tmp_path: Path) -> None:
+        with guarded(tmp_path, 'subscribe: {deny: ["_INBOX_u.>", "_INBOX.bridge.>"]}') as server:
+            checked = await ran("check", directory=tmp_path, environment=lab.environment(**as_user("u", server)))
+        assert checked.code == 1
+        assert any("_inbox.bridge." in line.lower() for line in failures(checked)), checked.out
+
+    @pytest.mark.parametrize("inbox", ["_INBOX_u", "_INBOX.bridge", "_MINE"])
+    async def test_a_user_with_any_of_its_inboxes_has_what_it_needs(self, lab: Lab, tmp_path: Path, inbox: str) -> None:
+        others = {"_INBOX_u", "_INBOX.bridge", "_MINE", "_INBOX.x"} - {inbox}
+        denied = ", ".join(f'"{other}.>"' for other in sorted(others))
+        with guarded(tmp_path, f"subscribe: {{deny: [{denied}]}}") as server:
+            given = lab.environment(**as_user("u", server))
+            if inbox == "_MINE":
+                given["BRIDGE_NATS_INBOX_PREFIX"] = inbox
+            checked = await ran("check", directory=tmp_path, environment=given)
+        assert (checked.code, failures(checked)) == (0, [])
+
+    @pytest.mark.parametrize("denied", ["_INBOX.>", "_R_.>"])
     async def test_a_right_that_the_bridge_can_do_without_is_noted(self, lab: Lab, tmp_path: Path, denied: str) -> None:
         with guarded(tmp_path, f'publish: {{deny: ["{denied}"]}}') as server:
             checked = await ran("check", directory=tmp_path, environment=lab.environment(**as_user("u", server)))

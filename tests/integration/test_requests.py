@@ -86,7 +86,7 @@ async def test_the_list_pages_over_all_watches_oldest_first(lab: Lab) -> None:
         ("RUNNING", False),
         ("PENDING", False),
     }
-    assert set(listed[0]) == {"vcenter", "task", "watch", "status", "progress", "unconfigured"}
+    assert set(listed[0]) == {"vcenter", "task", "watch", "status", "progress", "unconfigured", "target"}
 
 
 async def test_get_tells_what_is_watched_what_ended_and_what_nobody_knows(lab: Lab) -> None:

@@ -8,6 +8,7 @@ import os
 import re
 import signal
 import socket
+import ssl
 import sys
 from asyncio.subprocess import Process
 from collections.abc import AsyncIterator
@@ -19,6 +20,7 @@ import nats
 import pytest
 
 from commands import begun, ended, processes_of, ran
+from credentials import Authority
 from lab import EVENTS, PASSWORD, PREFIX, USERNAME, free_ports
 from task_bridge.domain.errors import CannotStart
 from task_bridge.lab.nats_server import run_nats_server
@@ -122,6 +124,27 @@ class TestServeWithItsOwnNats:
 
 
 class TestSimulate:
+    async def test_it_speaks_tls_with_a_given_certificate(self, tmp_path: Path) -> None:
+        authority = Authority(tmp_path)
+        pair = authority.pair("simulated")
+        given = ("--tls-cert", str(pair.certificate), "--tls-key", str(pair.key))
+        process = await begun("simulate", "--port", "0", *given, directory=tmp_path)
+        assert process.stdout is not None
+        async with asyncio.timeout(20):
+            text = (await process.stdout.readuntil(b"Ctrl-C")).decode()
+        url = re.search(r"https://\S+", text)[0]  # type: ignore[index] # it says so
+        trusting = ssl.create_default_context(cafile=authority.file)
+        async with httpx.AsyncClient(trust_env=False, base_url=url, verify=trusting) as http:
+            assert (await http.get("/simulator")).status_code == 200
+        assert "curl -k -d" in text
+        process.send_signal(signal.SIGTERM)
+        assert (await ended(process)).code == 0
+
+    async def test_a_certificate_that_can_not_be_used_is_told(self, tmp_path: Path) -> None:
+        code, _, err = await ran("simulate", "--port", "0", "--tls-cert", str(tmp_path / "none"), directory=tmp_path)
+        assert (code, len(err)) == (2, 1)
+        assert "--tls-cert" in err[0]
+
     async def test_it_prints_how_to_use_it_and_does_as_it_says(self, tmp_path: Path) -> None:
         process = await begun("simulate", "--port", "0", "--password", "made-up", directory=tmp_path)
         assert process.stdout is not None

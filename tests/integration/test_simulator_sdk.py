@@ -18,10 +18,9 @@ import pyVim.connect
 import pyVim.task
 import pyVmomi
 
-from task_bridge.simulator import Options, SimulatedVCenter, scenarios
+from task_bridge.simulator import Options, SimulatedTarget, SimulatedVCenter, scenarios
 from task_bridge.simulator.script import Script, Step
 from task_bridge.simulator.serve import serve_vcenter
-from task_bridge.simulator.task_attributes import SimulatedTarget
 
 pytestmark = pytest.mark.timeout(30)
 
@@ -237,7 +236,7 @@ async def test_a_locked_vm_lets_wait_whoever_reads_it_and_whoever_changes_a_view
         waiting.join()
         vcenter.locked.add("vm-1")
         threading.Timer(0.5, vcenter.locked.clear).start()
-        assert vm.name == "vm-1"
+        assert vm.name == "name of vm-1"
         return [at_once, changed, time.monotonic() - began]
 
     at_once, changed, read = await served.by_pyvmomi(follow)
@@ -451,3 +450,50 @@ async def test_a_wrong_password_is_an_invalid_login(served: Served) -> None:
 
     await asyncio.to_thread(does)
     assert served.vcenter.sessions.counts.failed_logins == 1
+
+
+async def test_pyvmomi_reads_the_inventory_upwards(served: Served) -> None:
+    entities = served.vcenter.entities
+    folder = entities.put(SimulatedTarget("Folder", "group-v20"), "web")
+    entities.put(SimulatedTarget("VirtualMachine", "vm-7"), "a%2fb", folder)
+    entities.put(SimulatedTarget("VirtualMachine", "vm-8"), "db", vapp=SimulatedTarget("VirtualApp", "resgroup-v9"))
+    entities.remove(SimulatedTarget("VirtualMachine", "vm-9"))
+
+    def does(instance: Any) -> list[Any]:
+        vm, in_vapp = (vim.VirtualMachine(key, instance._stub) for key in ("vm-7", "vm-8"))
+        path, entity = [], vm
+        while entity is not None:
+            path.append(entity.name)
+            entity = entity.parent
+        host = vim.HostSystem("host-17", instance._stub)
+        with pytest.raises(vmodl.fault.ManagedObjectNotFound):
+            _ = vim.VirtualMachine("vm-9", instance._stub).name
+        return [path, in_vapp.parent, in_vapp.parentVApp.name, host.parent.name, instance.content.rootFolder.name]
+
+    path, *others = await served.by_pyvmomi(does)
+    assert path == ["a%2fb", "web", "vm", "DC", "Datacenters"]
+    assert others == [None, "name of resgroup-v9", "production", "Datacenters"]
+
+
+async def test_pyvmomi_traverses_the_inventory_upwards_as_far_as_its_filter_says(served: Served) -> None:
+    served.vcenter.entities.denied.add("group-v3")
+
+    def does(instance: Any) -> list[dict[str, Any]]:
+        query = vmodl.query.PropertyCollector
+        further = query.SelectionSpec(name="up")
+        once = query.TraversalSpec(type=vim.ManagedEntity, path="parent", skip=False)
+        ever = query.TraversalSpec(name="up", type=vim.ManagedEntity, path="parent", skip=False, selectSet=[further])
+        of_others = query.TraversalSpec(type=vim.HostSystem, path="parent", skip=False)
+        wanted = query.PropertySpec(type=vim.ManagedEntity, pathSet=["name"])
+        vm, answers = vim.VirtualMachine("vm-7", instance._stub), []
+        for select in (once, ever, of_others):
+            of = query.ObjectSpec(obj=vm, skip=False, selectSet=[select])
+            spec = query.FilterSpec(objectSet=[of], propSet=[wanted])
+            found = instance.content.propertyCollector.RetrievePropertiesEx([spec], query.RetrieveOptions()).objects
+            answers.append({one.obj._moId: [value.val for value in one.propSet] for one in found})
+        return answers
+
+    once, ever, of_others = await served.by_pyvmomi(does)
+    assert once == {"vm-7": ["name of vm-7"], "group-v3": []}
+    assert ever == {**once, "datacenter-2": ["DC"], "group-d1": ["Datacenters"]}
+    assert of_others == {"vm-7": ["name of vm-7"]}

@@ -53,3 +53,16 @@ async def test_commands_and_coroutines_use_it_too(task_bridge: BridgeFixture, tm
         (failed,) = await asyncio.gather(waiting, return_exceptions=True)
     assert isinstance(failed, WatchAbandoned)
     assert failed.event.data.outcome == "lost"
+
+
+async def test_a_task_that_vcenter_forgets_is_lost_soon_though_it_is_the_only_one(task_bridge: BridgeFixture) -> None:
+    task = task_bridge.create(scenarios.runs_forever())
+    async with TaskBridge(task_bridge.nats_url) as bridge:
+        waiting = asyncio.create_task(bridge.wait(task, timeout=30))
+        async for event in bridge.events(task=task, follow=True):
+            if event.data.final:
+                break
+            task_bridge.forget(task)
+        (failed,) = await asyncio.gather(waiting, return_exceptions=True)
+    assert isinstance(failed, WatchAbandoned)
+    assert failed.event.data.outcome == "lost"

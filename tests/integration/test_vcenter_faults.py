@@ -14,7 +14,7 @@ from task_bridge.simulator.app import SimulatedVCenter
 from task_bridge.simulator.serve import serve_vcenter
 from task_bridge.vcenter import parsing
 from task_bridge.vcenter.cis import poller
-from vcenter_lab import SHORT_TIMEOUTS, Lab, lab, looking_at
+from vcenter_lab import SHORT_TIMEOUTS, Lab, lab, looking_at, tls
 
 
 def running(it: Lab, count: int) -> list[str]:
@@ -74,10 +74,10 @@ async def test_many_that_fail_in_a_row_are_vcenters_trouble_however_many_there_a
 
 
 async def test_a_fault_of_the_bridge_s_own_over_one_task_delays_no_other(monkeypatch: pytest.MonkeyPatch) -> None:
-    def read(body: bytes, rendering: Rendering, *, with_result: bool) -> Task:
+    def read(body: bytes, rendering: Rendering, **options: bool) -> Task:
         if b"poison" in bytes(body):
             raise ZeroDivisionError
-        return parse_raw_task(body, rendering, with_result=with_result)
+        return parse_raw_task(body, rendering, **options)
 
     monkeypatch.setattr(parsing, "parse_raw_task", read)
     with capture_logs() as logs:
@@ -119,9 +119,12 @@ async def test_a_result_that_can_not_be_had_is_unavailable_and_the_task_ended_al
     assert [line["event"] for line in logs].count("result_unavailable") == 1
 
 
+@pytest.mark.parametrize("scheme", ["http", "https"])
 @pytest.mark.parametrize("fault", [faults.delayed(3_600), faults.stalled_body(20)], ids=["headers", "body"])
-async def test_an_answer_that_stalls_is_waited_for_so_long_and_invents_nothing(fault: faults.Effect) -> None:
-    async with lab(timeout_s=0.2) as it:
+async def test_an_answer_that_stalls_is_waited_for_so_long_and_invents_nothing(
+    fault: faults.Effect, scheme: str
+) -> None:
+    async with lab(timeout_s=0.2, scheme=scheme) as it:
         tasks = running(it, 3)
         it.follow(*tasks)
         await it.shown(*tasks)
@@ -149,7 +152,7 @@ async def test_a_key_that_stands_there_twice_counts_by_its_last_value() -> None:
 @pytest.mark.parametrize(("path", "status"), [("/session", 307), ("/tasks", 302), ("/tasks", 307)])
 async def test_a_redirect_to_another_host_is_not_followed(path: str, status: int) -> None:
     other = SimulatedVCenter()
-    async with serve_vcenter(other) as elsewhere, lab() as it:
+    async with serve_vcenter(other, ssl=tls("https")) as elsewhere, lab() as it:
         to_it = faults.Effect(status=status, headers=(("location", f"{elsewhere}/api{path}"),))
         (task,) = running(it, 1)
         it.vcenter.faults.add(to_it, path=path)
@@ -161,22 +164,23 @@ async def test_a_redirect_to_another_host_is_not_followed(path: str, status: int
         assert not other.request_log.requests
 
 
-async def test_a_restart_of_vcenter_from_refusing_to_forgetting_to_knowing_ends_no_task() -> None:
+@pytest.mark.parametrize("scheme", ["http", "https"])
+async def test_a_restart_of_vcenter_from_refusing_to_forgetting_to_knowing_ends_no_task(scheme: str) -> None:
     vcenter = SimulatedVCenter()
-    async with serve_vcenter(vcenter) as url:
+    async with serve_vcenter(vcenter, ssl=tls(scheme)) as url:
         port = int(url.rsplit(":", 1)[1])
     async with looking_at(vcenter, url, timeouts=SHORT_TIMEOUTS._replace(vanished_hold_s=30.0)) as it:
         await it.until(lambda: "refuses the connection" in str(it.source.health.reason))
         tasks = running(it, 5)
         it.follow(*tasks)
-        async with serve_vcenter(vcenter, port=port):
+        async with serve_vcenter(vcenter, port=port, ssl=tls(scheme)):
             await it.shown(*tasks)
             await it.until(lambda: it.source.health.state == "ok")
         await it.until(lambda: it.source.health.state == "degraded")
         vcenter.sessions.invalidate()
         for task in tasks:
             vcenter.hide(task)
-        async with serve_vcenter(vcenter, port=port):
+        async with serve_vcenter(vcenter, port=port, ssl=tls(scheme)):
             await it.until(lambda: it.source.health.vanished_reason)
             for task in tasks:
                 vcenter.set(task, status="SUCCEEDED")

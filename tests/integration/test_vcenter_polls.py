@@ -133,7 +133,7 @@ async def test_results_are_fetched_by_list_some_dozens_at_a_time() -> None:
 
 
 async def test_results_that_are_too_many_for_one_answer_come_in_smaller_lists() -> None:
-    async with lab() as it:
+    async with lab(scheme="http") as it:  # megabytes, which take their time over TLS
         tasks = [it.vcenter.create(scenarios.large_result(size=1_000_000, after_s=0.0)) for _ in range(60)]
         it.follow(*tasks)
         for task in tasks:

@@ -6,7 +6,7 @@ import itertools
 
 import pytest
 
-from lab import PASSWORD, USERNAME, Lab, until
+from lab import Lab, until
 from task_bridge.settings import VCenterSettings
 from task_bridge.simulator import faults, scenarios
 from task_bridge.simulator.faults import Effect
@@ -30,22 +30,27 @@ BAD = {
 }
 
 
+@pytest.fixture
+def scheme() -> str:
+    return "https"
+
+
 def by(lab: Lab, way: str) -> dict[str, VCenterSettings]:
-    given = {
-        "name": "lab",
-        "url": lab.vcenter_url,
-        "given_username": USERNAME,
-        "given_password": PASSWORD,
-        "vim": way,
-    }
-    return {"lab": VCenterSettings.model_validate(given)}
+    return {"lab": lab.vcenter_settings(vim=way)}
 
 
 PUSH, PULL = "WaitForUpdatesEx", "RetrievePropertiesEx"
 
 
 @pytest.mark.parametrize(
-    ("method", "bad"), [*((PUSH, bad) for bad in BAD), *((PULL, bad) for bad in ("bomb", "fault", "cut", "huge"))]
+    ("method", "bad", "scheme"),
+    [
+        *((PUSH, bad, "https") for bad in BAD),
+        *((PULL, bad, "https") for bad in ("bomb", "fault", "cut", "huge")),
+        (PUSH, "reset", "http"),
+        (PULL, "reset", "http"),
+        (PULL, "reset", "https"),
+    ],
 )
 async def test_a_bad_answer_fails_a_look_and_no_task(lab: Lab, method: str, bad: str) -> None:
     way = "push" if method == PUSH else "pull"
@@ -101,7 +106,7 @@ async def test_where_push_fails_again_and_again_tasks_are_pulled(lab: Lab, metho
         lab.vcenter.faults.add(faults.soap_fault(), operation=method)
         task = lab.vcenter.create(scenarios.runs_forever(), flavour="vim")
         await lab.publish(task)
-        await until(lambda: lab.heard(task))
+        await until(lambda: lab.heard(task) and len(lab.vcenter.request_log.of(method)) == 3)
         lab.vcenter.set(task, status="SUCCEEDED")
         assert (await lab.ended(task))["data"]["outcome"] == "succeeded"
         asked = len(lab.vcenter.request_log.of(method))

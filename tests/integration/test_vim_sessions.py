@@ -5,11 +5,18 @@ from __future__ import annotations
 import signal
 import time
 
+import pytest
+
 import vcenter_lab
 from lab import BridgeProcess, Lab, until
 from task_bridge.simulator import faults, scenarios
 from task_bridge.vcenter.policy import VimTimeouts
-from task_bridge.vcenter.vim import VimSource
+from task_bridge.vcenter.vim.source import VimSource
+
+
+@pytest.fixture
+def scheme() -> str:
+    return "https"
 
 
 async def test_a_session_that_nobody_needs_is_logged_out_of_and_another_begun_when_needed() -> None:

@@ -29,6 +29,7 @@ from task_bridge.domain.watch import (
     last_poll_until,
     next_event,
     record_poll,
+    record_unchanged,
     stall_at,
     view_from_event,
     wake_at,
@@ -199,7 +200,7 @@ class Replica:
         if self.view.last_poll_requested and not (isinstance(standing, Task) and standing.ended):
             self.view.last_poll_over = True
         if isinstance(standing, Unchanged):
-            self.view.polled_at = self.now
+            record_unchanged(self.view, standing.target, self.now)
         elif isinstance(standing, Task):
             record_poll(self.view, self.last, standing, self.now)
         elif isinstance(standing, Absence):

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 from typing import NamedTuple
 
 from task_bridge.domain.errors import NatsUnavailable
 from task_bridge.domain.events import Event
-from task_bridge.domain.ports import Memory, PollResult
-from task_bridge.domain.task import TaskIdentity
+from task_bridge.domain.ports import Memory, MemoryLost, PollResult
+from task_bridge.domain.task import Api, TaskIdentity
 from task_bridge.domain.watch import Draft, Watch
 from unit.builders import NOW, TASK, place, stored
 
@@ -39,6 +39,7 @@ class FakeSource:
     def __init__(self) -> None:
         self.followed: dict[str, tuple[float, bool, bool]] = {}
         self.births: dict[str, TaskIdentity | None] = {}
+        self.with_details: dict[str, bool] = {}
         self.born: TaskIdentity | None = None
         self.calls: list[str] = []
         self.on_hurry: PollResult | None = None
@@ -52,7 +53,17 @@ class FakeSource:
     def give_batch(self, batch: list[tuple[str, PollResult]]) -> None:
         self._batches.put_nowait(batch)
 
-    def track(self, task: str, since: float, *, seen: bool, with_result: bool, identity: TaskIdentity | None) -> None:
+    def track(
+        self,
+        task: str,
+        since: float,
+        *,
+        seen: bool,
+        with_result: bool,
+        with_details: bool,
+        identity: TaskIdentity | None,
+    ) -> None:
+        self.with_details[task] = with_details
         self.births[task] = identity
         self.calls.append(f"follow {task}")
         self.followed[task] = (since, seen, with_result)
@@ -70,11 +81,11 @@ class FakeSource:
         self.followed.pop(task, None)
 
     @property
-    def absent_count(self) -> int:
-        return 0
+    def absent_counts(self) -> dict[Api, int]:
+        return {}
 
-    def set_absent_elsewhere(self, count: int) -> None:
-        self.calls.append(f"absent elsewhere {count}")
+    def set_absent_elsewhere(self, counts: Mapping[Api, int]) -> None:
+        self.calls.append(f"absent elsewhere {dict(counts)}")
 
     async def poll_results(self) -> AsyncIterator[list[tuple[str, PollResult]]]:
         while True:
@@ -144,6 +155,8 @@ class RecordingJournal:
         last = next(reversed(self.of(data.vcenter, data.task)), None)
         if last is not None and last.sequence > after:
             return last
+        if after > (last.sequence if last else 0):
+            raise MemoryLost(last.sequence if last else 0)
         return self.write(place(draft), self.instance)
 
     async def _answer(self) -> None:
@@ -169,3 +182,21 @@ class RecordingHandle:
 
     def drop(self) -> None:
         self.said.append("drop")
+
+
+class FakeMarks:
+    """Marks of results that are being read, in memory."""
+
+    def __init__(self, readers: dict[str, int] | None = None) -> None:
+        self.readers = readers or {}
+        self.is_away = False
+
+    async def read(self, watch_id: str) -> int:
+        if self.is_away:
+            raise NatsUnavailable("away")
+        return self.readers.get(watch_id, 0)
+
+    async def write(self, watch_id: str, readers: int) -> None:
+        if self.is_away:
+            raise NatsUnavailable("away")
+        self.readers[watch_id] = readers

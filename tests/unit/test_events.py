@@ -393,6 +393,10 @@ BLOATED = an_event(
     user=LONG,
     service=LONG,
     operation=LONG,
+    parent=LONG,
+    root=LONG,
+    initiator=Initiator(LONG, LONG),
+    target=Target(LONG, LONG, LONG, LONG),
     progress=Progress(40, 100, 40.0, LONG),
     error=TaskError("ERROR", LONG, tuple(Message("id", LONG) for _ in range(3)), data={"a": LONG}),
 )

@@ -32,7 +32,7 @@ def fail(outage: Outage, asked_at: float, now: float) -> float:
 
 
 def test_it_lasts_from_a_failure_until_an_answer(outage: Outage) -> None:
-    assert not outage.is_down
+    assert (outage.is_down, outage.retry_at) == (False, 0.0)
     fail(outage, 0.0, 1.0)
     assert outage.is_down
     outage.record_answer(2.0)

@@ -76,12 +76,15 @@ def test_a_request_that_says_no_more_has_the_defaults() -> None:
         "timeout": None,
         "stalled_after": None,
         "partial_results": False,
+        "details": False,
         "labels": {},
     }
 
 
 def test_a_request_can_say_everything() -> None:
-    request = asked(vcenter="lab", timeout="2h", stalled_after="15m", partial_results=True, labels={"a": "b"})
+    request = asked(
+        vcenter="lab", timeout="2h", stalled_after="15m", partial_results=True, details=True, labels={"a": "b"}
+    )
 
     assert request.model_dump() == {
         "task": TASK,
@@ -89,6 +92,7 @@ def test_a_request_can_say_everything() -> None:
         "timeout": 7200.0,
         "stalled_after": 900.0,
         "partial_results": True,
+        "details": True,
         "labels": {"a": "b"},
     }
 
@@ -119,7 +123,9 @@ def test_an_unknown_field_is_refused_by_name(model: type[TaskRequest | ListReque
     assert problems(model, body(**fields, **{field: 1})) == {field: "is not a field of this request"}
 
 
-@pytest.mark.parametrize("field", ["timeout", "stalled_after", "partial_results", "labels", "limit", "cursor"])
+@pytest.mark.parametrize(
+    "field", ["timeout", "stalled_after", "partial_results", "details", "labels", "limit", "cursor"]
+)
 def test_get_unwatch_and_cancel_take_a_task_and_a_vcenter_only(field: str) -> None:
     assert field in problems(TaskRequest, body(task=TASK, **{field: None}))
 
@@ -270,10 +276,9 @@ def test_zero_is_no_timeout_and_never_for_stalled_after(written: object) -> None
 
 
 @pytest.mark.parametrize("written", [0, 1, "true", None, []])
-def test_partial_results_is_a_boolean(written: object) -> None:
-    assert problems(WatchRequest, body(task=TASK, partial_results=written)) == {
-        "partial_results": "input should be a valid boolean"
-    }
+@pytest.mark.parametrize("field", ["partial_results", "details"])
+def test_a_switch_is_a_boolean(field: str, written: object) -> None:
+    assert problems(WatchRequest, body(task=TASK, **{field: written})) == {field: "input should be a valid boolean"}
 
 
 @pytest.mark.parametrize(
@@ -483,7 +488,9 @@ def test_a_rejection_repeats_8_kib_of_text_without_half_a_character(request_: by
         st.binary(max_size=60),
         st.text(max_size=30).map(lambda text: json.dumps(text).encode()),
         st.dictionaries(
-            st.sampled_from(["task", "vcenter", "timeout", "stalled_after", "partial_results", "labels", "x"]),
+            st.sampled_from(
+                ["task", "vcenter", "timeout", "stalled_after", "partial_results", "details", "labels", "x"]
+            ),
             st.none()
             | st.booleans()
             | st.integers()

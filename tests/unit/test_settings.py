@@ -74,6 +74,24 @@ def test_what_is_set_is_taken() -> None:
     assert (lab.proxy, lab.timeout_s) == ("http://proxy:3128", 120)
 
 
+@pytest.mark.parametrize("scheme", ["HTTP", "Http", "http"])
+def test_the_scheme_of_a_url_may_be_in_any_case(scheme: str) -> None:
+    settings = load(
+        {
+            **LAB,
+            "BRIDGE_NATS_URL": "NATS://A:4222,Tls://B:4222/",
+            "BRIDGE_VCENTERS__LAB__URL": f"{scheme}://VC.example.com:8080/",
+            "BRIDGE_VCENTERS__LAB__PROXY": f"{scheme}://Proxy:3128",
+            "BRIDGE_VCENTERS": json.dumps({"old": {"url": "HTTPS://old", "username": "u", "password": "p"}}),
+        }
+    )
+    assert settings.nats.urls == ("nats://A:4222", "tls://B:4222")
+    lab, old = settings.vcenters["lab"], settings.vcenters["old"]
+    assert (lab.url, lab.proxy, old.url) == ("http://VC.example.com:8080", "http://Proxy:3128", "https://old")
+    (warning,) = settings.warnings
+    assert "http:// sends the password unencrypted" in warning
+
+
 def test_off_means_no_http() -> None:
     assert load({**LAB, "BRIDGE_HTTP_LISTEN": "off"}).http_listen is None
     assert load({**LAB, "BRIDGE_HTTP_LISTEN": "OFF"}).http_listen is None

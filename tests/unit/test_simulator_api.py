@@ -66,6 +66,28 @@ class TestGet:
         assert (answer.status_code, answer.json()["error_type"]) == (404, "NOT_FOUND")
         assert message_id(answer) != ROUTER
 
+    @pytest.mark.parametrize("path", ["/api/cis/tasks/{}", "/api/cis/tasks?action=list"])
+    @pytest.mark.parametrize(
+        ("service", "is_known"),
+        [
+            ("com.vmware.esx.settings.hosts.software", True),
+            ("com.example.made", True),
+            ("com.vmware.vcenter.ovf.library_item", False),
+        ],
+    )
+    async def test_cannot_find_the_provider_of_a_service_that_it_does_not_know(
+        self, client: httpx.AsyncClient, vcenter: SimulatedVCenter, path: str, service: str, is_known: bool
+    ) -> None:
+        vcenter.forget(vcenter.create(scenarios.runs_forever(), service="com.example.made"))
+        task = f"1:{service}"
+        if path.endswith("list"):
+            answer = await client.post(path, json={"filter_spec": {"tasks": [task]}})
+            assert answer.status_code == (200 if is_known else 404)
+        else:
+            answer = await client.get(path.format(task))
+            assert answer.status_code == 404
+        assert ("Cannot find provider" in answer.text) is not is_known
+
     async def test_denies_a_task_until_it_is_allowed(
         self, client: httpx.AsyncClient, vcenter: SimulatedVCenter
     ) -> None:

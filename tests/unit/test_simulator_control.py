@@ -96,13 +96,19 @@ async def test_what_becomes_of_tasks_that_clients_make(client: httpx.AsyncClient
 
 
 async def test_faults_come_and_go(client: httpx.AsyncClient, vcenter: SimulatedVCenter) -> None:
-    fault = {"kind": "gateway_unavailable", "with": {"retry_after_s": 5}, "operation": "get", "times": 2}
+    fault = {
+        "kind": "gateway_unavailable",
+        "with": {"retry_after_s": 5},
+        "operation": "get",
+        "times": 2,
+        "provider": "s",
+    }
     added = (await client.post("/faults", json=fault)).json()["fault"]
     await client.post("/faults", json={"kind": "delayed", "with": {"seconds": 1}})
     active = (await client.get("/faults")).json()["faults"]
-    assert [(fault["name"], fault["operation"], fault["left"]) for fault in active] == [
-        ("gateway_unavailable", "get", 2),
-        ("delayed", None, None),
+    assert [(fault["name"], fault["operation"], fault["provider"], fault["left"]) for fault in active] == [
+        ("gateway_unavailable", "get", "s", 2),
+        ("delayed", None, None, None),
     ]
     answer = await client.get("https://vcenter/api/cis/tasks/1:s")
     assert (answer.status_code, answer.headers["retry-after"]) == (503, "5")

@@ -53,6 +53,8 @@ async def until(fact: Callable[[], bool]) -> None:
         (faults.unauthorized(), 403, "application/json", "UNAUTHORIZED"),
         (faults.task_not_found(), 404, "application/json", "NOT_FOUND"),
         (faults.route_not_found(), 404, "application/json", "NOT_FOUND"),
+        (faults.provider_not_found(), 404, "application/json", "NOT_FOUND"),
+        (faults.operation_not_found(), 404, "application/json", "OPERATION_NOT_FOUND"),
         (faults.too_many_requests(), 429, None, None),
         (faults.resource_inaccessible(), 500, "application/json", "RESOURCE_INACCESSIBLE"),
         (faults.internal_server_error(), 500, "application/json", "INTERNAL_SERVER_ERROR"),
@@ -102,6 +104,20 @@ async def test_a_standard_error_comes_in_the_rendering_asked_for(
 async def test_the_oldest_router_has_its_own_form(client: httpx.AsyncClient, vcenter: SimulatedVCenter) -> None:
     vcenter.faults.add(faults.route_not_found(old=True))
     assert (await got(client)).json()["majorErrorCode"] == 404
+
+
+async def test_a_fault_may_meet_one_provider_s_tasks_alone(
+    client: httpx.AsyncClient, vcenter: SimulatedVCenter
+) -> None:
+    ours, other = (vcenter.create(scenarios.runs_forever(), id=task) for task in ("1:ours", "1:other"))
+    vcenter.faults.add(faults.gateway_unavailable(), provider="ours")
+    lists = [{"filter_spec": {"tasks": [task]}} for task in (ours, other)]
+    statuses = [
+        *[(await got(client, task)).status_code for task in (ours, other)],
+        *[(await client.post("/api/cis/tasks?action=list", json=spec)).status_code for spec in lists],
+        (await client.get("/api/session")).status_code,
+    ]
+    assert statuses == [503, 200, 503, 200, 200]
 
 
 class TestBrokenAnswers:

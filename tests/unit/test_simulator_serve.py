@@ -128,3 +128,27 @@ async def test_a_client_that_is_killed_while_it_asks_is_no_mistake(
             while vcenter.request_log.in_flight:  # noqa: ASYNC110 - the same
                 await asyncio.sleep(0.01)
     assert [record.message for record in caplog.records if record.levelno >= logging.ERROR] == []
+
+
+async def test_a_silent_fault_sends_nothing_until_it_is_cleared(vcenter: SimulatedVCenter) -> None:
+    async with serve_vcenter(vcenter) as url, httpx.AsyncClient(base_url=url, timeout=10) as client:
+        fault = vcenter.faults.add(faults.silent(), operation="session")
+        request = asyncio.create_task(client.get("/api/session"))
+        with pytest.raises(TimeoutError):
+            await asyncio.wait_for(asyncio.shield(request), 0.2)
+        vcenter.faults.clear(fault)
+        assert (await request).status_code == 401
+
+
+async def test_a_late_answer_shows_what_was_true_when_it_was_asked_for(vcenter: SimulatedVCenter) -> None:
+    task = vcenter.create(scenarios.runs_forever())
+    async with serve_vcenter(vcenter) as url, httpx.AsyncClient(base_url=url, timeout=10) as client:
+        await login(client, vcenter)
+        vcenter.faults.add(faults.late(0.3), operation="get", times=1)
+        request = asyncio.create_task(client.get(f"/api/cis/tasks/{task}"))
+        async with asyncio.timeout(5):
+            while not vcenter.request_log.of("get"):  # noqa: ASYNC110 - a log wakes nobody
+                await asyncio.sleep(0.01)
+        vcenter.set(task, status="SUCCEEDED")
+        assert (await request).json()["status"] == "RUNNING"
+        assert (await client.get(f"/api/cis/tasks/{task}")).json()["status"] == "SUCCEEDED"

@@ -5,7 +5,7 @@ from collections.abc import AsyncIterator
 import httpx
 import pytest
 
-from task_bridge.simulator import ManualClock, Options, SimulatedVCenter, scenarios
+from task_bridge.simulator import ManualClock, Options, SimulatedVCenter, faults, scenarios
 
 AUTH = ("administrator@vsphere.local", "simulated")
 HEADER = "vmware-api-session-id"
@@ -172,3 +172,43 @@ class TestVersions:
         assert (refused.status_code, refused.content) == (401, b"")
         session = {HEADER: (await client.post(LEGACY, auth=AUTH)).json()["value"]}
         assert (await client.get(f"/api/cis/tasks/{task}", headers=session)).json() == {"status": "SUCCEEDED"}
+
+
+async def test_a_session_can_be_given_and_refused_and_is_live_until_its_logout(
+    client: httpx.AsyncClient, vcenter: SimulatedVCenter
+) -> None:
+    vcenter.options.refused_sessions = ("cis",)
+    session = await logged_in(client)
+    assert not await is_let_in(client, session)
+    assert (await client.get("/api/session", headers=session)).status_code == 401
+    assert len(vcenter.sessions.live_of("cis")) == 1
+    assert (await client.delete("/api/session", headers=session)).status_code == 204
+    assert vcenter.sessions.live == []
+
+
+async def test_a_right_password_can_be_refused_once(client: httpx.AsyncClient, vcenter: SimulatedVCenter) -> None:
+    vcenter.options.false_refusals = {"cis": 1}
+    assert [(await client.post("/api/session", auth=AUTH)).status_code for _ in range(2)] == [401, 201]
+    counts = vcenter.sessions.counts_of
+    assert (counts["cis"].failed_logins, counts["cis"].logins, counts["vim"].failed_logins) == (1, 1, 0)
+
+
+async def test_sessions_can_fail_until_a_new_login_and_are_counted_by_api(client: httpx.AsyncClient) -> None:
+    session = await logged_in(client)
+    change = {"state": "failing", "api": "cis"}
+    assert (await client.patch("/simulator/sessions", json=change)).status_code == 204
+    assert (await client.get("/api/cis/tasks/never:seen", headers=session)).status_code == 500
+    assert (await client.get("/api/cis/tasks/never:seen", headers=await logged_in(client))).status_code == 404
+    assert (await client.delete("/api/session", headers=session)).status_code == 204
+    counted = (await client.get("/simulator/sessions")).json()
+    cis = counted["apis"]["cis"]
+    assert (cis["live"], cis["logins"], cis["logouts"], cis["most_live"]) == (1, 2, 1, 2)
+    assert (counted["live"], counted["logins"], counted["apis"]["vim"]["logins"]) == (1, 2, 0)
+
+
+async def test_a_401_names_the_schemes_that_a_test_wants(client: httpx.AsyncClient, vcenter: SimulatedVCenter) -> None:
+    for effect in (faults.unauthenticated(challenge="SIGN realm=x"), faults.unauthenticated(True, "Bearer")):
+        vcenter.faults.add(effect, operation="login", times=1)
+    by_body, by_header = [await client.post("/api/session", auth=AUTH) for _ in range(2)]
+    assert by_body.json()["challenge"] == "SIGN realm=x"
+    assert (by_header.content, by_header.headers["www-authenticate"]) == (b"", "Bearer")

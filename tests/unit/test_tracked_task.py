@@ -178,6 +178,7 @@ def test_an_unreadable_task_is_logged_once_and_polled_less_and_less_often(bench:
 
 async def test_a_missing_task_is_lost_only_after_a_second_answer(bench: Bench) -> None:
     tracked = bench.track(seen=True)
+    bench.tracker.absences.record_shown("b", tracked.provider, bench.now)
     assert bench.tracker.mark_missing(tracked)
     assert not bench.tracker.mark_missing(tracked)
     assert not bench.tracker.confirm_missing(tracked, is_denied=False)
@@ -211,3 +212,65 @@ async def test_closing_forgets_every_task_and_ends_the_results(bench: Bench) -> 
     bench.tracker.close()
     assert bench.transport.calls == [("stop", "a"), ("stop", "b")]
     assert [batch async for batch in bench.queue.batches()] == []
+
+
+@pytest.mark.parametrize("log_after", [1, 2, 3])
+def test_an_unreadable_task_is_logged_from_the_failure_on_that_counts(bench: Bench, log_after: int) -> None:
+    tracked = bench.track()
+    with capture_logs() as logs:
+        counts = []
+        for _ in range(4):
+            bench.tracker.mark_unreadable(tracked, "It is garbled.", log_after=log_after)
+            counts.append((tracked.failures, len(logs)))
+    assert counts == [(failures, int(failures >= log_after)) for failures in (1, 2, 3, 4)]
+
+
+def test_unless_it_is_said_otherwise_the_first_failure_is_logged(bench: Bench) -> None:
+    tracked = bench.track()
+    with capture_logs() as logs:
+        for _ in range(2):
+            bench.tracker.mark_unreadable(tracked, "It is garbled.")
+            assert len(logs) == 1
+
+
+def test_one_whose_group_is_logged_is_counted_only(bench: Bench) -> None:
+    tracked = bench.track()
+    with capture_logs() as logs:
+        bench.tracker.mark_unreadable(tracked, "It is garbled.", logs=False)
+    assert (tracked.failures, tracked.is_logged, logs) == (1, False, [])
+
+
+def test_forgetting_says_whether_the_task_was_tracked(bench: Bench) -> None:
+    bench.track("a")
+    assert bench.tracker.forget("a")
+    assert not bench.tracker.forget("a")
+
+
+def test_a_task_that_is_shown_has_been_seen_and_vanishes_later(bench: Bench) -> None:
+    tracked = bench.track(seen=False)
+    bench.tracker.mark_seen(tracked)
+    assert tracked.seen
+    assert bench.tracker.mark_missing(tracked)
+    assert bench.tracker.absences.vanished_count == 1
+
+
+async def test_an_unreadable_answer_interrupts_what_vcenter_said_of_a_missing_task(bench: Bench) -> None:
+    tracked = bench.track(seen=True)
+    bench.tracker.absences.record_shown("b", tracked.provider, bench.now)
+    bench.tracker.mark_missing(tracked)
+    bench.tracker.confirm_missing(tracked, is_denied=False)
+    bench.now += 3.0
+    bench.tracker.mark_unreadable(tracked, "A router answered.")
+    bench.now += 3.0
+    bench.tracker.mark_missing(tracked)
+    assert not bench.tracker.confirm_missing(tracked, is_denied=False)
+    bench.now += 5.0
+    assert bench.tracker.confirm_missing(tracked, is_denied=False)
+
+
+async def test_a_task_whose_id_another_has_is_lost_at_once(bench: Bench) -> None:
+    tracked = bench.track(seen=True)
+    bench.tracker.mark_replaced(tracked)
+    assert bench.tracker.confirm_missing(tracked, is_denied=False)
+    bench.tracker.report_absence(tracked, GONE, is_denied=False)
+    assert await bench.results() == [("a", Absence("lost", GONE))]

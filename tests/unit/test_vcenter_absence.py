@@ -16,35 +16,17 @@ def absences() -> Absences:
 
 
 def answer_for(absences: Absences, seconds: float, start: float = 0.0) -> float:
-    """vCenter answers every ten seconds for so long; the time then."""
+    """vCenter answers every ten seconds for so long, and shows another task; the time then."""
     now = start
     while now <= start + seconds:
         absences.record_answer(now)
+        absences.record_shown("shown", "p", now)
         now += 10.0
     return now
 
 
-@pytest.mark.parametrize(
-    ("seen", "denied", "asked_at", "over"),
-    [
-        (False, False, [0.0], [False]),
-        (False, False, [0.0, 29.0], [False, False]),
-        (False, False, [0.0, 29.0, 30.0], [False, False, True]),
-        (True, False, [0.0, 4.0], [False, False]),
-        (True, False, [0.0, 5.0], [False, True]),
-        (True, True, [0.0, 5.0], [False, True]),
-        (False, True, [0.0, 5.0], [False, True]),
-    ],
-)
-def test_an_absent_task_is_over_when_vcenter_says_so_again_after_a_while(
-    absences: Absences, seen: bool, denied: bool, asked_at: list[float], over: list[bool]
-) -> None:
-    absences.record_absent("a", seen, 0.0)
-    assert [absences.confirm_absent("a", denied, at) for at in asked_at] == over
-
-
 def test_those_that_other_replicas_miss_count_too(absences: Absences) -> None:
-    absences.record_absent("a", True, 0.0)
+    absences.record_absent("a", "p", True, 0.0)
     absences.confirm_absent("a", False, 0.0)
     assert absences.vanished_count == 1
     assert absences.set_vanished_elsewhere(2)
@@ -53,41 +35,42 @@ def test_those_that_other_replicas_miss_count_too(absences: Absences) -> None:
     assert not absences.confirm_absent("a", False, 10.0)
     absences.forget("a")
     assert absences.vanished_reason is None
-    absences.record_absent("b", True, 20.0)
+    absences.record_absent("b", "p", True, 20.0)
     assert absences.vanished_reason is not None
 
 
 def test_those_that_only_others_miss_hold_nothing(absences: Absences) -> None:
     absences.set_vanished_elsewhere(10)
     assert absences.vanished_reason is None
-    absences.record_absent("a", False, 0.0)
+    absences.record_absent("a", "p", False, 0.0)
     assert absences.vanished_reason is None
 
 
 def test_two_different_answers_do_not_confirm_each_other(absences: Absences) -> None:
-    absences.record_absent("a", True, 0.0)
+    absences.record_shown("shown", "p", 0.0)
+    absences.record_absent("a", "p", True, 0.0)
     assert not absences.confirm_absent("a", False, 0.0)
     assert not absences.confirm_absent("a", True, 10.0)
     assert absences.confirm_absent("a", True, 15.0)
 
 
 def test_a_task_that_comes_back_starts_afresh(absences: Absences) -> None:
-    absences.record_absent("a", True, 0.0)
+    absences.record_absent("a", "p", True, 0.0)
     absences.confirm_absent("a", False, 0.0)
     assert absences.forget("a")
     assert not absences.forget("a")
-    assert absences.record_absent("a", True, 100.0)
+    assert absences.record_absent("a", "p", True, 100.0)
     assert not absences.confirm_absent("a", False, 100.0)
 
 
 def test_the_first_look_without_a_task_seen_before_asks_to_look_around(absences: Absences) -> None:
-    assert absences.record_absent("a", True, 0.0)
-    assert not absences.record_absent("a", True, 1.0)
-    assert not absences.record_absent("never seen", False, 1.0)
+    assert absences.record_absent("a", "p", True, 0.0)
+    assert not absences.record_absent("a", "p", True, 1.0)
+    assert not absences.record_absent("never seen", "p", False, 1.0)
 
 
 def test_a_list_s_silence_alone_ends_nothing_and_asks_for_an_answer(absences: Absences) -> None:
-    absences.record_absent("a", True, 0.0)
+    absences.record_absent("a", "p", True, 0.0)
     assert absences.confirm_at("a", 3.0) == 3.0
     absences.confirm_absent("a", False, 3.0)
     assert absences.confirm_at("a", 4.0) == 8.0
@@ -96,10 +79,11 @@ def test_a_list_s_silence_alone_ends_nothing_and_asks_for_an_answer(absences: Ab
 class TestTogether:
     def vanish(self, absences: Absences, count: int, now: float = 0.0) -> None:
         for number in range(count):
-            absences.record_absent(f"t{number}", True, now)
+            absences.record_absent(f"t{number}", "p", True, now)
             absences.confirm_absent(f"t{number}", False, now)
 
     def test_two_are_not_many(self, absences: Absences) -> None:
+        absences.record_shown("shown", "p", 0.0)
         self.vanish(absences, 2)
         assert absences.vanished_reason is None
         assert absences.confirm_absent("t0", False, 5.0)
@@ -117,7 +101,7 @@ class TestTogether:
         assert all(absences.confirm_absent(f"t{number}", False, now) for number in range(3))
 
     def test_nothing_else_ends_meanwhile(self, absences: Absences) -> None:
-        absences.record_absent("never seen", False, 0.0)
+        absences.record_absent("never seen", "p", False, 0.0)
         absences.confirm_absent("never seen", False, 0.0)
         self.vanish(absences, 3, now=10.0)
         assert not absences.confirm_absent("never seen", False, 60.0)
@@ -145,7 +129,8 @@ class TestTogether:
         for number in range(3):
             absences.forget(f"t{number}")
         assert absences.vanished_reason is None
-        absences.record_absent("single", True, 100.0)
+        absences.record_shown("shown", "p", 100.0)
+        absences.record_absent("single", "p", True, 100.0)
         absences.confirm_absent("single", False, 100.0)
         assert absences.confirm_absent("single", False, 105.0)
 
@@ -154,7 +139,7 @@ class TestTogether:
         self.vanish(absences, 3)
         now = answer_for(absences, 500.0)
         for number in range(3):
-            absences.record_absent(f"second{number}", True, now)
+            absences.record_absent(f"second{number}", "p", True, now)
             absences.confirm_absent(f"second{number}", False, now)
         now = answer_for(absences, 110.0, start=now)
         assert absences.confirm_absent("t0", False, now)
@@ -164,33 +149,9 @@ class TestTogether:
 
     def test_one_missed_long_ago_does_not_shorten_the_wait_of_others(self, absences: Absences) -> None:
         absences.record_answer(0.0)
-        absences.record_absent("unproven", True, 0.0)
+        absences.record_absent("unproven", "p", True, 0.0)
         absences.confirm_absent("unproven", False, 0.0)
         now = answer_for(absences, 570.0)
         self.vanish(absences, 2, now=now)
         now = answer_for(absences, 300.0, start=now)
         assert not absences.confirm_absent("t0", False, now)
-
-
-class TestProof:
-    def test_another_task_within_the_last_minute_proves_the_service(self, absences: Absences) -> None:
-        absences.record_shown("other", 10.0)
-        assert absences.is_another_shown("a", 70.0)
-        assert not absences.is_another_shown("a", 71.0)
-
-    def test_the_task_itself_proves_nothing(self, absences: Absences) -> None:
-        absences.record_shown("a", 10.0)
-        assert not absences.is_another_shown("a", 11.0)
-
-    def test_of_two_tasks_each_proves_it_for_the_other(self, absences: Absences) -> None:
-        absences.record_shown("a", 10.0)
-        absences.record_shown("b", 10.0)
-        absences.record_shown("b", 12.0)
-        assert absences.is_another_shown("a", 13.0)
-        assert absences.is_another_shown("b", 13.0)
-
-    def test_only_a_sight_since_then_counts_where_that_is_asked(self, absences: Absences) -> None:
-        absences.record_shown("other", 10.0)
-        assert not absences.is_another_shown("a", 15.0, since=12.0)
-        absences.record_shown("other", 13.0)
-        assert absences.is_another_shown("a", 15.0, since=12.0)

@@ -14,7 +14,7 @@ from task_bridge.domain import task_json
 from task_bridge.domain.task import NO_RESULT, Rendering, Task
 from task_bridge.domain.task_json import UnreadableBody, parse_raw_task
 from task_bridge.vcenter.cis import renderings
-from task_bridge.vcenter.cis.renderings import SessionFault
+from task_bridge.vcenter.cis.renderings import Refusal, SessionFault
 from task_bridge.vcenter.http import Answer
 
 TASK = "52f9f1b0-160a:com.vmware.esx.settings"
@@ -64,6 +64,26 @@ class TestSent:
         )
         assert renderings.task_target("api", "a:b", with_result=True) == "/api/cis/tasks/a:b"
 
+    @pytest.mark.parametrize(
+        ("with_result", "api", "rest"),
+        [
+            (True, "return_all=true", "spec.return_all=true"),
+            (False, "exclude_result=true&return_all=true", "spec.exclude_result=true&spec.return_all=true"),
+        ],
+    )
+    def test_a_get_asks_for_all_in_the_way_of_its_rendering(self, with_result: bool, api: str, rest: str) -> None:
+        asked = {"with_result": with_result, "return_all": True}
+        assert renderings.task_target("api", "a:b", **asked) == f"/api/cis/tasks/a:b?{api}"
+        assert renderings.task_target("rest", "a:b", **asked) == f"/rest/cis/tasks/a:b?{rest}"
+
+    def test_a_list_asks_for_all_in_the_way_of_its_rendering(self) -> None:
+        (call,) = renderings.list_calls("api", ["a:b"], with_result=True, return_all=True)
+        assert json.loads(call.content or b"")["result_spec"] == {"return_all": True}
+        (call,) = renderings.list_calls("api", ["a:b"], with_result=False, return_all=True)
+        assert json.loads(call.content or b"")["result_spec"] == {"exclude_result": True, "return_all": True}
+        (call,) = renderings.list_calls("rest", ["a:b"], with_result=True, return_all=True)
+        assert call.target == "/rest/cis/tasks?filter_spec.tasks=a:b&result_spec.return_all=true"
+
     def test_a_list_on_api_is_one_request_with_a_body(self) -> None:
         (call,) = renderings.list_calls("api", ["a:b", "c:b"], with_result=False)
         assert (call.method, call.target) == ("POST", "/api/cis/tasks?action=list")
@@ -96,20 +116,20 @@ class TestMeaning:
         [
             (answer(401), SessionFault.CERTAIN),
             (answer(401, api_error("UNAUTHENTICATED", "x")), SessionFault.CERTAIN),
-            (answer(403, api_error("UNAUTHENTICATED", "x")), SessionFault.CERTAIN),
-            (answer(403, rest_error("unauthenticated", "x")), SessionFault.CERTAIN),
+            (answer(403, api_error("UNAUTHENTICATED", "x")), SessionFault.LIKELY),
+            (answer(403, rest_error("unauthenticated", "x")), SessionFault.LIKELY),
             (answer(403, api_error("UNAUTHORIZED", "vapi.security.authorization.invalid")), SessionFault.POSSIBLE),
             (answer(403, b"<html>"), SessionFault.POSSIBLE),
             (
                 answer(403, api_error("ERROR", "com.vmware.vapi.endpoint.method.authentication.required")),
-                SessionFault.CERTAIN,
+                SessionFault.LIKELY,
             ),
             (
                 answer(500, rest_error("error", "x", text="Rejecting login on a session where login failed")),
-                SessionFault.CERTAIN,
+                SessionFault.LIKELY,
             ),
-            (answer(500, {"type": "x", "value": {"messages": [{"id": "NotAuthenticated"}]}}), SessionFault.CERTAIN),
-            (answer(500, api_error("ERROR", "x", text="The session has expired.")), SessionFault.CERTAIN),
+            (answer(500, {"type": "x", "value": {"messages": [{"id": "NotAuthenticated"}]}}), SessionFault.LIKELY),
+            (answer(500, api_error("ERROR", "x", text="The session has expired.")), SessionFault.LIKELY),
             (answer(500, api_error("RESOURCE_INACCESSIBLE", "x")), SessionFault.NO),
             (answer(500, b"oops"), SessionFault.NO),
             (answer(200, b"{}"), SessionFault.NO),
@@ -138,6 +158,37 @@ class TestMeaning:
     )
     def test_which_answers_mean_that_nothing_is_offered_there(self, given: Answer, expected: bool) -> None:
         assert renderings.is_no_route(given) is expected
+
+    @pytest.mark.parametrize(
+        ("given", "expected"),
+        [
+            (answer(404, api_error("NOT_FOUND", "x")), Refusal.TASK),
+            (answer(404, rest_error("not_found", "x")), Refusal.TASK),
+            (answer(404, b'{"error_type":"NOT_FOUND","messages":[]}'), Refusal.TASK),
+            (answer(404, b'{"type":"com.vmware.vapi.std.errors.not_found","value":{"messages":[]}}'), Refusal.TASK),
+            (answer(403, api_error("UNAUTHORIZED", "x")), Refusal.TASK),
+            (answer(403, rest_error("unauthorized", "x")), Refusal.TASK),
+            (answer(404, api_error("UNAUTHORIZED", "x")), Refusal.ROUTER),
+            (answer(403, api_error("NOT_FOUND", "x")), Refusal.ROUTER),
+            (answer(404, api_error("OPERATION_NOT_FOUND", "x")), Refusal.ROUTER),
+            (answer(404, rest_error("operation_not_found", "x")), Refusal.ROUTER),
+            (answer(404, api_error("NOT_FOUND", "com.vmware.vapi.rest.httpNotFound")), Refusal.ROUTER),
+            (answer(404, rest_error("not_found", "com.vmware.vapi.rest.operationsForUrlNotFound")), Refusal.ROUTER),
+            (answer(404, OLD_ROUTER), Refusal.ROUTER),
+            (answer(404, api_error("NOT_FOUND", "x", text="Cannot find provider for 'a.b'.")), Refusal.PROVIDER),
+            (answer(404, rest_error("not_found", "x", text="cannot find provider")), Refusal.PROVIDER),
+            (answer(404, b"<html><h1>Not Found</h1>"), Refusal.ROUTER),
+            (answer(404, b"404 page not found"), Refusal.ROUTER),
+            (answer(404), Refusal.ROUTER),
+            (answer(404, b'{"type":"not_found","title":"Not Found"}'), Refusal.ROUTER),
+            (answer(404, b'{"name":"NOT_FOUND","message":"no backend"}'), Refusal.ROUTER),
+            (answer(404, b'{"type":"about:blank","title":"Not Found","status":404}'), Refusal.ROUTER),
+            (answer(404, b'["NOT_FOUND"]'), Refusal.ROUTER),
+            (answer(403), Refusal.ROUTER),
+        ],
+    )
+    def test_only_the_tasks_service_says_something_about_a_task(self, given: Answer, expected: Refusal) -> None:
+        assert renderings.classify_refusal(given) is expected
 
     @pytest.mark.parametrize(
         ("given", "expected"),

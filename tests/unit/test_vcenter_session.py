@@ -12,11 +12,11 @@ from collections.abc import AsyncIterator, Callable
 import httpx
 import pytest
 
+from task_bridge import __version__
 from task_bridge.domain.errors import VCenterUnavailable
 from task_bridge.metrics import Metrics
 from task_bridge.vcenter.cis.session import CisSession
 from task_bridge.vcenter.http import MAX_BODY_BYTES, AmbiguousFailure, Answer, AnswerTooLarge, VCenterHttp
-from task_bridge.vcenter.login import doubling_pause_s
 from vcenter_lab import Given
 
 CAPPED = {
@@ -56,6 +56,16 @@ class Scripted:
     async def get(self) -> Answer:
         return await self.session.request("get", "GET", "/api/cis/tasks/a")
 
+    def end_session(self, refusal: httpx.Response) -> None:
+        """Answer the session that there is now by this refusal, and the next one well."""
+        ended = self.requests[-1].headers["vmware-api-session-id"]
+
+        def answer(request: httpx.Request) -> httpx.Response:
+            is_over = request.headers["vmware-api-session-id"] == ended
+            return refusal if is_over else httpx.Response(200, json={})
+
+        self.answer = answer
+
     def logins(self, path: str = "/api/session") -> int:
         return self.asked.count(f"POST {path}")
 
@@ -79,6 +89,7 @@ async def test_the_login_sends_the_credentials_and_every_request_the_session(vce
     assert login.headers["authorization"] == f"Basic {expected}"
     assert get.headers["vmware-api-session-id"] == "token-1"
     assert "authorization" not in get.headers
+    assert {request.headers["user-agent"] for request in (login, get)} == {f"vcenter-task-bridge/{__version__}"}
 
 
 async def test_a_cookie_of_a_login_is_not_sent_beside_the_session(vcenter: Scripted) -> None:
@@ -110,14 +121,14 @@ async def test_where_there_is_no_modern_login_the_legacy_one_is_used_and_remembe
     def login(request: httpx.Request) -> httpx.Response:
         if request.url.path == "/api/session":
             return httpx.Response(status, text="404 page not found")
-        return httpx.Response(200, json={"value": "legacy"})
+        return httpx.Response(200, json={"value": f"legacy-{len(vcenter.asked)}"})
 
     vcenter.login = login
     assert (await vcenter.get()).ok
-    assert vcenter.requests[-1].headers["vmware-api-session-id"] == "legacy"
-    vcenter.answer = once(httpx.Response(401), httpx.Response(200, json={}))
+    assert vcenter.requests[-1].headers["vmware-api-session-id"] == "legacy-2"
+    vcenter.end_session(httpx.Response(401))
     await vcenter.get()
-    assert (vcenter.logins(), vcenter.logins("/rest/com/vmware/cis/session")) == (1, 2)
+    assert (vcenter.logins(), vcenter.logins("/rest/com/vmware/cis/session")) == (1, 3)  # two logins and a check
     assert await vcenter.session.check()
     assert vcenter.asked[-1] == "POST /rest/com/vmware/cis/session"
     await vcenter.session.close()
@@ -144,9 +155,11 @@ async def test_what_has_no_login_at_all_is_told_as_no_vcenter(vcenter: Scripted)
 async def test_a_request_whose_session_ended_is_repeated_with_a_new_one_once(
     vcenter: Scripted, ended: httpx.Response
 ) -> None:
-    vcenter.answer = once(ended, httpx.Response(200, json={}))
+    await vcenter.get()
+    vcenter.end_session(ended)
     assert (await vcenter.get()).ok
-    assert vcenter.asked == ["POST /api/session", "GET /api/cis/tasks/a"] * 2
+    login = ["POST /api/session", "GET /api/cis/tasks/a"]
+    assert vcenter.asked == [*login, "GET /api/cis/tasks/a", "GET /api/session", "DELETE /api/session", *login]
 
 
 class TestDoubtfulSession:
@@ -163,6 +176,7 @@ class TestDoubtfulSession:
         assert vcenter.asked[2:] == [
             "GET /api/cis/tasks/a",
             "GET /api/session",
+            "DELETE /api/session",
             "POST /api/session",
             "GET /api/cis/tasks/a",
         ]
@@ -251,20 +265,21 @@ class TestSessionLimit:
         labels = {"vcenter": "lab", "result": "session_limit"}
         assert value("task_bridge_vcenter_logins_total", labels) == 1
 
-    @pytest.mark.parametrize(("times", "pause_s"), [(1, 10), (2, 20), (5, 160), (6, 300), (10_000, 300)])
-    def test_the_pause_doubles_up_to_five_minutes(self, times: int, pause_s: float) -> None:
-        assert doubling_pause_s(times, 10.0) == pause_s
-
 
 async def test_a_session_that_is_not_accepted_is_not_replaced_over_and_over(vcenter: Scripted) -> None:
     vcenter.answer = lambda _: httpx.Response(401)
     for _ in range(20):
         with pytest.raises(VCenterUnavailable, match="doesn't accept the session"):
             await vcenter.get()
+    assert vcenter.logins() == 1
+    vcenter.now += 3
+    with pytest.raises(VCenterUnavailable, match="doesn't accept the session"):
+        await vcenter.get()
     assert vcenter.logins() == 2
-    vcenter.now += 10
+    assert vcenter.asked.count("DELETE /api/session") == 1
     vcenter.answer = lambda _: httpx.Response(200, json={})
-    assert (await vcenter.get()).ok
+    assert (await vcenter.get()).ok  # in the session that was rejected before
+    assert vcenter.logins() == 2
 
 
 async def test_a_login_that_fails_otherwise_is_tried_again_by_the_next_who_needs_it(vcenter: Scripted) -> None:

@@ -14,7 +14,7 @@ import pytest
 from structlog.testing import capture_logs
 
 from task_bridge.domain.errors import Refused, VCenterUnavailable
-from task_bridge.domain.task import UNAVAILABLE, Task
+from task_bridge.domain.task import UNAVAILABLE, Result, Task
 from task_bridge.metrics import Metrics
 from task_bridge.simulator.app import SimulatedVCenter
 from task_bridge.vcenter.cis import CisSource, PollPolicy
@@ -117,16 +117,17 @@ async def test_a_task_that_seems_to_run_again_while_its_result_is_fetched_is_ask
         assert it.statuses("a:p") == ["SUCCEEDED"]
 
 
-async def test_a_result_that_came_with_the_look_is_not_fetched() -> None:
+async def test_a_result_that_came_with_the_look_is_kept_if_all_else_can_not_be_fetched() -> None:
     def answer(how: str, with_result: bool, tasks: list[str]) -> httpx.Response:
+        if with_result:
+            return NOT_FOUND if how == "get" else httpx.Response(200, json={})
         return tasks_answer(how, tasks, {**SUCCEEDED, "result": {"a": 1}})
 
     async with looking(answer) as (it, vcenter):
         it.parks = True
         it.follow("a:p")
-        await it.ended("a:p")
-        assert len(it.standings("a:p")) == 1
-        assert not [asked for asked in vcenter.asked if asked[1]]
+        assert (await it.ended("a:p")).result == Result(b'{"a":1}')
+        assert [asked for asked in vcenter.asked if asked[1]]
 
 
 async def test_a_get_that_can_not_leave_out_the_result_asks_for_it_all() -> None:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
 
 import pytest
 
 from task_bridge.vcenter.vim import soap
-from task_bridge.vcenter.vim.soap import Ref, SoapFault, UnreadableXml
+from task_bridge.vcenter.vim.soap import Ref, SoapFault, UnreadableXml, XmlOutOfBounds
 
 ENVELOPE = "http://schemas.xmlsoap.org/soap/envelope/"
 
@@ -71,6 +72,40 @@ def test_what_is_no_answer_is_told_in_a_sentence_and_nothing_else(body: bytes) -
     with pytest.raises(UnreadableXml) as told:
         soap.parse_answer(body, "Login")
     assert len(str(told.value)) < 400
+
+
+PIECE = 1024 * 1024
+
+
+@pytest.mark.parametrize("before", [0, 1, PIECE - 300, PIECE - 200, *range(PIECE - 130, PIECE - 90), PIECE])
+def test_a_document_type_is_found_wherever_a_piece_ends(before: int) -> None:
+    body = enveloped(f"<LoginResponse>{' ' * before}<![CDATA[<!DOCTYPE]]></LoginResponse>")
+    for source in (body, io.BytesIO(body)):
+        with pytest.raises(UnreadableXml, match="document type"):
+            soap.parse_answer(source, "Login")
+
+
+def test_an_answer_in_another_encoding_hides_no_document_type() -> None:
+    text = '<?xml version="1.0" encoding="utf-16"?><!DOCTYPE a [<!ENTITY e "x">]><a b="&e;"/>'
+    with pytest.raises(UnreadableXml):
+        soap.parse_answer(text.encode("utf-16"), "Login")
+
+
+def test_tags_and_attributes_are_counted_over_all_pieces() -> None:
+    fitting = "<LoginResponse>" + "<a/>     " * 390_000 + "</LoginResponse>"
+    assert len(soap.parse_answer(enveloped(fitting), "Login")) == 390_000
+    for inner in ("<a/>     " * 400_000, "<a b=''/>     " * 200_000):
+        with pytest.raises(XmlOutOfBounds, match="400000 tags and attributes"):
+            soap.parse_answer(enveloped(f"<LoginResponse>{inner}</LoginResponse>"), "Login")
+
+
+def test_nesting_is_bounded_and_told_as_that() -> None:
+    deep = "<a>" * 2_000 + "</a>" * 2_000
+    assert len(soap.parse_answer(enveloped(f"<LoginResponse>{deep}</LoginResponse>"), "Login")) == 1
+    with pytest.raises(XmlOutOfBounds):
+        soap.parse_answer(
+            enveloped(f"<LoginResponse>{deep * 1}{'<a>' * 3_000}{'</a>' * 3_000}</LoginResponse>"), "Login"
+        )
 
 
 def test_no_file_is_read_for_an_answer(tmp_path: Path) -> None:

@@ -9,7 +9,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from lxml import etree
 
-from task_bridge.domain.task import NO_RESULT, Message, Progress, Target, Task, TaskIdentity, may_be_same_task
+from task_bridge.domain.task import (
+    NO_RESULT,
+    Initiator,
+    Message,
+    Progress,
+    Result,
+    Target,
+    Task,
+    TaskIdentity,
+    may_be_same_task,
+)
 from task_bridge.vcenter.vim.taskinfo import (
     DYNAMIC,
     PATHS,
@@ -77,11 +87,44 @@ def test_without_a_state_there_is_no_task(state: str) -> None:
         ('<reason x:type="TaskReasonAlarm"><alarmName>full</alarmName></reason>', "user", "full"),
         ('<reason x:type="TaskReasonSystem"/>', "user", None),
         ('<reason x:type="v:TaskReasonOfLater"><who>me</who></reason>', "user", None),
+        ('<reason x:type="TaskReasonUser"><userName>jo</userName></reason>', "initiator", Initiator("user", "jo")),
+        (
+            '<reason x:type="TaskReasonSchedule"><name>n</name><scheduledTask type="ScheduledTask">s</scheduledTask>'
+            "</reason>",
+            "initiator",
+            Initiator("schedule", "n"),
+        ),
+        (
+            '<reason x:type="TaskReasonAlarm"><alarmName>full</alarmName><alarm type="Alarm">a</alarm>'
+            '<entityName>ds</entityName><entity type="Datastore">d</entity></reason>',
+            "initiator",
+            Initiator("alarm", "full"),
+        ),
+        ('<reason x:type="TaskReasonSystem"/>', "initiator", Initiator("system", None)),
+        ('<reason x:type="v:TaskReasonOfLater"/>', "initiator", Initiator("TaskReasonOfLater", None)),
+        (
+            '<reason x:type="TaskReasonOfLater"><userName>jo</userName></reason>',
+            "initiator",
+            Initiator("TaskReasonOfLater", "jo"),
+        ),
+        ("<reason><userName>jo</userName></reason>", "initiator", Initiator("user", "jo")),
+        ("<reason><alarmName>full</alarmName></reason>", "initiator", Initiator("alarm", "full")),
+        ("<reason/>", "initiator", None),
+        ("", "initiator", None),
+        ("<cancelled>true</cancelled>", "cancel_requested", True),
+        ("<cancelled>0</cancelled>", "cancel_requested", False),
+        ("", "cancel_requested", None),
+        ("<rootTaskKey>task-0</rootTaskKey>", "root", "task-0"),
+        ("<queueTime>2026-11-24T22:40:55.123456789Z</queueTime>", "queued_at", "2026-11-24T22:40:55.123Z"),
+        ("<queueTime>2026-11-24T23:40:55+01:00</queueTime>", "queued_at", "2026-11-24T22:40:55.000Z"),
+        ("<queueTime>soon</queueTime>", "queued_at", None),
         ("<cancelable>1</cancelable>", "cancelable", True),
         ("<cancelable>perhaps</cancelable>", "cancelable", None),
         ("<parentTaskKey>task-1</parentTaskKey>", "parent", "task-1"),
         ("<progress>42</progress>", "progress", Progress(42, 100, 42.0, None)),
         ("<progress>250</progress>", "progress", Progress(250, 100, 100.0, None)),
+        ("<progress>0</progress>", "progress", Progress(0, 100, 0.0, None)),
+        ("<progress>-1</progress>", "progress", Progress(-1, 100, None, None)),
         (f"<progress>{'9' * 4000}</progress>", "progress", None),
         ("<progress>1_0</progress>", "progress", None),
         (
@@ -109,18 +152,34 @@ def test_a_field_of_a_running_task(xml: str, field: str, expected: Any) -> None:
         ('<result x:type="xsd:boolean">true</result>', b"true"),
         ('<result x:type="xsd:double">1.5</result>', b"1.5"),
         ('<result x:type="xsd:double">INF</result>', b'"INF"'),
-        ('<result x:type="ArrayOfString"/>', b'{"type":"ArrayOfString"}'),
-        ('<result x:type="v:OfLater"><a><b/></a></result>', b'{"type":"OfLater"}'),
-        ("<result><a/></result>", b'{"type":null}'),
-        ('<result x:type="xsd:int">many</result>', b""),
+        ('<result x:type="ArrayOfString"/>', b"[]"),
+        ('<result x:type="v:OfLater"><a><b/></a></result>', b'{"_type":"OfLater","a":{"b":""}}'),
+        ("<result><a/></result>", b'{"a":""}'),
+        ('<result x:type="xsd:int">many</result>', b'"many"'),
         ('<result x:nil="true"/>', b""),
         ("", b""),
     ],
 )
-def test_a_result_is_a_reference_or_a_scalar_else_only_its_type(xml: str, json: bytes) -> None:
-    result = read("success", xml).result
+@pytest.mark.parametrize("state", ["success", "error"])
+def test_a_result_is_the_whole_value_of_a_failed_task_too(state: str, xml: str, json: bytes) -> None:
+    result = read(state, xml).result
     assert result is not None
     assert (result.json, result.available) == (json, True)
+
+
+def test_a_result_that_exceeds_the_bounds_is_unavailable_with_the_reason() -> None:
+    deepest = read("success", f"<result>{'<a>' * 32}x{'</a>' * 32}</result>").result
+    deeper = read("success", f"<result>{'<a>' * 33}x{'</a>' * 33}</result>").result
+    info = element("<state>success</state><result/>")
+    info[1].text = "\n" * (17 * 1024 * 1024)  # JSON takes two bytes for each
+    task = build_task(parse_info(info), None, {})
+    assert task is not None
+    long = task.result
+    assert deepest is not None
+    assert (deepest.json.count(b"{"), deepest.available) == (32, True)
+    assert deeper == Result(available=False, reason="the result is nested more than 32 deep")
+    assert long is not None
+    assert (long.json, long.available, "35651586 bytes" in long.reason) == (b"", False, True)
 
 
 @pytest.mark.parametrize(
@@ -136,11 +195,11 @@ def test_a_result_is_a_reference_or_a_scalar_else_only_its_type(xml: str, json: 
         (
             '<error><fault x:type="RequestCanceled"/></error>',
             "RequestCanceled",
-            "vCenter reports RequestCanceled",
+            "RequestCanceled, without a message",
             [],
         ),
-        ("<error><fault/></error>", None, "vCenter reports a failure", []),
-        ('<error x:nil="true"/>', None, "vCenter reports a failure", []),
+        ("<error><fault/></error>", None, "vCenter reports that the task failed and gives no reason", []),
+        ('<error x:nil="true"/>', None, "vCenter reports that the task failed and gives no reason", []),
         ("", None, "vCenter reports that the task failed and gives no reason", []),
     ],
 )

@@ -891,3 +891,70 @@ def test_a_standstill_counts_from_the_last_change_until_it_is_told(
 
 def test_a_watch_is_restated_after_half_of_the_time_that_events_are_kept() -> None:
     assert Policy(SOURCE, 2.0, events_max_age_s=100.0).restate_after_s == 50.0
+
+
+# Details
+
+
+DETAILED = a_watch(details=True, stalled_after_s=60.0)
+SOME, MORE = {"subtasks": {"a": "RUNNING"}}, {"subtasks": {"a": "SUCCEEDED"}}
+
+
+@pytest.mark.parametrize("takeover", [False, True])
+@pytest.mark.parametrize(
+    ("script", "expected"),
+    [
+        ([(0, running(extra=SOME)), (5, running(extra=SOME))], [(0, "watching")]),
+        ([(0, running(extra=SOME)), (5, running(extra=MORE))], [(0, "watching"), (5, "progress")]),
+        ([(0, running()), (5, running(extra=MORE)), (9, running(extra=MORE))], [(0, "watching"), (5, "progress")]),
+        ([(0, running(extra=SOME)), (1, running(extra=MORE))], [(0, "watching")]),
+        ([(0, running(extra=SOME)), (5, running(extra=None))], [(0, "watching")]),
+        ([(0, running(extra=SOME)), (5, blocked(extra=MORE))], [(0, "watching"), (5, "status")]),
+        ([(0, running(extra=SOME)), (50, running(extra=MORE)), (70, running(extra=MORE)), (111, running(extra=MORE))],
+         [(0, "watching"), (50, "progress"), (111, "stalled")]),
+        ([(0, running(extra=SOME)), (5, succeeded(extra=MORE))], [(0, "watching"), (5, "completed.succeeded")]),
+    ],
+)  # fmt: skip
+def test_a_change_of_extra_alone_is_progress(script: Script, expected: list[tuple[float, str]], takeover: bool) -> None:
+    replica = Replica(DETAILED)
+    for look in script:
+        replica = replica.resumed() if takeover else replica
+        play(replica, [look])
+
+    assert told(replica.events) == expected
+
+
+@pytest.mark.parametrize(
+    ("script", "extras"),
+    [
+        ([(0, running(extra=SOME)), (5, blocked(extra=None))], [SOME, SOME]),
+        ([(0, running(extra=SOME)), (5, blocked(extra=MORE))], [SOME, MORE]),
+        ([(0, running(extra=SOME)), (65, running(extra=SOME))], [SOME, SOME]),
+        ([(0, running(extra=SOME)), (65, lost())], [SOME, SOME]),
+        ([(0, running(extra=SOME)), (5, succeeded(extra=None))], [SOME, None]),
+        ([(0, running(extra=SOME)), (5, succeeded(extra=MORE))], [SOME, MORE]),
+    ],
+)
+def test_every_event_of_a_watch_with_details_carries_the_newest_extra(script: Script, extras: list[object]) -> None:
+    assert [event.data.extra for event in played(script, DETAILED).events] == extras
+
+
+def test_details_change_nothing_for_a_classic_task() -> None:
+    script: Script = [(0, running(extra={"question": 1})), (5, running(extra={"question": 2}))]
+
+    assert told(played(script, a_watch(api="vim", details=True)).events) == [(0, "watching")]
+
+
+def test_an_extra_that_was_dropped_from_its_event_is_not_published_again_until_it_changes() -> None:
+    last = an_event("progress", status="RUNNING", extra=None, unchanged_since=rfc3339(NOW))
+    view = view_from_event(stored(last))
+    view.task = running(extra=SOME)
+    record_poll(view, last, running(extra=SOME), NOW + 5)
+    assert next_event(DETAILED, last, view, NOW + 5, POLICY) is None
+    assert wake_at(DETAILED, last, view, POLICY) == NOW + RESTATE_S
+
+    record_poll(view, last, running(extra=MORE), NOW + 10)
+    draft = next_event(DETAILED, last, view, NOW + 10, POLICY)
+
+    assert draft is not None
+    assert (draft.event.kind, draft.event.data.extra) == ("progress", MORE)

@@ -27,6 +27,7 @@ def completed(**fields: object) -> EventData:
         ({"api": "cis"}, None),
         ({"extra": {}}, None),
         ({"extra": None}, None),
+        ({"extra": {"truncated": True, "bytes": 70_000}, "queued_at": QUEUED}, SAME),
     ],
 )
 def test_only_a_classic_event_that_says_when_its_task_was_queued_has_an_identity(

@@ -35,6 +35,7 @@ active = st.builds(
     progress=st.none() | st.builds(progress, st.none() | st.integers(0, 4)),
     cancelable=st.none() | st.booleans(),
     result=st.none() | results,
+    extra=st.sampled_from([None, {"subtasks": {}}, {"subtasks": {"a": 1}}]),
 )
 ended = st.builds(a_task, st.just("SUCCEEDED"), result=results) | st.builds(
     a_task,
@@ -55,6 +56,7 @@ watches = st.builds(
     timeout_at=st.none() | st.sampled_from([NOW + 1, NOW + 30, NOW + 100, NOW + 300]),
     stalled_after_s=st.sampled_from([0.0, 1.0, 50.0]),
     partial_results=st.booleans(),
+    details=st.booleans(),
 )
 inline_maxes = st.sampled_from([0, 1_000])
 
@@ -79,11 +81,11 @@ def lived_through(
 
 
 def as_asked(watch: Watch, standing: PollResult | None) -> PollResult | None:
-    """A look at a task that goes on brings a result only where it is asked for, and then always."""
+    """A look at a task that goes on brings a result and an extra only where they are asked for; a result always."""
     if not isinstance(standing, Task) or standing.ended:
         return standing
     result = (standing.result or NO_RESULT) if watch.partial_results else None
-    return msgspec.structs.replace(standing, result=result)
+    return msgspec.structs.replace(standing, result=result, extra=standing.extra if watch.details else None)
 
 
 def is_end(standing: PollResult | None) -> bool:
@@ -202,6 +204,7 @@ def what_counts(event: Event) -> tuple[object, ...]:
         data.cancelable,
         bytes(data.result),
         data.result_ref and data.result_ref.sha256,
+        repr(data.extra),
     )
 
 
@@ -237,6 +240,8 @@ def test_the_last_progress_is_always_told(watch: Watch, history: History) -> Non
         assert isinstance(shown, Task)
         told = replica.events[-1].data
         assert (told.status, told.progress, told.cancelable) == (shown.status, shown.progress, shown.cancelable)
+        extras = [step.standing.extra for step in history if isinstance(step.standing, Task) and step.standing.extra]
+        assert told.extra == (extras[-1] if extras and watch.details else None)
 
 
 def times(history: History) -> list[float]:

@@ -18,6 +18,7 @@ from task_bridge.domain.ports import UNCHANGED, PollResult, StreamContents, Unan
 from task_bridge.domain.task import NO_RESULT, Task, TaskError
 from task_bridge.domain.watch import Policy, TaskView, Watch, record_poll
 from task_bridge.metrics import Metrics
+from task_bridge.result_reads import ResultReads
 from task_bridge.watcher import Watcher
 from unit.builders import (
     NOW,
@@ -34,7 +35,7 @@ from unit.builders import (
     running,
     succeeded,
 )
-from unit.fakes import Clock, FakeSource, RecordingHandle, RecordingJournal
+from unit.fakes import Clock, FakeMarks, FakeSource, RecordingHandle, RecordingJournal
 
 DEADLINE_S = 5.0
 ENDED = succeeded(None)
@@ -61,7 +62,8 @@ class Bridge:
         self.metrics = Metrics()
         self.sources = sources
         self.server_clock = ServerClock(self.clock, self.clock)
-        self.watcher = Watcher(sources, self.journal, lambda _: policy, self.metrics, self.server_clock)
+        reads = ResultReads(FakeMarks())
+        self.watcher = Watcher(sources, self.journal, lambda _: policy, self.metrics, self.server_clock, reads)
 
     def step_server_clock(self, seconds: float) -> None:
         """From now on nats-server's answers carry a time that differs by so much."""
@@ -527,6 +529,41 @@ async def test_a_watch_whose_last_event_has_gone_is_restated(bridge: Bridge) -> 
         check.cancel()
 
     assert (handle.said, bridge.journal.kinds, bridge.watcher.held_count) == ([], ["status"], 1)
+
+
+async def test_a_watch_whose_last_event_has_gone_goes_on_with_the_next_one(bridge: Bridge) -> None:
+    handle = await bridge.take()
+    await bridge.see(running(0))
+    bridge.journal.entries.clear()
+
+    await bridge.see(blocked())
+
+    assert (handle.said, bridge.journal.kinds, bridge.watcher.held_count) == ([], ["status"], 1)
+
+
+@pytest.mark.parametrize("is_noticed_first", [True, False])
+async def test_a_watch_whose_last_event_and_message_have_gone_is_over(bridge: Bridge, is_noticed_first: bool) -> None:
+    """Another replica may have ended it, and its final event went with the others."""
+    handle = await bridge.take()
+    await bridge.see(running(0))
+    bridge.journal.entries.clear()
+    handle.current = False
+
+    if is_noticed_first:
+        await bridge.watcher.check_ownership("lab", TASK)
+        await idle()
+    await bridge.see(succeeded())
+
+    assert (handle.said, bridge.journal.kinds, bridge.watcher.held_count) == (["drop"], [], 0)
+
+
+async def test_a_watch_without_events_is_left_where_another_watch_of_its_task_has_ended(bridge: Bridge) -> None:
+    handle = await bridge.take()
+    bridge.journal.write(of_another(UNWATCHED))
+
+    await bridge.see(running(0))
+
+    assert (handle.said, bridge.journal.kinds) == (["drop"], ["abandoned.unwatched"])
 
 
 async def test_a_missed_hint_is_made_good_by_the_sweep(bridge: Bridge) -> None:

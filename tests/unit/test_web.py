@@ -24,11 +24,18 @@ from task_bridge.domain.board import RowFilter, WatchBoard
 from task_bridge.domain.durations import rfc3339
 from task_bridge.domain.errors import CannotStart
 from task_bridge.domain.events import Event, EventData, WatchRef
-from task_bridge.domain.task import Progress, TaskError
+from task_bridge.domain.task import Progress, Target, TaskError
 from task_bridge.metrics import Metrics
 from task_bridge.settings import Listen
 from task_bridge.web.board import BoardRenderer, BoardView
-from task_bridge.web.health import BridgeHealth, JetStreamHealth, NatsHealth, ResourceHealth, VCenterHealth
+from task_bridge.web.health import (
+    BridgeHealth,
+    JetStreamHealth,
+    NatsHealth,
+    ResourceHealth,
+    VCenterApiHealth,
+    VCenterHealth,
+)
 from task_bridge.web.routes import build_web
 from task_bridge.web.server import WebServer
 
@@ -52,7 +59,18 @@ HEALTHY = BridgeHealth(
     jetstream=JetStreamHealth(ok=True),
     streams=(ResourceHealth("VCENTER_TASKS_EVENTS", ok=True),),
     consumers=(ResourceHealth("bridge", ok=True),),
-    vcenters=(VCenterHealth("lab", "ok", last_good_poll_age_s=1.26, watches=3),),
+    vcenters=(
+        VCenterHealth(
+            "lab",
+            "ok",
+            last_good_poll_age_s=1.26,
+            watches=3,
+            apis=(
+                VCenterApiHealth("cis", "ok", None, 1.26, 3),
+                VCenterApiHealth("vim", "unknown", is_in_use=False),
+            ),
+        ),
+    ),
     held=3,
     waiting=1,
     capacity=50_000,
@@ -70,6 +88,7 @@ def event(
     message: str = "",
     labels: dict[str, str] | None = None,
     task: str = "",
+    target: Target | None = None,
 ) -> Event:
     """An event of the watch `number` of a task, which began that many seconds after a moment."""
     since = rfc3339(1_700_000_000 + int(number, 36))
@@ -86,6 +105,7 @@ def event(
         status="RUNNING",
         progress=Progress(1, 2, percent, message),
         error=error,
+        target=target,
     )
     return Event("https://lab", 1_700_000_000 + int(number, 36), data)
 
@@ -165,7 +185,33 @@ async def test_readiness_tells_everything_it_rests_on(web: httpx.AsyncClient) ->
         "jetstream": {"ok": True, "reason": None},
         "streams": [{"name": "VCENTER_TASKS_EVENTS", "ok": True, "reason": None}],
         "consumers": [{"name": "bridge", "ok": True, "reason": None}],
-        "vcenters": [{"name": "lab", "state": "ok", "reason": None, "last_good_look_age_seconds": 1.3, "watches": 3}],
+        "vcenters": [
+            {
+                "name": "lab",
+                "state": "ok",
+                "reason": None,
+                "last_good_look_age_seconds": 1.3,
+                "watches": 3,
+                "apis": {
+                    "cis": {
+                        "state": "ok",
+                        "reason": None,
+                        "last_good_look_age_seconds": 1.3,
+                        "watches": 3,
+                        "held_back": 0,
+                        "in_use": True,
+                    },
+                    "vim": {
+                        "state": "unknown",
+                        "reason": None,
+                        "last_good_look_age_seconds": None,
+                        "watches": 0,
+                        "held_back": 0,
+                        "in_use": False,
+                    },
+                },
+            }
+        ],
         "held": 3,
         "waiting": 1,
         "capacity": 50_000,
@@ -255,8 +301,11 @@ async def test_a_clock_that_differs_from_nats_servers_is_reported_and_stops_noth
 def test_everything_on_the_page_is_escaped_and_cannot_turn_around_what_stands_beside_it() -> None:
     evil = "<script>alert('1')</script>\x1b[31m\u202e"
     overview = WatchBoard()
-    overview.apply_event(event("a", kind="progress", message=evil, labels={evil: evil}, task=evil), owner=evil)
-    overview.apply_event(event("b", kind="completed", outcome="failed", message=evil, task=evil + "2"), owner=evil)
+    target = Target(evil, evil, evil, evil)
+    overview.apply_event(event("a", kind="progress", message=evil, labels={evil: evil}, task=evil, target=target), evil)
+    overview.apply_event(
+        event("b", kind="completed", outcome="failed", message=evil, task=evil + "2", target=target), evil
+    )
     overview.complete = True
     health = BridgeHealth(
         nats=NatsHealth(connected=False, reason=evil),
@@ -272,6 +321,27 @@ def test_everything_on_the_page_is_escaped_and_cannot_turn_around_what_stands_be
         assert "\x1b" not in html
         assert "\u202e" not in html
     assert whole.count("&lt;script&gt;") > 12
+
+
+NAMED = Target("VirtualMachine", "vm-7", "a%2fb", "/DC/vm/web/a%2fb")
+TARGETS = {
+    "named": (NAMED, "VirtualMachine vm-7", "<bdi>a%2fb</bdi>", "<bdi>/DC/vm/web/a%2fb</bdi>"),
+    "unnamed": (Target("Folder", "group-v3"), "Folder group-v3", "<bdi>group-v3</bdi>", "<bdi>Folder group-v3</bdi>"),
+    "without a type": (Target(None, "vm-7"), "vm-7", "<bdi>vm-7</bdi>", "<bdi>vm-7</bdi>"),
+}
+
+
+@pytest.mark.parametrize("kind", TARGETS)
+@pytest.mark.parametrize("final", [False, True])
+def test_the_board_shows_the_name_and_path_of_a_target_and_finds_tasks_by_them(kind: str, final: bool) -> None:
+    target, *shown = TARGETS[kind]
+    board = WatchBoard()
+    board.apply_event(event("1", kind="completed" if final else "status", target=target), "")
+    page = BoardRenderer().render_page(BoardView(HEALTHY, board, None, RowFilter(), 0.0))
+    assert all(text in page for text in shown), shown
+    for word in filter(None, (target.type, target.id, target.name, target.path)):
+        found = board.select_page(RowFilter(word))
+        assert len(found.endings if final else found.rows) == 1
 
 
 async def test_the_page_needs_nothing_from_outside_and_its_policy_allows_nothing_else(

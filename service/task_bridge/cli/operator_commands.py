@@ -24,9 +24,23 @@ CheckOnly = Annotated[
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON, one object per line.")]
 PrintOnly = Annotated[bool, typer.Option("--print", help="Print commands of the nats CLI that do the same.")]
+Consumer = Annotated[
+    str | None,
+    typer.Option(metavar="NAME", help="Also create a durable consumer of events, which workers pull from."),
+]
+Filters = Annotated[
+    list[str] | None,
+    typer.Option("--filter", metavar="SUBJECT", help="The events of the consumer; repeatable. Needs --consumer."),
+]
 
 
-def provision(check: CheckOnly = False, only_print: PrintOnly = False, as_json: Json = False) -> None:
+def provision(
+    check: CheckOnly = False,
+    only_print: PrintOnly = False,
+    as_json: Json = False,
+    consumer: Consumer = None,
+    filters: Filters = None,
+) -> None:
     """Create the streams, consumers and bucket; list any difference from the settings, then apply it.
 
     Needs only the settings of NATS. No other command changes what an operator has tuned.
@@ -34,22 +48,46 @@ def provision(check: CheckOnly = False, only_print: PrintOnly = False, as_json: 
     logs.configure("auto", "error")
     try:
         settings = load(need_vcenters=False)
-        is_good = _print_nats_commands(settings) if only_print else asyncio.run(_provision(settings, check, as_json))
+        expected = _expected_jetstream(settings, consumer, filters or [])
+        if only_print:
+            is_good = _print_nats_commands(settings, expected)
+        else:
+            is_good = asyncio.run(_provision(settings, expected, check, as_json))
     except CannotStart as error:
         exit_with_error(error)
     raise typer.Exit(0 if is_good else FAILED)
 
 
-def _print_nats_commands(settings: Settings) -> bool:
+def _expected_jetstream(settings: Settings, consumer: str | None, filters: list[str]) -> JetStreamConfig:
+    """Return what to create. Raises BadParameter if the consumer or its filters can't be."""
     from ..checks import expected_jetstream  # noqa: PLC0415
+    from ..domain.subjects import SubjectNames, is_consumer_name  # noqa: PLC0415
+    from ..jetstream.provision import worker_consumer  # noqa: PLC0415
+
+    expected, names = expected_jetstream(settings), SubjectNames(settings.subject_prefix)
+    if consumer is None and not filters:
+        return expected
+    if consumer is None or not filters:
+        raise typer.BadParameter(f"--consumer and --filter need each other, like --filter {names.events}.>")
+    if not is_consumer_name(consumer):
+        raise typer.BadParameter(f"{consumer!r} can't be a consumer's name: use letters, digits, - and _")
+    for subject in filters:
+        if not names.is_filter_of_stored(subject):
+            raise typer.BadParameter(
+                f"{subject!r} matches no event: filters begin with {names.events}., or are {names.rejected}"
+            )
+    return expected.with_events_consumer(worker_consumer(consumer, list(dict.fromkeys(filters))))
+
+
+def _print_nats_commands(settings: Settings, expected: JetStreamConfig) -> bool:
     from ..jetstream.nats_cli import nats_commands  # noqa: PLC0415
 
-    for command in nats_commands(expected_jetstream(settings), settings.nats.js_domain):
+    for command in nats_commands(expected, settings.nats.js_domain):
         typer.echo(command)
     return True
 
 
-async def _provision(settings: Settings, check_only: bool, as_json: bool) -> bool:
+async def _provision(settings: Settings, expected: JetStreamConfig, check_only: bool, as_json: bool) -> bool:
     """Return True if the bridge can work with the streams. With JSON only differences are on standard output."""
     from .. import checks  # noqa: PLC0415
     from ..jetstream.connection import server_version  # noqa: PLC0415
@@ -57,7 +95,7 @@ async def _provision(settings: Settings, check_only: bool, as_json: bool) -> boo
     from ..jetstream.provision import provision as compare  # noqa: PLC0415
     from ..jetstream.streams import Streams  # noqa: PLC0415
 
-    expected, all_applied = checks.expected_jetstream(settings), True
+    all_applied = True
     try:
         async with checks.connect_or_explain(settings) as client:
             check_version(server_version(client))

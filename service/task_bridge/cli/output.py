@@ -17,6 +17,7 @@ from ..domain.durations import rfc3339
 from ..domain.events import Event, WatchRef
 from ..domain.requests import GetReply, ListedWatch, WatchReply
 from ..domain.task import Progress as Percentage
+from ..domain.task import Target
 
 _STYLES = {"completed.succeeded": "green", "completed.failed": "red", "completed.canceled": "yellow"}
 _SHORT_ID_WIDTH, _UNLIMITED_WIDTH = 24, 10_000
@@ -72,29 +73,35 @@ def _format_percent(progress: Percentage | None) -> str:
     return "" if progress is None or progress.percent is None else f"{progress.percent:.0f} %"
 
 
-def describe(event: Event) -> str:
-    """Return the event in a few words: the status of the task, and its error."""
+def describe(event: Event, *, with_target: bool = False) -> str:
+    """Return the event in a few words: the status of the task, the name of its target if known, and its error."""
     data = event.data
     parts = [data.status or "", _format_percent(data.progress)]
     if data.final and data.duration_seconds is not None:
         parts.append(f"{data.duration_seconds:.1f} s")
-    if data.error is not None:
-        parts.append(data.error.message)
-    elif not data.final and data.progress is not None and data.progress.message:
-        parts.append(data.progress.message)
-    return clean(" ".join(part for part in parts if part))
+    message = "" if data.final or data.progress is None else data.progress.message or ""
+    message = data.error.message if data.error is not None else message
+    if with_target and data.target is not None and data.target.name:
+        parts.append(f"on {data.target.name}{':' if message else ''}")
+    return clean(" ".join(part for part in (*parts, message) if part))
+
+
+def describe_target(target: Target | None) -> str:
+    """Return what users call the target: its path, or else its name, or else its type and id."""
+    if target is None:
+        return ""
+    return clean(target.path or target.name or " ".join(filter(None, (target.type, target.id))))
 
 
 def format_event(event: Event) -> Text:
     """Return the event as one line, on a terminal with a short time and task id."""
     time = rfc3339(event.time)
     if not is_terminal():
-        return Text(
-            f"{time} {clean(event.data.vcenter)} {clean(event.data.task)} {event.kind} {describe(event)}".rstrip()
-        )
+        words = (time, clean(event.data.vcenter), clean(event.data.task), event.kind, describe(event, with_target=True))
+        return Text(" ".join(words).rstrip())
     text = Text(f"{time[5:10]} {time[11:19]} ")
     text.append(f"{clean(event.kind):<19} ", _choose_style(event))
-    return text.append(f"{shorten(event.data.task)} {describe(event)}")
+    return text.append(f"{shorten(event.data.task)} {describe(event, with_target=True)}")
 
 
 def print_json(body: bytes) -> None:
@@ -172,16 +179,17 @@ class Bars:
         if data.final:
             self._progress.remove_task(bar)
             end = Text(f"{shorten(data.task)}  ").append(stored.event.kind, _choose_style(stored.event))
-            self._console.print(end.append(f"  {describe(stored.event)}"))
+            self._console.print(end.append(f"  {describe(stored.event, with_target=True)}"))
             return
         known = data.progress is not None and data.progress.percent is not None
         message = (data.progress.message if data.progress else None) or ""
+        name = f"on {data.target.name}: " if data.target is not None and data.target.name else ""
         status = "stalled" if data.kind == "stalled" else data.status or data.kind
         self._progress.update(
             bar,
             total=100 if known else None,
             completed=data.progress.percent if data.progress and known else 0,
-            message=truncate(f"{status} {message}", self._console.width - _BAR_WIDTH),
+            message=truncate(f"{status} {name}{message}", self._console.width - _BAR_WIDTH),
         )
 
 
@@ -198,6 +206,7 @@ def format_watches(watches: Iterable[ListedWatch], total: int) -> Iterable[Text]
             watch.vcenter,
             watch.status or "not seen yet",
             _format_percent(watch.progress),
+            describe_target(watch.target),
             _format_span(watch.watch),
             labels,
         ]
@@ -217,7 +226,9 @@ def format_state(reply: GetReply, event: Event | None) -> Table:
         data = event.data
         fields |= {"last event": f"{event.kind} at {rfc3339(event.time)}", "status": describe(event)}
         fields["operation"] = " ".join(filter(None, (data.service, data.operation)))
-        fields["target"] = " ".join(filter(None, (data.target.type, data.target.id))) if data.target else ""
+        target = data.target or Target()
+        fields["target"] = " ".join(filter(None, (target.type, target.id, target.name)))
+        fields["path"] = target.path
         fields["user"] = data.user
         fields["messages"] = " / ".join(message.text for message in data.error.messages) if data.error else ""
     table = Table.grid(padding=(0, 2), pad_edge=False)

@@ -7,6 +7,7 @@ import contextlib
 import gc
 import io
 import signal
+import ssl
 import sys
 import tempfile
 from collections.abc import Coroutine, Iterator
@@ -36,6 +37,12 @@ Keep = Annotated[
     bool, typer.Option("--keep", help="Keep starting new tasks until Ctrl-C, so that you can look around.")
 ]
 Port = Annotated[int, typer.Option(min=0, max=65_535, help="The port to listen on; 0 picks a free one.")]
+TlsCert = Annotated[
+    Path | None, typer.Option("--tls-cert", metavar="FILE", help="Speak TLS with this certificate (PEM).")
+]
+TlsKey = Annotated[
+    Path | None, typer.Option("--tls-key", metavar="FILE", help="Its key, if the certificate's file doesn't have it.")
+]
 Host = Annotated[str, typer.Option(help="The address to listen on; 0.0.0.0 is all addresses, for containers.")]
 
 
@@ -162,27 +169,42 @@ def simulate(
     host: Host = "127.0.0.1",
     username: Annotated[str, typer.Option(help="The user name that can log in.")] = "administrator@vsphere.local",
     password: Annotated[str, typer.Option(help="Its password.")] = "simulated",  # noqa: S107 - it protects nothing
+    tls_cert: TlsCert = None,
+    tls_key: TlsKey = None,
 ) -> None:
-    """Run the simulated vCenter alone, to test workflows. It speaks HTTP; its control API needs no login."""
+    """Run the simulated vCenter alone, to test workflows. Its control API needs no login."""
     logs.configure("auto", "warning")
     try:
-        _run(_simulate(host, port, username, password))
+        _run(_simulate(host, port, username, password, _load_certificate(tls_cert, tls_key)))
     except CannotStart as error:
         exit_with_error(error)
 
 
-async def _simulate(host: str, port: int, username: str, password: str) -> None:
+def _load_certificate(tls_cert: Path | None, tls_key: Path | None) -> ssl.SSLContext | None:
+    """Return the TLS of a server, None without a certificate. Raises CannotStart."""
+    if tls_cert is None:
+        return None
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    try:
+        context.load_cert_chain(tls_cert, tls_key)
+    except OSError as error:  # an SSLError too
+        raise CannotStart(f"--tls-cert, --tls-key: can't be used: {error}", exit_code=2) from error
+    return context
+
+
+async def _simulate(host: str, port: int, username: str, password: str, tls: ssl.SSLContext | None) -> None:
     from ..simulator import Options, SimulatedVCenter  # noqa: PLC0415
     from ..simulator.serve import serve_vcenter  # noqa: PLC0415
 
     async with contextlib.AsyncExitStack() as stack:
         vcenter = SimulatedVCenter(Options(username=username, password=password))
         try:
-            url = await stack.enter_async_context(serve_vcenter(vcenter, host, port))
+            url = await stack.enter_async_context(serve_vcenter(vcenter, host, port, tls))
         except OSError as error:
             message = f"can't listen on {host}:{port}: {error.strerror}; set --host and --port"
             raise CannotStart(message) from error
-        typer.echo(_USAGE.format(url=url, username=username, password=password))
+        curl = "curl -k" if tls else "curl"
+        typer.echo(_USAGE.format(url=url, username=username, password=password, curl=curl))
         await asyncio.Event().wait()
 
 
@@ -191,9 +213,9 @@ The simulated vCenter is at {url}
   username {username}
   password {password}
 Start a task that succeeds in 20 seconds; the answer holds its id:
-  curl -d '{{"fate": "succeeds", "with": {{"after_s": 20}}}}' {url}/simulator/tasks
+  {curl} -d '{{"fate": "succeeds", "with": {{"after_s": 20}}}}' {url}/simulator/tasks
 List the other fates and the faults by name:
-  curl {url}/simulator
+  {curl} {url}/simulator
 Ctrl-C ends it."""
 
 

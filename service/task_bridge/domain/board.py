@@ -16,16 +16,18 @@ import msgspec
 
 from .durations import parse_time
 from .events import Event, EventData, WatchRef
+from .task import Target
 from .text import truncate
 
 MAX_ROWS, MAX_ENDINGS, PAGE_ROWS = 20_000, 100, 200
-_MAX_MESSAGE, _MAX_LABELS, _MAX_WORDS, _MAX_OWNER = 300, 300, 200, 64
+_MAX_MESSAGE, _MAX_LABELS, _MAX_WORDS, _MAX_PATH, _MAX_OWNER = 300, 300, 200, 300, 64
 """Lengths in characters."""
 
 
 class WatchRow(msgspec.Struct, frozen=True):
     """A watch on one line. Times are in Unix seconds; `kind` and the fields after it come from its last event.
 
+    `target` is the name of the target, or else its id, `target_ref` its type and id, and `target_path` its path.
     `message` is the progress message, or on a final event the error. `owner` is the replica that wrote the event;
     `sequence` numbers the events of a watch. Filters search `search_text`, in lower case. `is_loaded` is False until
     the last event has been read or found missing.
@@ -39,6 +41,9 @@ class WatchRow(msgspec.Struct, frozen=True):
     kind: str = ""
     status: str | None = None
     operation: str = ""
+    target: str = ""
+    target_ref: str = ""
+    target_path: str = ""
     percent: float | None = None
     message: str = ""
     owner: str = ""
@@ -184,12 +189,15 @@ def _build_new_row(vcenter: str, task: str, ref: WatchRef) -> WatchRow:
 
 
 def _build_row(event: Event, owner: str) -> WatchRow:
-    data = event.data
-    target = (data.target.type, data.target.id) if data.target else ()
-    operation = truncate(" ".join(filter(None, (data.operation, *target))), _MAX_WORDS)
+    data, target = event.data, event.data.target or Target()
+    target_ref = truncate(" ".join(filter(None, (target.type, target.id))), _MAX_WORDS)
+    target_name = truncate(target.name or target.id or "", _MAX_WORDS)
+    target_path = truncate(target.path or "", _MAX_PATH)
+    operation = truncate(data.operation or "", _MAX_WORDS)
     status = None if data.status is None else truncate(data.status, _MAX_WORDS)
     labels, message = _format_labels(data.watch), truncate(_choose_message(data), _MAX_MESSAGE)
-    search_text = (data.vcenter, data.task, labels, event.kind, status or "", operation, message, owner)
+    where = (target_name, target_ref, target_path)
+    search_text = (data.vcenter, data.task, labels, event.kind, status or "", operation, *where, message, owner)
     return WatchRow(
         vcenter=data.vcenter,
         task=data.task,
@@ -199,6 +207,9 @@ def _build_row(event: Event, owner: str) -> WatchRow:
         kind=event.kind,
         status=status,
         operation=operation,
+        target=target_name,
+        target_ref=target_ref,
+        target_path=target_path,
         percent=data.progress.percent if data.progress else None,
         message=message,
         owner=truncate(owner, _MAX_OWNER),

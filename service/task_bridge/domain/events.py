@@ -11,7 +11,8 @@ from typing import Any
 import msgspec
 
 from .durations import parse_time, rfc3339
-from .task import Initiator, Progress, Result, Target, TaskError, replace_surrogates
+from .json_size import replace_surrogates
+from .task import Initiator, Progress, Result, Target, TaskError
 
 TYPE_PREFIX = "io.vcenter-task-bridge"
 CONTENT_TYPE = "application/cloudevents+json"
@@ -232,12 +233,13 @@ def _shrink_steps(data: EventData) -> list[EventData]:
         progress=progress,
         description=_cut(data.description, 2_000),
         target=data.target and Target(_cut(data.target.type), _cut(data.target.id), _cut(data.target.name)),
+        initiator=data.initiator and Initiator(data.initiator.type[:500], _cut(data.initiator.name)),
         **{name: _cut(getattr(data, name)) for name in _WORDS},
     )
     return [without_extra, without_stack, short]
 
 
-_WORDS = ("status", "previous_status", "service", "operation", "parent", "user")
+_WORDS = ("status", "previous_status", "service", "operation", "parent", "root", "user")
 
 
 def _cut(text: str | None, length: int = 500) -> str | None:

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from typing import Generic, NamedTuple, Protocol, TypeVar
 
 import msgspec
 
 from .events import Event
-from .task import Task, TaskError, TaskIdentity
+from .task import Api, Target, Task, TaskError, TaskIdentity
 from .watch import Absence, Draft, Watch
 
 
 class Unchanged(msgspec.Struct, frozen=True):
-    """A successful poll that found the task as the poll before did."""
+    """A successful poll that found the task as the poll before did. `target`: more is known of it by now."""
+
+    target: Target | None = None
 
 
 class Unanswered(msgspec.Struct, frozen=True):
@@ -36,11 +38,21 @@ class TaskSource(Protocol):
     `resume()`, with its result (or `UNAVAILABLE`).
     """
 
-    def track(self, task: str, since: float, *, seen: bool, with_result: bool, identity: TaskIdentity | None) -> None:
+    def track(
+        self,
+        task: str,
+        since: float,
+        *,
+        seen: bool,
+        with_result: bool,
+        with_details: bool,
+        identity: TaskIdentity | None,
+    ) -> None:
         """Poll `task` from now on.
 
         `since`: when its watch started (Unix s). `seen`: an event says that vCenter showed it before. `with_result`:
-        each poll fetches the result. `identity`: the task's identity, where an event holds it.
+        each poll fetches the result. `with_details`: each poll fetches all that vCenter knows, for `extra`.
+        `identity`: the task's identity, where an event holds it.
         """
 
     def resume(self, task: str) -> None:
@@ -53,10 +65,11 @@ class TaskSource(Protocol):
         """Stop polling `task`; an unknown one is ignored."""
 
     @property
-    def absent_count(self) -> int:
-        """Number of tracked tasks that vCenter showed before and doesn't show now."""
+    def absent_counts(self) -> dict[Api, int]:
+        """Number of tracked tasks that vCenter showed before and doesn't show now, by the API that should show them."""
+        ...
 
-    def set_absent_elsewhere(self, count: int) -> None:
+    def set_absent_elsewhere(self, counts: Mapping[Api, int]) -> None:
         """Set how many tasks other replicas miss. If many vanish together, all wait longer before giving up."""
 
     def poll_results(self) -> AsyncIterator[list[tuple[str, PollResult]]]:
@@ -103,6 +116,14 @@ class Memory(NamedTuple, Generic[EntryT_co]):
     lost: bool
 
 
+class MemoryLost(Exception):  # noqa: N818 - what was found, not a failure
+    """The stream has lost the event that the next one was to follow; `sequence` is that of the task's last one."""
+
+    def __init__(self, sequence: int) -> None:
+        super().__init__(sequence)
+        self.sequence = sequence
+
+
 class EventJournal(Protocol):
     """The events of all tasks, fenced: of two writers, only one's next event is stored."""
 
@@ -119,9 +140,20 @@ class EventJournal(Protocol):
     async def append(self, draft: Draft, after: int, *, memory_lost: bool = False) -> EventEntry:
         """Store the event if `after` is still the task's last sequence; never give up. Return the task's last event.
 
-        With `memory_lost` the event gets a number that its watch can't have used.
+        With `memory_lost` the event gets a number that its watch can't have used. Raises MemoryLost.
         """
         ...
+
+
+class ResultMarks(Protocol):
+    """Marks of results that are being read, by watch; they outlive the replica. Methods raise NatsUnavailable."""
+
+    async def read(self, watch_id: str) -> int:
+        """Return how many owners of the watch have begun to read its result and haven't taken that back."""
+        ...
+
+    async def write(self, watch_id: str, readers: int) -> None:
+        """Set that number; 0 removes the mark."""
 
 
 class WatchHandle(Protocol):

@@ -27,7 +27,7 @@ from .durations import parse_duration
 from .errors import Problem, Refused
 from .events import WatchRef
 from .subjects import is_vcenter_name
-from .task import Progress, is_vim_task
+from .task import Progress, Target, is_vim_task
 
 REQUEST_MAX_BYTES = 64 * 1024
 """Fits every valid request, however it is escaped. Larger ones are refused before parsing them costs seconds."""
@@ -96,6 +96,7 @@ class WatchRequest(TaskRequest):
     timeout: Annotated[Duration | None, BeforeValidator(check_duration), AfterValidator(check_timeout)] = None
     stalled_after: Annotated[Duration | None, BeforeValidator(check_duration)] = None
     partial_results: bool = False
+    details: bool = False
     # A factory, since pydantic deep-copies a default dict for each request, which costs as much as all the rest.
     labels: Annotated[dict[LabelKey, LabelValue], Field(max_length=16, default_factory=dict)]
 
@@ -320,7 +321,7 @@ class GetReply(msgspec.Struct, frozen=True):
 
 
 class ListedWatch(msgspec.Struct, frozen=True):
-    """An entry of `list`. `status` and `progress` are null before the first poll."""
+    """An entry of `list`. `status`, `progress` and `target` are null before the first poll; 1.0 has no `target`."""
 
     vcenter: str
     task: str
@@ -328,6 +329,7 @@ class ListedWatch(msgspec.Struct, frozen=True):
     status: str | None
     progress: Progress | None
     unconfigured: bool
+    target: Target | None = None
 
 
 class ListReply(msgspec.Struct, frozen=True):

@@ -15,6 +15,8 @@ SERVICE = "vcenter-task-bridge"
 VERBS = ("watch", "unwatch", "get", "list", "cancel", "follow", "unfollow", "follows")
 
 _PREFIX = re.compile(r"[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+)*", re.ASCII)
+_CONSUMER_NAME = re.compile(r"[A-Za-z0-9_-]{1,64}", re.ASCII)
+_FILTER = re.compile(r"([^\s.*>]+|\*)(\.([^\s.*>]+|\*))*(\.>)?")
 _VCENTER = re.compile(r"[a-z0-9]+(_[a-z0-9]+)*", re.ASCII)
 _FOLLOW = re.compile(r"[a-z0-9]+(-[a-z0-9]+)*", re.ASCII)
 
@@ -22,6 +24,11 @@ _FOLLOW = re.compile(r"[a-z0-9]+(-[a-z0-9]+)*", re.ASCII)
 def is_prefix(text: str) -> bool:
     """Return whether `text` is a valid subject prefix: tokens of letters, digits, `-` and `_`."""
     return len(text) <= 64 and _PREFIX.fullmatch(text) is not None
+
+
+def is_consumer_name(text: str) -> bool:
+    """Return whether `text` is a valid name of a consumer, which becomes a subject token."""
+    return _CONSUMER_NAME.fullmatch(text) is not None
 
 
 def is_vcenter_name(text: str) -> bool:
@@ -109,6 +116,11 @@ class SubjectNames:
         were stored (measured), so no other function may spell it.
         """
         return f"{self.events}.{vcenter}.{task_token(task)}.>"
+
+    def is_filter_of_stored(self, subject: str) -> bool:
+        """Return whether `subject` (wildcards allowed) is a filter of events, or of rejections."""
+        is_of_events = subject.startswith(f"{self.events}.") and _FILTER.fullmatch(subject) is not None
+        return is_of_events or subject == self.rejected
 
     def parse_event_subject(self, subject: str) -> tuple[str, str]:
         """Return (vCenter, task id) of an event's subject."""

@@ -19,8 +19,12 @@ from typing import Any, Literal, NamedTuple
 import msgspec
 
 from .durations import parse_time, rfc3339
+from .error_text import REASON_KEYS, FoundText, find_texts, find_type
+from .json_size import cut_large, encode_compact
 
 Rendering = Literal["api", "rest"]
+Api = Literal["cis", "vim"]
+"""The APIs of a vCenter that know tasks: the tasks service, and that of classic tasks at `/sdk`."""
 
 CANCELED = frozenset({"CANCELED", "RequestCanceled"})
 """Error types of canceled tasks: of the CIS tasks service, of classic tasks."""
@@ -28,7 +32,6 @@ CANCELED = frozenset({"CANCELED", "RequestCanceled"})
 ENDED = frozenset({"SUCCEEDED", "FAILED"})
 """Statuses of ended tasks. BLOCKED is not an end, nor is any status of a later vCenter."""
 
-EXTRA_MAX_BYTES = 64 * 1024
 _INFO = frozenset(
     [
         "description",
@@ -91,6 +94,16 @@ class Target(msgspec.Struct, frozen=True, gc=False):
     path: str | None = None
 
 
+def add_names(target: Target, known: Target | None) -> Target:
+    """Return the target with the name and path that it lacks, if `known` is the same object and has them."""
+    if known is None or (target.type, target.id) != (known.type, known.id):
+        return target
+    name, path = target.name or known.name, target.path or known.path
+    if (name, path) == (target.name, target.path):
+        return target
+    return Target(target.type, target.id, name, path)
+
+
 class Initiator(msgspec.Struct, frozen=True, gc=False):
     """What started the task: `type` is `user`, `schedule`, `alarm`, `system` or vCenter's name of another reason."""
 
@@ -99,7 +112,7 @@ class Initiator(msgspec.Struct, frozen=True, gc=False):
 
 
 class Progress(msgspec.Struct, frozen=True, gc=False):
-    """`completed` and `total` as vCenter sent them; `percent` within 0 to 100, None without a total."""
+    """`completed` and `total` as vCenter sent them; `percent` within 0 to 100, None without a total to count up to."""
 
     completed: int | float | None = None
     total: int | float | None = None
@@ -189,7 +202,7 @@ def parse_task(body: object, rendering: Rendering, *, with_result: bool) -> Task
         initiator=Initiator("user", user) if (user := _text(info.get("user"))) else None,
         cancelable=info["cancelable"] if isinstance(info.get("cancelable"), bool) else None,
         progress=_progress(info.get("progress")),
-        error=_parse_failure(body.get("error"), info) if info["status"] == "FAILED" else None,
+        error=_parse_failure(body.get("error"), info, with_result=with_result) if info["status"] == "FAILED" else None,
         result=_result(info) if with_result else None,
         extra=_extra(info),
         started_at=None if started is None else rfc3339(started),
@@ -215,23 +228,6 @@ def convert_rest_rendering(value: Any) -> Any:
     return [convert_rest_rendering(item) for item in value]
 
 
-def encode_compact(value: Any) -> bytes:
-    """Encode `value` as compact UTF-8 JSON; lone surrogates, which UTF-8 can't carry, become `?`."""
-    try:
-        return msgspec.json.encode(value)
-    except UnicodeEncodeError:
-        return msgspec.json.encode(replace_surrogates(value))
-
-
-def replace_surrogates(value: Any) -> Any:
-    """Replace lone surrogates in decoded JSON by `?`: JSON can escape them, UTF-8 can't carry them."""
-    if isinstance(value, str):
-        return value.encode("utf-8", "replace").decode()
-    if isinstance(value, dict):
-        return {replace_surrogates(key): replace_surrogates(item) for key, item in value.items()}
-    return [replace_surrogates(item) for item in value] if isinstance(value, list | tuple) else value
-
-
 def parse_error(body: object) -> TaskError | None:
     """Parse a vCenter error of any form; None if the body isn't one.
 
@@ -243,7 +239,7 @@ def parse_error(body: object) -> TaskError | None:
         return None
     inner = body["value"] if isinstance(body.get("value"), dict) and "type" in body else body
     messages = tuple(_messages(inner.get("messages", inner.get("localizableMessages"))))
-    kind = _error_type(inner) or _error_type({"@class": body.get("type")}) or _text(body.get("name"))
+    kind = _error_type(inner) or _error_type({"@class": body.get("type")}) or _router_type(body)
     if kind is None and not messages:
         return None
     is_rest = inner is not body or "@class" in inner
@@ -254,7 +250,7 @@ def parse_error(body: object) -> TaskError | None:
         message=messages[0].text if messages else f"vCenter said {kind} and nothing more.",
         messages=messages,
         transient=transient if isinstance(transient, bool) else None,
-        data=data,
+        data=cut_large(data),
     )
 
 
@@ -266,23 +262,73 @@ def _error_type(error: dict[str, Any]) -> str | None:
     return name.rsplit(".", 1)[-1].upper() if name else None
 
 
-def _parse_failure(error: object, info: dict[str, Any]) -> TaskError:
+def _router_type(error: dict[str, Any]) -> str | None:
+    """Return the name of the old router's error, whose other keys tell it from anything else that has a name."""
+    return _text(error.get("name")) if {"localizableMessages", "majorErrorCode"} & error.keys() else None
+
+
+def _parse_failure(error: object, info: dict[str, Any], *, with_result: bool) -> TaskError:
     """Return the error of a FAILED task, never empty: vCenter's own, else built from its result, else a sentence."""
-    if parsed := parse_error(error):
-        return parsed
+    own = _parse_task_error(error, info.get("error")) if _holds_something(error) else None
+    if own is not None and own.messages:
+        return own
+    messages = _find_reasons(info)
+    if messages:
+        own = own or TaskError(type=None, message="")
+        return msgspec.structs.replace(own, message=messages[0].text, messages=messages)
+    return own or TaskError(type=None, message=_describe_silence(info.get("result"), with_result=with_result))
+
+
+def _holds_something(value: object) -> bool:
+    return value is not None and value not in ("", [], {})
+
+
+_NAMED_KEYS = {"error_type", "messages", "data", "challenge", "@class"}
+"""Keys that the API description names of an error."""
+
+
+def _parse_task_error(error: object, raw: object) -> TaskError:
+    """Parse the error of a task. `raw`: the same in `/api` rendering, kept in `data` if its shape is unforeseen."""
+    standard = parse_error(error)
+    if standard is not None and isinstance(error, dict) and error.keys() <= _NAMED_KEYS:
+        return standard
+    kind = find_type(error)
+    messages = standard.messages if standard else ()
+    messages = messages or tuple(map(_to_message, find_texts(error)))
+    named = f" as {kind}" if kind else ""
+    silence = f"vCenter reports the failure{named}, without a message. What it sent instead is in `data`."
+    return TaskError(
+        type=(standard.type if standard and standard.messages else None) or kind,
+        message=messages[0].text if messages else silence,
+        messages=messages,
+        transient=standard.transient if standard else None,
+        data=cut_large(raw) if standard is None or standard.data is None else standard.data,
+    )
+
+
+def _find_reasons(info: dict[str, Any]) -> tuple[Message, ...]:
+    """Return the messages outside of `error` that say why the task failed."""
     result = info.get("result")
-    messages = (
+    return (
         tuple(_failure_messages(result))
         or tuple(_notifications(result, "errors"))
-        or tuple(_failure_messages(info))
+        or tuple(_failure_messages({key: value for key, value in info.items() if key != "error"}))
         or tuple(_notifications(result, "warnings"))
+        or tuple(map(_to_message, find_texts(result, REASON_KEYS) if isinstance(result, dict | list) else ()))
     )
-    if messages:
-        return TaskError(type=None, message=messages[0].text, messages=messages)
-    return TaskError(
-        type=None,
-        message="vCenter reports that the task failed and gives no reason, neither as an error nor in the result.",
-    )
+
+
+def _to_message(found: FoundText) -> Message:
+    return Message(found.id, found.text, _to_args(list(found.args)))
+
+
+def _describe_silence(result: object, *, with_result: bool) -> str:
+    """Say what vCenter gave instead of a reason, without claiming anything about a result that wasn't read."""
+    if isinstance(result, Result) or not with_result:
+        return "vCenter reports that the task failed, without an error. Its result, which may say why, wasn't searched."
+    if _holds_something(result):
+        return "vCenter reports that the task failed, without an error. Its result doesn't say why in words."
+    return "vCenter reports that the task failed and gives no reason, neither as an error nor in the result."
 
 
 def _failure_messages(value: object) -> Iterator[Message]:
@@ -320,14 +366,17 @@ def _messages(value: object) -> Iterator[Message]:
             holder = item["message"]
         if text := _message_text(holder):
             fields = holder if isinstance(holder, dict) else {}
-            args = fields.get("args")
             yield Message(
                 id=_text(fields.get("id")),
                 text=text,
-                args=tuple(arg if isinstance(arg, str) else encode_compact(arg).decode() for arg in args)
-                if isinstance(args, list)
-                else (),
+                args=_to_args(fields.get("args")),
             )
+
+
+def _to_args(args: object) -> tuple[str, ...]:
+    if not isinstance(args, list):
+        return ()
+    return tuple(arg if isinstance(arg, str) else encode_compact(arg).decode() for arg in args)
 
 
 def _message_text(value: object) -> str | None:
@@ -363,16 +412,18 @@ def _progress(value: object) -> Progress | None:
     if not isinstance(value, dict):
         return None
     completed, total = _number(value.get("completed")), _number(value.get("total"))
-    percent = _percent(completed, total) if completed is not None and total else None
-    return Progress(completed, total, percent, _message_text(value.get("message")))
+    return Progress(completed, total, calculate_percent(completed, total), _message_text(value.get("message")))
 
 
-def _percent(completed: int | float, total: int | float) -> float:
+def calculate_percent(completed: int | float | None, total: int | float | None) -> float | None:
+    """Return the percentage within 0 to 100; None if vCenter counts up to nothing, or below it."""
+    if completed is None or total is None or completed < 0 or total <= 0:
+        return None
     try:
         share = completed / total
     except OverflowError:  # integers of any length are JSON
-        share = float(min(Fraction(1), max(Fraction(0), Fraction(completed) / Fraction(total))))
-    return round(min(100.0, max(0.0, share * 100)), 1)
+        share = float(min(Fraction(1), Fraction(completed) / Fraction(total)))
+    return round(min(100.0, share * 100), 1)
 
 
 def _result(info: dict[str, Any]) -> Result:
@@ -383,6 +434,6 @@ def _result(info: dict[str, Any]) -> Result:
 
 
 def _extra(info: dict[str, Any]) -> Any:
-    """Return what the body carries beyond Info (`notifications`, `subtasks`, …); None above EXTRA_MAX_BYTES."""
+    """Return what the body carries beyond Info: `notifications`, `subtasks`, …"""
     extra = {key: value for key, value in info.items() if key not in _INFO}
-    return extra if extra and len(encode_compact(extra)) <= EXTRA_MAX_BYTES else None
+    return cut_large(extra) if extra else None

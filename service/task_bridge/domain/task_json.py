@@ -2,17 +2,20 @@
 
 Whatever vCenter sends within the size limit of an answer, parsing it takes little memory. The result of a task may be
 large: where `/api` sends it, it is passed on as bytes. Converting that of `/rest` takes decoding, so it is bounded, and
-a result beyond the bounds is unavailable.
+a result beyond the bounds is unavailable. What else exceeds them is left out, and the event says how large it is.
 """
 
 from __future__ import annotations
 
 import codecs
 import json
+import re
+from collections.abc import Iterator
 from typing import Any
 
 import msgspec
 
+from .json_size import describe_cut, encode_compact
 from .task import (
     NO_RESULT,
     NotATask,
@@ -20,7 +23,6 @@ from .task import (
     Result,
     Task,
     convert_rest_rendering,
-    encode_compact,
     parse_task,
 )
 
@@ -34,6 +36,12 @@ DECODED_AT_ONCE_BYTES = 16 * 1024
 """Up to this size a task is decoded as a whole, its result too."""
 UNWRAPPED_MAX_BYTES = 512 * 1024
 """A longer answer of `/rest` must hold `value` alone, as vCenter's do."""
+DEPTH_MAX = 250
+"""Levels that are kept of a task that is nested too deeply to be decoded. An event keeps fewer (`json_size`)."""
+_TOKENS_MAX = 2_000_000
+"""Strings and runs of brackets that are searched for what is nested too deeply. A million takes half a second."""
+_TOKEN = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"|[\[{]+|[\]}]+', re.DOTALL)
+_BLANK = re.compile(rb"\s")
 _WRAPPED = b'{"value":'
 _CHUNK_BYTES = 1024 * 1024
 
@@ -44,6 +52,9 @@ class UnreadableBody(ValueError):  # noqa: N818 - reads as what the body is
 
 class BodyOutOfBounds(UnreadableBody):
     """The body is what was requested, but exceeds what the bridge decodes. The next one will, too."""
+
+
+_TOO_DEEP = Result(available=False, reason="the result is nested too deeply")
 
 
 class _Entry(msgspec.Struct):
@@ -60,13 +71,18 @@ class _RestTask(msgspec.Struct):
 
 
 class _Outline(msgspec.Struct):
-    """The keys of a task that the bridge can't do without, and its result. What is missing is empty."""
+    """The documented keys of a task. What is missing is empty."""
 
     status: msgspec.Raw = msgspec.Raw()
+    description: msgspec.Raw = msgspec.Raw()
     operation: msgspec.Raw = msgspec.Raw()
     service: msgspec.Raw = msgspec.Raw()
+    parent: msgspec.Raw = msgspec.Raw()
     target: msgspec.Raw = msgspec.Raw()
+    user: msgspec.Raw = msgspec.Raw()
+    cancelable: msgspec.Raw = msgspec.Raw()
     progress: msgspec.Raw = msgspec.Raw()
+    error: msgspec.Raw = msgspec.Raw()
     start_time: msgspec.Raw = msgspec.Raw()
     end_time: msgspec.Raw = msgspec.Raw()
     result: msgspec.Raw = msgspec.Raw()
@@ -81,7 +97,7 @@ _keys = msgspec.json.Decoder(dict[str, msgspec.Raw])
 TaskBodies = dict[str, msgspec.Raw]
 
 
-def size_of(body: bytes | msgspec.Raw) -> int:
+def size_of(body: bytes | bytearray | msgspec.Raw) -> int:
     return memoryview(body).nbytes
 
 
@@ -107,12 +123,14 @@ def unwrap_task(rendering: Rendering, body: bytes) -> bytes | msgspec.Raw:
     try:
         return _rest_task.decode(body).value
     except RecursionError as error:
+        if body.startswith(_WRAPPED) and body.endswith(b"}"):
+            return body[len(_WRAPPED) : -1]
         raise BodyOutOfBounds("nested too deeply") from error
     except ValueError as error:
         raise UnreadableBody(f"not a task: {error}") from error
 
 
-def parse_json(body: bytes | msgspec.Raw) -> Any:
+def parse_json(body: bytes | bytearray | msgspec.Raw) -> Any:
     """Parse any JSON, even what msgspec refuses: lone surrogates, NaN, bytes that aren't UTF-8.
 
     Raises UnreadableBody. The caller has checked that the body is within the bounds.
@@ -129,21 +147,25 @@ def parse_json(body: bytes | msgspec.Raw) -> Any:
         raise UnreadableBody(f"not JSON: {error}") from error
 
 
-def parse_raw_task(body: bytes | msgspec.Raw, rendering: Rendering, *, with_result: bool) -> Task:
+def parse_raw_task(
+    body: bytes | msgspec.Raw, rendering: Rendering, *, with_result: bool, with_extra: bool = False
+) -> Task:
     """Return the task that a body shows. Raises UnreadableBody. This is the bridge's hottest path.
 
     Without `with_result` the request excluded the result. If vCenter sends it nevertheless, an ended task keeps it.
+    An ended task always keeps `extra`, any other only if `with_extra`.
     """
     try:
         if size_of(body) > DECODED_AT_ONCE_BYTES:
             raise RecursionError  # noqa: TRY301 - the same way as for what is nested too deeply
         task = _parse_info(parse_json(body), rendering, with_result=with_result)
     except (RecursionError, BodyOutOfBounds):
-        task = _parse_info(_parse_in_parts(bytes(body), rendering), rendering, with_result=with_result)
+        task = _parse_large(bytes(body), rendering, with_result=with_result)
     if task.ended:
         return task
-    # Only final events report `extra`, and nothing reads a result that wasn't requested.
-    return msgspec.structs.replace(task, extra=None, result=task.result if with_result else None)
+    # Nothing else reads these, and other events don't report them.
+    extra, result = task.extra if with_extra else None, task.result if with_result else None
+    return msgspec.structs.replace(task, extra=extra, result=result)
 
 
 def _parse_info(info: object, rendering: Rendering, *, with_result: bool) -> Task:
@@ -157,7 +179,45 @@ def _parse_info(info: object, rendering: Rendering, *, with_result: bool) -> Tas
 # Large tasks
 
 
-def find_excess(body: bytes) -> str:
+def _parse_large(body: bytes, rendering: Rendering, *, with_result: bool) -> Task:
+    try:
+        return _parse_info(_parse_in_parts(body, rendering), rendering, with_result=with_result)
+    except (RecursionError, BodyOutOfBounds):
+        info = _parse_in_parts(_blank_depth(body, DEPTH_MAX), rendering, is_blanked=True)
+        return _parse_info(info, rendering, with_result=with_result)
+
+
+def _blank_depth(body: bytes, levels: int) -> bytearray:
+    """Return the JSON with strings of the same length instead of what is nested deeper. Raises BodyOutOfBounds."""
+    blanked = bytearray(body)
+    for start, end in _find_deep(body, levels):
+        for chunk in range(start, end, _CHUNK_BYTES):  # in little memory
+            chunk_end = min(end, chunk + _CHUNK_BYTES)
+            blanked[chunk:chunk_end] = b"x" * (chunk_end - chunk)
+        blanked[start] = blanked[end - 1] = ord('"')
+    return blanked
+
+
+def _find_deep(body: bytes | msgspec.Raw, levels: int) -> Iterator[tuple[int, int]]:
+    """Yield the start and the end of what is nested deeper. Raises BodyOutOfBounds."""
+    depth, deep_from = 0, -1
+    view = memoryview(body)
+    for number, token in enumerate(_TOKEN.finditer(view)):
+        if number == _TOKENS_MAX:
+            raise BodyOutOfBounds("nested too deeply")
+        start, end = token.span()
+        if view[start] in b"[{":
+            if depth <= levels < depth + end - start:
+                deep_from = start + levels - depth
+            depth += end - start
+        elif view[start] in b"]}":
+            if deep_from >= 0 and depth - (end - start) <= levels:
+                yield deep_from, start + depth - levels
+                deep_from = -1
+            depth -= end - start
+
+
+def find_excess(body: bytes | bytearray) -> str:
     """Return how the JSON exceeds what the bridge decodes; empty if it doesn't. Counts text as if it were JSON."""
     if len(body) > DECODED_MAX_BYTES:
         return f"has {len(body)} bytes, more than the {DECODED_MAX_BYTES} that the bridge decodes"
@@ -166,11 +226,11 @@ def find_excess(body: bytes) -> str:
     return ""
 
 
-def _count_elements(body: bytes) -> int:
+def _count_elements(body: bytes | bytearray) -> int:
     return body.count(b",") + body.count(b"[") + body.count(b"{")
 
 
-def _parse_in_parts(body: bytes, rendering: Rendering) -> dict[str, Any]:
+def _parse_in_parts(body: bytes | bytearray, rendering: Rendering, *, is_blanked: bool = False) -> dict[str, Any]:
     """Return the task with its result as a `Result`, and without what exceeds the bounds. Raises UnreadableBody."""
     try:
         outline = _outline.decode(body)
@@ -181,27 +241,51 @@ def _parse_in_parts(body: bytes, rendering: Rendering) -> dict[str, Any]:
             raise UnreadableBody(f"not a task: {error} (it {excess})") from error
         info = parse_json(body)
         return info if isinstance(info, dict) else {}
-    result = bytes(outline.result)
+    is_too_deep = is_blanked and next(_find_deep(outline.result, DEPTH_MAX - 2), None) is not None
+    result = b"" if is_too_deep else bytes(outline.result)
     try:
         info = _parse_all_but_result(body, result, outline)
-        if result and result != b"null":
+        if is_too_deep:
+            info["result"] = _TOO_DEEP
+        elif result and result != b"null":
             info["result"] = _read_result(result, rendering, info)
     except RecursionError as error:
         raise BodyOutOfBounds("nested too deeply") from error
     return info
 
 
-def _parse_all_but_result(body: bytes, result: bytes, outline: _Outline) -> dict[str, Any]:
-    """Return the keys of a task, or, where they exceed the bounds, those short ones that the bridge needs."""
-    rest_bytes = len(body) - len(result)
+def _parse_all_but_result(body: bytes | bytearray, result: bytes, outline: _Outline) -> dict[str, Any]:
+    """Return the keys of a task, or, where they exceed the bounds, the documented ones that don't."""
+    rest_bytes = len(body) - size_of(outline.result)
     rest_elements = _count_elements(body) - _count_elements(result)
     if rest_bytes <= DECODED_MAX_BYTES and rest_elements <= ELEMENTS_MAX:
         return {key: parse_json(raw) for key, raw in _keys.decode(body).items() if key != "result"}
-    needed = {key: getattr(outline, key) for key in _Outline.__struct_fields__ if key != "result"}
-    info = {key: parse_json(raw) for key, raw in needed.items() if 0 < size_of(raw) <= DECODED_AT_ONCE_BYTES}
-    if info.get("status") == "FAILED":
-        info["error"] = {"messages": [{"default_message": "The task is too large for the bridge to read why."}]}
-    return info
+    documented = {key: getattr(outline, key) for key in _Outline.__struct_fields__ if key != "result"}
+    info = {key: parse_json(raw) for key, raw in documented.items() if 0 < size_of(raw) <= DECODED_AT_ONCE_BYTES}
+    if info.get("status") == "FAILED" and "error" not in info and size_of(outline.error):
+        info["error"] = _read_large_error(outline.error)
+    extra_bytes = _count_extra_bytes(body, {**documented, "result": outline.result})
+    # Keys that aren't documented become `extra`, so these two say there that it was cut.
+    return {**info, **(describe_cut(extra_bytes) if extra_bytes > len(b"{}") else {})}
+
+
+def _read_large_error(error: msgspec.Raw) -> Any:
+    if size_of(error) <= DECODED_MAX_BYTES and not find_excess(bytes(error)):
+        return parse_json(error)
+    said = {"default_message": "The error is too large for the bridge to read why the task failed."}
+    return {"messages": [said], "data": describe_cut(_count_compact_bytes(error))}
+
+
+def _count_extra_bytes(body: bytes | bytearray, documented: dict[str, msgspec.Raw]) -> int:
+    """Return the size of what the body has beyond the documented keys, as a JSON object by itself."""
+    known = (len(key) + len(b'"":,') + _count_compact_bytes(raw) for key, raw in documented.items() if size_of(raw))
+    return _count_compact_bytes(body) - sum(known)
+
+
+def _count_compact_bytes(body: bytes | bytearray | msgspec.Raw) -> int:
+    if _BLANK.search(memoryview(body)) is None:
+        return size_of(body)  # formatting it would take as much memory again
+    return len(msgspec.json.format(body, indent=-1))
 
 
 def _read_result(result: bytes, rendering: Rendering, info: dict[str, Any]) -> Any:
@@ -218,7 +302,7 @@ def _read_result(result: bytes, rendering: Rendering, info: dict[str, Any]) -> A
         value = convert_rest_rendering(parse_json(result))
         return NO_RESULT if value is None else Result(encode_compact(value))
     except (RecursionError, BodyOutOfBounds):
-        return Result(available=False, reason="the result is nested too deeply")
+        return _TOO_DEEP
 
 
 def _pass_on(result: bytes, excess: str) -> Result:

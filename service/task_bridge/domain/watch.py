@@ -14,7 +14,18 @@ import msgspec
 
 from .durations import parse_time, rfc3339
 from .events import Event, EventData, WatchRef
-from .task import CANCELED, NO_RESULT, UNAVAILABLE, Result, Task, TaskError, TaskIdentity, may_be_same_task
+from .task import (
+    CANCELED,
+    NO_RESULT,
+    UNAVAILABLE,
+    Result,
+    Target,
+    Task,
+    TaskError,
+    TaskIdentity,
+    add_names,
+    may_be_same_task,
+)
 
 LAST_POLL_S = 15.0
 """How long the last poll at a watch's deadline may take."""
@@ -42,6 +53,7 @@ class Watch(msgspec.Struct, frozen=True, gc=False):
     timeout_at: float | None = None
     stalled_after_s: float = 0.0
     partial_results: bool = False
+    details: bool = False
     labels: dict[str, str] = {}
     traceparent: str | None = None
     tracestate: str | None = None
@@ -123,6 +135,7 @@ def is_of_task(data: EventData, identity: TaskIdentity | None) -> bool:
 def identity_from_event(data: EventData) -> TaskIdentity | None:
     """Return the identity of the event's task; None for CIS tasks, whose ids are never reused."""
     queued_at = data.extra.get("queueTime") if isinstance(data.extra, dict) else None
+    queued_at = queued_at or data.queued_at  # `extra` may have been cut
     if data.api != "vim" or queued_at is None:
         return None
     described = f"{data.service}.{data.operation}" if data.service else data.operation
@@ -182,10 +195,22 @@ def view_from_event(last: Event | None) -> TaskView:
 
 def record_poll(view: TaskView, last: Event | None, task: Task, now: float) -> None:
     """Record a successful poll of `task` in the view."""
-    changed = _is_change(view.task, task) if view.task else last is None or _is_change_since_event(last.data, task)
+    if view.task:
+        changed = _is_change(view.task, task) or _is_extra_change(last, view.task.extra, task)
+    else:
+        changed = (
+            last is None or _is_change_since_event(last.data, task) or _is_extra_change(last, last.data.extra, task)
+        )
     if changed:
         view.changed_at = round(now, 3)
     view.task, view.polled_at, view.absence, view.answer = task, now, None, None
+
+
+def record_unchanged(view: TaskView, target: Target | None, now: float) -> None:
+    """Record a successful poll that showed nothing new, but perhaps more of the `target` than was known."""
+    view.polled_at = now
+    if view.task is not None and target is not None:
+        view.task = msgspec.structs.replace(view.task, target=target)
 
 
 def _is_change(before: Task, now: Task) -> bool:
@@ -214,6 +239,12 @@ def _is_partial_result_change(last: EventData, task: Task) -> bool:
     if last.result_ref is not None:
         return last.result_ref.sha256 != hashlib.sha256(result.json).hexdigest()
     return result.json != (bytes(last.result) if last.result_state == "inline" else b"")
+
+
+def _is_extra_change(last: Event | None, before: object, task: Task) -> bool:
+    """Return whether a running task's `extra` changed. A source gives that of a CIS task only if the watch wants it."""
+    is_followed = last is not None and last.data.api == "cis" and not task.ended and task.extra is not None
+    return is_followed and task.extra != before
 
 
 class Draft(NamedTuple):
@@ -283,7 +314,11 @@ def _is_unpublished(last: Event, view: TaskView, task: Task) -> bool:
     """Return whether the newest poll showed something that the last event doesn't carry."""
     if _is_change_since_event(last.data, task):
         return True
-    return last.data.result_state == "unavailable" and _changed_since(last, view)
+    is_other_extra = _is_extra_change(last, last.data.extra, task)
+    if is_other_extra and last.data.extra is not None:
+        return True
+    # An event that was too large has lost its `extra`: there is nothing to compare with but the time of the change.
+    return (is_other_extra or last.data.result_state == "unavailable") and _changed_since(last, view)
 
 
 def _next_while_quiet(build: _EventBuilder, last: Event, now: float) -> Draft | None:
@@ -343,12 +378,16 @@ class _EventBuilder(NamedTuple):
         task = self.view.task
         state = task or last
         fields: dict[str, Any] = {name: getattr(state, name) for name in _TASK_FIELDS} if state else {}
+        if task and task.target and last:
+            fields["target"] = add_names(task.target, last.target)
         fields["error"] = error
         if kind == "completed" and task:
             fields["error"] = task.error
         # The `extra` of a classic task holds its identity, which its id alone doesn't.
         if task and (kind == "completed" or (self.watch.api == "vim" and not task.ended)):
             fields["extra"] = task.extra
+        elif self.watch.details and self.watch.api == "cis":
+            fields["extra"] = task.extra if task and task.extra is not None else last and last.extra
         result = self._result(kind)
         if result is None and last:
             fields |= {

@@ -25,6 +25,7 @@ from ..domain.requests import (
     ListedWatch,
     ListReply,
     ListRequest,
+    Model,
     TaskRequest,
     UnwatchReply,
     WatchReply,
@@ -103,7 +104,6 @@ class Api:
         headers: dict[str, str] = {}
         try:
             async with self._at_once, asyncio.timeout(DEADLINE_S):
-                check_headers(request.headers)
                 body = msgspec.json.encode(await verb(request))
         except Refused as refused:
             headers, body = _encode_error(refused)
@@ -128,7 +128,7 @@ class Api:
         """Watch a task until it ends."""
         context = self._context
         try:
-            watch_request = parse_request(WatchRequest, request.data)
+            watch_request = _parse(WatchRequest, request)
             vcenter = context.routes.resolve_watchable(watch_request.vcenter, watch_request.task)
         except Refused as refused:
             context.metrics.requests.labels("rejected").inc()
@@ -159,7 +159,7 @@ class Api:
     async def get(self, request: Request) -> GetReply:
         """Return a task's watch and last event, whether it is watched or has ended."""
         context = self._context
-        task_request = parse_request(TaskRequest, request.data)
+        task_request = _parse(TaskRequest, request)
         task, vcenter = task_request.task, context.routes.resolve(task_request.vcenter)
         present, last = await context.watches.read_watch_and_last_event(vcenter, task)
         if present is None and last is None:
@@ -184,7 +184,7 @@ class Api:
     async def list(self, request: Request) -> ListReply:
         """List the active watches of all replicas, oldest request first."""
         context = self._context
-        list_request = parse_request(ListRequest, request.data)
+        list_request = _parse(ListRequest, request)
         vcenter = list_request.vcenter
         if vcenter is not None and not is_vcenter_name(vcenter):
             raise unknown_vcenter(vcenter, context.routes.urls)
@@ -208,12 +208,13 @@ class Api:
             data.status if data else None,
             data.progress if data else None,
             watch.vcenter not in self._context.routes.urls,
+            data.target if data else None,
         )
 
     async def unwatch(self, request: Request) -> UnwatchReply:
         """End a watch with its final event; the task itself is not touched."""
         context = self._context
-        task_request = parse_request(TaskRequest, request.data)
+        task_request = _parse(TaskRequest, request)
         vcenter = context.routes.resolve(task_request.vcenter)
         try:
             watch, final = await context.watches.unwatch(vcenter, task_request.task)
@@ -261,7 +262,7 @@ class Api:
         """Ask vCenter to cancel a task. Whatever the answer, one log line names the requester and the task."""
         answer = "unavailable"
         try:
-            reply = await self._cancel_task(request.data)
+            reply = await self._cancel_task(request)
         except Refused as refused:
             answer = refused.code
             raise
@@ -277,8 +278,8 @@ class Api:
             vcenter = described["vcenter"] or self._context.routes.default
             log.info("cancel", answer=answer, vcenter=vcenter, task=task, by=by)
 
-    async def _cancel_task(self, body: bytes) -> CancelReply:
-        task_request = parse_request(TaskRequest, body)
+    async def _cancel_task(self, request: Request) -> CancelReply:
+        task_request = _parse(TaskRequest, request)
         vcenter = self._context.routes.resolve_watchable(task_request.vcenter, task_request.task)
         if not self._allow_cancel:
             raise Refused(403, "forbidden", "Canceling is switched off; BRIDGE_ALLOW_CANCEL=true switches it on.")
@@ -293,6 +294,12 @@ def _raw_event(entry: JournalEntry | None) -> msgspec.Raw:
 class _ApiErrorReply(msgspec.Struct, omit_defaults=True):
     error: ErrorBody
     last_event: msgspec.Raw = NULL
+
+
+def _parse(model: type[Model], request: Request) -> Model:
+    """Return the request's content. Raises Refused."""
+    check_headers(request.headers)
+    return parse_request(model, request.data)
 
 
 def _encode_error(refused: Refused) -> tuple[dict[str, str], bytes]:

@@ -25,9 +25,9 @@ from ..domain.subjects import SubjectNames
 from ..domain.watch import Watch
 from ..settings import NatsSettings
 from .connect import connect
-from .connection import INBOX_PREFIX
+from .connection import INBOX
 from .nats_py_workarounds import cancel_and_wait
-from .ordered_consumer import OrderedConsumer
+from .stream_reader import StreamReader
 from .streams import StoredMessage, Streams, translate_errors
 from .watch_store import decode_watch
 
@@ -38,7 +38,7 @@ LINGER_S = 20.0
 """How long it goes on without viewers: a page without scripts reloads every ten seconds."""
 REREAD_S = 30.0
 _PAGE_MESSAGES, _CONCURRENT_READS = 1000, 50
-_CONNECTION = {"inbox_prefix": INBOX_PREFIX, "allow_reconnect": False, "ping_interval": 5, "max_outstanding_pings": 2}
+_CONNECTION = {"allow_reconnect": False, "ping_interval": 5, "max_outstanding_pings": 2}
 
 
 class BoardReader:
@@ -97,7 +97,7 @@ class BoardReader:
             await asyncio.sleep(PAUSE_S)
 
     async def _read_until_failure(self) -> None:
-        client = await connect(self._settings, CONNECT_S, name="task-bridge board", **_CONNECTION)
+        client = await connect(self._settings, CONNECT_S, inbox=INBOX, name="task-bridge board", **_CONNECTION)
         try:
             reader = _BoardUpdater(client, Streams(client, self._settings.js_domain), self._names)
             state = await reader.read_watches()
@@ -141,12 +141,9 @@ class _BoardUpdater:
     async def follow_events(self, first: int) -> None:
         """Apply every event from sequence `first` on, without end."""
         stream, subjects = self._names.events_stream, [f"{self._names.events}.>"]
-        consumer = OrderedConsumer(self._streams.js, self._client, stream, subjects, first=first)
-        async with aclosing(consumer.messages()) as messages:
+        async with aclosing(StreamReader(self._streams, stream, subjects, first=first).messages()) as messages:
             async for message in messages:
-                event = from_cloudevent(message.data, stalled_reported=False)
-                if event is not None:
-                    self.board.apply_event(event, (message.headers or {}).get("Bridge-Instance", ""))
+                self._apply(message)
 
     async def _refresh_rows(self, limit: int) -> None:
         self.board.begin_refresh()

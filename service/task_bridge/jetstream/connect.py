@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import ssl
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +15,19 @@ from nats.aio.client import Client, RawCredentials
 from ..domain.errors import NatsUnavailable
 from ..settings import NatsSettings
 from ..settings.values import read_credentials
-from .nats_py_workarounds import accept_any_message, cancel_and_wait, reconnect_after_any_error, wait_until_connected
+from .nats_py_workarounds import (
+    accept_any_message,
+    cancel_and_wait,
+    flush_and_wait,
+    forget_last_error,
+    reconnect_after_any_error,
+    set_inbox_prefix,
+    wait_until_connected,
+)
 
 PERMISSION_VIOLATION = "permissions violation"
-_INBOX_VIOLATION = f'{PERMISSION_VIOLATION} for subscription to "_inbox.'
+INBOX = "_INBOX"
+_INBOX_VIOLATION = f'{PERMISSION_VIOLATION} for subscription to "_inbox'
 
 log = logging.getLogger(__name__)
 
@@ -60,8 +70,28 @@ def tls_context(settings: NatsSettings) -> ssl.SSLContext | None:
     return context
 
 
-async def connect(settings: NatsSettings, timeout_s: float, **options: Any) -> Client:
-    """Return a new connection; `options` go to nats-py. Raises NatsUnavailable after `timeout_s`, with the reason."""
+async def choose_inbox(client: Client, prefixes: Sequence[str]) -> None:
+    """Get answers below the first of `prefixes` that the user may subscribe to, else below the last.
+
+    So a permission for `_INBOX.>`, which earlier releases needed, still serves a user who is denied inboxes of its own.
+    """
+    *tried, last = prefixes
+    for prefix in tried:
+        set_inbox_prefix(client, prefix)
+        subscription = await client.subscribe(client.new_inbox())
+        await flush_and_wait(client)
+        await subscription.unsubscribe()  # also a denied one: nats-py would try it at each reconnect
+        if last_permission_violation(client) is None:
+            return
+        forget_last_error(client)
+    set_inbox_prefix(client, last)
+
+
+async def connect(settings: NatsSettings, timeout_s: float, *, inbox: str = INBOX, **options: Any) -> Client:
+    """Return a new connection; `options` go to nats-py. Raises NatsUnavailable after `timeout_s`, with the reason.
+
+    `inbox`: the prefix of inboxes if neither a setting nor the user's name gives one, or the user may not use that.
+    """
     client, reason = Client(), "no answer"
     accept_any_message(client)
 
@@ -77,6 +107,7 @@ async def connect(settings: NatsSettings, timeout_s: float, **options: Any) -> C
         await client.connect(**connect_options(settings), error_cb=keep_reason, connect_timeout=3, **options)
         reconnect_after_any_error(client)
         await wait_until_connected(client)
+        await choose_inbox(client, settings.inbox_prefixes(inbox))
 
     connecting = asyncio.ensure_future(connect_and_wait())
     try:

@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+import nats.errors
 import structlog
 from faststream.nats import (
     NatsBroker,
@@ -24,7 +25,7 @@ from nats.aio.client import Client
 from ..domain.errors import CannotStart
 from ..logs import FailureLog
 from ..settings import NatsSettings
-from .connect import PERMISSION_VIOLATION, Credentials, connect_options, error_message, tls_context
+from .connect import PERMISSION_VIOLATION, Credentials, choose_inbox, connect_options, error_message, tls_context
 from .nats_py_workarounds import (
     accept_any_message,
     cancel_and_wait,
@@ -39,8 +40,8 @@ log = structlog.get_logger(__name__)
 PING_S = 1
 _ATTEMPT_S = 15.0
 """Longer than the four timeouts of 3 s that an attempt to connect may take."""
-INBOX_PREFIX = "_INBOX.bridge"
-"""Inboxes of the bridge's own: permissions can keep other users from subscribing to them."""
+INBOX = "_INBOX.bridge"
+"""Inboxes of a bridge that has no user name: permissions can keep other users from subscribing to them."""
 _RESUBSCRIBE_AFTER_S = 6.0
 _VIOLATION_HOLDS_S = 12.0
 """Longer than a denied action stays untried: 6 s for a subscription, up to 10 s for an unanswered publish."""
@@ -66,7 +67,6 @@ class Connection:
         self.broker = NatsBroker(
             list(settings.urls),
             name=name,
-            inbox_prefix=INBOX_PREFIX,
             security=_security(settings),
             allow_reconnect=True,
             # nats-py would give up after 60 attempts, and FastStream then spins and ignores SIGTERM (measured).
@@ -122,6 +122,10 @@ class Connection:
         reconnect_after_any_error(client)
         accept_any_message(client)
         await wait_until_connected(client)
+        replace_error_callback(client, _ignore_denied_inbox)
+        with contextlib.suppress(nats.errors.Error, OSError):  # the connection is lost again
+            await choose_inbox(client, self._settings.inbox_prefixes(INBOX))
+        replace_error_callback(client, self._on_error)
         return client
 
     def on_reconnect(self, callback: Callable[[], None]) -> None:
@@ -212,6 +216,10 @@ class Connection:
     async def _on_closed(self) -> None:
         if not self.closed.done() and not self._closing:
             self.closed.set_result(None)
+
+
+async def _ignore_denied_inbox(_: Exception) -> None:
+    """Report nothing: another prefix is tried, and whatever else happens shows again."""
 
 
 def server_version(client: Client) -> tuple[int, int, int]:

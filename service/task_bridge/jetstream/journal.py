@@ -35,7 +35,7 @@ from ..domain.events import (
     shrink_to_fit,
     to_cloudevent,
 )
-from ..domain.ports import EventEntry, EventJournal, Memory
+from ..domain.ports import EventEntry, EventJournal, Memory, MemoryLost
 from ..domain.subjects import SubjectNames
 from ..domain.task import UNAVAILABLE, Result
 from ..domain.watch import Draft, Watch
@@ -119,9 +119,9 @@ class JetStreamJournal:
     async def append(self, draft: Draft, after: int, *, memory_lost: bool = False) -> JournalEntry:
         """Store the event as the one that follows sequence `after`; retry until it is known what is stored.
 
-        The event's result is stored before the event. If the event before has gone from the stream, or the event's
-        own id was used before, it gets a number that its watch can't have used, as with `memory_lost`. Returns the
-        task's last event: this one, or another writer's (compare `instance` and the event).
+        The event's result is stored before the event. With `memory_lost` it gets a number that its watch can't have
+        used. Returns the task's last event: this one, or another writer's (compare `instance` and the event).
+        Raises MemoryLost if the event before has gone from the stream, or the event's own id was used before.
         """
         event = await self._place_result(draft)
         number, backoff = event.data.sequence, _Backoff(event)
@@ -144,7 +144,7 @@ class JetStreamJournal:
             self._metrics.publish_retries.inc()
             await backoff.pause()
             if last_sequence < after or (ack is not None and backoff.count >= _DUPLICATES):
-                after, event = last_sequence, await self._renumber(event, backoff)
+                raise MemoryLost(last_sequence)
 
     async def _renumber(self, event: Event, backoff: _Backoff) -> Event:
         """Return the event with a number that its watch can't have used; retry until nats-server says its time."""

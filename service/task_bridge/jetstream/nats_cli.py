@@ -55,8 +55,11 @@ def _consumer_options(config: ConsumerConfig) -> Iterator[str]:
     yield f"--ack={_value(config.ack_policy)}"
     yield f"--wait={_seconds(config.ack_wait or 0)}"
     yield f"--max-deliver={config.max_deliver}"
-    yield f"--max-pending={config.max_ack_pending}"
-    yield "--deliver=all"
+    if config.max_ack_pending:
+        yield f"--max-pending={config.max_ack_pending}"
+    for subject in config.filter_subjects or filter(None, [config.filter_subject]):
+        yield f"--filter={subject}"
+    yield f"--deliver={_value(config.deliver_policy or 'all')}"
     yield "--replay=instant"
 
 

@@ -68,6 +68,19 @@ def replace_error_callback(client: Client, callback: Callable[[Exception], Await
     client._error_cb = callback
 
 
+def set_inbox_prefix(client: Client, prefix: str) -> None:
+    """Make inboxes begin with `prefix` from now on. It can't be changed after the first request.
+
+    nats-py takes it before it connects; whether the user may subscribe there is known only later.
+    """
+    client._inbox_prefix = bytearray(prefix.encode())
+
+
+def forget_last_error(client: Client) -> None:
+    """Forget the last error, after a denial that does no harm; else later failures would be explained by it."""
+    client._err = None
+
+
 def keep_unwritten_data(client: Client) -> None:
     """Keep what can't be written for the next connection, as nats-py does once it noticed that this one is closed.
 
@@ -194,12 +207,19 @@ class SubscriptionQueue:
 
 
 @contextlib.asynccontextmanager
+async def subscription(client: Client, subject: str, callback: Callable[[Msg], Awaitable[None]]) -> AsyncIterator[None]:
+    """Call `callback` for the messages of `subject` until the context ends."""
+    subscribed = await client.subscribe(subject, cb=callback)
+    try:
+        yield
+    finally:
+        with contextlib.suppress(nats.errors.Error):
+            await subscribed.unsubscribe()
+
+
+@contextlib.asynccontextmanager
 async def queued_subscription(client: Client, subject: str) -> AsyncIterator[SubscriptionQueue]:
     """Subscribe to `subject` until the context ends."""
     queue = SubscriptionQueue()
-    subscription = await client.subscribe(subject, cb=queue.put)
-    try:
+    async with subscription(client, subject, queue.put):
         yield queue
-    finally:
-        with contextlib.suppress(nats.errors.Error):
-            await subscription.unsubscribe()

@@ -64,12 +64,6 @@ def reply_rights() -> list[Right]:
     return [_publish("_INBOX.>", "_INBOX.check"), _publish("_R_.>", "_R_.check")]
 
 
-def board_rights(names: SubjectNames, api: str) -> list[Right]:
-    """Return the rights that the board needs to follow events."""
-    create = _publish(f"{api}.CONSUMER.CREATE.{names.events_stream}")
-    return [create, _publish("$JS.FC.>", f"$JS.FC.{names.events_stream}.check")]
-
-
 def _publish_rights(names: SubjectNames) -> list[Right]:
     objects = f"$O.{names.results_bucket}"
     return [

@@ -19,6 +19,7 @@ import nats.js.errors
 from nats.js.api import (
     AckPolicy,
     ConsumerConfig,
+    DeliverPolicy,
     DiscardPolicy,
     ObjectStoreConfig,
     RePublish,
@@ -45,13 +46,20 @@ _STREAM_SAFETY = (
     "republish",
 )
 _STREAM_OTHERS = ("storage", "num_replicas", "max_age", "compression", "allow_direct", "max_msgs", "max_bytes")
-_CONSUMER_SAFETY = ("ack_policy",)
+_CONSUMER_SAFETY = ("ack_policy", "deliver_subject")
 _CONSUMER_OTHERS = ("ack_wait", "max_deliver", "max_ack_pending")
+_MUST_BE_UNSET = ("subject_transform", "republish", "deliver_subject")
 _DURATIONS = ("max_age", "ack_wait", "ttl")
-_IMMUTABLE = {"retention", "storage", "ack_policy"}
+_NAME_IN_USE = 10058
+_IMMUTABLE = {"retention", "storage", "ack_policy", "deliver_subject"}
 """Settings that no nats-server changes on an existing stream or consumer."""
 _STREAM_SETTING_OF_BUCKET = {"ttl": "max_age", "replicas": "num_replicas"}
 """A bucket's settings and their names in its stream."""
+_FILTERS = ("filter_subject", "filter_subjects")
+"""Where a consumer has its filters: one of them, or several."""
+_WORKER_ACK_WAIT_S = 60.0
+_WORKER_MAX_DELIVER = 1000
+"""Ends the tries of an event that no worker can handle; without acks after 16 hours, longer than most outages."""
 _Json = dict[str, Any]
 
 
@@ -81,6 +89,11 @@ class JetStreamConfig(NamedTuple):
     streams: tuple[tuple[StreamConfig, ConsumerConfig | None], ...]
     bucket: ObjectStoreConfig
     late_subjects: frozenset[str] = frozenset()
+
+    def with_events_consumer(self, durable: ConsumerConfig) -> JetStreamConfig:
+        """Return the same with a durable consumer of the events stream, which comes last."""
+        *others, (events, _) = self.streams
+        return self._replace(streams=(*others, (events, durable)))
 
 
 def expected_config(
@@ -153,6 +166,21 @@ def follow_events(names: SubjectNames) -> str:
     return f"{names.follows}.>"
 
 
+def worker_consumer(name: str, filters: Sequence[str]) -> ConsumerConfig:
+    """Return a durable that workers pull events from, those stored from its creation on. Pure."""
+    single = filters[0] if len(filters) == 1 else None
+    return ConsumerConfig(
+        durable_name=name,
+        description="Events for workers, which ack each after the work",
+        deliver_policy=DeliverPolicy.NEW,
+        ack_policy=AckPolicy.EXPLICIT,
+        ack_wait=_WORKER_ACK_WAIT_S,
+        max_deliver=_WORKER_MAX_DELIVER,
+        filter_subject=single,
+        filter_subjects=None if single else list(filters),
+    )
+
+
 def _events_stream(names: SubjectNames, replicas: int, max_age_s: float) -> StreamConfig:
     return StreamConfig(
         name=names.events_stream,
@@ -172,14 +200,18 @@ def _events_stream(names: SubjectNames, replicas: int, max_age_s: float) -> Stre
     )
 
 
-async def provision(streams: Streams, expected: JetStreamConfig, *, create: bool) -> list[Difference]:
+async def provision(
+    streams: Streams, expected: JetStreamConfig, *, create: bool, first_sequence: int | None = None
+) -> list[Difference]:
     """Create what is missing (if `create`) and return the differences from `expected`, missing parts included.
 
-    Raises NatsUnavailable, and CannotStart where JetStream refuses to create.
+    `first_sequence`: that of a work queue that is created. Raises NatsUnavailable, and CannotStart where JetStream
+    refuses to create.
     """
     differences: list[Difference] = []
     for config, durable in expected.streams:
-        differences += await _provision_stream(streams, config, expected.late_subjects, create=create)
+        queue = config.evolve(first_seq=first_sequence) if durable and first_sequence else config
+        differences += await _provision_stream(streams, queue, expected.late_subjects, create=create)
         if durable is not None:
             differences += await _provision_consumer(streams, str(config.name), durable, create=create)
     return differences + await _provision_bucket(streams, expected.bucket, create=create)
@@ -243,11 +275,19 @@ async def _provision_consumer(
     call = streams.js.consumer_info(stream, str(config.durable_name))
     info = await _read_info(call, streams, where, f"CONSUMER.INFO.{path}")
     if info is not None:
-        return list(_compare(where, config, info.config, _CONSUMER_SAFETY, _CONSUMER_OTHERS))
+        differences = list(_compare(where, config, info.config, _CONSUMER_SAFETY, _CONSUMER_OTHERS))
+        wanted, found = _read_filters(config), _read_filters(info.config)
+        if wanted and wanted != found:
+            differences.append(Difference(where, "filters", wanted, found, unsafe=False))
+        return differences
     if not create:
         return [_missing(where)]
     await _create(streams.js.add_consumer(stream, config), streams, where, f"CONSUMER.DURABLE.CREATE.{path}")
     return []
+
+
+def _read_filters(config: ConsumerConfig) -> list[str]:
+    return sorted(config.filter_subjects or filter(None, [config.filter_subject]))
 
 
 async def _provision_bucket(streams: Streams, config: ObjectStoreConfig, *, create: bool) -> list[Difference]:
@@ -281,6 +321,8 @@ async def _create(call: Awaitable[Any], streams: Streams, where: str, subject: s
     try:
         await call
     except (TimeoutError, nats.errors.Error) as error:
+        if isinstance(error, nats.js.errors.APIError) and error.err_code == _NAME_IN_USE:
+            return  # another replica has created it just now; the next check compares it
         if not isinstance(error, nats.js.errors.APIError) or isinstance(error, nats.js.errors.ServiceUnavailableError):
             raise NatsUnavailable(f"{where}: {_failure_reason(error, streams, subject)}") from error
         raise CannotStart(
@@ -307,7 +349,7 @@ def _compare(
         expected_value, found_value = _comparable(getattr(expected, field)), _comparable(getattr(found, field))
         if expected_value is not None and expected_value != found_value:
             yield Difference(where, field, expected_value, found_value, unsafe=field in safety)
-        elif expected_value is None and field in ("subject_transform", "republish") and found_value is not None:
+        elif expected_value is None and field in _MUST_BE_UNSET and found_value is not None:
             yield Difference(where, field, expected_value, found_value, unsafe=True)
 
 
@@ -322,6 +364,8 @@ def _comparable(value: Any) -> Any:
 def _format_value(field: str, value: Any) -> str:
     if field in _DURATIONS and value is not None:
         return f"{value:.10g} s"
+    if isinstance(value, list):
+        return ", ".join(value) or "unset"
     return "unset" if value is None else str(value)
 
 
@@ -349,11 +393,11 @@ async def apply_differences(
 
     Raises NatsUnavailable.
     """
-    updates, fields = _updates(streams.prefix, expected), defaultdict(list)
+    updates, fields = _updates(streams.prefix, expected), defaultdict[str, list[str]](list)
     for difference in differences:
         if not is_immutable(difference) and difference.field != "missing":
             field = _STREAM_SETTING_OF_BUCKET.get(difference.field, difference.field)
-            fields[difference.where].append(field)
+            fields[difference.where] += _FILTERS if field == "filters" else (field,)
     problems = [await _apply_update(streams, where, updates[where], names) for where, names in fields.items()]
     return [problem for problem in problems if problem]
 

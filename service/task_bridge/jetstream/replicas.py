@@ -26,6 +26,7 @@ from nats.aio.msg import Msg
 from ..domain.errors import NatsUnavailable
 from ..domain.follows.event import FollowReport
 from ..domain.ports import TaskSource
+from ..domain.task import Api
 from ..domain.watch import Watch
 from ..watcher import Watcher
 from .ownership import Ownership
@@ -40,14 +41,16 @@ _UNEVEN_FOR = 3
 """Intervals: after 5 missed reports a replica is gone; 3 uneven reports in a row are no burst."""
 
 
-_ANSWER_WITHIN_S = 1.0
-"""How long a replica waits for others to say that they survived a request."""
+_ASK_EVERY_S = 1.0
+_QUESTIONS = 10
+"""How often a replica asks whether others survived a request: one may be cut off for a while, or busy."""
 
 
 class ReplicaStatus(msgspec.Struct):
     """One replica: the watches it holds, `capacity` at most; the tasks it misses by vCenter; `leaving`: it stops.
 
-    `vcenters`: those in its settings; `follows`: those that it runs. Releases up to 1.0 don't report them.
+    `absent_by_api`: the tasks it misses by vCenter and API. `vcenters`: those in its settings; `follows`: those that
+    it runs. Releases up to 1.0 report none of them, and read `absent`.
     """
 
     instance: str
@@ -57,6 +60,7 @@ class ReplicaStatus(msgspec.Struct):
     leaving: bool = False
     vcenters: list[str] = []
     follows: list[FollowReport] = []
+    absent_by_api: dict[str, dict[Api, int]] = {}
 
 
 class SurvivalNote(msgspec.Struct):
@@ -151,13 +155,16 @@ class Replicas:
         """Ask the other replicas whether one has survived this request. Raises NatsUnavailable."""
         answer = self._asked.setdefault(request, asyncio.get_running_loop().create_future())
         try:
-            await self._publish(SurvivalNote(request))
-            done, _ = await asyncio.wait((answer,), timeout=_ANSWER_WITHIN_S)
+            for _ in range(_QUESTIONS):
+                await self._publish(SurvivalNote(request))
+                done, _ = await asyncio.wait((answer,), timeout=_ASK_EVERY_S)
+                if done:
+                    return True
         except nats.errors.Error as error:
             raise NatsUnavailable(f"can't ask other replicas: {error or type(error).__name__}") from error
         finally:
             self._asked.pop(request, None)
-        return bool(done)
+        return False
 
     async def announce_leaving(self) -> None:
         """Let the others take over now; they needn't wait until the reports of this replica stop."""
@@ -168,7 +175,9 @@ class Replicas:
         own = self._own
         own.held = self._ownership.held_count
         own.follows = self._own_follows()
-        own.absent = {name: source.absent_count for name, source in self._sources.items() if source.absent_count}
+        counts = {name: source.absent_counts for name, source in self._sources.items()}
+        own.absent_by_api = {name: by_api for name, by_api in counts.items() if any(by_api.values())}
+        own.absent = {name: sum(by_api.values()) for name, by_api in own.absent_by_api.items()}
         if self._connection.is_connected:
             try:
                 await self._publish(own)
@@ -205,11 +214,9 @@ class Replicas:
                 await self._publish(SurvivalNote(note.request, survived=True))
 
     def _pass_on_absent_counts(self) -> None:
-        absent: Counter[str] = Counter()
-        for other in self._others.values():
-            absent.update(other.status.absent)
+        others = [other.status for other in self._others.values()]
         for name, source in self._sources.items():
-            source.set_absent_elsewhere(absent[name])
+            source.set_absent_elsewhere(count_absent(name, others))
 
     def belongs_elsewhere(self, vcenter: str) -> bool:
         """Return whether only other replicas can poll this vCenter's tasks, and one of them has capacity."""
@@ -239,6 +246,15 @@ class Replicas:
             surplus, self._watcher.release
         ):
             self._uneven_count = 0  # wait for the effect first
+
+
+def count_absent(vcenter: str, others: Iterable[ReplicaStatus]) -> Counter[Api]:
+    """Return how many tasks the `others` miss, by API. Those of an older release may be of either. Pure."""
+    counts: Counter[Api] = Counter()
+    for status in others:
+        unknown = status.absent.get(vcenter, 0)
+        counts.update(status.absent_by_api.get(vcenter, {"cis": unknown, "vim": unknown}))
+    return counts
 
 
 def count_surplus(held: int, others: Iterable[tuple[int, int]]) -> int:

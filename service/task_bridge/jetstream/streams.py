@@ -8,6 +8,7 @@ import json
 import math
 import time
 from collections.abc import Awaitable
+from datetime import UTC, datetime
 from typing import Any, NamedTuple, TypeVar
 
 import msgspec
@@ -28,6 +29,7 @@ log = structlog.get_logger(__name__)
 T = TypeVar("T")
 
 REQUEST_TIMEOUT_S = 5.0
+PAGE_MAX_BYTES = 8 * 1024 * 1024
 _SWEEP_S = 1.0
 _NO_RESPONDERS = "503"
 _REFUSAL_VALID_S = 10.0
@@ -233,9 +235,16 @@ class Streams:
         if written_at is not None:
             clock.record_server_time(written_at, asked_at)
 
-    async def read_page(self, stream: str, subjects: str, after: int, limit: int) -> tuple[list[StoredMessage], int]:
-        """Return up to `limit` messages of `subjects` after a sequence, oldest first, and how many more follow."""
-        return await self._direct_get(stream, {"seq": after + 1, "next_by_subj": subjects, "batch": limit})
+    async def read_page(
+        self, stream: str, subjects: str, after: int, limit: int, *, since: datetime | None = None
+    ) -> tuple[list[StoredMessage], int]:
+        """Return up to `limit` messages of `subjects` after a sequence, oldest first, and how many more follow.
+
+        With `since` the messages that were stored from then on, whatever `after` is. A page ends early at 8 MiB.
+        """
+        start = {"seq": after + 1} if since is None else {"start_time": since.astimezone(UTC).isoformat()}
+        request = {**start, "next_by_subj": subjects, "batch": limit, "max_bytes": PAGE_MAX_BYTES}
+        return await self._direct_get(stream, request)
 
     async def read_newest(self, stream: str, subjects: list[str]) -> list[StoredMessage]:
         """Return the newest message of each subject that one of `subjects` (wildcards allowed) matches."""
@@ -250,7 +259,7 @@ class Streams:
                 body = json.dumps(request).encode()
                 await self.connection.publish(f"{self.prefix}.DIRECT.GET.{stream}", body, inbox)
                 return await _read_batch(answers, stream)
-        except (TimeoutError, nats.errors.Error) as error:
+        except (OSError, nats.errors.Error) as error:  # TimeoutError is an OSError
             raise NatsUnavailable(f"stream {stream} didn't answer: {error or type(error).__name__}") from error
 
 
@@ -264,7 +273,9 @@ async def _read_batch(answers: SubscriptionQueue, stream: str) -> tuple[list[Sto
         if status in ("204", "404"):  # end of the batch, or no message at all
             return batch, int(headers.get("Nats-Num-Pending", pending))
         if status is not None:
-            raise NatsUnavailable(f"stream {stream}: {headers.get('Description', status)}")
+            if status == _NO_RESPONDERS:
+                raise nats.errors.NoRespondersError
+            raise NatsUnavailable(f"{stream}: {headers.get('Description', status)}")
         pending = int(headers.get("Nats-Num-Pending", 0))
         stored_at = parse_time(headers.get("Nats-Time-Stamp")) or 0.0
         sequence = int(headers["Nats-Sequence"])

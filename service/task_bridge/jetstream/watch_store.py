@@ -19,7 +19,7 @@ import structlog
 from ..domain.durations import parse_time
 from ..domain.errors import NatsUnavailable, Refused, VCenterUnavailable
 from ..domain.events import WatchRef
-from ..domain.ports import TaskSource
+from ..domain.ports import MemoryLost, TaskSource
 from ..domain.requests import WatchRequest
 from ..domain.subjects import SubjectNames
 from ..domain.task import is_vim_task
@@ -87,6 +87,7 @@ def build_watch(
         timeout_at=None if request.timeout is None else since + request.timeout,
         stalled_after_s=stalled_after_s if request.stalled_after is None else request.stalled_after,
         partial_results=request.partial_results,
+        details=request.details,
         labels=request.labels,
         traceparent=trace[0],
         tracestate=trace[1],
@@ -289,7 +290,7 @@ class WatchStore:
     async def _publish_final_event(
         self, watch: Watch, last: JournalEntry | None, *, timed_out: bool = False
     ) -> JournalEntry | None:
-        """Publish the final event. Return it, None if another event was stored after `last`.
+        """Publish the final event. Return it, None if another event was stored after `last` or `last` has gone.
 
         Raises AlreadyEnded if the watch's final event is covered by another one.
         """
@@ -308,8 +309,12 @@ class WatchStore:
         draft = next_event(watch, own.event if own else None, view, now, self._policy_of(watch.vcenter))
         if draft is None:
             return None
-        stored = await self._journal.append(draft, last.sequence if last else 0, memory_lost=memory_lost)
-        is_own_event = (stored.event.id, stored.event.kind) == (draft.event.id, draft.event.kind)
+        try:
+            stored = await self._journal.append(draft, last.sequence if last else 0, memory_lost=memory_lost)
+        except MemoryLost:
+            return None
+        # Not the ids: the stored event has another number if memory was lost.
+        is_own_event = event_of_watch(stored, watch) and stored.event.kind == draft.event.kind
         return stored if is_own_event and stored.instance == self._journal.instance else None
 
 

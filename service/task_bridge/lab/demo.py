@@ -12,7 +12,7 @@ import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal, NamedTuple, Protocol
+from typing import Any, Literal, NamedTuple, Protocol
 
 import nats
 from nats.aio.client import Client
@@ -26,7 +26,12 @@ from .local_stack import run_local_stack
 VCENTER = "demo"
 DEADLINE_S = 30.0
 NEXT_CASE_S = 2.0
-FAST_SETTINGS = {"poll_min_s": 0.2, "poll_max_s": 0.5, "progress_interval_s": 0.4, "not_found_grace_s": 2.0}
+FAST_SETTINGS: dict[str, Any] = {
+    "poll_min_s": 0.2,
+    "poll_max_s": 0.5,
+    "progress_interval_s": 0.4,
+    "not_found_grace_s": 2.0,
+}
 """The bridge polls often, so that the demo is short."""
 NAMES = SubjectNames("vcenter.tasks")
 

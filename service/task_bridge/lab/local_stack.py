@@ -13,6 +13,7 @@ from ..domain.errors import CannotStart
 from ..settings import Settings
 from ..simulator import SimulatedVCenter
 from ..simulator.serve import serve_vcenter
+from ..vcenter.policy import TIMEOUTS, Timeouts
 from .nats_server import run_nats_server
 
 READY_TIMEOUT_S = 10.0
@@ -28,7 +29,9 @@ class LocalStack(NamedTuple):
 
 
 @asynccontextmanager
-async def run_local_stack(directory: Path, vcenter_name: str, **settings: Any) -> AsyncIterator[LocalStack]:
+async def run_local_stack(
+    directory: Path, vcenter_name: str, timeouts: Timeouts = TIMEOUTS, **settings: Any
+) -> AsyncIterator[LocalStack]:
     """Run the stack until the block ends. NATS keeps its data in `directory`; `settings` are the bridge's.
 
     Raises CannotStart.
@@ -40,7 +43,7 @@ async def run_local_stack(directory: Path, vcenter_name: str, **settings: Any) -
             "nats": {"urls": server.url},
             "vcenters": {vcenter_name: {"url": vcenter_url, **login}},
         }
-        bridge = Bridge(Settings(**addresses, http_listen="127.0.0.1:0", allow_cancel=True, **settings))
+        bridge = Bridge(Settings(**addresses, http_listen="127.0.0.1:0", allow_cancel=True, **settings), timeouts)
         async with bridge.running() as failed:
             await _wait_until_ready(bridge, failed)
             yield LocalStack(bridge, vcenter, server.url, vcenter_url)

@@ -239,7 +239,7 @@ _EVENT_HEADERS = {
 _EVENT_SUMMARIES = {
     "watching": "The watch starts: the first state seen in vCenter",
     "status": "The status changed, or a quiet watch is restated",
-    "progress": "The progress, `cancelable` or, where requested, the partial result changed",
+    "progress": "The progress, `cancelable` or, where requested, the partial result or `extra` changed",
     "stalled": "Nothing changed for the watch's `stalled_after`",
     "completed.succeeded": "The task succeeded (final)",
     "completed.failed": "The task failed (final)",

@@ -94,6 +94,10 @@ DESCRIPTIONS: dict[str, dict[str, Schema]] = {
             minimum=0,
         ),
         "partial_results": _field("Follow results that change before the end: every event carries the newest result."),
+        "details": _field(
+            "Ask with each poll for all that vCenter knows of a CIS task: every event carries `extra`, and a change of "
+            "it alone is a `progress` event. Without effect for classic tasks."
+        ),
         "labels": _field("Copied into every event of the watch."),
     },
     "FollowNameRequest": {"name": _FOLLOW_NAME, "vcenter": _REQUESTED_VCENTER},
@@ -179,7 +183,10 @@ DESCRIPTIONS: dict[str, dict[str, Schema]] = {
         ),
         "progress": _field("How far the task is."),
         "error": _field("The reason, on `completed.failed`, `completed.canceled` and `abandoned`; otherwise null."),
-        "result": _field("The result as JSON if `result_state` is `inline`; otherwise null."),
+        "result": _field(
+            "The result as JSON if `result_state` is `inline`; otherwise null. A data object of a classic task has its "
+            "type as `_type` where vCenter sends it."
+        ),
         "result_state": _field(
             "`inline`: in `result`. `stored`: in the object store, at `result_ref`. `none`: vCenter has none, or this "
             "event carries none. `unavailable`: there was one, but it couldn't be fetched or stored.",
@@ -189,8 +196,10 @@ DESCRIPTIONS: dict[str, dict[str, Schema]] = {
             "The place of a `stored` result: one above 262,144 bytes, or larger than the server takes."
         ),
         "extra": _field(
-            "On `completed`: fields of vCenter's answer beyond the documented ones, up to 64 KiB. For classic tasks, "
-            "on every event: `queueTime`, `eventChainId`, `activationId` and the `question` that blocks the task."
+            "Fields of vCenter's answer beyond the documented ones, such as `subtasks` and `notifications`: on "
+            "`completed`, and on every event if the request has `details`. For classic tasks, on every event: "
+            "`queueTime`, `eventChainId`, `activationId` and the `question` that blocks the task. Above 64 KiB it is "
+            '`{"truncated": true, "bytes": <size>}`.'
         ),
         "queued_at": _time("When the task was queued, by vCenter's clock. Null for CIS tasks.", since="1.1"),
         "started_at": _time("When the task started, by vCenter's clock."),
@@ -287,8 +296,17 @@ DESCRIPTIONS: dict[str, dict[str, Schema]] = {
     "Target": {
         "type": _field("Like `ClusterComputeResource`.", minLength=1),
         "id": _field("The id of the object, like `domain-c9`.", minLength=1),
-        "name": _field("The name of the object. Null where vCenter doesn't name it.", since="1.1", minLength=1),
-        "path": _field("Its inventory path, like `/DC/vm/web/web01`. Null if not known.", since="1.1", minLength=1),
+        "name": _field(
+            "The name of the object as vCenter spells it: `%2f` is a slash, `%5c` a backslash, `%25` a percent sign. "
+            "Null if it isn't known.",
+            since="1.1",
+            minLength=1,
+        ),
+        "path": _field(
+            "Its inventory path, like `/DC/vm/web/web01`, without the root folder. Null if it isn't known.",
+            since="1.1",
+            minLength=1,
+        ),
     },
     "Initiator": {
         "type": _field(
@@ -301,7 +319,10 @@ DESCRIPTIONS: dict[str, dict[str, Schema]] = {
         "completed": _field("The completed units, as vCenter sent them."),
         "total": _field("The total units, as vCenter sent them."),
         "percent": _field(
-            "`completed` of `total` in percent, with one decimal; null if there is no total.", minimum=0, maximum=100
+            "`completed` of `total` in percent, with one decimal; null unless `total` is above 0 and `completed` isn't "
+            "negative.",
+            minimum=0,
+            maximum=100,
         ),
         "message": _field("What the task does now, in English.", minLength=1),
     },
@@ -314,7 +335,11 @@ DESCRIPTIONS: dict[str, dict[str, Schema]] = {
         "message": _field("One sentence; never empty.", minLength=1),
         "messages": _field("vCenter's messages in vCenter's order, with the cause last."),
         "transient": _field("True if vCenter says that a retry may help, false if it says that it won't."),
-        "data": _field("More data about the error, as vCenter sent it."),
+        "data": _field(
+            "More data about the error, as vCenter sent it; of a classic task the fault's own properties; of a CIS "
+            "task whose error has an undocumented shape, the whole error. Above 64 KiB it is "
+            '`{"truncated": true, "bytes": <size>}`.'
+        ),
     },
     "Message": {
         "id": _field("The id of the message, for translations."),
@@ -352,6 +377,7 @@ DESCRIPTIONS: dict[str, dict[str, Schema]] = {
         "status": _field("The task's status; null before the first poll."),
         "progress": _field("The task's progress; null before the first poll."),
         "unconfigured": _field("True if the vCenter is no longer configured, so that the task isn't polled."),
+        "target": _field("The object that the task works on; null before the first poll.", since="1.1"),
     },
     "ListReply": {
         "watches": _field("The watches, oldest request first."),

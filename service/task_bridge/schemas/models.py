@@ -192,11 +192,6 @@ def _event_rules() -> Iterator[Schema]:
         yield _when("kind", kind, final={"const": False}, outcome=_NULL, error=_NULL, status=_TEXT)
     yield _when("kind", "completed", final={"const": True}, status=_TEXT)
     yield _when("kind", "abandoned", final={"const": True}, error=_OBJECT)
-    unfinished_cis = {
-        "properties": {"api": {"const": "cis"}, "kind": {"not": {"const": "completed"}}},
-        "required": ["api", "kind"],
-    }
-    yield {"if": unfinished_cis, "then": {"properties": {"extra": _NULL}}}
     yield _when("final", True, outcome=_TEXT)
     yield _when("final", False, outcome=_NULL)
     yield _when("outcome", "succeeded", error=_NULL, status={"const": "SUCCEEDED"})

@@ -108,6 +108,12 @@ class VCenterSettings(BaseModel):
         "watch tasks that nobody requests: all, or the JSON of a follow request without its name; the follow is "
         "named config",
     )
+    names: bool = _setting(
+        "names",
+        True,
+        "look up the names and inventory paths of targets over /sdk, in at most one request every two seconds; false, "
+        "VIM=off or MAX_CONCURRENT_REQUESTS=1 doesn't",
+    )
 
     def username(self) -> str:
         """Return the user name. A file is read again when it has changed."""
@@ -146,6 +152,13 @@ class NatsSettings(BaseModel):
         "BRIDGE_NATS_JS_DOMAIN", None, "the JetStream domain, if the bridge connects to a leaf node"
     )
 
+    given_inbox_prefix: Annotated[str, BeforeValidator(values.check_subject)] | None = _setting(
+        "BRIDGE_NATS_INBOX_PREFIX",
+        None,
+        "the subject below which this user gets answers; default: _INBOX_<user> with BRIDGE_NATS_USER, else _INBOX "
+        "(serve: _INBOX.bridge)",
+    )
+
     @field_validator("tls_key_file")
     @classmethod
     def _check_tls_key(cls, key: Path | None, info: ValidationInfo) -> Path | None:
@@ -160,6 +173,13 @@ class NatsSettings(BaseModel):
         if self.user is not None:
             return "user"
         return "none" if self.token() is None else "token"
+
+    def inbox_prefixes(self, otherwise: str) -> list[str]:
+        """Return the prefixes of inboxes to try: the one that is set, or the user's own, then `otherwise`."""
+        if self.given_inbox_prefix is not None:
+            return [self.given_inbox_prefix]
+        own = f"_INBOX_{self.user}"
+        return [own, otherwise] if self.user and values.is_subject(own) else [otherwise]
 
     def password(self) -> str | None:
         """Return the user's password. A file is read again when it has changed."""

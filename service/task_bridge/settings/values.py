@@ -23,6 +23,7 @@ from ..domain.subjects import is_prefix
 _HOST = re.compile(r"[A-Za-z0-9._-]+|[0-9A-Fa-f:.]+(%[A-Za-z0-9._-]+)?", re.ASCII)
 _LISTEN = re.compile(r"(?:\[([0-9A-Fa-f:.%a-z]+)\]|([A-Za-z0-9._-]+)):(\d{1,5})", re.ASCII)
 _TOKEN = re.compile(r"[A-Za-z0-9_-]+", re.ASCII)
+_SUBJECT = re.compile(r"[^\s.*>]+(\.[^\s.*>]+)*")
 
 
 class Listen(NamedTuple):
@@ -162,16 +163,14 @@ def parse_vcenter_url(text: str) -> str:
     """Return `https://host[:port]` without a trailing slash."""
     if "@" in text:
         raise ValueError("must not hold credentials; set this vCenter's USERNAME and PASSWORD (or …_FILE) instead")
-    _check_origin(text, ("https", "http"), "must be https://host or http://host, without a path")
-    return text.removesuffix("/")
+    return _parse_origin(text, ("https", "http"), "must be https://host or http://host, without a path")
 
 
 def parse_proxy_url(text: str) -> str:
     """Return the `http://host:port` of a proxy."""
     if "@" in text:
         raise ValueError("must not hold credentials; use a proxy that lets this host in without them")
-    _check_origin(text, ("http", "https"), "must be http://host:port, without a path")
-    return text.removesuffix("/")
+    return _parse_origin(text, ("http", "https"), "must be http://host:port, without a path")
 
 
 def parse_follow(text: object) -> FollowRequest | None:
@@ -208,11 +207,11 @@ def _parse_nats_url(text: str) -> str:
             " or BRIDGE_NATS_CREDS_FILE instead"
         )
     url = text if "://" in text else f"nats://{text}"
-    _check_origin(url, ("nats", "tls"), "must be nats://host:port or tls://host:port, more of them after commas")
-    return url.removesuffix("/")
+    return _parse_origin(url, ("nats", "tls"), "must be nats://host:port or tls://host:port, more of them after commas")
 
 
-def _check_origin(text: str, schemes: Collection[str], rule: str) -> None:
+def _parse_origin(text: str, schemes: Collection[str], rule: str) -> str:
+    """Return the URL without a trailing slash, its scheme in lower case."""
     try:
         parts = urlsplit(text)
         good = text.isprintable() and " " not in text and parts.port != 0 and _is_origin(parts)
@@ -220,6 +219,7 @@ def _check_origin(text: str, schemes: Collection[str], rule: str) -> None:
         good = False
     if not good or parts.scheme not in schemes:
         raise ValueError(rule)
+    return parts.scheme + text[len(parts.scheme) :].removesuffix("/")
 
 
 def _is_origin(parts: SplitResult) -> bool:
@@ -248,6 +248,18 @@ def check_prefix(text: str) -> str:
     """Return the first tokens of every subject."""
     if not is_prefix(text):
         raise ValueError("must be subject tokens of letters, digits, - and _, joined by dots, at most 64 characters")
+    return text
+
+
+def is_subject(text: str) -> bool:
+    """Return whether NATS accepts `text` as a subject, without wildcards."""
+    return text.isprintable() and _SUBJECT.fullmatch(text) is not None
+
+
+def check_subject(text: str) -> str:
+    """Return a subject without wildcards."""
+    if not is_subject(text):
+        raise ValueError("must be a NATS subject without wildcards, like _INBOX_alice")
     return text
 
 

@@ -34,8 +34,8 @@ from .task_attributes import TaskDetails
 class SimulatedVCenter:
     """A vCenter's state together with its endpoints; `app` serves them.
 
-    Tests may read and change `options`, `tasks`, `sessions`, `faults`, `request_log`, `next_scripts` and `locked` (see
-    `VCenterState`).
+    Tests may read and change `options`, `tasks`, `sessions`, `faults`, `request_log`, `next_scripts`, `locked` and
+    `entities` (see `VCenterState`).
     """
 
     def __init__(
@@ -44,7 +44,8 @@ class SimulatedVCenter:
         self._state = state = VCenterState(options or Options(), clock, sleep)
         self.options, self.clock = state.options, clock
         self.tasks, self.sessions, self.faults = state.tasks, state.sessions, state.faults
-        self.request_log, self.next_scripts, self.locked = state.request_log, state.next_scripts, state.locked
+        self.request_log, self.next_scripts = state.request_log, state.next_scripts
+        self.locked, self.entities = state.locked, state.entities
         endpoints = ControlApi(state), SdkEndpoint(state), VCenterRoutes(state)
         self._router = Router([route for endpoint in endpoints for route in endpoint.build_routes()])
 

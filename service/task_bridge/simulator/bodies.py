@@ -1,8 +1,9 @@
 """Bodies of tasks as `/api` serves them. Pure, and fast: one list builds 500 of them.
 
-Flavours differ as real providers do. vLCM writes `"parent": ""` for no parent, localizes its messages and adds fields
-that Info doesn't have. The appliance leaves out parent, target and user. `minimal` contains only what the script says.
-`vim` tasks are classic ones: the CIS tasks service doesn't know them; `/sdk` shows them.
+Flavours differ as real providers do. vLCM writes `"parent": ""` for no parent, localizes its messages and, if asked for
+all that it knows (`return_all`), adds fields that Info doesn't have. The appliance leaves out parent, target and user.
+`minimal` contains only what the script says. `vim` tasks are classic ones: the CIS tasks service doesn't know them;
+`/sdk` shows them.
 """
 
 from datetime import UTC, datetime, timedelta, timezone
@@ -14,6 +15,9 @@ from msgspec import Struct
 from .options import Timestamps
 from .script import Fields, Flavour, Frame, message
 from .task_attributes import TaskAttributes
+
+SHOWN_BY_RETURN_ALL = ("notifications", "last_update_time", "subtasks", "subtask_summaries", "subtask_order")
+"""Fields that a script can set too. `minimal` tasks always show what theirs sets."""
 
 
 class BodyView(Struct, frozen=True):
@@ -39,7 +43,7 @@ def build_fixed_fields(attributes: TaskAttributes) -> Fields:
     }
     if attributes.flavour == "appliance":
         return fields
-    fields |= {"parent": attributes.parent, "notifications": {"info": [], "warnings": [], "errors": []}}
+    fields["parent"] = attributes.parent
     if attributes.target:
         fields["target"] = {"type": attributes.target.type, "id": attributes.target.id}
     return fields | ({"user": attributes.user} if attributes.user else {})
@@ -52,8 +56,8 @@ def build_body(
     if flavour == "minimal":
         body = dict(frame.fields)
     else:
-        body = {**fixed, **_build_times(flavour, created_at, frame, timestamps), **frame.fields}
-        _add_flavour_fields(body, flavour, view)
+        body = {**fixed, **_build_times(created_at, frame, timestamps), **frame.fields}
+        _add_flavour_fields(body, flavour, created_at, frame, view, timestamps)
     if view.exclude_result:
         body.pop("result", None)
     for name in frame.removed_fields:
@@ -69,15 +73,25 @@ def format_time(at: float, timestamps: Timestamps) -> str:
     return f"{_format_second(second)}{fraction}{_format_zone(timestamps.offset_minutes)}"
 
 
-def _add_flavour_fields(body: Fields, flavour: Flavour, view: BodyView) -> None:
+def _add_flavour_fields(
+    body: Fields, flavour: Flavour, created_at: float, frame: Frame, view: BodyView, timestamps: Timestamps
+) -> None:
     progress = body.get("progress")
     if flavour == "vlcm" and isinstance(progress, dict):
         body["progress"] = {**progress, "message": _localize(progress.get("message"))}
-    if view.return_all:
-        body.setdefault("subtasks" if flavour == "vlcm" else "subtask_order", {} if flavour == "vlcm" else [])
+    if not view.return_all:
+        for name in SHOWN_BY_RETURN_ALL:
+            body.pop(name, None)
+    elif flavour == "vlcm":
+        body.setdefault("notifications", {"info": [], "warnings": [], "errors": []})
+        body.setdefault("subtasks", {})
+        if not timestamps.absent:
+            body.setdefault("last_update_time", format_time(created_at + frame.since_s, timestamps))
+    else:
+        body.setdefault("subtask_order", [])
 
 
-def _build_times(flavour: Flavour, created_at: float, frame: Frame, timestamps: Timestamps) -> Fields:
+def _build_times(created_at: float, frame: Frame, timestamps: Timestamps) -> Fields:
     if timestamps.absent:
         return {}
     times = {}
@@ -85,8 +99,6 @@ def _build_times(flavour: Flavour, created_at: float, frame: Frame, timestamps: 
         times["start_time"] = format_time(created_at + frame.started_s, timestamps)
     if frame.ended_s is not None:
         times["end_time"] = format_time(created_at + frame.ended_s, timestamps)
-    if flavour == "vlcm":
-        times["last_update_time"] = format_time(created_at + frame.since_s, timestamps)
     return times
 
 

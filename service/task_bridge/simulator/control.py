@@ -20,12 +20,15 @@ A `fate` is the name of a scenario (`scenarios.py`); `with` holds its arguments.
     POST   /simulator/next                 {"fate" or "script" as above}: for the next task that a client starts by
                                            `vmw-task=true`; with "always": true for all tasks after it
     POST   /simulator/faults               {"kind": "bad_gateway", "with": {}, "operation": "get", "path": "/api",
-                                           "task": id, "times": 3, "for_s": 10} -> 201 {"fault": id}
+                                           "task": id, "provider": service, "return_all": true, "times": 3,
+                                           "for_s": 10}
+                                           -> 201 {"fault": id}
     GET    /simulator/faults               the active faults
     DELETE /simulator/faults               clears all faults; /simulator/faults/{id} clears one
     GET    /simulator/journal              requests, counts, concurrency; ?operation=list&task=id&since=seconds
     DELETE /simulator/journal              forgets the requests
-    GET    /simulator/sessions             {"live": n, counts}
+    GET    /simulator/sessions             {"live": n, counts, "apis": {"cis": {"live": n, counts}, "vim": ...}}
+    PATCH  /simulator/sessions             {"state": "refused", "failing" or "good", "api": "vim"}: of those live now
     DELETE /simulator/sessions             invalidates all sessions
     POST   /simulator/restart              ends all sessions; with {"forget": true} forgets all tasks and numbers
                                            classic ones from the beginning
@@ -47,10 +50,11 @@ from starlette.responses import Response
 from starlette.routing import BaseRoute, Route
 
 from .faults import FAULTS
-from .options import Options
+from .options import Options, SessionApi
 from .responses import ANY_METHOD, json_response
 from .scenarios import SCENARIOS
 from .script import Fields, Flavour, Script
+from .sessions import SessionState
 from .state import VCenterState
 from .task_attributes import ADMINISTRATOR, CLUSTER, SimulatedTarget, TaskDetails
 
@@ -106,6 +110,11 @@ class TaskChange(Struct, kw_only=True, forbid_unknown_fields=True):
     denied: bool | None = None
 
 
+class SessionChange(Struct, kw_only=True, forbid_unknown_fields=True):
+    state: SessionState
+    api: SessionApi | None = None
+
+
 class RestartRequest(Struct, kw_only=True, forbid_unknown_fields=True):
     forget: bool = False
 
@@ -116,6 +125,8 @@ class NewFault(Struct, kw_only=True, forbid_unknown_fields=True):
     operation: str | None = None
     path: str | None = None
     task: str | None = None
+    provider: str | None = None
+    return_all: bool | None = None
     times: int | None = None
     for_s: float | None = None
 
@@ -144,6 +155,7 @@ class ControlApi:
             _build_route("GET", "/journal", self.show_requests),
             _build_route("DELETE", "/journal", self.clear_requests),
             _build_route("GET", "/sessions", self.show_sessions),
+            _build_route("PATCH", "/sessions", self.set_session_state),
             _build_route("DELETE", "/sessions", self.invalidate_sessions),
             _build_route("POST", "/restart", self.restart),
             _build_route("PATCH", "/options", self.set_options),
@@ -200,12 +212,13 @@ class ControlApi:
 
     def add_fault(self, _request: Request, body: bytes) -> Response:
         new = _parse(body, NewFault)
-        matching = {name: getattr(new, name) for name in ("operation", "path", "task", "times", "for_s")}
+        names = ("operation", "path", "task", "provider", "return_all", "times", "for_s")
+        matching = {name: getattr(new, name) for name in names}
         effect = _call_by_name(FAULTS, new.kind, new.arguments)
         return json_response({"fault": self._state.faults.add(effect, name=new.kind, **matching)}, 201)
 
     def list_faults(self, _request: Request, _body: bytes) -> Response:
-        names = ("id", "name", "operation", "path", "task", "left", "until")
+        names = ("id", "name", "operation", "path", "task", "provider", "return_all", "left", "until")
         active = self._state.faults.active()
         return json_response({"faults": [{name: getattr(fault, name) for name in names} for fault in active]})
 
@@ -242,7 +255,15 @@ class ControlApi:
 
     def show_sessions(self, _request: Request, _body: bytes) -> Response:
         sessions = self._state.sessions
-        return json_response({"live": len(sessions.live), **asdict(sessions.counts)})
+        apis = {
+            api: {"live": len(sessions.live_of(api)), **asdict(counts)} for api, counts in sessions.counts_of.items()
+        }
+        return json_response({"live": len(sessions.live), **asdict(sessions.counts), "apis": apis})
+
+    def set_session_state(self, _request: Request, body: bytes) -> Response:
+        change = _parse(body, SessionChange)
+        self._state.sessions.set_state(change.state, change.api)
+        return _empty_response()
 
     def invalidate_sessions(self, _request: Request, _body: bytes) -> Response:
         return json_response({"invalidated": self._state.sessions.invalidate()})

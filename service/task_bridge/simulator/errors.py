@@ -11,6 +11,7 @@ STATUS = {
     "UNAUTHENTICATED": 401,
     "UNAUTHORIZED": 403,
     "NOT_FOUND": 404,
+    "OPERATION_NOT_FOUND": 404,
     "RESOURCE_INACCESSIBLE": 500,
     "INTERNAL_SERVER_ERROR": 500,
     "SERVICE_UNAVAILABLE": 503,
@@ -33,10 +34,14 @@ class StandardError(Exception):
         self.body = std_error(error_type, *messages, **more)
 
 
-def unauthenticated_error() -> StandardError:
+def unauthenticated_error(challenge: str = CHALLENGE) -> StandardError:
     """Build the error for a missing session, an ended one, or a wrong password: vCenter doesn't disclose which."""
     required = message("Authentication required.", id="com.vmware.vapi.endpoint.method.authentication.required")
-    return StandardError("UNAUTHENTICATED", required, challenge=CHALLENGE)
+    return StandardError("UNAUTHENTICATED", required, challenge=challenge)
+
+
+def internal_server_error() -> StandardError:
+    return StandardError("INTERNAL_SERVER_ERROR", message("A provider threw an exception."))
 
 
 def too_many_sessions_error(user: str, existing: int, limit: int) -> StandardError:
@@ -49,6 +54,18 @@ def too_many_sessions_error(user: str, existing: int, limit: int) -> StandardErr
 
 def task_not_found_error(task: str) -> StandardError:
     return StandardError("NOT_FOUND", message(f"No task '{task}' here.", task, id="simulator.task.notFound"))
+
+
+def provider_not_found_error(service: str) -> StandardError:
+    """Build the error for a task of a service that vCenter doesn't have, which isn't about the task."""
+    text = f"Cannot find provider for service '{service}'."
+    return StandardError("NOT_FOUND", message(text, service, id="simulator.provider.notFound"))
+
+
+def operation_not_found_error() -> StandardError:
+    """Build the error of a service that hasn't registered its operations yet."""
+    text = "Operation get of service com.vmware.cis.tasks not found."
+    return StandardError("OPERATION_NOT_FOUND", message(text, id="simulator.operation.notFound"))
 
 
 def unauthorized_error(task: str) -> StandardError:

@@ -4,7 +4,8 @@
     with vcenter.faults.during(faults.unauthenticated(empty=True)): ...
 
 An `Effect` says how a response changes. `Faults` decides which requests it applies to: by operation, by a part of the
-path, by task (a list matches if it names the task), for a number of requests, for a time, or until it is cleared.
+path, by task (a list matches if it names the task), by provider (the part of a task id after the colon), by whether it
+asks for all that the provider knows (`return_all`), for a number of requests, for a time, or until it is cleared.
 `FAULTS` contains all effects by name, for the control API.
 """
 
@@ -23,14 +24,16 @@ from .errors import StandardError
 from .options import Clock
 from .renderings import build_old_router_error
 from .script import message
+from .task_attributes import provider_of
 
 
 class Effect(Struct, frozen=True):
     """Changes to a response. A default value leaves that part unchanged.
 
-    `delay_s` passes before the headers. `sends` is the number of bytes of the body to send first; then the body stalls
-    for `stall_s` (None: until the fault is cleared or the client disconnects), and the rest follows. `drops` ends the
-    connection after `sends` bytes of the body, or before any header if `sends` is None.
+    `delay_s` passes before the headers. `sends` is the number of bytes of the body to send first; then a longer
+    body stalls for `stall_s` (None: until the fault is cleared or the client disconnects), and the rest follows.
+    `holds` stalls the whole response, headers too, though vCenter has computed it. `drops` ends the connection after
+    `sends` bytes of the body, or before any header if `sends` is None.
     """
 
     status: int | None = None
@@ -41,6 +44,7 @@ class Effect(Struct, frozen=True):
     delay_s: float = 0.0
     sends: int | None = None
     stall_s: float | None = None
+    holds: bool = False
     drops: bool = False
 
     @property
@@ -58,16 +62,20 @@ class Fault(Struct):
     operation: str | None = None
     path: str | None = None
     task: str | None = None
+    provider: str | None = None
+    return_all: bool | None = None
     left: int | None = None
     until: float | None = None
     cleared: asyncio.Event = msgspec.field(default_factory=asyncio.Event)
 
-    def matches(self, operation: str, path: str, tasks: Collection[str]) -> bool:
+    def matches(self, operation: str, path: str, tasks: Collection[str], return_all: bool) -> bool:
         return (
             self.left != 0
             and self.operation in (None, operation)
             and (self.path is None or self.path in path)
             and (self.task is None or self.task in tasks)
+            and (self.provider is None or self.provider in map(provider_of, tasks))
+            and self.return_all in (None, return_all)
         )
 
 
@@ -86,13 +94,16 @@ class Faults:
         operation: str | None = None,
         path: str | None = None,
         task: str | None = None,
+        provider: str | None = None,
+        return_all: bool | None = None,
         times: int | None = None,
         for_s: float | None = None,
         name: str = "fault",
     ) -> str:
         """Add a fault and return its id. A fault stays listed after its last request, so that it can be cleared."""
         until = None if for_s is None else self._clock() + for_s
-        fault = Fault(f"{name}-{next(self._numbers)}", name, effect, operation, path, task, times, until)
+        fault_id = f"{name}-{next(self._numbers)}"
+        fault = Fault(fault_id, name, effect, operation, path, task, provider, return_all, times, until)
         self._faults[fault.id] = fault
         return fault.id
 
@@ -111,10 +122,10 @@ class Faults:
             if fault_id in self._faults:
                 self.clear(fault_id)
 
-    def claim(self, operation: str, path: str, tasks: Collection[str]) -> Fault | None:
+    def claim(self, operation: str, path: str, tasks: Collection[str], *, return_all: bool = False) -> Fault | None:
         """Return the fault that applies to this request, and count the request."""
         for fault in self.active():
-            if fault.matches(operation, path, tasks):
+            if fault.matches(operation, path, tasks, return_all):
                 fault.left = None if fault.left is None else fault.left - 1
                 return fault
         return None
@@ -130,9 +141,11 @@ class Faults:
 # Errors in the forms of vSphere
 
 
-def unauthenticated(empty: bool = False) -> Effect:
-    """Answer 401, in JSON as vCenter does, or without a body as vcsim does."""
-    return Effect(status=401, body=b"") if empty else Effect(error=errors.unauthenticated_error)
+def unauthenticated(empty: bool = False, challenge: str = errors.CHALLENGE) -> Effect:
+    """Answer 401, in JSON as vCenter does, or without a body, as vcsim does, and the challenge in a header."""
+    if empty:
+        return Effect(status=401, body=b"", headers=(("www-authenticate", challenge),))
+    return Effect(error=lambda: errors.unauthenticated_error(challenge))
 
 
 def unauthorized() -> Effect:
@@ -150,13 +163,22 @@ def route_not_found(old: bool = False) -> Effect:
     return Effect(error=errors.route_not_found_error)
 
 
+def provider_not_found(service: str = "com.vmware.example") -> Effect:
+    """Answer 404 as for a service that vCenter doesn't have."""
+    return Effect(error=lambda: errors.provider_not_found_error(service))
+
+
+def operation_not_found() -> Effect:
+    return Effect(error=errors.operation_not_found_error)
+
+
 def resource_inaccessible() -> Effect:
     """Answer 500 on `/api`, 400 on `/rest`."""
     return Effect(error=lambda: StandardError("RESOURCE_INACCESSIBLE", message("A provider can't be reached.")))
 
 
 def internal_server_error() -> Effect:
-    return Effect(error=lambda: StandardError("INTERNAL_SERVER_ERROR", message("A provider threw an exception.")))
+    return Effect(error=errors.internal_server_error)
 
 
 def service_unavailable(retry_after_s: int | None = None) -> Effect:
@@ -210,6 +232,16 @@ def delayed(seconds: float) -> Effect:
     return Effect(delay_s=seconds)
 
 
+def late(seconds: float) -> Effect:
+    """Send late what was the right response at first: what changes meanwhile isn't in it."""
+    return Effect(holds=True, stall_s=seconds)
+
+
+def silent() -> Effect:
+    """Send nothing until the fault is cleared or the client disconnects."""
+    return Effect(holds=True)
+
+
 def stalled_body(sends: int = 1, seconds: float | None = None) -> Effect:
     """Stall the body after some bytes: for a time, or until the fault is cleared or the client disconnects."""
     return Effect(sends=sends, stall_s=seconds)
@@ -254,6 +286,8 @@ FAULTS: dict[str, Callable[..., Effect]] = {
         unauthorized,
         task_not_found,
         route_not_found,
+        provider_not_found,
+        operation_not_found,
         resource_inaccessible,
         internal_server_error,
         service_unavailable,
@@ -264,6 +298,8 @@ FAULTS: dict[str, Callable[..., Effect]] = {
         gateway_unavailable,
         answer,
         delayed,
+        late,
+        silent,
         stalled_body,
         connection_reset,
         truncated_json,

@@ -68,6 +68,13 @@ class Call:
             return self.spec.filter_spec.tasks or ()
         return (self.task,) if self.task else ()
 
+    @property
+    def view(self) -> BodyView:
+        """The options of the body that a get or a list asks for."""
+        if self.operation == "get":
+            return _parse_view(self.query, "", "spec.")
+        return (isinstance(self.spec, ListSpec) and self.spec.result_spec) or BodyView()
+
 
 class Operations:
     """Operations by name. Each returns a response or raises StandardError."""
@@ -111,14 +118,14 @@ class Operations:
 
     def get_task(self, call: Call) -> Response:
         task = self._state.tasks.get(call.task or "")
-        infos = self._render_infos(call, [task], _parse_view(call.query, "", "spec."))
+        infos = self._render_infos(call, [task], call.view)
         return _value_response(call, next(iter(infos.values())))
 
     def list_tasks(self, call: Call) -> Response:
         if isinstance(call.spec, StandardError):
             raise call.spec
         spec = call.spec or ListSpec()
-        infos = self._render_infos(call, self._state.tasks.list(spec.filter_spec), spec.result_spec or BodyView())
+        infos = self._render_infos(call, self._state.tasks.list(spec.filter_spec), call.view)
         return json_response(infos) if call.rendering == "api" else json_response({"value": render_rest_map(infos)})
 
     def cancel_task(self, call: Call) -> Response:

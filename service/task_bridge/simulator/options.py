@@ -3,6 +3,7 @@
 from collections.abc import Awaitable, Callable
 from typing import Literal
 
+import msgspec
 from msgspec import Struct
 
 Clock = Callable[[], float]
@@ -10,6 +11,8 @@ Clock = Callable[[], float]
 Sleep = Callable[[float], Awaitable[None]]
 
 Renderings = Literal["both", "api", "rest", "vcsim"]
+SessionApi = Literal["cis", "vim"]
+SESSION_APIS: tuple[SessionApi, ...] = ("cis", "vim")
 
 # The renderings that offer a login, and those that offer tasks. vcsim has the legacy login and the modern tasks.
 LOGIN_ON: dict[Renderings, tuple[str, ...]] = {
@@ -40,6 +43,8 @@ class Options(Struct, kw_only=True, forbid_unknown_fields=True):
 
     `history_retention_s`: how long after their creation the history of classic tasks keeps them.
     `max_history_collectors`: how many TaskHistoryCollectors a session may have.
+    `refused_sessions`: the APIs that give sessions and then refuse them. `false_refusals`: how many of the next logins
+    to an API are refused though the password is right.
     """
 
     username: str = "administrator@vsphere.local"
@@ -53,6 +58,8 @@ class Options(Struct, kw_only=True, forbid_unknown_fields=True):
     idle_timeout_s: float | None = 1_800.0
     session_lifetime_s: float | None = None
     max_sessions_per_user: int = 550
+    refused_sessions: tuple[SessionApi, ...] = ()
+    false_refusals: dict[SessionApi, int] = msgspec.field(default_factory=dict)
     latency_s: float = 0.0
     timestamps: Timestamps = Timestamps()
     remembered_requests: int = 100_000

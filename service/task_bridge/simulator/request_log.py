@@ -11,9 +11,10 @@ class LoggedRequest(Struct):
     """One request.
 
     `operation` is `login`, `session`, `logout`, `get`, `list`, `cancel`, `create` or `unknown`, and at `/sdk` the
-    method's name. `tasks` is the number of task ids that the request names. `status` is None until the request is
-    answered, and stays None if it never is. `fault` is the name of the fault that was applied. `session` and `user`
-    are those that the request was authenticated with.
+    method's name, but `names` where it reads objects of the inventory and what is above them. `tasks` is the number of
+    task ids that the request names. `status` is None until the request is answered, and stays None if it never is.
+    `fault` is the name of the fault that was applied. `session` and `user` are those that the request was
+    authenticated with.
     """
 
     at: float
@@ -23,6 +24,7 @@ class LoggedRequest(Struct):
     operation: str = "unknown"
     task: str | None = None
     tasks: int = 0
+    return_all: bool = False
     session: str | None = None
     user: str | None = None
     fault: str | None = None

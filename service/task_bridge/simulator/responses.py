@@ -65,6 +65,8 @@ class FaultyResponse(Response):
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         effect = self._fault.effect
+        if effect.holds:
+            await self._stall(receive)
         if effect.sends is None:
             if effect.drops:
                 raise ConnectionDroppedError
@@ -74,7 +76,8 @@ class FaultyResponse(Response):
         await send({"type": "http.response.body", "body": self.body[: effect.sends], "more_body": True})
         if effect.drops:
             raise ConnectionDroppedError
-        await self._stall(receive)
+        if len(self.body) > effect.sends:
+            await self._stall(receive)
         await send({"type": "http.response.body", "body": self.body[effect.sends :]})
 
     async def _stall(self, receive: Receive) -> None:

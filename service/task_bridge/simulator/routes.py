@@ -17,6 +17,7 @@ from .operations import TASK_MAKERS, Call, Operations, parse_list_body, parse_li
 from .renderings import build_old_router_error
 from .request_log import LoggedRequest
 from .responses import ANY_METHOD, error_response, json_response, respond_with_fault
+from .sessions import SimulatedSession
 from .state import VCenterState
 
 # Method, path, action in the query (`*` stands for any), operation
@@ -78,9 +79,10 @@ class VCenterRoutes:
     async def _answer(self, call: Call) -> Response:
         entry: LoggedRequest = call.request.scope["simulator.entry"]
         entry.operation, entry.task, entry.tasks = call.operation, call.task, len(call.tasks)
+        entry.return_all = call.view.return_all
         if self._state.options.latency_s:
             await self._state.sleep(self._state.options.latency_s)
-        fault = self._state.faults.claim(call.operation, call.request.url.path, call.tasks)
+        fault = self._state.faults.claim(call.operation, call.request.url.path, call.tasks, return_all=entry.return_all)
         if fault is None:
             response = await self._run(call)
         else:
@@ -95,12 +97,22 @@ class VCenterRoutes:
             if call.operation == "unknown":
                 return self._answer_unknown_route(call)
             if call.operation != "login":
-                call.session = self._state.sessions.touch(read_session_id(call.request))
+                call.session = self._find_session(call)
             return self._operations.by_name[call.operation](call)
         except StandardError as error:
             if error.error_type == "UNAUTHENTICATED" and self._state.options.renderings == "vcsim":
                 return Response(status_code=401)
             return error_response(error, call.rendering)
+
+    def _find_session(self, call: Call) -> SimulatedSession:
+        """Return the session of the call, which may be one that isn't good if it is a logout. Raises StandardError."""
+        sessions, session_id = self._state.sessions, read_session_id(call.request)
+        if call.operation == "logout":
+            return sessions.find(session_id)
+        session = sessions.touch(session_id)
+        if session.state == "failing":
+            raise errors.internal_server_error()
+        return session
 
     def _answer_unknown_route(self, call: Call) -> Response:
         renderings = self._state.options.renderings

@@ -91,6 +91,16 @@ def partial_results(after_s: float = 10.0, hosts: int = 4) -> Script:
     return Script((*steps, Step(after_s, {"status": "SUCCEEDED", "result": {"status": "OK", "hosts": done[hosts]}})))
 
 
+def changing_subtasks(after_s: float = 10.0, hosts: int = 4) -> Script:
+    """RUNNING at one progress, while subtasks end one by one: only requests with `return_all` see the change."""
+    pace_s = after_s / (hosts + 1)
+    shown = [
+        {"status": "RUNNING", "progress": progress(10), "subtasks": _build_subtasks(n, hosts)} for n in range(hosts + 1)
+    ]
+    steps = [Step(n * pace_s, fields) for n, fields in enumerate(shown)]
+    return Script((*steps, Step(after_s, {"status": "SUCCEEDED", "result": GOOD_RESULT})))
+
+
 def large_result(size: int = 8_000_000, after_s: float = 1.0) -> Script:
     """SUCCEEDED with a result of at least `size` bytes."""
     return succeeds(after_s, result={"status": "OK", "log": _build_text(size)})
@@ -193,6 +203,10 @@ def without_end_time(after_s: float = 10.0) -> Script:
     return Script((*_running_steps(after_s), Step(after_s, {**DONE, "result": GOOD_RESULT}, ("end_time",))))
 
 
+def _build_subtasks(ended: int, hosts: int) -> Fields:
+    return {f"host-{n}": {"status": "SUCCEEDED" if n < ended else "RUNNING"} for n in range(hosts)}
+
+
 def _running_steps(after_s: float, looks: int = 5) -> list[Step]:
     starts_s = after_s / 10
     pace_s = (after_s - starts_s) / max(looks, 1)
@@ -219,6 +233,7 @@ SCENARIOS: dict[str, Callable[..., Script]] = {
         succeeds_with_failed_result,
         blocked_then_succeeds,
         partial_results,
+        changing_subtasks,
         large_result,
         bare_success,
         fails_with_error,

@@ -3,6 +3,7 @@
 from collections import deque
 from collections.abc import Callable
 
+from .entities import Entities
 from .faults import Faults
 from .options import Clock, Options, Sleep
 from .request_log import RequestLog
@@ -28,7 +29,8 @@ class VCenterState:
     """Everything that a simulated vCenter knows.
 
     `locked` contains the ids of objects that `/sdk` can't read until a test removes them, as vcsim locks the VM of a
-    task. `on_restart` is called at a restart, after the sessions have ended.
+    task. `entities` are the objects of the inventory. `on_restart` is called at a restart, after the sessions have
+    ended.
     """
 
     def __init__(self, options: Options, clock: Clock, sleep: Sleep) -> None:
@@ -41,6 +43,7 @@ class VCenterState:
         self.request_log = RequestLog(clock, options.remembered_requests)
         self.next_scripts = NextScripts()
         self.locked: set[str] = set()
+        self.entities = Entities()
         self.on_restart: Callable[[], None] = lambda: None
 
     def restart(self, *, forget: bool) -> None:

@@ -37,6 +37,11 @@ class SimulatedTarget(Struct, frozen=True):
 CLUSTER = SimulatedTarget("ClusterComputeResource", "domain-c9")
 
 
+def default_name(target: SimulatedTarget) -> str:
+    """Return the name of an object that nobody has named."""
+    return f"name of {target.id}"
+
+
 class TaskDetails(TypedDict, total=False):
     """Keyword arguments for a new task. Every one is optional.
 
@@ -84,8 +89,12 @@ def build_attributes(
         details.get("user", ADMINISTRATOR),
         details.get("parent", ""),
         flavour != "appliance" if script.cancelable is None else script.cancelable,
-        f"name of {target.id}" if flavour == "vim" and target else None,
+        default_name(target) if flavour == "vim" and target else None,
     )
+
+
+FAMILIES = ("com.vmware.appliance.", "com.vmware.esx.settings.")
+"""The beginnings of services whose tasks every vCenter has."""
 
 
 def provider_of(task_id: str) -> str:

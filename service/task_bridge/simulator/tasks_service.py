@@ -15,6 +15,7 @@ from .scenarios import CANCELED
 from .script import ENDED, Fields, Flavour, Script
 from .simulated_task import SimulatedTask, TaskState
 from .task_attributes import (
+    FAMILIES,
     SERVICES,
     SimulatedTarget,
     TaskAttributes,
@@ -55,6 +56,7 @@ class TasksService:
         self._created_count = 0
         self._purged_at = clock()
         self._numbers = itertools.count(FIRST_NUMBER)
+        self._services = set(SERVICES.values())
         self.on_classic_change: Callable[[SimulatedTask], None] = lambda _task: None
 
     # What tests and the control API do
@@ -65,6 +67,7 @@ class TasksService:
         flavour = details.get("flavour") or script.flavour
         service = details.get("service") or provider_of(details.get("id") or "") or SERVICES[flavour]
         task_id = details.get("id") or self._generate_id(flavour, service)
+        self._services |= {service, provider_of(task_id)}
         attributes = build_attributes(task_id, flavour, service, script, details)
         if task_id in self._tasks:
             self.forget(task_id)
@@ -146,6 +149,7 @@ class TasksService:
         if task_id in self._denied:
             raise errors.unauthorized_error(task_id)
         if task is None or task.is_classic is not classic:
+            self._check_service(provider_of(task_id))
             raise errors.task_not_found_error(task_id)
         return task
 
@@ -157,6 +161,8 @@ class TasksService:
     def list(self, spec: FilterSpec) -> Sequence[SimulatedTask]:
         """Return the CIS tasks that match. Unknown, hidden and denied ones are left out, as vCenter documents it."""
         _check_filter(spec)
+        for service in {*map(provider_of, spec.tasks or ()), *(spec.services or ())}:
+            self._check_service(service)
         candidates = dict.fromkeys(spec.tasks) if spec.tasks else list(self._tasks)
         tasks = [task for task_id in candidates if (task := self._find_match(task_id, spec))]
         if len(tasks) > self._options.max_listed:
@@ -195,6 +201,11 @@ class TasksService:
             self.forget(task_id, retired=True)
             return None
         return None if task_id in self._hidden else task
+
+    def _check_service(self, service: str) -> None:
+        """Raise StandardError if vCenter doesn't know the service. A suffix of an id without dots names none."""
+        if "." in service and service not in self._services and not service.startswith(FAMILIES):
+            raise errors.provider_not_found_error(service)
 
     def _find_match(self, task_id: str, spec: FilterSpec) -> SimulatedTask | None:
         task = self._tasks.get(task_id)

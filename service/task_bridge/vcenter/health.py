@@ -1,30 +1,68 @@
-"""The health of one vCenter, for readiness and the log. A failure is logged once, and so is its end."""
+"""The health of each API of a vCenter, for readiness and the log. A failure is logged once, and so is its end."""
 
 from __future__ import annotations
 
-from typing import Literal
+from collections.abc import Mapping
+from typing import Literal, NamedTuple
 
 import structlog
+
+from ..domain.task import Api
 
 log = structlog.get_logger(__name__)
 
 VCenterState = Literal["ok", "degraded", "unknown"]
 
+_BEST_FIRST: tuple[VCenterState, ...] = ("ok", "unknown", "degraded")
 
-class VCenterHealthTracker:
-    """`degraded` from a failed poll or login until a good one; `unknown` before the first.
 
-    `last_good_poll_at` is in seconds of a monotonic clock. `good_polls` counts the good ones. `vanished_reason` is set
-    while tasks that vanished together aren't given up yet, and says why.
+class ApiHealth(NamedTuple):
+    """The health of one API, or of the vCenter as a whole, at one moment.
+
+    `last_good_poll_at` is in seconds of a monotonic clock. `watches`: of this replica, polled by this API.
+    `held_back`: absent tasks that aren't given up yet because several vanished together.
     """
 
-    def __init__(self, vcenter: str) -> None:
+    state: VCenterState
+    reason: str | None
+    last_good_poll_at: float | None
+    watches: int = 0
+    held_back: int = 0
+
+
+def find_apis_in_use(apis: Mapping[Api, ApiHealth]) -> list[Api]:
+    """Return the APIs that watches need. Without watches it is that of CIS tasks, by which vCenter is checked. Pure."""
+    return [api for api, health in apis.items() if health.watches] or ["cis"]
+
+
+def combine_apis(apis: Mapping[Api, ApiHealth]) -> ApiHealth:
+    """Return a vCenter's health: the worst state and the oldest poll of the APIs in use. Pure."""
+    in_use = sorted((apis[api] for api in find_apis_in_use(apis)), key=lambda one: _BEST_FIRST.index(one.state))
+    times = [one.last_good_poll_at for one in in_use]
+    return ApiHealth(
+        in_use[-1].state,
+        next((one.reason for one in reversed(in_use) if one.reason), None),
+        None if None in times else min(at for at in times if at is not None),
+        sum(one.watches for one in in_use),
+        sum(one.held_back for one in in_use),
+    )
+
+
+class ApiHealthTracker:
+    """`degraded` from a failed poll or login until a good one; `unknown` before the first.
+
+    `good_polls` counts the good ones. `vanished_reason` is set while tasks that vanished together aren't given up yet,
+    and says why.
+    """
+
+    def __init__(self, vcenter: str, api: Api) -> None:
         self.last_good_poll_at: float | None = None
         self.good_polls = 0
-        self.vanished_reason: str | None = None
         self._vcenter = vcenter
-        self._failures: dict[str, str] = {}  # reasons by provider; "" is vCenter as a whole
+        self._api = api
+        self._failures: dict[str, str] = {}  # reasons by provider; "" is the API as a whole
         self._failed_poll_reason: str | None = None
+        self.vanished_reason: str | None = None
 
     @property
     def state(self) -> VCenterState:
@@ -36,10 +74,16 @@ class VCenterHealthTracker:
     def reason(self) -> str | None:
         return next(iter(self._failures.values()), self._failed_poll_reason)
 
+    def report(self, *, watches: int, vanished: int) -> ApiHealth:
+        """Return the health now. `vanished`: the absent tasks that were seen before."""
+        reason, held_back = self.reason or self.vanished_reason, vanished if self.vanished_reason else 0
+        return ApiHealth(self.state, reason, self.last_good_poll_at, watches, held_back)
+
     def record_failure(self, reason: str, provider: str = "") -> None:
-        """Record that vCenter as a whole fails, or requests for one provider's tasks."""
+        """Record that the API as a whole fails, or requests for one provider's tasks."""
         if provider not in self._failures:
-            log.warning("vcenter_unavailable", vcenter=self._vcenter, provider=provider or None, reason=reason)
+            where = {"vcenter": self._vcenter, "api": self._api, "provider": provider or None}
+            log.warning("vcenter_unavailable", **where, reason=reason)
         self._failures[provider] = reason
 
     def record_failed_poll(self, reason: str) -> None:
@@ -47,34 +91,30 @@ class VCenterHealthTracker:
         self._failed_poll_reason = reason
 
     def record_good_poll(self, at: float, provider: str = "") -> None:
-        """Record that vCenter answers, and so does this provider."""
-        self.record_good_poll_of_provider(at, provider)
-        if self._failures:
-            self.record_answer()
-
-    def record_good_poll_of_provider(self, at: float, provider: str) -> None:
-        """Record that this provider answers. That proves nothing about others, which another API serves."""
+        """Record that the API answers, and so does this provider."""
         self.last_good_poll_at, self._failed_poll_reason = at, None
         self.good_polls += 1
         if self._failures:
             self._end_failure(provider)
+            self.record_answer()
 
     def record_answer(self) -> None:
-        """Record that vCenter as a whole answers."""
+        """Record that the API as a whole answers."""
         self._end_failure("")
 
-    def forget_provider(self, provider: str) -> None:
-        """Drop the failure of a provider that nothing polls anymore."""
-        self._failures.pop(provider, None)
+    def reset(self) -> None:
+        """Forget all polls, because nothing polls by this API anymore."""
+        self._failures.clear()
+        self.last_good_poll_at = self._failed_poll_reason = None
 
     def set_vanished_reason(self, reason: str | None) -> None:
         """Set why tasks that vanished together aren't given up yet. None: nothing is held back anymore."""
         if reason is not None and self.vanished_reason is None:
-            log.warning("tasks_vanished_together", vcenter=self._vcenter, reason=reason)
+            log.warning("tasks_vanished_together", vcenter=self._vcenter, api=self._api, reason=reason)
         if reason is None and self.vanished_reason is not None:
-            log.info("tasks_vanished_together_over", vcenter=self._vcenter)
+            log.info("tasks_vanished_together_over", vcenter=self._vcenter, api=self._api)
         self.vanished_reason = reason
 
     def _end_failure(self, provider: str) -> None:
         if self._failures.pop(provider, None) is not None:
-            log.info("vcenter_available_again", vcenter=self._vcenter, provider=provider or None)
+            log.info("vcenter_available_again", vcenter=self._vcenter, api=self._api, provider=provider or None)

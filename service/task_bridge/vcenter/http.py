@@ -19,12 +19,14 @@ from typing import NamedTuple
 
 import httpx
 
+from .. import __version__
 from ..domain.errors import VCenterUnavailable
 from ..metrics import Metrics
 from ..tracing import span
-from .http_errors import describe_http_error, is_tls_error
+from .http_errors import describe_http_error, is_certificate_error
 from .policy import VCenterConfig
 
+USER_AGENT = f"vcenter-task-bridge/{__version__}"
 MAX_BODY_BYTES = 32 * 1024 * 1024
 ERROR_MAX_BYTES = 64 * 1024
 """Of an answer that isn't a success only the beginning is read, since it is parsed in the event loop."""
@@ -37,7 +39,7 @@ not."""
 
 _READS_BETWEEN_TURNS = 200
 """Pieces of a body between two turns of the event loop: one read of the socket may bring 10,000 of 2 bytes."""
-_SAFE_TO_REPEAT = frozenset({"list", "get", "result", "session", "pull", "modify", "wait"})
+_SAFE_TO_REPEAT = frozenset({"list", "get", "result", "session", "pull", "modify", "wait", "names"})
 _DROPPED = (httpx.RemoteProtocolError, httpx.ReadError, httpx.WriteError)
 _TIMED_OUT = (httpx.ReadTimeout, TimeoutError)
 _UNREACHABLE = (httpx.ConnectError, httpx.ConnectTimeout, httpx.ProxyError, httpx.UnsupportedProtocol)
@@ -64,7 +66,8 @@ class UnexpectedEncoding(AmbiguousFailure):
 
 
 class Answer(NamedTuple):
-    """vCenter's response. `retry_after_s` is set if vCenter named a time; `set_cookie` is that header.
+    """vCenter's response. `retry_after_s` is set if vCenter named a time; `set_cookie` is that header, and `challenge`
+    is `WWW-Authenticate`.
 
     Of the body of an error only the beginning is here, at most ERROR_MAX_BYTES.
     """
@@ -73,6 +76,7 @@ class Answer(NamedTuple):
     body: bytes
     retry_after_s: float | None = None
     set_cookie: str = ""
+    challenge: str = ""
 
     @property
     def ok(self) -> bool:
@@ -255,9 +259,11 @@ class VCenterHttp:
                 )
                 return await self._read_answer(client, http_request, request.limits.max_bytes)
         except (httpx.HTTPError, httpx.InvalidURL, TimeoutError, OSError) as error:
-            if is_tls_error(error) and self._current is not None:
+            if is_certificate_error(error) and self._current is not None:
                 self._current.is_stale = True  # the CA file may have new content under the same time and size
-            raise _classify_error(error, events)(describe_http_error(error, self._settings)) from error
+            at_proxy = self._settings.proxy is not None and "connection.connect_tcp.failed" in events
+            message = describe_http_error(error, self._settings, at_proxy=at_proxy)
+            raise _classify_error(error, events)(message) from error
 
     async def _read_answer(self, client: httpx.AsyncClient, request: httpx.Request, max_bytes: int) -> Answer:
         response = await client.send(request, stream=True)
@@ -271,7 +277,8 @@ class VCenterHttp:
             body = await self._read_body(response, max_bytes)
             retry_after_s = _parse_retry_after_s(response.headers)
             cookie = response.headers.get("set-cookie", "")
-            return Answer(response.status_code, body, retry_after_s, cookie)
+            challenge = response.headers.get("www-authenticate", "")
+            return Answer(response.status_code, body, retry_after_s, cookie, challenge)
         finally:
             await response.aclose()
 
@@ -314,7 +321,7 @@ class VCenterHttp:
         return httpx.AsyncClient(
             base_url=self._settings.url,
             # Identity: the bridge reads a list as it arrives, and the limit counts the bytes that are really sent.
-            headers={"accept": "application/json", "accept-encoding": "identity"},
+            headers={"user-agent": USER_AGENT, "accept": "application/json", "accept-encoding": "identity"},
             verify=_build_tls_context(self._settings),
             proxy=self._settings.proxy,
             limits=httpx.Limits(max_connections=slots, max_keepalive_connections=slots, keepalive_expiry=60),

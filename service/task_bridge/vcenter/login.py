@@ -8,54 +8,55 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import random
-from collections.abc import Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any, Generic, TypeVar
 
 import structlog
 
 from ..domain.errors import VCenterUnavailable
 from ..metrics import Metrics
+from .login_rules import Api, RefusedLogins, SessionBreaker, SessionRecord, doubling_pause_s, jitter
 from .policy import VCenterConfig
 
 log = structlog.get_logger(__name__)
 
 T = TypeVar("T")
 
-REFUSED_PAUSE_S = 900.0
-"""SSO locks an account after 5 failures in 3 minutes, and several replicas may try."""
-SESSION_LIMIT_PAUSE_S, REJECTED_SESSION_PAUSE_S = 10.0, 2.0
-PAUSE_MAX_S = 300.0
+SESSION_LIMIT_PAUSE_S = 10.0
 _SESSION_LIMIT_FIX = "end the sessions that others left behind, or raise vCenter's limit"
 
 
 class LoginThrottle:
     """Forbids logins for a while after one that failed in a way that a retry would make worse.
 
-    A refused password forbids them until the password changes. A session limit, or a new session that vCenter then
-    rejects, forbids them for a time that doubles. Hold `lock` while logging in: if several sessions start, only one
-    tries a wrong password. The metric `vcenter_logins` counts the results.
+    `login_rules` decides about refused passwords and rejected sessions. A session limit forbids logins for a time that
+    doubles. Hold `lock` while logging in: if several sessions start, only one tries a wrong password. The metric
+    `vcenter_logins` counts the results.
     """
 
     def __init__(
         self, settings: VCenterConfig, metrics: Metrics, clock: Callable[[], float], rng: random.Random
     ) -> None:
         self.lock = asyncio.Lock()
+        self.clock = clock
         self._settings = settings
         self._logins = metrics.vcenter_logins
-        self._clock = clock
         self._rng = rng
-        self._refused_hash: int | None = None
-        self._paused_until = 0.0
-        self._reason = ""
+        self._breaker = SessionBreaker(rng)
+        self._refused = RefusedLogins(rng)
         self._session_limits = 0
-        self._rejected_sessions = 0
+        self._limited_until = 0.0
+        self._refusal = self._rejection = self._limit = ""  # why logins are paused
+
+    def create_session_record(self, api: Api) -> SessionRecord:
+        return SessionRecord(api, self._breaker)
 
     @property
     def is_refused(self) -> bool:
         """True while vCenter refuses the user name or the password, so that one kind of tasks reports it for both."""
-        return self._refused_hash is not None
+        return self._refused.is_any_closed
 
-    def read_credentials(self) -> tuple[str, str]:
+    def read_credentials(self, api: Api) -> tuple[str, str]:
         """Return the user name and password, read now. Raises VCenterUnavailable while no login may be tried."""
         name = self._settings.name
         try:
@@ -64,74 +65,97 @@ class LoginThrottle:
             self.record_failure()
             reason = f"The user name or password of vCenter {name} can't be read: {error}."
             raise VCenterUnavailable(reason) from error
-        if self._refused_hash not in (None, hash(credentials)):
-            self._refused_hash, self._paused_until = None, 0.0
-        if self._clock() < self._paused_until:
-            raise VCenterUnavailable(self._reason)
+        now = self.clock()
+        if self._refused.wait_s(api, hash(credentials), now):
+            raise VCenterUnavailable(self._refusal)
+        if self._breaker.wait_s(api, now):
+            raise VCenterUnavailable(self._rejection)
+        if now < self._limited_until:
+            raise VCenterUnavailable(self._limit)
         return credentials
 
     def record_failure(self) -> None:
         """Count a failed login that doesn't affect the next one."""
         self._count("failed")
 
-    def record_refusal(self, username: str, password: str, message: str) -> VCenterUnavailable:
-        """Pause logins until the credentials change. Return the error to raise."""
+    def record_refusal(
+        self, api: Api, credentials: tuple[str, str], message: str, unknown_schemes: str | None = None
+    ) -> VCenterUnavailable:
+        """Pause logins with these credentials. Return the error to raise.
+
+        `unknown_schemes`: a sentence about how vCenter wants its users to log in, if the bridge can't do that.
+        """
         self._count("refused")
-        self._refused_hash = hash((username, password))
-        pause_s = self._pause(REFUSED_PAUSE_S)
-        return self._set_reason(
-            f"vCenter {self._settings.name} refuses the user name or the password: {message}. Tried again when they "
-            f"change, otherwise after {pause_s / 60:.0f} minutes, so that the account isn't locked."
-        )
+        minutes = self._refused.record_refusal(api, hash(credentials), self.clock()) / 60
+        name = self._settings.name
+        if unknown_schemes:
+            self._refusal = (
+                f"vCenter {name} lets nobody log in by user name and password: {message}. {unknown_schemes} "
+                f"Allow Basic authentication at vCenter. Tried again after {minutes:.0f} minutes."
+            )
+        else:
+            self._refusal = (
+                f"vCenter {name} refuses the user name or the password: {message}. Tried again when they "
+                f"change, otherwise after {minutes:.0f} minutes, so that the account isn't locked."
+            )
+        return VCenterUnavailable(self._refusal)
 
     def record_session_limit(self, message: str, retry_after_s: float | None) -> VCenterUnavailable:
         """Pause logins because this user has too many sessions. Return the error to raise."""
         self._count("session_limit")
         self._session_limits += 1
-        pause_s = self._pause(max(doubling_pause_s(self._session_limits, SESSION_LIMIT_PAUSE_S), retry_after_s or 0.0))
+        pause_s = max(doubling_pause_s(self._session_limits, SESSION_LIMIT_PAUSE_S), retry_after_s or 0.0)
+        pause_s *= jitter(self._rng)
+        self._limited_until = self.clock() + pause_s
         if self._session_limits == 1:
             log.warning("session_limit_reached", vcenter=self._settings.name, answer=message, cure=_SESSION_LIMIT_FIX)
-        return self._set_reason(
+        self._limit = (
             f"vCenter {self._settings.name} has no session left for this user: {message}. "
             f"Tried again after {pause_s:.0f} s."
         )
+        return VCenterUnavailable(self._limit)
 
-    def record_rejected_session(self, message: str) -> VCenterUnavailable:
-        """Pause logins because vCenter rejects the session that it has just created. Return the error to raise."""
-        self._rejected_sessions += 1
-        self._pause(doubling_pause_s(self._rejected_sessions, REJECTED_SESSION_PAUSE_S))
-        return self._set_reason(
+    def build_rejection(self, message: str, unknown_schemes: str | None = None) -> VCenterUnavailable:
+        """Return the error to raise while vCenter rejects the session that it has just created."""
+        self._rejection = (
             f"vCenter {self._settings.name} doesn't accept the session that it has just created: {message}"
+            + (f". {unknown_schemes}" if unknown_schemes else "")
         )
+        return VCenterUnavailable(self._rejection)
 
-    def record_login(self) -> None:
+    def record_login(self, api: Api, credentials: tuple[str, str]) -> None:
         """Count a successful login and allow the next one."""
         self._count("ok")
         if self._session_limits:
             log.info("session_limit_over", vcenter=self._settings.name)
-        self._refused_hash, self._session_limits, self._paused_until = None, 0, 0.0
-
-    def record_accepted_session(self) -> None:
-        """Note that vCenter accepts the session in requests."""
-        self._rejected_sessions = 0
+        self._refused.record_login(api, hash(credentials))
+        self._session_limits, self._limited_until = 0, 0.0
 
     def _count(self, result: str) -> None:
         self._logins.labels(self._settings.name, result).inc()
 
-    def _pause(self, seconds: float) -> float:
-        """Forbid logins for this long and up to a quarter longer. Return the seconds."""
-        pause_s = seconds * self._rng.uniform(1.0, 1.25)
-        self._paused_until = self._clock() + pause_s
-        return pause_s
 
-    def _set_reason(self, reason: str) -> VCenterUnavailable:
-        self._reason = reason
-        return VCenterUnavailable(reason)
+class GivenUpSessions(Generic[T]):
+    """Sessions that the bridge has replaced and not yet logged out of. `log_out` sends one logout."""
 
+    def __init__(self, log_out: Callable[[T], Awaitable[object]]) -> None:
+        self._log_out = log_out
+        self._waiting: list[T] = []
 
-def doubling_pause_s(count: int, first_s: float) -> float:
-    """Return the pause after the `count`-th failure in a row. It starts with `first_s` and doubles up to a limit."""
-    return float(min(PAUSE_MAX_S, first_s * 2 ** min(count - 1, 16)))
+    def add(self, session: T) -> None:
+        self._waiting.append(session)
+
+    async def log_out_of_all(self) -> None:
+        """Try once to log out of each: some are alive, whatever vCenter said. Never raises, unless canceled."""
+        while self._waiting:
+            session = self._waiting.pop()
+            try:
+                await self._log_out(session)
+            except VCenterUnavailable as error:
+                log.debug("logout_failed", reason=str(error))
+            except BaseException:
+                self._waiting.append(session)
+                raise
 
 
 class SingleFlight(Generic[T]):

@@ -1,13 +1,14 @@
 """Parse long answers outside the event loop, one at a time: one costs memory then, however many arrive at once.
 
 Few bytes are parsed here. More are parsed in a thread, which keeps the event loop waiting only as long as a call in C
-lasts. The longest, of single tasks, go to a process of their own: parsing 31 MB of nested lists takes half a second in
-one call, and a process has its own limits of memory and time.
+lasts. The longest go to a process of their own: parsing 31 MB of nested lists takes half a second in one call, and a
+process has its own limits of memory and time.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import functools
 import os
 import pickle
@@ -16,12 +17,13 @@ import sys
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from typing import IO, ParamSpec, TypeVar
+from typing import ParamSpec, TypeVar
 
 import msgspec
 
-from ..domain.task import Rendering, Result, Task
-from ..domain.task_json import BodyOutOfBounds, UnreadableBody, parse_raw_task, size_of
+from ..domain.task import Rendering, Task
+from ..domain.task_json import BodyOutOfBounds, parse_raw_task, size_of
+from .parsing_process import Failure, Job
 
 SHORT_BYTES = 16 * 1024
 """Parsing so few bytes takes a few milliseconds at worst, and handing them to a thread costs more than most take."""
@@ -41,20 +43,33 @@ async def parse_outside_loop(size: int, parse: Callable[P, T], *args: P.args, **
     return await asyncio.get_running_loop().run_in_executor(_executor, functools.partial(parse, *args, **kwargs))
 
 
-async def parse_task_outside_loop(body: bytes | msgspec.Raw, rendering: Rendering, *, with_result: bool) -> Task:
+async def parse_isolated(
+    body: bytes | msgspec.Raw, parse: Callable[..., T], long_bytes: int, *, is_streamed: bool = False
+) -> T:
+    """Return what `parse` returns, and raise its exceptions: called here, in the thread, or in a process.
+
+    Bodies of more than `long_bytes` go to the process, so `parse` is a function of a module, perhaps a partial one.
+    There it gets the body, or the file to read it from if `is_streamed`.
+    """
+    if size_of(body) <= long_bytes:
+        return await parse_outside_loop(size_of(body), parse, body)
+    return await parse_outside_loop(size_of(body), _parse_in_process, body, Job(parse, size_of(body), is_streamed))
+
+
+async def parse_task_outside_loop(
+    body: bytes | msgspec.Raw, rendering: Rendering, *, with_result: bool, with_extra: bool = False
+) -> Task:
     """Return what `parse_raw_task` returns, whose exceptions it raises."""
-    size = size_of(body)
-    parse = parse_raw_task if size <= LONG_BYTES else _parse_in_process
-    return await parse_outside_loop(size, parse, body, rendering, with_result=with_result)
+    parse = functools.partial(parse_raw_task, rendering=rendering, with_result=with_result, with_extra=with_extra)
+    return await parse_isolated(body, parse, LONG_BYTES)
 
 
-def _parse_in_process(body: bytes | msgspec.Raw, rendering: Rendering, *, with_result: bool) -> Task:
-    """Parse the task in `parsing_process`. Raises UnreadableBody, of a process that died too."""
+def _parse_in_process(body: bytes | msgspec.Raw, job: Job[T]) -> T:
+    """Do the job in `parsing_process`. Raises what it raises, and BodyOutOfBounds if the process dies."""
     code = "from task_bridge.vcenter.parsing_process import main; main()"
-    arguments = [rendering, str(int(with_result)), str(size_of(body))]
     environment = {"PYTHONPATH": os.pathsep.join(sys.path)}  # and no secrets
     process = subprocess.Popen(  # noqa: S603 - this Python, with own code
-        [sys.executable, "-c", code, *arguments],
+        [sys.executable, "-c", code],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
@@ -66,27 +81,16 @@ def _parse_in_process(body: bytes | msgspec.Raw, rendering: Rendering, *, with_r
         with process:
             assert process.stdin is not None  # noqa: S101 - it is a pipe
             assert process.stdout is not None  # noqa: S101 - it is a pipe
-            process.stdin.write(memoryview(body))
-            process.stdin.close()
-            return _read_task(process.stdout)
-    except (OSError, EOFError, ValueError, pickle.UnpicklingError) as error:
-        if isinstance(error, UnreadableBody):
-            raise
+            with contextlib.suppress(BrokenPipeError):  # it doesn't read to the end what exceeds a bound
+                pickle.dump(job, process.stdin)
+                process.stdin.write(memoryview(body))
+                process.stdin.close()
+            outcome: T | Failure = pickle.load(process.stdout)  # noqa: S301 - written by the bridge's own code
+    except (OSError, EOFError, pickle.UnpicklingError) as error:
         raise BodyOutOfBounds("more than could be parsed in the memory and time that the bridge allows") from error
     finally:
         timer.cancel()
         process.kill()
-
-
-def _read_task(output: IO[bytes]) -> Task:
-    """Return the task, or raise the exception, that the process wrote: its size, itself, and the bytes of a result."""
-    size = int(output.readline() or b"0")
-    outcome = pickle.loads(output.read(size))  # noqa: S301 - written by the bridge's own code
-    if isinstance(outcome, Exception):
-        raise outcome
-    task, result_bytes = outcome
-    if result_bytes:
-        task = msgspec.structs.replace(task, result=Result(output.read(result_bytes)))
-        if len(task.result.json) < result_bytes:
-            raise EOFError
-    return task  # type: ignore[no-any-return]
+    if isinstance(outcome, Failure):
+        raise outcome.error
+    return outcome

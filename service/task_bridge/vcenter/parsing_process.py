@@ -1,38 +1,48 @@
-"""The process in which one long answer about a task is parsed: `parsing` starts it, writes to it and reads from it."""
+"""The process in which one long answer is parsed: `parsing` starts it, writes to it and reads from it."""
 
 from __future__ import annotations
 
 import contextlib
 import pickle
 import sys
+from collections.abc import Callable
+from typing import Generic, NamedTuple, TypeVar
 
-import msgspec
-
-from ..domain.task import Rendering, Task
-from ..domain.task_json import UnreadableBody, parse_raw_task
+from ..domain.errors import VCenterUnavailable
+from ..domain.task_json import UnreadableBody
 
 MEMORY_MAX_BYTES = 160 * 1024 * 1024
 CPU_MAX_S = 20
+T = TypeVar("T")
+
+
+class Job(NamedTuple, Generic[T]):
+    """Call `parse` with a body of `size` bytes, or, if `is_streamed`, with the file to read it from."""
+
+    parse: Callable[..., T]
+    size: int
+    is_streamed: bool
+
+
+class Failure(NamedTuple):
+    """What the parsing function raised."""
+
+    error: Exception
 
 
 def main() -> None:
-    """Parse the task in the standard input and write it to the standard output."""
+    """Do the job in the standard input with the body behind it, and write what it returns or raises."""
     _limit_itself()
-    rendering: Rendering = "rest" if sys.argv[1] == "rest" else "api"
-    body = sys.stdin.buffer.read(int(sys.argv[3]))
-    outcome: Exception | tuple[Task, int]
-    result = b""
-    try:
-        task = parse_raw_task(body, rendering, with_result=sys.argv[2] == "1")
-        if task.result is not None and task.result.json:
-            result, task = task.result.json, msgspec.structs.replace(task, result=None)
-        outcome = task, len(result)
-    except UnreadableBody as error:
-        outcome = type(error)(str(error))
-    pickled = pickle.dumps(outcome)
-    sys.stdout.buffer.write(b"%d\n%b" % (len(pickled), pickled))
-    sys.stdout.buffer.write(result)
+    job = pickle.load(sys.stdin.buffer)  # noqa: S301 - written by the bridge
+    pickle.dump(_parse(job), sys.stdout.buffer, protocol=pickle.HIGHEST_PROTOCOL)
     sys.stdout.buffer.flush()
+
+
+def _parse(job: Job[T]) -> T | Failure:
+    try:
+        return job.parse(sys.stdin.buffer if job.is_streamed else sys.stdin.buffer.read(job.size))
+    except (UnreadableBody, VCenterUnavailable) as error:
+        return Failure(error)
 
 
 def _limit_itself() -> None:

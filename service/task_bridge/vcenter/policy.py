@@ -54,13 +54,15 @@ class Timeouts(NamedTuple):
 
     Absent tasks:
     `confirm_s`: between the two answers that a task isn't there.
-    `proof_s`: how long a poll that shows another task proves that the service answers.
+    `proof_s`: how long a poll that shows another task proves that their provider works.
+    `uninterrupted_s`: for how long a provider without that proof must answer about the task itself.
     `vanished_min`, `vanished_hold_s`: if at least this many vanish together, no watch ends for this long.
 
     CIS tasks:
     `gather_s`: how long due polls wait for others under load.
     `gather_results_s`: how long results wait for others.
     `result_s`: how long to try to fetch the result of an ended task. A `timeout_s` above its default makes it longer.
+    `return_all_s`: how long an answer with all that vCenter knows may take to begin, before less is asked for.
     `ping_s`: between checks of vCenter while no task is tracked.
     `relist_s`: until a list is tried again where it failed.
 
@@ -71,11 +73,13 @@ class Timeouts(NamedTuple):
 
     confirm_s: float = 5.0
     proof_s: float = 60.0
+    uninterrupted_s: float = 60.0
     vanished_min: int = 3
     vanished_hold_s: float = 600.0
     gather_s: float = 0.1
     gather_results_s: float = 0.2
     result_s: float = 30.0
+    return_all_s: float = 10.0
     ping_s: float = 60.0
     relist_s: float = 600.0
     finish_s: float = 0.3
@@ -100,10 +104,15 @@ class VimTimeouts(NamedTuple):
 
     Polling:
     `pull_interval_s`: between polls without push.
-    `safety_pull_interval_s`: between polls of some tasks beside push.
+    `silence_s`: for how long push may not show a task until it is pulled beside push, and between such pulls.
+    `end_late_s`: how much later than a pull push may show an end. Polling alone would be as prompt then.
     `history_lookback_s`: how long before its watch a task that was never seen may have been queued.
+    `history_retry_s`: for how long to ask again for the history of a task that was seen, if vCenter refuses it.
     `vm_timeout_s`: how long VMs may delay tasks before their questions are polled separately.
     `separate_questions_s`: for how long they are, at least.
+
+    Names:
+    `names_timeout_s`, `names_timeout_tight_s`: how long a lookup may take, and where few requests may go at once.
 
     `idle_logout_s`: until a session that nothing needs is logged out.
     """
@@ -112,14 +121,18 @@ class VimTimeouts(NamedTuple):
     updates_per_s: float = 3.0
     updates_burst: float = 3.0
     pull_interval_s: float = 2.0
-    safety_pull_interval_s: float = 300.0
+    silence_s: float = 5.0
+    end_late_s: float = 2.0
     idle_logout_s: float = 60.0
     push_losses_max: int = 3
     push_losses_window_s: float = 300.0
     push_retry_s: float = 600.0
     history_lookback_s: float = 86_400.0
+    history_retry_s: float = 60.0
     vm_timeout_s: float = 3.0
     separate_questions_s: float = 60.0
+    names_timeout_s: float = 10.0
+    names_timeout_tight_s: float = 1.0
 
 
 VIM_TIMEOUTS = VimTimeouts()

@@ -1,4 +1,4 @@
-"""The parts that the sources of one vCenter share: connection, logins, health and the queue of poll results."""
+"""The parts that the sources of one vCenter share: connection, logins and the queue of poll results."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ from collections.abc import AsyncIterator, Iterable
 from typing import NamedTuple
 
 from ..domain.ports import PollResult
-from .health import VCenterHealthTracker
 from .http import VCenterHttp
 from .login import LoginThrottle
 
@@ -47,9 +46,8 @@ class ResultQueue:
 
 
 class SharedVCenter(NamedTuple):
-    """One budget of requests, one rule for logins, one health and one queue of results for all APIs of a vCenter."""
+    """One budget of requests, one rule for logins and one queue of results for all APIs of a vCenter."""
 
     http: VCenterHttp
     login_throttle: LoginThrottle
-    health: VCenterHealthTracker
     results: ResultQueue

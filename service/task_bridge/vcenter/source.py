@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+import time
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import AsyncExitStack
 from types import TracebackType
 from typing import Self
@@ -13,13 +14,15 @@ from ..domain.follows.order import Follow
 from ..domain.follows.place import FollowPlace
 from ..domain.follows.ports import FoundBatch, TaskFinder
 from ..domain.ports import PollResult, TaskSource
-from ..domain.task import TaskIdentity, is_vim_task
+from ..domain.task import Api, TaskIdentity, is_vim_task
 from ..metrics import Metrics
 from ..settings import VCenterSettings
 from .cis import CisSource
-from .health import VCenterHealthTracker
-from .policy import PollPolicy, VCenterConfig
-from .vim import VimSource
+from .health import ApiHealth
+from .name_lookup import NameLookup
+from .named_results import NamedResults
+from .policy import TIMEOUTS, PollPolicy, Timeouts, VCenterConfig
+from .vim.source import VimSource
 
 CANCEL_S = 15.0
 """Time for vCenter's answer to a cancel. The bridge itself answers every request within 20 s."""
@@ -32,19 +35,37 @@ class VCenterTaskSource:
     """
 
     def __init__(
-        self, settings: VCenterSettings, policy: PollPolicy, metrics: Metrics, clock: Callable[[], float]
+        self,
+        settings: VCenterSettings,
+        policy: PollPolicy,
+        metrics: Metrics,
+        clock: Callable[[], float],
+        timeouts: Timeouts = TIMEOUTS,
     ) -> None:
         self._name = settings.name
-        self._cis = CisSource(settings, policy, metrics, clock=clock)
+        self._cis = CisSource(settings, policy, metrics, clock=clock, timeouts=timeouts)
         self._vim: VimSource | None = None
+        self._sources: dict[Api, CisSource | VimSource] = {"cis": self._cis}
         if (mode := settings.vim) != "off":
-            self._vim = VimSource(self._cis.shared, settings, policy, metrics, mode=mode, clock=clock)
+            self._vim = VimSource(
+                self._cis.shared, settings, policy, metrics, mode=mode, clock=clock, timeouts=timeouts
+            )
+            self._sources["vim"] = self._vim
+        self._lookup: NameLookup | None = None
+        self._named: NamedResults | None = None
+        # With one request at a time, a lookup that hangs would hold up all polls.
+        if self._vim is not None and settings.names and settings.max_concurrent_requests > 1:
+            self._lookup = NameLookup(settings.name, self._vim, time.monotonic)
+            self._named = NamedResults(self._cis.shared.results, self._lookup)
+            self._vim.on_missing = self._lookup.forget
         self._stack = AsyncExitStack()
 
     async def __aenter__(self) -> Self:
         await self._stack.enter_async_context(self._cis)
         if self._vim is not None:
             await self._stack.enter_async_context(self._vim)
+        if self._lookup is not None:
+            self._stack.push_async_callback(self._lookup.stop)
         return self
 
     async def __aexit__(
@@ -52,9 +73,9 @@ class VCenterTaskSource:
     ) -> None:
         await self._stack.aclose()
 
-    @property
-    def health(self) -> VCenterHealthTracker:
-        return self._cis.health
+    def report_health(self) -> dict[Api, ApiHealth]:
+        """Return the health of each API, without any request."""
+        return {api: source.report_health() for api, source in self._sources.items()}
 
     @property
     def budget_used(self) -> float:
@@ -64,9 +85,19 @@ class VCenterTaskSource:
         """Return None for a classic task if `vim` is off by now: its watch waits until it is on again."""
         return self._vim if is_vim_task(task) else self._cis
 
-    def track(self, task: str, since: float, *, seen: bool, with_result: bool, identity: TaskIdentity | None) -> None:
+    def track(
+        self,
+        task: str,
+        since: float,
+        *,
+        seen: bool,
+        with_result: bool,
+        with_details: bool,
+        identity: TaskIdentity | None,
+    ) -> None:
+        self._forget_names(task)
         if not is_vim_task(task):
-            self._cis.track(task, since, seen=seen, with_result=with_result)
+            self._cis.track(task, since, seen=seen, with_result=with_result, with_details=with_details)
         elif self._vim is not None:
             self._vim.track(task, since, seen=seen, identity=identity)
 
@@ -79,20 +110,24 @@ class VCenterTaskSource:
             source.poll_now(task)
 
     def forget(self, task: str) -> None:
+        self._forget_names(task)
         if source := self._source_of(task):
             source.forget(task)
 
-    @property
-    def absent_count(self) -> int:
-        return self._cis.absent_count + (self._vim.absent_count if self._vim else 0)
+    def _forget_names(self, task: str) -> None:
+        if self._named is not None:
+            self._named.forget(task)
 
-    def set_absent_elsewhere(self, count: int) -> None:
-        self._cis.set_absent_elsewhere(count)
-        if self._vim is not None:
-            self._vim.set_absent_elsewhere(count)
+    @property
+    def absent_counts(self) -> dict[Api, int]:
+        return {api: source.absent_count for api, source in self._sources.items()}
+
+    def set_absent_elsewhere(self, counts: Mapping[Api, int]) -> None:
+        for api, source in self._sources.items():
+            source.set_absent_elsewhere(counts.get(api, 0))
 
     def poll_results(self) -> AsyncIterator[list[tuple[str, PollResult]]]:
-        return self._cis.poll_results()
+        return self._named.batches() if self._named is not None else self._cis.poll_results()
 
     async def find_tasks(self, follow: Follow, place: Callable[[], FollowPlace | None]) -> AsyncIterator[FoundBatch]:
         if self._vim is None:

@@ -34,13 +34,15 @@ WAITING, QUEUED, POLLING, PARKED, FORGOTTEN = range(5)
 class TrackedTask(msgspec.Struct, eq=False, gc=False):
     """One task that a watch follows, as every API knows it.
 
-    `seen`: vCenter showed it, to this or an earlier watch. `phase`: where it is in its lifecycle. `task`: as it was
+    `provider`: the service behind vCenter's API that knows it, empty where there is only one. `seen`: vCenter showed
+    it, to this or an earlier watch. `phase`: where it is in its lifecycle. `task`: as it was
     reported last. `is_urgent`: the watcher wants a result of the next poll, whatever it is. `failures`: its own failed
     or unreadable polls in a row. `is_logged`: the log says that it can't be read.
     """
 
     id: str
     seen: bool
+    provider: str = ""
     phase: int = WAITING
     task: Task | None = None
     is_urgent: bool = False
@@ -159,6 +161,13 @@ class TaskTracker(Generic[Tracked]):
         tracked.task = task
         self.report(tracked, task)
 
+    def log_unavailable_result(self, tracked: Tracked, task: Task) -> None:
+        """Log why the result of a task, as it will be reported, can't be had. Partial results are read repeatedly."""
+        before = tracked.task and tracked.task.result
+        if task.result is not None and task.result.reason and task.result != before:
+            reason = f"It can't be passed on: {task.result.reason}."
+            log.warning("result_unavailable", vcenter=self.vcenter, task=tracked.id, reason=reason)
+
     def report_unchanged(self, those: Sequence[Tracked]) -> None:
         """Report that these are as they were reported last. They aren't parked, so the caller schedules them."""
         if self._urgent:
@@ -178,6 +187,7 @@ class TaskTracker(Generic[Tracked]):
 
     def mark_unreadable(self, tracked: Tracked, reason: str, *, log_after: int = 1, logs: bool = True) -> None:
         """Count a failure that concerns this task alone, and log it once, from the `log_after`-th in a row on."""
+        self.record_interruption(tracked)
         tracked.failures += 1
         if logs and tracked.failures >= log_after and not tracked.is_logged:
             tracked.is_logged = True
@@ -206,13 +216,18 @@ class TaskTracker(Generic[Tracked]):
 
     def mark_missing(self, tracked: Tracked) -> bool:
         """Record that a poll didn't show the task. Return True if it is the first such poll of a task seen before."""
-        return self.absences.record_absent(tracked.id, tracked.seen, self._clock())
+        return self.absences.record_absent(tracked.id, tracked.provider, tracked.seen, self._clock())
+
+    def mark_replaced(self, tracked: Tracked) -> None:
+        """Record that vCenter shows another task under this id: this one is gone, whatever else has vanished."""
+        self.absences.record_replaced(tracked.id, tracked.provider, self._clock())
+
+    def record_interruption(self, tracked: Tracked) -> None:
+        """Record that the tasks service didn't answer about this task, so answers before prove nothing anymore."""
+        self.absences.record_interruption(tracked.id, self._clock())
 
     def confirm_missing(self, tracked: Tracked, *, is_denied: bool) -> bool:
-        """Record vCenter's answer about this missing task alone. Return True if it suffices to report the absence.
-
-        The caller must prove first that the tasks service itself answers.
-        """
+        """Record vCenter's answer about this missing task alone. Return True if it suffices to report the absence."""
         return self.absences.confirm_absent(tracked.id, is_denied, self._clock())
 
     def retry_missing(self, tracked: Tracked, answer: TaskError | None = None) -> None:

@@ -44,11 +44,27 @@ class ResourceHealth:
 
 
 @dataclass(frozen=True, slots=True)
+class VCenterApiHealth:
+    """One API of a vCenter: `cis`, or `vim` for classic tasks. `is_in_use`: the vCenter's state depends on it.
+
+    `held_back`: tasks that this replica misses and doesn't give up yet, because several vanished together.
+    """
+
+    api: str
+    state: Literal["ok", "degraded", "unknown"]
+    reason: str | None = None
+    last_good_poll_age_s: float | None = None
+    watches: int = 0
+    held_back: int = 0
+    is_in_use: bool = True
+
+
+@dataclass(frozen=True, slots=True)
 class VCenterHealth:
     """A vCenter as this replica sees it. `watches` is how many of its watches the replica holds.
 
     `degraded`: from a failed poll or login until a successful one. `unknown`: not polled yet. `unconfigured`: it has
-    watches, but no settings.
+    watches, but no settings. State and age are the worst of the APIs in use.
     """
 
     name: str
@@ -56,6 +72,7 @@ class VCenterHealth:
     reason: str | None = None
     last_good_poll_age_s: float | None = None
     watches: int = 0
+    apis: tuple[VCenterApiHealth, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,8 +176,9 @@ def build_readiness(health: BridgeHealth) -> dict[str, Any]:
                 "name": vcenter.name,
                 "state": vcenter.state,
                 "reason": vcenter.reason,
-                "last_good_look_age_seconds": None if (age := vcenter.last_good_poll_age_s) is None else round(age, 1),
+                "last_good_look_age_seconds": _round_age(vcenter.last_good_poll_age_s),
                 "watches": vcenter.watches,
+                "apis": {api.api: _build_api(api) for api in vcenter.apis},
             }
             for vcenter in health.vcenters
         ],
@@ -173,6 +191,21 @@ def build_readiness(health: BridgeHealth) -> dict[str, Any]:
         "event_loop_lag_seconds": round(health.loop_lag_s, 3),
         "event_loop_lag_reason": health.loop_lag_reason,
     }
+
+
+def _build_api(api: VCenterApiHealth) -> dict[str, Any]:
+    return {
+        "state": api.state,
+        "reason": api.reason,
+        "last_good_look_age_seconds": _round_age(api.last_good_poll_age_s),
+        "watches": api.watches,
+        "held_back": api.held_back,
+        "in_use": api.is_in_use,
+    }
+
+
+def _round_age(age_s: float | None) -> float | None:
+    return None if age_s is None else round(age_s, 1)
 
 
 def _all_ok(resources: tuple[ResourceHealth, ...]) -> bool:

@@ -74,14 +74,14 @@ class SdkEndpoint:
             return soap.fault_response(error)
         entry: LoggedRequest = request.scope["simulator.entry"]
         tasks = _list_task_ids(call)
-        entry.operation, entry.tasks = call.name, len(tasks)
+        entry.operation, entry.tasks = _name_operation(call), len(tasks)
         entry.task = call.this.id if call.this.type == "Task" else None
         if self._state.options.latency_s:
             await self._state.sleep(self._state.options.latency_s)
         session = self._find_session(request)
         if session:
             entry.session, entry.user = session.id, session.user
-        fault = self._state.faults.claim(call.name, "/sdk", tasks)
+        fault = self._state.faults.claim(entry.operation, "/sdk", tasks)
         if fault is None:
             return await self._answer(request, call, session)
         entry.fault = fault.name
@@ -91,6 +91,9 @@ class SdkEndpoint:
         try:
             if call.name == "Login":
                 return self._log_in(call, session)
+            if call.name == "Logout":
+                return soap.method_response(call.name, self._log_out(request, call))
+            _check_serves(session)
             if session is None:
                 return soap.method_response(call.name, self._call_without_session(call))
             if call.name in _WAITS:
@@ -101,7 +104,7 @@ class SdkEndpoint:
             return soap.fault_response(error)
 
     def _find_session(self, request: Request) -> SimulatedSession | None:
-        cookie = request.cookies.get(COOKIE, "").strip('"')
+        cookie = _read_cookie(request)
         try:
             session = self._state.sessions.touch(cookie)
         except StandardError:
@@ -116,7 +119,7 @@ class SdkEndpoint:
         try:
             if session is not None:
                 raise SoapFaultError("InvalidLogin", "The session is already logged in.")
-            new_session = self._state.sessions.login(credentials)
+            new_session = self._state.sessions.login(credentials, "vim")
         except StandardError as error:
             if error.error_type != "UNAUTHENTICATED":
                 return Response("503 Service Unavailable: too many sessions", 503)
@@ -125,6 +128,18 @@ class SdkEndpoint:
         response = soap.method_response("Login", soap.return_value(build_user_session(new_session)))
         response.headers["set-cookie"] = f'{COOKIE}="{new_session.id}"; Path=/; HttpOnly'
         return response
+
+    def _log_out(self, request: Request, call: MethodCall) -> str:
+        """End the session of the request, even one that is refused."""
+        try:
+            session = self._state.sessions.find(_read_cookie(request))
+        except StandardError as error:
+            raise no_session_fault(call.this) from error
+        self._state.sessions.logout(session)
+        if objects := self._methods.session_objects.pop(session.id, None):
+            objects.destroy()
+        self._wake_waits()
+        return ""
 
     def _call_without_session(self, call: MethodCall) -> str:
         if call.name == "RetrieveServiceContent":
@@ -138,11 +153,6 @@ class SdkEndpoint:
             return soap.return_value(build_service_content())
         if call.name in _READS:
             return self._read(call, session)
-        if call.name == "Logout":
-            self._state.sessions.logout(session)
-            self._methods.session_objects.pop(session.id).destroy()
-            self._wake_waits()
-            return ""
         if (method := self._methods.by_name.get(call.name)) is None:
             raise SoapFaultError("MethodNotFound", f"{call.this.type} has no method {call.name}.")
         return method(call, session)
@@ -218,12 +228,22 @@ class SdkEndpoint:
         self, call: MethodCall, session: SimulatedSession, collector: PropertyCollector, cancel_count: int
     ) -> None:
         """Raise SoapFaultError if the wait must end. A wait doesn't keep its session alive."""
-        if session not in self._state.sessions.live:
+        if session not in self._state.sessions.live or session.state == "refused":
             raise no_session_fault(call.this)
+        _check_serves(session)
         if collector.cancel_count != cancel_count:
             raise SoapFaultError("RequestCanceled", "The request was canceled.")
         if self._methods.session_objects[session.id].collectors.get(call.this) is not collector:
             raise SoapFaultError("ManagedObjectNotFound", "The collector is gone.")
+
+
+def _check_serves(session: SimulatedSession | None) -> None:
+    if session is not None and session.state == "failing":
+        raise SoapFaultError("SystemError", "A general system error occurred.")
+
+
+def _read_cookie(request: Request) -> str:
+    return request.cookies.get(COOKIE, "").strip('"')
 
 
 def _list_task_ids(call: MethodCall) -> list[str]:
@@ -233,6 +253,12 @@ def _list_task_ids(call: MethodCall) -> list[str]:
     nodes = (soap.find(object_spec, "obj") for object_spec in object_specs)
     targets += [soap.parse_target(node) for node in nodes if node is not None]
     return [target.id for target in targets if target.type == "Task"]
+
+
+def _name_operation(call: MethodCall) -> str:
+    """Return the method's name, `names` if it reads objects and what is above them."""
+    paths = (soap.text_of(one) for one in call.arguments.iter("{*}path")) if call.name in _READS else ()
+    return "names" if "parent" in paths else call.name
 
 
 async def _show_versions(_request: Request) -> Response:

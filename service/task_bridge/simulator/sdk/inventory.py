@@ -4,6 +4,7 @@ import heapq
 import itertools
 from collections.abc import Callable, Mapping
 
+from ..entities import MANAGED_ENTITIES, ROOT
 from ..script import Script
 from ..sessions import SimulatedSession
 from ..simulated_task import SimulatedTask
@@ -26,9 +27,8 @@ from .values import Value, element, fault, integer, moref, structure, text
 
 SERVICE = SimulatedTarget("ServiceInstance", "ServiceInstance")
 ROOT_COLLECTOR = SimulatedTarget("PropertyCollector", "propertyCollector")
-ROOT_FOLDER = SimulatedTarget("Folder", "group-d1")
 _CONTENT = (
-    ("rootFolder", ROOT_FOLDER),
+    ("rootFolder", ROOT),
     ("propertyCollector", ROOT_COLLECTOR),
     ("viewManager", SimulatedTarget("ViewManager", "ViewManager")),
     ("sessionManager", SimulatedTarget("SessionManager", "SessionManager")),
@@ -46,6 +46,9 @@ _ABOUT = {
     "apiVersion": "8.0.2.0",
 }
 _LABELS = {"VirtualMachine.powerOn": "Power On virtual machine", "VirtualMachine.clone": "Clone virtual machine"}
+
+_OPTIONAL = frozenset({"parent", "parentVApp"})
+"""Properties that some objects have no value of."""
 
 Views = Mapping[SimulatedTarget, ListView]
 
@@ -114,7 +117,7 @@ class Inventory:
         snapshots: dict[SimulatedTarget, ObjectSnapshot] = {}
         for spec in call.all("specSet"):
             property_spec = parse_property_spec(spec)
-            for target in _select_objects(spec, views):
+            for target in self._select_all(spec, views):
                 snapshot = self.take_snapshot(target, property_spec, session)
                 if snapshot is not None:
                     snapshots[target] = snapshot
@@ -124,6 +127,27 @@ class Inventory:
         if call.name == "RetrieveProperties":
             return inner.replace("<objects>", "<returnval>").replace("</objects>", "</returnval>")
         return f"<returnval>{inner}</returnval>" if inner else ""
+
+    def _select_all(self, spec: soap.Element, views: Views) -> list[SimulatedTarget]:
+        """Return the objects of a filter and of its views, and what its traversals reach, each once."""
+        reached = dict.fromkeys(_select_objects(spec, views))
+        for object_spec in children(spec, "objectSet"):
+            walk = [(parse_target(object_spec[0]), select) for select in children(object_spec, "selectSet")]
+            named = {text_of(find(one, "name")): one for one in object_spec.iter() if find(one, "path") is not None}
+            for target, select in walk:  # grows while it is read
+                traversal = named.get(text_of(find(select, "name")), select)
+                following = self._follow(target, traversal)
+                if following is not None:
+                    reached[following] = None
+                    walk += [(following, one) for one in children(traversal, "selectSet")]
+        return list(reached)
+
+    def _follow(self, target: SimulatedTarget, traversal: soap.Element) -> SimulatedTarget | None:
+        kind, path = text_of(find(traversal, "type")), text_of(find(traversal, "path"))
+        entity = self._state.entities.find(target)
+        if entity is None or kind not in (target.type, *_list_bases(target.type)):
+            return None
+        return {"parent": entity.parent, "parentVApp": entity.vapp}.get(path or "")
 
     def fetch(self, call: MethodCall, session: SimulatedSession | None) -> str:
         """Answer Fetch, pyVmomi's way to read one property."""
@@ -144,14 +168,16 @@ class Inventory:
     ) -> ObjectSnapshot | None:
         """Return the object's properties now, None if there is no such object."""
         paths = spec.paths.get(target.type, ())
+        for base in _list_bases(target.type):
+            paths += spec.paths.get(base, ())
         known = self._read_properties(target, paths, session)
         if known is None:
             return None
         if session is None:
             return _refuse_properties(target, paths, "NotAuthenticated")
-        if target.type == "Task" and target.id in self._state.tasks.denied:
+        if target.id in (self._state.tasks.denied if target.type == "Task" else self._state.entities.denied):
             return _refuse_properties(target, paths, "NoPermission")
-        unknown = (path for path in paths if "." not in path and path not in known)
+        unknown = (path for path in paths if "." not in path and path not in known and path not in _OPTIONAL)
         return ObjectSnapshot(
             {path: known[path] for path in paths if path in known},
             {path: fault("InvalidProperty", "", ("name", text(path))) for path in unknown},
@@ -163,8 +189,8 @@ class Inventory:
         match target.type:
             case "Task":
                 return self._read_task(target, paths)
-            case "VirtualMachine":
-                return self._read_vm(target)
+            case kind if kind in MANAGED_ENTITIES:
+                return self._read_entity(target)
             case "TaskManager":
                 return {"description": self._read_task_description(), "maxCollector": integer(32)}
             case "SessionManager":
@@ -185,13 +211,22 @@ class Inventory:
     def read_task_info(self, task: SimulatedTask) -> dict[str, Value]:
         return properties.build_task_info(task, self._state.clock(), self._state.options.timestamps)
 
-    def _read_vm(self, target: SimulatedTarget) -> dict[str, Value]:
+    def _read_entity(self, target: SimulatedTarget) -> dict[str, Value] | None:
+        entity = self._state.entities.find(target)
+        if entity is None:
+            return None
+        known = {"name": text(entity.name)}
+        known |= {"parent": moref(entity.parent)} if entity.parent else {}
+        known |= {"parentVApp": moref(entity.vapp)} if entity.vapp else {}
+        return known | (self._read_runtime(target) if target.type == "VirtualMachine" else {})
+
+    def _read_runtime(self, target: SimulatedTarget) -> dict[str, Value]:
         now = self._state.clock()
         questions = (properties.build_question(task, now) for task in self.list_tasks_of_vm(target))
         question = next((question for question in questions if question), None)
         state = text("poweredOff", "VirtualMachinePowerState")
         runtime = structure("VirtualMachineRuntimeInfo", ("powerState", state), ("question", question))
-        known = {"name": text(target.id), "runtime": runtime, "runtime.powerState": state}
+        known = {"runtime": runtime, "runtime.powerState": state}
         if question is not None:
             known["runtime.question"] = question
         return known
@@ -204,8 +239,13 @@ class Inventory:
         return structure("TaskDescription", *info)
 
     def is_within(self, target: SimulatedTarget | None, entity: SimulatedTarget) -> bool:
-        """Return whether an object lies below another one: everything lies below the root folder."""
-        return target is not None and entity == ROOT_FOLDER
+        """Return whether an object lies below another one in the inventory."""
+        while target is not None:
+            above = self._state.entities.find(target)
+            target = (above.parent or above.vapp) if above else None
+            if target == entity:
+                return True
+        return False
 
     def list_classic_tasks(self) -> list[SimulatedTask]:
         """Return all classic tasks, forgotten ones too."""
@@ -236,6 +276,10 @@ def parse_property_spec(spec: soap.Element) -> PropertySpec:
         if text_of(find(property_set, "all")) in ("true", "1"):
             paths[kind] = {"Task": ("info",)}.get(kind, ("name",))
     return PropertySpec(paths)
+
+
+def _list_bases(kind: str) -> tuple[str, ...]:
+    return ("ManagedEntity",) if kind in MANAGED_ENTITIES else ()
 
 
 def list_read_objects(call: MethodCall, views: Views) -> list[SimulatedTarget]:

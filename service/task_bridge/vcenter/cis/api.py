@@ -3,26 +3,32 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import AsyncIterator, Callable
-from typing import NamedTuple
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import NamedTuple, TypeVar
 
 import msgspec
+import structlog
 
 from ...domain import task_json
 from ...domain.errors import Refused, VCenterUnavailable
 from ...domain.task import Rendering, TaskError
-from ..http import AmbiguousFailure, Answer, AnswerLimits, AnswerTooLarge
+from ..http import DEFAULT_LIMITS, MAX_BODY_BYTES, AmbiguousFailure, Answer, AnswerLimits, AnswerTooLarge
 from ..parsing import parse_outside_loop
 from ..policy import VCenterConfig
 from . import renderings
-from .schedule import PollGroup, TrackedCisTask
+from .renderings import Refusal
+from .return_all import ReturnAllMemory
+from .schedule import PollGroup, TrackedCisTask, provider_of
 from .session import CisSession
 
+log = structlog.get_logger(__name__)
+
 RESULTS_MAX = 70
-"""Results take some kilobytes each, and vCenter limits its answers to 7 MB."""
+"""Results and details take some kilobytes each, and vCenter limits its answers to 7 MB."""
 
 
-LIST_LIMITS = AnswerLimits(max_bytes=8 * 1024 * 1024)
+LIST_MAX_BYTES = 8 * 1024 * 1024
 """A list that is longer is split. A task that fills one by itself is fetched alone, where more is accepted."""
 
 
@@ -34,12 +40,20 @@ class TaskAnswerTooLarge(BadAnswer):
     """The answer is larger than the bridge accepts."""
 
 
-class TaskOutOfBounds(BadAnswer):
+class UnreadableAnswer(BadAnswer):
+    """The answer isn't what was requested. That of fewer tasks may be."""
+
+
+class TaskOutOfBounds(UnreadableAnswer):
     """The answer about one task exceeds what the bridge decodes."""
 
 
 class ListUnavailable(VCenterUnavailable):
-    """This vCenter has no list of tasks, or not now: get each task alone."""
+    """This vCenter has no list of tasks: get each task alone."""
+
+
+class ListMissing(BadAnswer):
+    """This vCenter has listed tasks before, but nothing answers requests for these now."""
 
 
 class Listing(NamedTuple):
@@ -57,14 +71,11 @@ class FetchedTask(NamedTuple):
 
 
 class MissingTask(NamedTuple):
-    """vCenter doesn't show the task: a 404, or a 403 (`denied`).
-
-    `well_formed`: the tasks service itself answered, with the error that fits the status.
-    """
+    """vCenter doesn't show the task: a 404, or a 403 (`denied`). Only Refusal.TASK says something about the task."""
 
     denied: bool
     answer: TaskError
-    well_formed: bool
+    refusal: Refusal
 
 
 _CANCEL_REFUSED: dict[tuple[int, str | None], tuple[int, str, str]] = {
@@ -75,42 +86,111 @@ _CANCEL_REFUSED: dict[tuple[int, str | None], tuple[int, str, str]] = {
 }
 
 
-class CisTasksApi:
-    """The tasks service of one vCenter."""
+T = TypeVar("T")
 
-    def __init__(self, session: CisSession, settings: VCenterConfig) -> None:
+
+class CisTasksApi:
+    """The tasks service of one vCenter.
+
+    `return_all` asks for all that a task's provider knows. A provider that refuses that is asked without.
+    """
+
+    def __init__(
+        self,
+        session: CisSession,
+        settings: VCenterConfig,
+        *,
+        clock: Callable[[], float] = time.monotonic,
+        return_all_timeout_s: float = 10.0,
+    ) -> None:
         self._session = session
         self._name = settings.name
         self._renderings: list[Rendering] = ["api", "rest"] if settings.api == "auto" else [settings.api]
         self._excludes_results = True
+        self._has_listed = False
+        self._return_all = ReturnAllMemory(clock)
+        self._return_all_timeout_s = min(return_all_timeout_s, settings.timeout_s)
 
     @property
     def list_max(self) -> int:
         """The number of tasks that one request can list."""
         return renderings.LIST_MAX if self._renderings[0] == "api" else renderings.REST_LIST_MAX
 
-    async def list_tasks(self, tasks: list[str], *, with_result: bool) -> Listing:
+    async def list_tasks(self, tasks: list[str], *, with_result: bool, return_all: bool = False) -> Listing:
         """Return those of the tasks that vCenter shows. Raises BadAnswer, ListUnavailable or VCenterUnavailable."""
-        operation = "result" if with_result else "list"
+        request = functools.partial(self._list_tasks, tasks, with_result)
+        return await self._try_return_all(tasks, request) if return_all else await request(False)
+
+    async def get_task(self, task: str, *, with_result: bool, return_all: bool = False) -> FetchedTask | MissingTask:
+        """Return the task, or that it isn't there. Raises BadAnswer or VCenterUnavailable."""
+        request = functools.partial(self._get_task, task, with_result)
+        return await self._try_return_all([task], request) if return_all else await request(False)
+
+    async def _try_return_all(self, tasks: list[str], request: Callable[[bool], Awaitable[T]]) -> T:
+        """Request all, and less where that fails. Remember that if less then succeeds: then `return_all` was at fault.
+
+        Raises as `request` does: at once if fewer tasks, or each alone, may be shown with all.
+        """
+        if not self._return_all.is_answered(tasks):
+            return await request(False)
+        refused = provider_of(tasks[0])
+        try:
+            answer = await request(True)
+            if not _is_denied(answer):
+                return answer
+            error = "vCenter doesn't allow it (HTTP 403)"
+        except TaskAnswerTooLarge as too_large:
+            if len(tasks) > 1:
+                raise
+            refused, error = tasks[0], str(too_large)
+        except UnreadableAnswer:
+            raise
+        except (BadAnswer, AmbiguousFailure) as failure:
+            error = str(failure)
+        answer = await request(False)
+        if not isinstance(answer, MissingTask):
+            self._record_refusal(refused, tasks[0], error)
+        return answer
+
+    def forgo_return_all(self, task: str, reason: str) -> bool:
+        """Get this task without `return_all` for an hour, as its answer can't be read. Return False if that is so."""
+        if not self._return_all.is_answered([task]):
+            return False
+        self._record_refusal(task, task, reason)
+        return True
+
+    def _record_refusal(self, provider_or_task: str, task: str, reason: str) -> None:
+        self._return_all.record_refusal(provider_or_task)
+        provider = provider_of(task)
+        log.info("return_all_refused", vcenter=self._name, provider=provider, task=task, reason=reason)
+
+    async def _list_tasks(self, tasks: list[str], with_result: bool, return_all: bool) -> Listing:
+        limits = self._limits(return_all, max_bytes=LIST_MAX_BYTES)
+        operation, refusal = "result" if with_result else "list", ""
         for rendering in tuple(self._renderings):
             listed: task_json.TaskBodies = {}
-            for call in renderings.list_calls(rendering, tasks, with_result=with_result):
+            for call in renderings.list_calls(rendering, tasks, with_result=with_result, return_all=return_all):
                 try:
-                    answer = await self._session.request(operation, *call, limits=LIST_LIMITS)
+                    answer = await self._session.request(operation, *call, limits=limits)
                 except AnswerTooLarge as error:
                     raise TaskAnswerTooLarge(str(error)) from error
                 if renderings.is_no_route(answer) or (answer.ok and not answer.body):
+                    refusal = refusal or str(renderings.parse_message(answer))
                     break
                 listed |= await self._parse_list(answer, rendering)
             else:
                 self._prefer(rendering)
+                self._has_listed = True
                 return Listing(listed, rendering)
-        raise ListUnavailable(f"vCenter {self._name} has no list of tasks.")
+        kind = ListMissing if self._has_listed else ListUnavailable
+        raise kind(f"vCenter {self._name} has no list of these tasks: {refusal}.")
 
-    async def get_task(self, task: str, *, with_result: bool) -> FetchedTask | MissingTask:
-        """Return the task, or that it isn't there. Raises BadAnswer or VCenterUnavailable."""
+    def _limits(self, return_all: bool, *, max_bytes: int = MAX_BODY_BYTES) -> AnswerLimits:
+        return AnswerLimits(self._return_all_timeout_s if return_all else None, max_bytes)
+
+    async def _get_task(self, task: str, with_result: bool, return_all: bool) -> FetchedTask | MissingTask:
         try:
-            answer, rendering = await self._request_task(task, with_result)
+            answer, rendering = await self._request_task(task, with_result, return_all)
         except AnswerTooLarge as error:
             raise TaskAnswerTooLarge(str(error)) from error
         if answer.ok:
@@ -121,22 +201,22 @@ class CisTasksApi:
             except task_json.BodyOutOfBounds as error:
                 raise TaskOutOfBounds(f"vCenter {self._name} shows {task} in an answer that is {error}.") from error
             except task_json.UnreadableBody as error:
-                raise BadAnswer(f"vCenter {self._name} can't show {task}: its answer is {error}.") from error
+                raise UnreadableAnswer(f"vCenter {self._name} can't show {task}: its answer is {error}.") from error
             return FetchedTask(body, rendering)
         message = renderings.parse_message(answer)
         if answer.status in (403, 404):
-            denied = answer.status == 403
-            fits = message.type == ("UNAUTHORIZED" if denied else "NOT_FOUND")
-            return MissingTask(denied, message.to_task_error(), fits and not message.is_from_router)
+            return MissingTask(answer.status == 403, message.to_task_error(), renderings.classify_refusal(answer))
         raise self._to_error(answer)
 
     async def cancel_task(self, task: str) -> None:
         """Ask vCenter to cancel the task. Raises Refused or VCenterUnavailable."""
-        answer, _ = await self._request_any("cancel", "POST", lambda way: renderings.cancel_target(way, task))
+        answer, _ = await self._request_any(
+            "cancel", "POST", lambda way: renderings.cancel_target(way, task), DEFAULT_LIMITS
+        )
         if answer.ok:
             return
         message = renderings.parse_message(answer)
-        if answer.status == 404 and message.is_from_router:
+        if answer.status == 404 and renderings.classify_refusal(answer) is Refusal.ROUTER:
             raise VCenterUnavailable(f"vCenter {self._name} has no tasks service now: {message}")
         refusal = _CANCEL_REFUSED.get((answer.status, message.type)) or _CANCEL_REFUSED.get((answer.status, None))
         if refusal is None:
@@ -144,13 +224,13 @@ class CisTasksApi:
         status, code, sentence = refusal
         raise Refused(status, code, f"{sentence} vCenter says: {message.to_task_error().message}")
 
-    async def _request_task(self, task: str, with_result: bool) -> tuple[Answer, Rendering]:
+    async def _request_task(self, task: str, with_result: bool, return_all: bool) -> tuple[Answer, Rendering]:
         """Get the task. If vCenter rejects the flag that leaves out the result (400), get it with its result."""
         operation = "result" if with_result else "get"
         whole = with_result or not self._excludes_results
         while True:
-            target = functools.partial(renderings.task_target, task=task, with_result=whole)
-            answer, rendering = await self._request_any(operation, "GET", target)
+            target = functools.partial(renderings.task_target, task=task, with_result=whole, return_all=return_all)
+            answer, rendering = await self._request_any(operation, "GET", target, self._limits(return_all))
             if answer.ok and whole and not with_result:
                 self._excludes_results = False
             if whole or answer.status != 400:
@@ -158,15 +238,15 @@ class CisTasksApi:
             whole = True
 
     async def _request_any(
-        self, operation: str, method: str, target: Callable[[Rendering], str]
+        self, operation: str, method: str, target: Callable[[Rendering], str], limits: AnswerLimits
     ) -> tuple[Answer, Rendering]:
         """Return the answer of the first rendering that has the path, otherwise that of the last one."""
         *others, last = self._renderings
         for rendering in others:
-            answer = await self._session.request(operation, method, target(rendering))
+            answer = await self._session.request(operation, method, target(rendering), limits=limits)
             if not renderings.is_no_route(answer):
                 return answer, rendering
-        return await self._session.request(operation, method, target(last)), last
+        return await self._session.request(operation, method, target(last), limits=limits), last
 
     async def _parse_list(self, answer: Answer, rendering: Rendering) -> task_json.TaskBodies:
         if not answer.ok:
@@ -175,7 +255,7 @@ class CisTasksApi:
         try:
             return await parse_outside_loop(len(answer.body), task_json.parse_list, rendering, answer.body)
         except task_json.UnreadableBody as error:
-            raise BadAnswer(f"vCenter {self._name} can't list tasks: its answer is {error}.") from error
+            raise UnreadableAnswer(f"vCenter {self._name} can't list tasks: its answer is {error}.") from error
 
     def _refuse_web_page(self, answer: Answer) -> None:
         if answer.body[:64].lstrip()[:1] == b"<":
@@ -214,7 +294,7 @@ class TaskLister:
 
     def max_tasks(self, group: PollGroup) -> int:
         """Return how many tasks of the group one list may request."""
-        return min(self._results_max, self._api.list_max) if group.with_result else self._api.list_max
+        return min(self._results_max, self._api.list_max) if _is_long(group) else self._api.list_max
 
     async def list_in_parts(self, group: PollGroup, batch: list[TrackedCisTask]) -> AsyncIterator[ListPart]:
         """Yield the batch in parts: listings, and alone each task that no list works with.
@@ -228,8 +308,9 @@ class TaskLister:
             try:
                 yield ListPart(part, await self._list(group, part))
                 continue
-            except ListUnavailable:
-                yield ListPart([followed for rest in (part, *parts) for followed in rest])
+            except (ListUnavailable, ListMissing) as error:
+                rest = [followed for one in (part, *parts) for followed in one]
+                yield ListPart(rest, error=error if isinstance(error, ListMissing) else None)
                 return
             except BadAnswer as error:
                 failures += 1
@@ -245,11 +326,22 @@ class TaskLister:
     async def _list(self, group: PollGroup, part: list[TrackedCisTask]) -> Listing:
         """List the tasks. Adapt how many results one list requests: halve after a failure, then grow by an eighth."""
         try:
-            listing = await self._api.list_tasks([followed.id for followed in part], with_result=group.with_result)
+            listing = await self._api.list_tasks(
+                [followed.id for followed in part], with_result=group.with_result, return_all=group.return_all
+            )
         except BadAnswer:
-            if group.with_result:
+            if _is_long(group):
                 self._results_max = max(1, min(self._results_max, len(part) // 2))
             raise
-        if group.with_result and len(part) >= self._results_max:
+        if _is_long(group) and len(part) >= self._results_max:
             self._results_max = min(RESULTS_MAX, self._results_max + 1 + self._results_max // 8)
         return listing
+
+
+def _is_long(group: PollGroup) -> bool:
+    """Return whether a list of the group has some kilobytes for each task."""
+    return group.with_result or group.return_all
+
+
+def _is_denied(answer: object) -> bool:
+    return isinstance(answer, MissingTask) and answer.denied

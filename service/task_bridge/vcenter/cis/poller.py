@@ -17,7 +17,7 @@ from ...domain.task import UNAVAILABLE, Rendering, Task
 from ...domain.task_json import BodyOutOfBounds, UnreadableBody, size_of
 from ...metrics import Metrics
 from ..backoff import Outage
-from ..health import VCenterHealthTracker
+from ..health import ApiHealthTracker
 from ..http import AmbiguousFailure, RequestBudget
 from ..parsing import SHORT_BYTES, parse_task_outside_loop
 from ..policy import Timeouts
@@ -26,13 +26,15 @@ from .api import (
     BadAnswer,
     CisTasksApi,
     Listing,
+    ListMissing,
     MissingTask,
     TaskAnswerTooLarge,
     TaskLister,
     TaskOutOfBounds,
+    UnreadableAnswer,
 )
+from .renderings import Refusal
 from .schedule import PollGroup, TrackedCisTask
-from .session import CisSession
 from .transport import CisTransport
 
 log = structlog.get_logger(__name__)
@@ -55,8 +57,7 @@ class CisPoller:
         tracker: TaskTracker[TrackedCisTask],
         transport: CisTransport,
         api: CisTasksApi,
-        session: CisSession,
-        health: VCenterHealthTracker,
+        health: ApiHealthTracker,
         outage: Outage,
         metrics: Metrics,
         timeouts: Timeouts,
@@ -69,7 +70,6 @@ class CisPoller:
         self._clock = transport.clock
         self._api = api
         self._lister = TaskLister(api)
-        self._session = session
         self._health = health
         self._outage = outage
         self._polled = metrics.looks.labels(tracker.vcenter)
@@ -132,8 +132,10 @@ class CisPoller:
             else:
                 error = part.error
                 refused += part.tasks[:1] if len(part.tasks) == 1 else []
+                for tracked in part.tasks:
+                    self._tracker.record_interruption(tracked)
         if was_listed or len(batch) == 1:
-            for tracked in refused:  # other lists work
+            for tracked in refused if not isinstance(error, ListMissing) else ():  # other lists work
                 tracked.listable_from = self._clock() + self._timeouts.relist_s
             self._get_instead(refused)
         elif error is not None:
@@ -145,7 +147,7 @@ class CisPoller:
         self._record_good_poll(now, group.provider)
         bodies, rendering = listing
         for task in islice(bodies, 2):
-            self._absences.record_shown(task, now)
+            self._absences.record_shown(task, group.provider, now)
         unchanged: list[TrackedCisTask] = []
         none_absent, parsed_bytes = not self._absences, 0
         for tracked in batch:
@@ -192,6 +194,8 @@ class CisPoller:
             self._handle_unreadable(batch[0], error, _AMBIGUOUS_LOGGED)
             return
         self._health.record_failed_poll(str(error))
+        for tracked in batch:
+            self._tracker.record_interruption(tracked)
         group.failures += 1
         if group.failures >= _AMBIGUOUS_LOGGED:
             self._health.record_failure(str(error), group.provider)
@@ -228,9 +232,10 @@ class CisPoller:
 
     async def _get(self, tracked: TrackedCisTask) -> None:
         tracked.by_get = False
-        with_result = tracked.with_result or tracked.awaits_result
         try:
-            answer = await self._api.get_task(tracked.id, with_result=with_result)
+            answer = await self._api.get_task(
+                tracked.id, with_result=tracked.needs_result, return_all=tracked.needs_all
+            )
         except BadAnswer as error:
             self._handle_bad_answer(tracked, error)
             return
@@ -238,11 +243,11 @@ class CisPoller:
         if not tracked.awaits_result:
             self._polled.inc()
         if isinstance(answer, MissingTask):
-            await self._handle_missing(tracked, answer)
+            self._handle_missing(tracked, answer)
             return
         self._relist_later(tracked, now)
         self._record_good_poll(now, tracked.provider)
-        self._absences.record_shown(tracked.id, now)
+        self._absences.record_shown(tracked.id, tracked.provider, now)
         await self._apply_body(tracked, answer.body, answer.rendering)
 
     def _relist_later(self, tracked: TrackedCisTask, now: float) -> None:
@@ -257,38 +262,35 @@ class CisPoller:
             tracked.home.failures = 0
             tracked.home.listable_from = relist_at
 
-    async def _handle_missing(self, tracked: TrackedCisTask, missing: MissingTask) -> None:
-        now = self._clock()
-        if missing.well_formed:
-            self._record_good_poll(now, tracked.provider)
-        else:
-            self._record_answer()
-            self._record_failed_poll(tracked, f"vCenter doesn't offer its tasks: {missing.answer.message}")
+    def _handle_missing(self, tracked: TrackedCisTask, missing: MissingTask) -> None:
+        if missing.refusal is not Refusal.TASK:
+            self._handle_no_service(tracked, missing)
+            return
+        self._record_good_poll(self._clock(), tracked.provider)
         if tracked.phase != POLLING:
             return
         if tracked.awaits_result:
-            if missing.well_formed:
-                self._give_up_result(tracked, "vCenter no longer shows the task.")
-            else:
-                self._tracker.retry_at(tracked, now + self._tracker.backoff_s(1))
+            self._give_up_result(tracked, "vCenter no longer shows the task.")
             return
         if self._tracker.mark_missing(tracked):
             self.poll_others_now(tracked.provider, at_most=_OTHERS_AFTER_GET)
-        is_confirmed = self._tracker.confirm_missing(tracked, is_denied=missing.denied)
-        if is_confirmed and await self._is_service_proven(tracked, missing, now):
+        if self._tracker.confirm_missing(tracked, is_denied=missing.denied):
             self._tracker.report_absence(tracked, missing.answer, is_denied=missing.denied)
         else:
             self._tracker.retry_missing(tracked, missing.answer)
 
-    async def _is_service_proven(self, tracked: TrackedCisTask, missing: MissingTask, now: float) -> bool:
-        """Return True if something else proves that the tasks service answers.
-
-        A router's 404 may come from a restart of the service. It takes another task that was shown since.
-        """
-        since = float("-inf") if missing.well_formed else self._absences.absent_since(tracked.id)
-        if self._absences.is_another_shown(tracked.id, now, since):
-            return True
-        return missing.well_formed and await self._session.check()
+    def _handle_no_service(self, tracked: TrackedCisTask, missing: MissingTask) -> None:
+        """Poll the task again: a router or a proxy answered, and the service behind it may be restarting."""
+        self._record_answer()
+        self._tracker.last_refusal = missing.answer
+        reason = f"vCenter doesn't offer this task's service: {missing.answer.message}"
+        self._record_failed_poll(tracked, reason)
+        if tracked.phase != POLLING:
+            return
+        if tracked.awaits_result:
+            self._tracker.retry_at(tracked, self._clock() + self._tracker.backoff_s(1))
+        else:
+            self._handle_unreadable(tracked, BadAnswer(reason), _AMBIGUOUS_LOGGED)
 
     # Tasks that vCenter shows
 
@@ -298,9 +300,10 @@ class CisPoller:
             return
         task, fingerprint = tracked.task, hash(bytes(body))
         if task is None or tracked.awaits_result or fingerprint != tracked.fingerprint:
-            with_result = tracked.with_result or tracked.awaits_result
             try:
-                task = await parse_task_outside_loop(body, rendering, with_result=with_result)
+                task = await parse_task_outside_loop(
+                    body, rendering, with_result=tracked.needs_result, with_extra=tracked.with_details
+                )
             except UnreadableBody as error:
                 self._handle_unreadable_body(tracked, error)
                 return
@@ -323,7 +326,7 @@ class CisPoller:
             return
         if not tracked.awaits_result:
             self._tracker.mark_seen(tracked)
-        kind = TaskOutOfBounds if isinstance(error, BodyOutOfBounds) else BadAnswer
+        kind = TaskOutOfBounds if isinstance(error, BodyOutOfBounds) else UnreadableAnswer
         self._handle_bad_answer(tracked, kind(f"vCenter shows what can't be read: {error}."))
 
     def _report_unchanged(self, those: list[TrackedCisTask], now: float) -> None:
@@ -331,11 +334,14 @@ class CisPoller:
         self._transport.schedule_next(those, now)
 
     def _report_change(self, tracked: TrackedCisTask, task: Task) -> None:
-        """Report a new state. Then fetch the result if the task has ended and its result isn't known yet."""
+        """Report a new state. Then fetch what is missing of an ended task: its result, or all that vCenter knows."""
         self._transport.note_change(tracked, task)
-        self._log_unavailable_result(tracked, task)
-        self._tracker.report_task(tracked, task)
-        if task.ended and task.result is None:
+        self._tracker.log_unavailable_result(tracked, task)
+        tracked.task = task
+        if not task.ended or (task.result is not None and tracked.with_details):
+            self._tracker.report(tracked, task)
+        else:
+            self._tracker.report(tracked, msgspec.structs.replace(task, result=None))
             # Results are gathered, unless there are requests enough.
             wait_s = 0.0 if self._budget.is_plentiful else self._timeouts.gather_results_s
             self._transport.schedule_result(tracked, wait_s)
@@ -345,23 +351,20 @@ class CisPoller:
 
     def _apply_result(self, tracked: TrackedCisTask, task: Task) -> None:
         if task.ended:
-            self._log_unavailable_result(tracked, task)
+            self._tracker.log_unavailable_result(tracked, task)
             self._tracker.report(tracked, task)
         else:
             self._handle_bad_answer(tracked, BadAnswer("vCenter shows the task that ended as if it hadn't."))
 
-    def _log_unavailable_result(self, tracked: TrackedCisTask, task: Task) -> None:
-        """Log why, once: partial results are read again and again."""
-        before = tracked.task and tracked.task.result
-        if task.result is not None and task.result.reason and task.result != before:
-            reason = f"It can't be passed on: {task.result.reason}."
-            log.warning("result_unavailable", vcenter=self._tracker.vcenter, task=tracked.id, reason=reason)
-
     def _give_up_result(self, tracked: TrackedCisTask, reason: str) -> None:
-        """Report that the result is unavailable, unless it has been reported by now."""
-        if tracked.awaits_result and tracked.phase != FORGOTTEN and tracked.task is not None:
+        """Report the ended task as its last poll showed it, unless it has been reported by now."""
+        if not tracked.awaits_result or tracked.phase == FORGOTTEN or tracked.task is None:
+            return
+        task = tracked.task
+        if task.result is None:
             log.warning("result_unavailable", vcenter=self._tracker.vcenter, task=tracked.id, reason=reason)
-            self._tracker.report(tracked, msgspec.structs.replace(tracked.task, result=UNAVAILABLE))
+            task = msgspec.structs.replace(task, result=UNAVAILABLE)
+        self._tracker.report(tracked, task)
 
     # Failures
 
@@ -370,15 +373,26 @@ class CisPoller:
         self._record_answer()
         self._tracker.last_refusal = error.answer
         self._record_failed_poll(tracked, str(error))
+        may_be_return_all = isinstance(error, UnreadableAnswer) and tracked.needs_all and tracked.phase == POLLING
+        if may_be_return_all and self._api.forgo_return_all(tracked.id, str(error)):
+            self._get_instead([tracked])
+            return
         is_too_large = isinstance(error, TaskAnswerTooLarge | TaskOutOfBounds)
         if tracked.awaits_result and is_too_large:
             self._give_up_result(tracked, str(error))
             return
         self._handle_unreadable(tracked, error, log_after=1)
-        if tracked.with_result and (is_too_large or tracked.failures >= _PARTIAL_RESULTS_TRIED):
-            # The task's state without its partial result is better than nothing.
-            tracked.with_result, tracked.home = False, None
-            log.warning("partial_results_stopped", vcenter=self._tracker.vcenter, task=tracked.id, reason=str(error))
+        if is_too_large or tracked.failures >= _PARTIAL_RESULTS_TRIED:
+            self._ask_for_less(tracked, str(error))
+
+    def _ask_for_less(self, tracked: TrackedCisTask, reason: str) -> None:
+        """Stop asking for partial results and details, since the task's state without them is better than nothing."""
+        if tracked.with_result:
+            log.warning("partial_results_stopped", vcenter=self._tracker.vcenter, task=tracked.id, reason=reason)
+        if tracked.with_details:
+            log.warning("details_stopped", vcenter=self._tracker.vcenter, task=tracked.id, reason=reason)
+        if tracked.with_result or tracked.with_details:
+            tracked.with_result, tracked.with_details, tracked.home = False, False, None
 
     def _handle_unreadable(self, tracked: TrackedCisTask, error: Exception, log_after: int) -> None:
         is_whole_group = tracked.home is not None and tracked.home.failures > 0  # its own log line says so

@@ -16,6 +16,7 @@ import msgspec
 
 from ...domain.task import Message, Rendering, TaskError, parse_error
 from ...domain.task_json import UnreadableBody, parse_json
+from .. import challenge
 from ..http import Answer
 
 Call = tuple[str, str]
@@ -34,6 +35,8 @@ LOGIN_CALLS: dict[Rendering, LoginCalls] = {
     "rest": LoginCalls(("POST", _REST_SESSION), ("POST", f"{_REST_SESSION}?~action=get"), ("DELETE", _REST_SESSION)),
 }
 
+UNKNOWN_TASK = "00000000-0000-0000-0000-000000000000:com.vmware.cis"
+"""The id of no task: if the tasks service itself says so, it works for this user."""
 LIST_MAX = 500
 """vCenter answers more than 1,000 matches with an error; half of that leaves room for slow providers."""
 REST_LIST_MAX = 70
@@ -48,9 +51,15 @@ def encode_task_id(task: str) -> str:
     return quote(task, safe=":")
 
 
-def task_target(rendering: Rendering, task: str, *, with_result: bool) -> str:
-    flag = "exclude_result" if rendering == "api" else "spec.exclude_result"
-    return f"/{rendering}/cis/tasks/{encode_task_id(task)}" + ("" if with_result else f"?{flag}=true")
+def task_target(rendering: Rendering, task: str, *, with_result: bool, return_all: bool = False) -> str:
+    flags = _result_flags(with_result, return_all)
+    query = "&".join(f"{'' if rendering == 'api' else 'spec.'}{flag}=true" for flag in flags)
+    return f"/{rendering}/cis/tasks/{encode_task_id(task)}" + (f"?{query}" if query else "")
+
+
+def _result_flags(with_result: bool, return_all: bool) -> list[str]:
+    """Return what differs from vCenter's default: Info's documented fields, with the result."""
+    return [*([] if with_result else ["exclude_result"]), *(["return_all"] if return_all else [])]
 
 
 def cancel_target(rendering: Rendering, task: str) -> str:
@@ -63,17 +72,20 @@ class ListCall(NamedTuple):
     content: bytes | None
 
 
-def list_calls(rendering: Rendering, tasks: list[str], *, with_result: bool) -> Iterator[ListCall]:
+def list_calls(
+    rendering: Rendering, tasks: list[str], *, with_result: bool, return_all: bool = False
+) -> Iterator[ListCall]:
     """Yield the requests that list these tasks: one on `/api`, and on `/rest` as many as keep the URL short."""
+    flags = _result_flags(with_result, return_all)
     if rendering == "api":
         spec: dict[str, Any] = {"filter_spec": {"tasks": tasks}}
-        if not with_result:
-            spec["result_spec"] = {"exclude_result": True}
+        if flags:
+            spec["result_spec"] = dict.fromkeys(flags, True)
         yield ListCall("POST", "/api/cis/tasks?action=list", msgspec.json.encode(spec))
         return
-    flag = "" if with_result else "&result_spec.exclude_result=true"
+    suffix = "".join(f"&result_spec.{flag}=true" for flag in flags)
     for query in _join_queries(f"filter_spec.tasks={encode_task_id(task)}" for task in tasks):
-        yield ListCall("GET", f"/rest/cis/tasks?{query}{flag}", None)
+        yield ListCall("GET", f"/rest/cis/tasks?{query}{suffix}", None)
 
 
 def _join_queries(parameters: Iterable[str]) -> Iterator[str]:
@@ -133,6 +145,38 @@ def parse_message(answer: Answer) -> VCenterMessage:
     return VCenterMessage(answer.status, None, f"HTTP {answer.status}" + (f" ({text[:200]})" if text else ""))
 
 
+_NO_PROVIDER = re.compile(r"cannot find (the |a )?provider", re.IGNORECASE)
+_STANDARD_ERRORS = "com.vmware.vapi.std.errors."
+
+
+class Refusal(enum.Enum):
+    """What an answer without a task means: 403 or 404.
+
+    TASK: the tasks service answers that it doesn't know the task, or may not show it. PROVIDER: it has no provider for
+    the task. ROUTER: something else answered, such as a router, a proxy or a service that is starting.
+    """
+
+    TASK = enum.auto()
+    PROVIDER = enum.auto()
+    ROUTER = enum.auto()
+
+
+def classify_refusal(answer: Answer) -> Refusal:
+    message = parse_message(answer)
+    if message.is_from_router:
+        return Refusal.ROUTER
+    if message.mentions(_NO_PROVIDER):
+        return Refusal.PROVIDER
+    fits = message.type == ("UNAUTHORIZED" if answer.status == 403 else "NOT_FOUND")
+    return Refusal.TASK if fits and _is_standard_error(answer) else Refusal.ROUTER
+
+
+def _is_standard_error(answer: Answer) -> bool:
+    """True if the error is named as vSphere does it in either rendering, and not as any web server may."""
+    body = parse_json(answer.body)
+    return "error_type" in body or str(body.get("type")).startswith(_STANDARD_ERRORS)
+
+
 def is_no_route(answer: Answer) -> bool:
     """True if vCenter has nothing at this path: 404 by the router or in plain text, 405, 501 or a redirect."""
     if answer.status in (301, 302, 307, 308, 405, 501):
@@ -145,6 +189,7 @@ class SessionFault(enum.Enum):
 
     NO = enum.auto()
     POSSIBLE = enum.auto()
+    LIKELY = enum.auto()
     CERTAIN = enum.auto()
 
 
@@ -158,8 +203,8 @@ _AUTHENTICATION = re.compile(
 def classify_session_fault(answer: Answer) -> SessionFault:
     """Return how certainly the answer means that the session has ended.
 
-    A 401 is certain (vcsim's has no body), and so is a 403 or 500 that mentions authentication. Any other 403 is
-    possible: vCenter answered an expired session like that once.
+    A 401 is certain (vcsim's has no body). A 403 or 500 that mentions authentication is likely: it may also come from a
+    provider that can't log in elsewhere. Any other 403 is possible: vCenter answered an expired session like that once.
     """
     if answer.status == 401:
         return SessionFault.CERTAIN
@@ -167,8 +212,27 @@ def classify_session_fault(answer: Answer) -> SessionFault:
         return SessionFault.NO
     message = parse_message(answer)
     if message.type == "UNAUTHENTICATED" or message.mentions(_AUTHENTICATION):
-        return SessionFault.CERTAIN
+        return SessionFault.LIKELY
     return SessionFault.POSSIBLE if answer.status == 403 else SessionFault.NO
+
+
+def proves_session(answer: Answer) -> bool:
+    """True if vCenter answers only a logged-in user like this: a success, or that there is no such task."""
+    if answer.status != 404:
+        return answer.ok
+    message = parse_message(answer)
+    return message.type == "NOT_FOUND" and not message.is_from_router
+
+
+def describe_unknown_schemes(answer: Answer) -> str | None:
+    """Return a sentence if vCenter says how users log in, and the bridge can't do that."""
+    try:
+        body = parse_json(answer.body)
+    except UnreadableBody:
+        body = None
+    parts = [body, *(body.get(key) for key in ("value", "data"))] if isinstance(body, dict) else []
+    challenges = [part.get("challenge") for part in parts if isinstance(part, dict)]
+    return challenge.describe_unknown_schemes(answer.challenge, *(one for one in challenges if isinstance(one, str)))
 
 
 def parse_token(body: bytes) -> str | None:

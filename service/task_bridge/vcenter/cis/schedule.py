@@ -24,7 +24,7 @@ FAST_AHEAD = 0.25
 """How early a task may be polled when a request goes anyway: a second, or a quarter of the shortest interval."""
 
 PollMethod = Literal["list", "get"]
-_Key = tuple[str, PollMethod, bool, bool]
+_Key = tuple[str, PollMethod, bool, bool, bool]
 _GROUPS_KEPT = 500
 _INTERVALS_PER_AGE = 13.0
 _POLLS_SHARE = 0.8
@@ -67,13 +67,15 @@ def stretch(polls_per_s: float, tasks_a_request: int, requests_per_s: float) -> 
 class PollGroup(msgspec.Struct, eq=False):
     """Tasks that one request can ask for: those of a provider by list, or one of them by get.
 
-    `results`: the requests fetch results of tasks that ended. `in_flight`: requests under way. `failures`: lists in a
-    row that showed no task at all. `listable_from`: until then the tasks aren't listed.
+    `return_all`: the requests ask for all that vCenter knows. `results`: they are for tasks that ended. `in_flight`:
+    requests under way. `failures`: lists in a row that showed no task at all. `listable_from`: until then the tasks
+    aren't listed.
     """
 
     provider: str
     method: PollMethod
     with_result: bool
+    return_all: bool = False
     results: bool = False
     in_flight: int = 0
     failures: int = 0
@@ -87,18 +89,24 @@ class PollGroup(msgspec.Struct, eq=False):
         return self.queue[0].due if self.queue else math.inf
 
 
+def provider_of(task: str) -> str:
+    """Return the service that a task id names, which is empty in many odd ids."""
+    return sys.intern(task.partition(":")[2])
+
+
 class TrackedCisTask(TrackedTask, kw_only=True, gc=False):
     """A tracked CIS task. Times are those of a clock that never goes back.
 
     `started_at`: when its watch began. `resume_due`: when it is due after `resume`. `fingerprint`: of the JSON that
     `task` was parsed from. `is_slow`: its interval is the longest until it changes. `polls_per_s`: its share of the
     demand. `by_get`: the next poll is by get. `awaits_result`: it ended, and its result is being fetched.
-    `listable_from`: until then no list works with it. `home`: the group that it is listed with.
+    `with_details`: each poll asks for all that vCenter knows. `listable_from`: until then no list works with it.
+    `home`: the group that it is listed with.
     """
 
-    provider: str
     started_at: float
     with_result: bool = False
+    with_details: bool = False
     due: float = math.inf
     resume_due: float = 0.0
     fingerprint: int | None = None
@@ -113,10 +121,28 @@ class TrackedCisTask(TrackedTask, kw_only=True, gc=False):
     home: PollGroup | None = None
 
     @classmethod
-    def with_age(cls, task: str, age_s: float, now: float, *, seen: bool, with_result: bool) -> Self:
+    def with_age(
+        cls, task: str, age_s: float, now: float, *, seen: bool, with_result: bool, with_details: bool = False
+    ) -> Self:
         """Create a task whose watch has this age, which is negative if the requester's clock is ahead of ours."""
-        provider = sys.intern(task.partition(":")[2])
-        return cls(task, seen, provider=provider, started_at=now - max(0.0, age_s), with_result=with_result)
+        return cls(
+            task,
+            seen,
+            provider=provider_of(task),
+            started_at=now - max(0.0, age_s),
+            with_result=with_result,
+            with_details=with_details,
+        )
+
+    @property
+    def needs_result(self) -> bool:
+        """True if its next poll asks for the result."""
+        return self.with_result or self.awaits_result
+
+    @property
+    def needs_all(self) -> bool:
+        """True if its next poll asks for all that vCenter knows, as the one of an ended task always does."""
+        return self.with_details or self.awaits_result
 
     def note_progress(self, percent: float | None, now: float) -> None:
         """Keep what the pace is estimated from: the first progress seen, or the latest one that went back."""
@@ -225,8 +251,8 @@ class PollAgenda:
     def _group_of(self, tracked: TrackedCisTask, now: float) -> PollGroup:
         home_from = tracked.home.listable_from if tracked.home else 0.0
         by_get = tracked.by_get or max(tracked.listable_from, home_from, self.lists_from) > now
-        with_result = tracked.awaits_result or tracked.with_result
-        key: _Key = (tracked.provider, "get" if by_get else "list", with_result, tracked.awaits_result)
+        method: PollMethod = "get" if by_get else "list"
+        key: _Key = (tracked.provider, method, tracked.needs_result, tracked.needs_all, tracked.awaits_result)
         group = self._groups.get(key)
         if group is None:
             if len(self._groups) >= _GROUPS_KEPT:

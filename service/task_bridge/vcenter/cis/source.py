@@ -23,7 +23,7 @@ from ...domain.errors import VCenterUnavailable
 from ...domain.ports import PollResult
 from ...metrics import Metrics
 from ..backoff import Outage
-from ..health import VCenterHealthTracker
+from ..health import ApiHealth, ApiHealthTracker
 from ..http import RequestBudget, VCenterHttp
 from ..policy import TIMEOUTS, PollPolicy, Timeouts, VCenterConfig
 from ..shared import ResultQueue, SharedVCenter
@@ -63,14 +63,14 @@ class CisSource:
     ) -> None:
         rng = rng or random.Random()  # noqa: S311 - spreads polls in time
         timeouts = timeouts.with_answer_timeout(settings.timeout_s)
-        self.health = VCenterHealthTracker(settings.name)
+        self.health = ApiHealthTracker(settings.name, "cis")
         self._settings = settings
         self._timeouts = timeouts
         self._clock = clock
         self._monotonic = monotonic
         self._http = VCenterHttp(settings, metrics, clock=monotonic, transport=http_transport)
         self._session = CisSession(self._http, settings, metrics, clock=monotonic, rng=rng)
-        self._api = CisTasksApi(self._session, settings)
+        self._api = CisTasksApi(self._session, settings, clock=monotonic, return_all_timeout_s=timeouts.return_all_s)
         self._agenda = PollAgenda(policy.poll_min_s, settings.max_concurrent_requests)
         self._transport = CisTransport(self._agenda, policy, monotonic, rng)
         self._tracker: TaskTracker[TrackedCisTask] = TaskTracker(
@@ -81,7 +81,6 @@ class CisSource:
             self._tracker,
             self._transport,
             self._api,
-            self._session,
             self.health,
             self._outage,
             metrics,
@@ -94,7 +93,6 @@ class CisSource:
         self._requested_at = -math.inf
         self._early = RequestBudget(_EARLY_PER_S, monotonic, burst=_EARLY_BURST)
         self._pinged_at = -math.inf
-        self._answered_at = 0.0
         self._results_last = False
         self._loop: asyncio.Task[None] | None = None
 
@@ -124,7 +122,7 @@ class CisSource:
     @property
     def shared(self) -> SharedVCenter:
         """The parts that another source of the same vCenter uses too. That source must be left first."""
-        return SharedVCenter(self._http, self._session.login_throttle, self.health, self._tracker.results)
+        return SharedVCenter(self._http, self._session.login_throttle, self._tracker.results)
 
     @property
     def budget_used(self) -> float:
@@ -137,9 +135,11 @@ class CisSource:
 
     # The port
 
-    def track(self, task: str, since: float, *, seen: bool, with_result: bool) -> None:
+    def track(self, task: str, since: float, *, seen: bool, with_result: bool, with_details: bool = False) -> None:
         age_s, now = self._clock() - since, self._monotonic()
-        self._tracker.track(TrackedCisTask.with_age(task, age_s, now, seen=seen, with_result=with_result))
+        self._tracker.track(
+            TrackedCisTask.with_age(task, age_s, now, seen=seen, with_result=with_result, with_details=with_details)
+        )
         self._wake_up.set()
 
     def resume(self, task: str) -> None:
@@ -155,6 +155,9 @@ class CisSource:
 
     def forget(self, task: str) -> None:
         self._tracker.forget(task)
+
+    def report_health(self) -> ApiHealth:
+        return self.health.report(watches=len(self._tracker.tasks), vanished=self.absent_count)
 
     @property
     def absent_count(self) -> int:
@@ -265,13 +268,10 @@ class CisSource:
 
     async def _ping(self) -> None:
         """Check that vCenter is there: no poll shows it while no CIS task is tracked."""
-        if (self.health.last_good_poll_at or 0.0) > self._answered_at:
-            self.health.record_answer()  # a poll of another API was good meanwhile
-        elif not await self._session.check():
+        if not await self._session.check():
             raise VCenterUnavailable(
                 f"vCenter {self._settings.name} doesn't answer for the session that it gave to the bridge."
             )
-        else:
-            self.health.record_good_poll(self._monotonic())
-        self._answered_at = self.health.last_good_poll_at or 0.0
-        self._outage.record_answer(self._monotonic())
+        now = self._monotonic()
+        self.health.record_good_poll(now)
+        self._outage.record_answer(now)

@@ -2,32 +2,55 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
-from collections.abc import Collection, Iterable
-from typing import Any, NamedTuple
+from collections.abc import Awaitable, Callable, Collection, Iterable, Sequence
+from functools import cache
+from typing import TypeVar
 
 from ...domain.errors import Refused, VCenterUnavailable
-from ..http import AnswerLimits, NoAnswer
+from ..http import AnswerLimits, AnswerTooLarge, NoAnswer
 from . import soap
-from .session import ANSWER_LIMITS, MAX_BYTES, VimSession
-from .soap import Element, Ref, SoapFault, child, children, ref_of, text_of, type_of
-from .taskinfo import PATHS, QUESTION, Info, Question, parse_field, parse_question
+from .answers import (
+    DENIED,
+    EntityState,
+    ObjectState,
+    UpdateSet,
+    is_withheld,
+    read_entities,
+    read_page,
+    read_refs,
+    read_update_set,
+)
+from .inventory import Entity
+from .session import ANSWER_LIMITS, READ_LIMITS, VimSession
+from .soap import Element, Ref, SoapFault, UnreadableXml, child, children, ref_of, text_of
+from .taskinfo import PATHS, QUESTION, VALUES
 
 OBJECTS_MAX = 500
 """The number of objects that one request should fetch."""
 WAIT_S = 30
-WAIT_LIMITS = AnswerLimits(read_timeout_s=WAIT_S + 15.0, max_bytes=MAX_BYTES)
+WAIT_LIMITS = READ_LIMITS._replace(read_timeout_s=WAIT_S + 15.0)
 DESTROY_LIMITS = AnswerLimits(read_timeout_s=1.0)
 UPDATES_MAX = 500
-_PARSED_BETWEEN_TURNS = 50
-"""Objects of an answer that are read between two turns of the event loop."""
-_DENIED = {"NoPermission", "RestrictedByAdministrator"}
-_PROPERTIES = "".join(
+_WITHHELD = "it withholds every property (NotAuthenticated)"
+_NO_ENTITY = DENIED | {"ManagedObjectNotFound", "InvalidArgument", "InvalidType"}
+_ENTITY_PROPERTIES = "".join(
     f"<propSet>{soap.xml_text('type', kind)}{''.join(soap.xml_text('pathSet', path) for path in paths)}</propSet>"
-    for kind, paths in (("Task", PATHS), ("VirtualMachine", (QUESTION,)))
+    for kind, paths in (("ManagedEntity", ("name", "parent")), ("VirtualMachine", ("parentVApp",)))
 )
 _REPORT_MISSING = soap.xml_text("reportMissingObjectsInResults", "true")
+T = TypeVar("T")
+
+
+@cache
+def _write_properties(without: tuple[str, ...] = ()) -> str:
+    """Return what to show of tasks and VMs. `without`: fields of TaskInfo to leave out."""
+    task_paths = [path for path in PATHS if path.removeprefix("info.") not in without]
+    sets = (("Task", task_paths), ("VirtualMachine", (QUESTION,)))
+    return "".join(
+        f"<propSet>{soap.xml_text('type', kind)}{''.join(soap.xml_text('pathSet', path) for path in paths)}</propSet>"
+        for kind, paths in sets
+    )
 
 
 class VmTimeout(NoAnswer):
@@ -37,63 +60,48 @@ class VmTimeout(NoAnswer):
     """
 
 
-class ObjectState(NamedTuple):
-    """An object as vCenter reports it: a task with its fields, or a VM with its question.
+class EntitiesRefused(VCenterUnavailable):
+    """vCenter answers, but not about these objects together. Fewer may work.
 
-    `is_complete`: all fields are here; without it, the missing ones haven't changed. `has_question_field`: the VM's
-    question was reported; `question` None then means that it has none. `denied`: the fault by which vCenter withholds
-    the properties. `is_gone`: the object no longer exists or left the view.
+    `is_final`: if it is one object, a repetition won't help.
     """
 
-    ref: Ref
-    info: Info
-    is_complete: bool = True
-    has_question_field: bool = False
-    question: Question | None = None
-    denied: str | None = None
-    is_gone: bool = False
-
-
-class UpdateSet(NamedTuple):
-    """Changes, and the version to wait from next. `is_truncated`: more changes are available already."""
-
-    version: str
-    objects: list[ObjectState]
-    is_truncated: bool
+    def __init__(self, error: VCenterUnavailable) -> None:
+        super().__init__(str(error))
+        kind = error.kind if isinstance(error, SoapFault) else None
+        self.is_final = kind in _NO_ENTITY or isinstance(error, UnreadableXml | AnswerTooLarge)
 
 
 # Tasks and VMs
 
 
 async def fetch_objects(
-    session: VimSession, tasks: Collection[str], vms: Collection[str] = (), vm_timeout_s: float | None = None
+    session: VimSession,
+    tasks: Collection[str],
+    vms: Collection[str] = (),
+    vm_timeout_s: float | None = None,
+    *,
+    without: tuple[str, ...] = (),
 ) -> list[ObjectState]:
     """Return the state of tasks and the questions of VMs. Objects that aren't in the result don't exist.
 
-    Raises VCenterUnavailable; VmTimeout if VMs are among them and an answer takes longer than `vm_timeout_s`.
+    `without`: fields of tasks to leave out. Raises VCenterUnavailable; VmTimeout if VMs are among the objects and an
+    answer takes longer than `vm_timeout_s`.
     """
     vm_timeout_s = vm_timeout_s if vms else None
     refs = [*(Ref("Task", task) for task in tasks), *(Ref("VirtualMachine", vm) for vm in vms)]
     objects = "".join(f"<objectSet>{soap.xml_ref('obj', ref)}</objectSet>" for ref in refs)
-    inner = f"<specSet>{_PROPERTIES}{objects}{_REPORT_MISSING}</specSet><options/>"
+    inner = f"<specSet>{_write_properties(without)}{objects}{_REPORT_MISSING}</specSet><options/>"
     collector = (await session.ensure_logged_in()).collector
     number = session.number
-    answer = await _call_reading_vms(session, "pull", "RetrievePropertiesEx", collector, inner, vm_timeout_s)
-    states: list[ObjectState] = []
+    method, states = "RetrievePropertiesEx", list[ObjectState]()
     while True:
-        page = child(answer, "returnval")
-        if page is None:
+        page = await _read_with_vms(session, "pull", method, collector, inner, read_page, vm_timeout_s)
+        await _check_session(session, "pull", number, page.objects)
+        states += page.objects
+        if page.token is None:
             return states
-        for count, one in enumerate(children(page, "objects"), 1):
-            states.append(_parse_object(one, "propSet", session, number))
-            if count % _PARSED_BETWEEN_TURNS == 0:
-                await asyncio.sleep(0)
-        if (token := text_of(child(page, "token"))) is None:
-            return states
-        inner = soap.xml_text("token", token)
-        answer = await _call_reading_vms(
-            session, "pull", "ContinueRetrievePropertiesEx", collector, inner, vm_timeout_s
-        )
+        method, inner = "ContinueRetrievePropertiesEx", soap.xml_text("token", page.token)
 
 
 async def filter_existing(session: VimSession, refs: Collection[Ref], vm_timeout_s: float) -> set[Ref]:
@@ -103,7 +111,7 @@ async def filter_existing(session: VimSession, refs: Collection[Ref], vm_timeout
     existing: set[Ref] = set()
     for first in range(0, max(1, len(tasks)), OBJECTS_MAX):
         part = tasks[first : first + OBJECTS_MAX]
-        states = await fetch_objects(session, part, () if first else vms, vm_timeout_s)
+        states = await fetch_objects(session, part, () if first else vms, vm_timeout_s, without=VALUES)
         existing |= {state.ref for state in states if not state.is_gone}
     return existing
 
@@ -114,8 +122,14 @@ async def fetch_labels(session: VimSession) -> dict[str, str]:
     paths = soap.xml_text("type", "TaskManager") + soap.xml_text("pathSet", "description")
     objects = f"<objectSet>{soap.xml_ref('obj', service.tasks)}</objectSet>"
     inner = f"<specSet><propSet>{paths}</propSet>{objects}</specSet><options/>"
+    number = session.number
     answer = await session.call("pull", "RetrievePropertiesEx", service.collector, inner)
-    description = child(answer, "returnval", "objects", "propSet", "val")
+    manager = child(answer, "returnval", "objects")
+    description = None if manager is None else child(manager, "propSet", "val")
+    if description is not None:
+        session.record_good_answer("labels", number)
+    elif manager is not None and is_withheld(manager):
+        raise await session.handle_refusal("pull", number, _WITHHELD)
     methods = [] if description is None else children(description, "methodInfo")
     pairs = ((text_of(child(method, "key")), text_of(child(method, "label"))) for method in methods)
     return {key: label for key, label in pairs if key and label}
@@ -140,6 +154,52 @@ async def cancel_task(session: VimSession, task: str) -> None:
         raise Refused(status, code, f"{sentence} vCenter says: {fault.reason or fault.kind}") from fault
 
 
+# The inventory
+
+
+async def fetch_entities(
+    session: VimSession, refs: Collection[Ref], take_turn: Callable[[], Awaitable[None]], read_timeout_s: float
+) -> dict[Ref, Entity]:
+    """Return these objects and all above them, as far as vCenter shows them.
+
+    vCenter may answer in parts; `take_turn` is awaited before the request for each further part.
+    Raises VCenterUnavailable, EntitiesRefused among them; NoAnswer if an answer takes longer than `read_timeout_s`.
+    """
+    limits = ANSWER_LIMITS._replace(read_timeout_s=read_timeout_s)
+    collector = (await session.ensure_logged_in()).collector
+    number, entities = session.number, dict[Ref, Entity]()
+    method, inner = "RetrievePropertiesEx", _entities_spec(refs)
+    try:
+        while True:
+            page = await session.read("names", method, collector, inner, read_entities, limits)
+            await _check_session(session, "names", number, page.entities)
+            entities |= {one.ref: one.entity for one in page.entities if not (one.is_gone or one.is_withheld)}
+            if page.token is None:
+                return entities
+            method, inner = "ContinueRetrievePropertiesEx", soap.xml_text("token", page.token)
+            await take_turn()
+    except (SoapFault, UnreadableXml, AnswerTooLarge) as error:
+        raise EntitiesRefused(error) from error
+
+
+def _entities_spec(refs: Collection[Ref]) -> str:
+    """Return what to read of objects and of all above them. A VM in a vApp has no parent but the vApp."""
+    objects = []
+    for number, ref in enumerate(refs):
+        name = f"up{number}"  # of its own for each object: names must be unique, at least among those of one object
+        upwards = f"<selectSet>{soap.xml_text('name', name)}</selectSet>"
+        selects = _xml_traversal("ManagedEntity", "parent", upwards, soap.xml_text("name", name))
+        if ref.type == "VirtualMachine":
+            selects += _xml_traversal("VirtualMachine", "parentVApp", upwards)
+        objects.append(f"<objectSet>{soap.xml_ref('obj', ref)}{selects}</objectSet>")
+    return f"<specSet>{_ENTITY_PROPERTIES}{''.join(objects)}{_REPORT_MISSING}</specSet><options/>"
+
+
+def _xml_traversal(kind: str, path: str, further: str, name: str = "") -> str:
+    through = soap.xml_text("type", kind) + soap.xml_text("path", path) + soap.xml_text("skip", "false")
+    return f'<selectSet xsi:type="TraversalSpec">{name}{through}{further}</selectSet>'
+
+
 # Push
 
 
@@ -159,7 +219,7 @@ async def create_filter(session: VimSession, collector: Ref, view: Ref) -> None:
     through = soap.xml_text("type", "ListView") + soap.xml_text("path", "view") + soap.xml_text("skip", "false")
     select = f'<selectSet xsi:type="TraversalSpec">{soap.xml_text("name", "view")}{through}</selectSet>'
     objects = f"<objectSet>{soap.xml_ref('obj', view)}{soap.xml_text('skip', 'true')}{select}</objectSet>"
-    spec = f"<spec>{_PROPERTIES}{objects}{_REPORT_MISSING}</spec>{soap.xml_text('partialUpdates', 'false')}"
+    spec = f"<spec>{_write_properties()}{objects}{_REPORT_MISSING}</spec>{soap.xml_text('partialUpdates', 'false')}"
     await session.call("push", "CreateFilter", collector, spec)
 
 
@@ -174,8 +234,7 @@ async def modify_view(
 ) -> list[Ref]:
     """Change what the view lists. Return those of `add` that don't exist. Raises VmTimeout after `vm_timeout_s`."""
     inner = "".join([*(soap.xml_ref("add", ref) for ref in add), *(soap.xml_ref("remove", ref) for ref in remove)])
-    answer = await _call_reading_vms(session, "modify", "ModifyListView", view, inner, vm_timeout_s)
-    return [ref for ref in map(ref_of, children(answer, "returnval")) if ref]
+    return await _read_with_vms(session, "modify", "ModifyListView", view, inner, read_refs, vm_timeout_s)
 
 
 async def wait_for_updates(session: VimSession, collector: Ref, version: str) -> UpdateSet | None:
@@ -183,74 +242,50 @@ async def wait_for_updates(session: VimSession, collector: Ref, version: str) ->
     options = soap.xml_text("maxWaitSeconds", WAIT_S) + soap.xml_text("maxObjectUpdates", UPDATES_MAX)
     inner = f"{soap.xml_text('version', version)}<options>{options}</options>"
     number = session.number
-    answer = await session.call("wait", "WaitForUpdatesEx", collector, inner, WAIT_LIMITS)
-    update_set = child(answer, "returnval")
-    new_version = None if update_set is None else text_of(child(update_set, "version"))
-    if update_set is None or new_version is None:
-        return None
-    updates = [update for part in children(update_set, "filterSet") for update in children(part, "objectSet")]
-    objects: list[ObjectState] = []
-    for count, update in enumerate(updates, 1):
-        kind = text_of(child(update, "kind"))
-        if kind == "leave":
-            objects.append(ObjectState(_parse_object_ref(update, session), {}, is_gone=True))
-        else:
-            objects.append(_parse_object(update, "changeSet", session, number, is_complete=kind == "enter"))
-        if count % _PARSED_BETWEEN_TURNS == 0:
-            await asyncio.sleep(0)
-    return UpdateSet(new_version, objects, text_of(child(update_set, "truncated")) in ("true", "1"))
+    update_set = await session.read("wait", "WaitForUpdatesEx", collector, inner, read_update_set, WAIT_LIMITS)
+    if update_set is not None:
+        await _check_session(session, "wait", number, update_set.objects)
+    return update_set
 
 
 # Calls and answers
 
 
-async def _call_reading_vms(
-    session: VimSession, operation: str, method: str, this: Ref, inner: str, vm_timeout_s: float | None
-) -> Element:
+async def _read_with_vms(
+    session: VimSession,
+    operation: str,
+    method: str,
+    this: Ref,
+    inner: str,
+    read: Callable[[Element], T],
+    vm_timeout_s: float | None,
+) -> T:
     """Call a method that VMs may delay. Raises VmTimeout after `vm_timeout_s`; None: no VM is involved."""
-    if vm_timeout_s is None:
-        return await session.call(operation, method, this, inner)
+    limits = READ_LIMITS._replace(read_timeout_s=vm_timeout_s)
     try:
-        return await session.call(operation, method, this, inner, ANSWER_LIMITS._replace(read_timeout_s=vm_timeout_s))
+        return await session.read(operation, method, this, inner, read, limits)
     except NoAnswer as error:
+        if vm_timeout_s is None:
+            raise
         raise VmTimeout(str(error)) from error
+
+
+async def _check_session(
+    session: VimSession, operation: str, number: int, objects: Sequence[ObjectState | EntityState]
+) -> None:
+    """Note whether objects are shown as to somebody who is logged in. Raises VCenterUnavailable if none is.
+
+    One withheld object among others, or one property of it, says nothing about the session.
+    """
+    shown = [one for one in objects if not one.is_gone]
+    if not all(one.is_withheld for one in shown):
+        session.record_good_answer(operation, number)
+    elif shown:
+        raise await session.handle_refusal(operation, number, _WITHHELD)
 
 
 def parse_created_ref(answer: Element, session: VimSession) -> Ref:
     ref = ref_of(child(answer, "returnval"))
     if ref is None:
         raise session.build_unreadable_error("answers without the object that it should have created")
-    return ref
-
-
-def _parse_object(
-    element: Element, properties: str, session: VimSession, number: int, *, is_complete: bool = True
-) -> ObjectState:
-    """Return one object of an answer. `properties`: the tag of its properties.
-
-    Raises SessionEnded if its properties are missing because the session of this `number` has ended.
-    """
-    faults = [child(one, "fault", "fault") for one in children(element, "missingSet")]
-    missing = {kind for fault in faults if fault is not None and (kind := type_of(fault))}
-    if "NotAuthenticated" in missing:
-        raise session.mark_ended(number)
-    ref = _parse_object_ref(element, session)
-    pairs = ((text_of(child(one, "name")), child(one, "val")) for one in children(element, properties))
-    values = [(path, value) for path, value in pairs if path]
-    if ref.type == "VirtualMachine":
-        questions = [value for path, value in values if path == QUESTION]
-        question = parse_question(questions[0]) if questions else None
-        return ObjectState(ref, {}, is_complete, is_complete or bool(questions), question)
-    info: dict[str, Any] = {}
-    for path, value in values:
-        field = path.removeprefix("info.")
-        info[field] = parse_field(field, value)
-    denied = None if values else next(iter(missing & _DENIED), None)
-    return ObjectState(ref, info, is_complete, denied=denied, is_gone="ManagedObjectNotFound" in missing)
-
-
-def _parse_object_ref(element: Element, session: VimSession) -> Ref:
-    ref = ref_of(child(element, "obj"))
-    if ref is None:
-        raise session.build_unreadable_error("reports on an object without a reference to it")
     return ref

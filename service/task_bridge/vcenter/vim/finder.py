@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from contextlib import AbstractContextManager
 from typing import NamedTuple
 
 import structlog
@@ -77,14 +78,15 @@ class _ReadTurns:
 class FinderContext(NamedTuple):
     """What the readers of a vCenter share.
 
-    `clock` returns Unix seconds by nats-server's clock. `prepare` is called whenever the history is opened, `note_use`
-    before each request: it keeps the session open. `on_ended` gets each task that had ended when it was found.
+    `clock` returns Unix seconds by nats-server's clock. `prepare` is called whenever the history is opened.
+    `keep_session` keeps the session open while a history is read. `on_ended` gets each task that had ended when it was
+    found.
     """
 
     session: VimSession
     clock: Callable[[], float]
     prepare: Callable[[], Awaitable[None]]
-    note_use: Callable[[], None]
+    keep_session: Callable[[], AbstractContextManager[None]]
     on_ended: Callable[[str, Info], None]
     turns: _ReadTurns
 
@@ -97,10 +99,10 @@ class VimFinder:
         session: VimSession,
         clock: Callable[[], float],
         prepare: Callable[[], Awaitable[None]],
-        note_use: Callable[[], None],
+        keep_session: Callable[[], AbstractContextManager[None]],
         on_ended: Callable[[str, Info], None],
     ) -> None:
-        self._context = FinderContext(session, clock, prepare, note_use, on_ended, _ReadTurns())
+        self._context = FinderContext(session, clock, prepare, keep_session, on_ended, _ReadTurns())
         self._readers: dict[HistoryFilter, _HistoryReader] = {}
 
     async def find_tasks(self, follow: Follow, place: Callable[[], FollowPlace | None]) -> AsyncIterator[FoundBatch]:
@@ -166,7 +168,8 @@ class _HistoryReader:
     async def _run(self) -> None:
         while True:
             try:
-                await self._read()
+                with self._context.keep_session():
+                    await self._read()
             except VCenterUnavailable as error:
                 self._deliver(FoundBatch(trouble=str(error)))
             except Exception:
@@ -206,7 +209,6 @@ class _HistoryReader:
         while any(one.batches.qsize() >= _QUEUE_MAX for one in self._subscribers):
             self._taken.clear()
             await self._taken.wait()
-        self._context.note_use()
         found: list[FoundTask] = []
         for count, info in enumerate(await read_page(self._context.session, collector), 1):
             if (task := self._build_found(info)) is not None:

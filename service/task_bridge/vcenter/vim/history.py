@@ -5,15 +5,17 @@ Source: the vSphere API reference of TaskManager, TaskFilterSpec and TaskHistory
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Mapping
 from typing import NamedTuple
 
 from ...domain.durations import parse_time, rfc3339
+from ...domain.task import TaskIdentity, may_be_same_task
 from . import soap
+from .answers import read_history
 from .api import parse_created_ref
 from .session import VimSession
-from .soap import Ref, child, children, text_of
-from .taskinfo import Info, parse_info
+from .soap import Ref, child, text_of
+from .taskinfo import Info, parse_identity
 
 PAGE = 1_000
 """The most tasks that vCenter returns at once."""
@@ -48,8 +50,8 @@ async def open_history(session: VimSession, filter_xml: str) -> Ref:
 
 async def read_page(session: VimSession, collector: Ref, at_most: int = PAGE) -> list[Info]:
     """Return the next tasks of the collector, oldest first. Raises VCenterUnavailable."""
-    answer = await session.call("history", "ReadNextTasks", collector, soap.xml_text("maxCount", at_most))
-    return [parse_info(one) for one in children(answer, "returnval")]
+    count = soap.xml_text("maxCount", at_most)
+    return await session.read("history", "ReadNextTasks", collector, count, read_history)
 
 
 async def close_history(session: VimSession, collector: Ref) -> None:
@@ -79,28 +81,41 @@ async def fetch_time(session: VimSession) -> float:
     return now
 
 
-async def fetch_history(session: VimSession, tasks: Collection[str], begin: float, end: float) -> dict[str, Info]:
+async def fetch_history(
+    session: VimSession, tasks: Mapping[str, TaskIdentity | None], begin: float, end: float
+) -> dict[str, Info]:
     """Return those of the tasks that vCenter's history has, queued between two times in Unix seconds.
 
-    Raises VCenterUnavailable.
+    `tasks`: their identities by id, as far as they are known; others with the same id are left out. Raises
+    VCenterUnavailable.
     """
     collector = await open_history(session, HistoryFilter().to_xml(begin, end))
     try:
-        infos = await _find_in_history(session, collector, set(tasks))
+        infos = await _find_in_history(session, collector, tasks)
         if len(infos) < len(tasks):
             # vCenters differ in where a new collector starts to read.
             await session.call("history", "RewindCollector", collector)
-            infos |= await _find_in_history(session, collector, set(tasks) - set(infos))
+            missing = {task: identity for task, identity in tasks.items() if task not in infos}
+            infos |= await _find_in_history(session, collector, missing)
         return infos
     finally:
         await close_history(session, collector)
 
 
-async def _find_in_history(session: VimSession, collector: Ref, tasks: set[str]) -> dict[str, Info]:
+async def _find_in_history(
+    session: VimSession, collector: Ref, tasks: Mapping[str, TaskIdentity | None]
+) -> dict[str, Info]:
     infos: dict[str, Info] = {}
     for _ in range(_LOOKUP_PAGES_MAX):
         page = await read_page(session, collector, _LOOKUP_PAGE)
-        infos |= {info["key"]: info for info in page if info.get("key") in tasks}
+        infos |= {info["key"]: info for info in page if _is_one_of(tasks, info)}
         if not page or len(infos) == len(tasks):
             break
     return infos
+
+
+def _is_one_of(tasks: Mapping[str, TaskIdentity | None], info: Info) -> bool:
+    if info.get("key") not in tasks:
+        return False
+    identity = tasks[info["key"]]
+    return identity is None or may_be_same_task(identity, parse_identity(info))

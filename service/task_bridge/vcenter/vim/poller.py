@@ -2,32 +2,35 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable
-from itertools import islice
 from typing import NamedTuple
 
 import structlog
 
+from ...domain.errors import VCenterUnavailable
 from ...domain.ports import UNCHANGED
 from ...domain.task import TaskError, TaskIdentity
 from ...logs import FailureLog
 from ...metrics import Metrics
-from ..health import VCenterHealthTracker
+from ..health import ApiHealthTracker
 from ..http import AnswerTooLarge
 from ..policy import VimTimeouts
 from ..tracked_task import FORGOTTEN, PARKED, TaskTracker
 from . import api
-from .api import ObjectState, VmTimeout
+from .answers import ObjectState
+from .api import VmTimeout
 from .history import fetch_history
 from .session import VimSession
-from .soap import Ref, SoapFault, UnreadableXml
-from .taskinfo import Info, build_task, parse_identity
+from .soap import Ref, SoapFault, UnreadableXml, XmlOutOfBounds
+from .taskinfo import VALUES, Info, build_substitutes, build_task, has_ended, parse_identity
 from .transport import TrackedVimTask, VimTransport
 
 log = structlog.get_logger(__name__)
 
 _NOT_FOUND = TaskError("ManagedObjectNotFound", "The task object has been deleted, or never was.")
 _OTHER = TaskError("ManagedObjectNotFound", "vCenter was restarted and gave the id to another task.")
+_HISTORY_DENIED = {"NoPermission", "RestrictedByAdministrator", "NotSupported"}
 _SKEW_S = 3_600.0
 """How far vCenter's clock may be from ours when its history is searched by time."""
 
@@ -48,7 +51,7 @@ class VimPoller:
         tracker: TaskTracker[TrackedVimTask],
         transport: VimTransport,
         session: VimSession,
-        health: VCenterHealthTracker,
+        health: ApiHealthTracker,
         timeouts: VimTimeouts,
         metrics: Metrics,
         wall_clock: Callable[[], float],
@@ -67,17 +70,19 @@ class VimPoller:
         self._unchanged_reported_at = self._clock()
         self._history_log = FailureLog(log, "history_unavailable", "history_available_again")
         self._to_report: dict[str, TrackedVimTask] = {}
+        self._pulled_ends: dict[Ref, float] = {}
 
     # Push
 
-    def apply_updates(self, objects: list[ObjectState]) -> None:
-        """Apply an update set. What it doesn't show is unchanged."""
+    def apply_updates(self, objects: list[ObjectState], asked_at: float) -> None:
+        """Apply an update set that was asked for at this time. What it doesn't show is unchanged."""
         now = self._clock()
         self._record_good_poll(now)
         self._polled.inc(len(objects))
         for one in objects:
+            self._pulled_ends.pop(one.ref, None)
             if (tracked := self._tracker.tasks.get(one.ref.id)) is not None:
-                tracked.updated_at = now
+                tracked.updated_at, tracked.shown_at = now, max(tracked.shown_at, asked_at)
             if (missing := self._apply(one)) is not None:
                 self._transport.poll_at(missing.tracked, now)  # an answer about it alone decides
         self._report_changes()
@@ -92,16 +97,21 @@ class VimPoller:
             if ref.type == "Task" and (tracked := self._tracker.tasks.get(ref.id)):
                 self._transport.poll_at(tracked, self._clock())
 
-    # Polls
+    @property
+    def first_pulled_end_at(self) -> float:
+        """When a pull showed the first of the ends that push hasn't shown yet; infinity if there is none."""
+        return min(self._pulled_ends.values(), default=math.inf)
 
-    def next_in_turn(self, at_most: int | None) -> list[TrackedVimTask]:
-        """Return all tasks, or so many whose turn was the longest ago."""
-        tasks = self._tracker.tasks
-        turn = list(islice(tasks.values(), at_most))
-        if len(turn) < len(tasks):
-            for tracked in turn:
-                tasks[tracked.id] = tasks.pop(tracked.id)
-        return turn
+    def poll_all(self) -> None:
+        """Poll every task as soon as possible."""
+        now = self._clock()
+        for tracked in self._tracker.tasks.values():
+            self._transport.poll_at(tracked, now)
+
+    def forget_pulled_ends(self) -> None:
+        self._pulled_ends.clear()
+
+    # Polls
 
     async def poll(self, those: list[TrackedVimTask]) -> None:
         """Poll these tasks, and the VMs whose questions may block them. Raises VCenterUnavailable."""
@@ -111,7 +121,7 @@ class VimPoller:
             self._transport.poll_at(tracked, started_at + self._poll_min_s)
         missing = {one.id: _Missing(one, _NOT_FOUND) for one in those}
         with_vm = [one for one in those if one.vm]
-        objects = await self._fetch([one.id for one in those], missing, failures=[])
+        objects = await self._fetch([one.id for one in those], missing, failures=[], with_vms=True)
         shown = self._apply_answer(objects, missing, started_at)
         for tracked in with_vm:
             tracked.awaits_question = False
@@ -123,36 +133,70 @@ class VimPoller:
                 self._transport.cancel_poll(tracked)
         await self._handle_missing([one for one in missing.values() if one.tracked.phase != FORGOTTEN])
 
+    async def poll_beside_push(self, those: list[TrackedVimTask]) -> None:
+        """Poll these tasks without their VMs, which may hold up an answer. Raises VCenterUnavailable.
+
+        A task that isn't shown, or that changed and has a VM, is polled by itself then. An end needs no more.
+        """
+        started_at = self._clock()
+        missing = {one.id: _Missing(one, _NOT_FOUND) for one in those}
+        before = {one.id: one.info for one in those}
+        objects = await self._fetch(list(missing), missing, failures=[], with_vms=False)
+        shown = self._apply_answer(objects, missing, started_at)
+        for tracked in shown:
+            if tracked.vm and tracked.info != before[tracked.id] and not tracked.is_shown_ended:
+                tracked.awaits_question = True
+        self._report_changes()
+        self._tracker.report_unchanged([one for one in shown if one.phase != PARKED and not one.awaits_question])
+        for one in missing.values():
+            self._transport.poll_at(one.tracked, started_at)
+
     async def _fetch(
-        self, tasks: list[str], missing: dict[str, _Missing], failures: list[Exception]
+        self, tasks: list[str], missing: dict[str, _Missing], failures: list[Exception], *, with_vms: bool
     ) -> list[ObjectState]:
         """Fetch the tasks and their VMs, by halves if the answer is refused or can't be read.
 
         The task that is to blame is alone at last. It is unreadable and not `missing`.
         """
+        with_vms = with_vms and not self._transport.separate_questions
         found = [one for task in tasks if (one := self._tracker.tasks.get(task))]
-        vms = set() if self._transport.separate_questions else {one.vm for one in found if one.vm}
+        vms = {one.vm for one in found if one.vm and with_vms}
         try:
             objects = await api.fetch_objects(self._session, tasks, vms, self._timeouts.vm_timeout_s)
         except VmTimeout:
             self._transport.poll_questions_separately()
-            return await self._fetch(tasks, missing, failures)
+            return await self._fetch(tasks, missing, failures, with_vms=False)
         except (UnreadableXml, AnswerTooLarge, SoapFault) as error:
             failures.append(error)
             if len(failures) > 4 + 2 * len(missing).bit_length():
                 raise
             if len(tasks) == 1:
-                missing.pop(tasks[0], None)
-                if (tracked := self._tracker.tasks.get(tasks[0])) is not None:
-                    self._handle_unreadable(tracked, str(error))
-                return []
+                return await self._fetch_unreadable(tasks[0], missing, error)
         else:
             self._polled.inc(len(tasks))
             self._record_good_poll(self._clock())
             return objects
         middle = len(tasks) // 2
         halves = tasks[:middle], tasks[middle:]
-        return [one for half in halves for one in await self._fetch(half, missing, failures)]
+        return [one for half in halves for one in await self._fetch(half, missing, failures, with_vms=with_vms)]
+
+    async def _fetch_unreadable(
+        self, task: str, missing: dict[str, _Missing], error: VCenterUnavailable
+    ) -> list[ObjectState]:
+        """Fetch the task without its result, then without its error too, if that is what the bridge can't read."""
+        for without in (VALUES[:1], VALUES) if isinstance(error, XmlOutOfBounds | AnswerTooLarge) else ():
+            try:
+                objects = await api.fetch_objects(self._session, [task], without=without)
+            except (UnreadableXml, AnswerTooLarge, SoapFault):
+                continue
+            self._polled.inc()
+            self._record_good_poll(self._clock())
+            substitutes = build_substitutes(without, str(error).removesuffix("."))
+            return [one._replace(info=one.info | substitutes) if one.info else one for one in objects]
+        missing.pop(task, None)
+        if (tracked := self._tracker.tasks.get(task)) is not None:
+            self._handle_unreadable(tracked, str(error))
+        return []
 
     def _apply_answer(
         self, objects: list[ObjectState], missing: dict[str, _Missing], started_at: float
@@ -161,10 +205,13 @@ class VimPoller:
         shown = []
         for one in objects:
             tracked = self._tracker.tasks.get(one.ref.id)
-            if tracked is not None and tracked.updated_at > started_at:
+            if tracked is not None and tracked.updated_at > started_at and not has_ended(one.info):
                 missing.pop(tracked.id, None)  # an update that came meanwhile is newer
                 continue
+            was_ended = tracked is not None and tracked.is_shown_ended
             reason = self._apply(one)
+            if tracked is not None and reason is None:
+                self._note_pulled(tracked, started_at, is_new_end=not was_ended and tracked.is_shown_ended)
             if one.ref.type == "Task" and one.ref.id in missing:
                 del missing[one.ref.id]
                 if reason is not None:
@@ -173,12 +220,17 @@ class VimPoller:
                     shown.append(tracked)
         return shown
 
+    def _note_pulled(self, tracked: TrackedVimTask, started_at: float, *, is_new_end: bool) -> None:
+        tracked.shown_at = max(tracked.shown_at, started_at)
+        if is_new_end and tracked.ref not in self._transport.view.to_add:
+            self._pulled_ends[tracked.ref] = self._clock()
+
     async def fetch_identity(self, task: str) -> TaskIdentity | None:
         """Return the identity of the task that has this id now, None if vCenter shows none.
 
         Raises VCenterUnavailable.
         """
-        objects = await api.fetch_objects(self._session, [task])
+        objects = await api.fetch_objects(self._session, [task], without=VALUES)
         return next((parse_identity(one.info) for one in objects if one.ref.id == task and one.info.get("state")), None)
 
     # Objects that vCenter shows
@@ -197,6 +249,9 @@ class VimPoller:
         tracked = self._tracker.tasks.get(shown.ref.id)
         if tracked is None:
             return None
+        if shown.is_withheld:
+            self._handle_unreadable(tracked, "vCenter withholds it as from somebody who isn't logged in")
+            return None
         if shown.is_gone or not (shown.info or shown.denied):
             return _Missing(tracked, _NOT_FOUND)
         if shown.denied:
@@ -206,7 +261,7 @@ class VimPoller:
         if self._tracker.mark_seen(tracked):
             self.update_health()
             self._transport.list_in_view(tracked.ref, tracked)
-        self._absences.record_shown(tracked.id, self._clock())
+        self._absences.record_shown(tracked.id, tracked.provider, self._clock())
         self._to_report[tracked.id] = tracked
         return None
 
@@ -239,6 +294,7 @@ class VimPoller:
         if tracked.awaits_question:
             self._transport.poll_at(tracked, self._clock())  # with its VM, or BLOCKED would be reported as RUNNING
         elif task != tracked.task:
+            self._tracker.log_unavailable_result(tracked, task)
             self._tracker.report_task(tracked, task)
 
     def _handle_unreadable(self, tracked: TrackedVimTask, reason: str) -> None:
@@ -252,49 +308,54 @@ class VimPoller:
 
     async def _handle_missing(self, missing: list[_Missing]) -> None:
         """Search vCenter's history for missing tasks before they are reported as lost or denied."""
-        confirmed, unconfirmed = [], []
+        confirmed: list[_Missing] = []
+        unconfirmed: list[_Missing] = []
         for one in missing:
-            self._tracker.mark_missing(one.tracked)
-            if self._tracker.confirm_missing(one.tracked, is_denied=one.is_denied):
-                confirmed.append(one)
-            else:
-                unconfirmed.append(one)
+            (confirmed if self._is_confirmed(one) else unconfirmed).append(one)
         self.update_health()
         undenied = [one for one in missing if not one.is_denied]
         searched = [one.tracked for one in undenied if one in confirmed or not one.tracked.history_read]
-        is_proven = await self._read_history(searched) if searched else False
+        if searched:
+            await self._read_history(searched)
+        for one in confirmed:
+            if one.is_denied or self._is_history_settled(one.tracked):
+                self._report_absence(one)
+            else:
+                unconfirmed.append(one)
         for one in unconfirmed:
             self._tracker.retry_missing(one.tracked, one.answer)
-        for one in confirmed:
-            await self._report_absence(one, is_proven=is_proven)
 
-    async def _report_absence(self, missing: _Missing, *, is_proven: bool) -> None:
-        """Report a task that the history doesn't show either. Raises VCenterUnavailable if nothing proves an answer."""
-        tracked = missing.tracked
-        if not self._tracker.is_missing(tracked):
-            return
-        if not (is_proven or self._absences.is_another_shown(tracked.id, self._clock())):
-            await self._session.check()
-        if self._tracker.is_missing(tracked):
-            tracked.task = None
-            self._tracker.report_absence(tracked, missing.answer, is_denied=missing.is_denied)
+    def _is_confirmed(self, missing: _Missing) -> bool:
+        """Record vCenter's answer. Return True if it suffices to report the task as lost or denied."""
+        if missing.tracked.is_other:
+            self._tracker.mark_replaced(missing.tracked)
+        else:
+            self._tracker.mark_missing(missing.tracked)
+        return self._tracker.confirm_missing(missing.tracked, is_denied=missing.is_denied)
 
-    async def _read_history(self, those: list[TrackedVimTask]) -> bool:
-        """Report the ends of tasks that only vCenter's history still shows. Return False if it can't be read."""
-        for tracked in those:
-            tracked.history_read = True
+    def _report_absence(self, missing: _Missing) -> None:
+        """Report a task that the history doesn't show either."""
+        if self._tracker.is_missing(missing.tracked):
+            missing.tracked.task = None
+            self._tracker.report_absence(missing.tracked, missing.answer, is_denied=missing.is_denied)
+
+    # vCenter's history
+
+    async def _read_history(self, those: list[TrackedVimTask]) -> None:
+        """Report the ends of tasks that only vCenter's history still shows. Raises VCenterUnavailable."""
         queued = [one.identity.queued_at if one.identity else None for one in those]
         begins = [at or one.since - self._timeouts.history_lookback_s for at, one in zip(queued, those, strict=True)]
         end = self._wall_clock() + _SKEW_S if None in queued else max(at for at in queued if at) + 60.0
+        identities = {one.id: one.identity for one in those}
         try:
-            infos = await fetch_history(self._session, [one.id for one in those], min(begins) - 60.0, end)
+            infos = await fetch_history(self._session, identities, min(begins) - 60.0, end)
         except SoapFault as fault:
-            self._history_log.report_failure(vcenter=self._tracker.vcenter, reason=str(fault))
-            return False
+            self._handle_refused_history(those, fault)
+            return
         self._history_log.report_recovery(vcenter=self._tracker.vcenter)
         for tracked in those:
+            tracked.history_read, tracked.history_refused_at = True, None
             self.apply_end(tracked, infos.get(tracked.id, {}))
-        return True
 
     def apply_end(self, tracked: TrackedVimTask, info: Info) -> None:
         """Report a task that has ended, as the history shows it. It needs no poll then."""
@@ -307,6 +368,19 @@ class VimPoller:
             if tracked.phase != PARKED:
                 self.report_change(tracked)
 
+    def _handle_refused_history(self, those: list[TrackedVimTask], fault: SoapFault) -> None:
+        self._history_log.report_failure(vcenter=self._tracker.vcenter, reason=str(fault))
+        for tracked in those:
+            if fault.kind in _HISTORY_DENIED:
+                tracked.history_read, tracked.history_refused_at = True, None
+            elif tracked.history_refused_at is None:
+                tracked.history_refused_at = self._clock()
+
+    def _is_history_settled(self, tracked: TrackedVimTask) -> bool:
+        """Return True if there is no reason to ask for the history once more before the task is reported as lost."""
+        refused_at = tracked.history_refused_at
+        return not tracked.seen or refused_at is None or self._clock() - refused_at >= self._timeouts.history_retry_s
+
     # vCenter's state
 
     def update_health(self) -> None:
@@ -315,4 +389,4 @@ class VimPoller:
 
     def _record_good_poll(self, now: float) -> None:
         self._absences.record_answer(now)
-        self._health.record_good_poll_of_provider(now, "vim")
+        self._health.record_good_poll(now)

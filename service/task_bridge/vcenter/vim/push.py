@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator, Iterable
 
 from ..http import RequestBudget
 from . import api
-from .api import ObjectState, UpdateSet
+from .answers import ObjectState, UpdateSet
 from .session import VimSession
 from .soap import Ref, SoapFault
 
@@ -116,12 +116,16 @@ class Push:
         await api.modify_view(self._session, self._view, [ref for ref in add if ref in existing], remove, timeout_s)
         return missing
 
-    async def updates(self) -> AsyncIterator[list[ObjectState]]:
-        """Yield what changed after each wait, an empty list if nothing did, without end. Raises VCenterUnavailable."""
-        version = ""
+    async def updates(self) -> AsyncIterator[tuple[list[ObjectState], float]]:
+        """Yield what changed after each wait, an empty list if nothing did, without end. Raises VCenterUnavailable.
+
+        With it comes the time of the request: what changed later may be missing.
+        """
+        version, asked_at, is_truncated = "", 0.0, False
         while True:
+            asked_at = asked_at if is_truncated else time.monotonic()
             if not self.is_current:
-                raise self._session.mark_ended(self.number)
+                raise self._session.build_ended_error()
             try:
                 update = await api.wait_for_updates(self._session, self._collector, version)
             except SoapFault as fault:
@@ -136,8 +140,9 @@ class Push:
             if update is not None:
                 version = update.version
                 self._note_vms(update)
-            yield update.objects if update is not None else []
-            if update is None or not update.is_truncated:
+            yield (update.objects if update is not None else []), asked_at
+            is_truncated = update is not None and update.is_truncated
+            if not is_truncated:
                 await self._pace.take()
 
     def _note_vms(self, update: UpdateSet) -> None:

@@ -11,7 +11,7 @@ import structlog
 from ...domain.errors import VCenterUnavailable
 from ..policy import VimTimeouts
 from . import api
-from .api import ObjectState
+from .answers import ObjectState
 from .session import VimSession
 from .taskinfo import Question
 

@@ -1,13 +1,15 @@
 """SOAP envelopes of the vSphere Web Services API: build method calls, parse answers and faults. Pure.
 
-Answers are parsed without entities, network access and huge nodes. One with a DTD is refused: SOAP doesn't allow it,
-and XML bombs need it. The number of elements and attributes is bounded, since each takes some 100 bytes.
+Answers are parsed without entities and network access. One with a DTD is refused before: SOAP doesn't allow it, and XML
+bombs need it. The number of elements and attributes is bounded, since each takes some 100 bytes.
 """
 
 from __future__ import annotations
 
+import io
+from collections.abc import Callable, Iterator
 from itertools import islice
-from typing import NamedTuple
+from typing import IO, NamedTuple, TypeVar
 from xml.sax.saxutils import escape, quoteattr
 
 from lxml import etree
@@ -23,10 +25,13 @@ _END = "</e:Body></e:Envelope>"
 _REASON_MAX = 300
 MARKUP_MAX = 400_000
 """Opening and closing tags and attributes of an answer. An answer about 500 tasks has fewer than 100,000."""
+_PIECE_BYTES = 1024 * 1024
+_DOCTYPE = b"<!DOCTYPE"
 CHILDREN_MAX = 5_000
 """Children of one tag. Answers have 500 objects; vCenter describes some 3,000 operations."""
 
 Element = etree._Element
+T = TypeVar("T")
 
 
 class Ref(NamedTuple):
@@ -40,13 +45,25 @@ class UnreadableXml(VCenterUnavailable):
     """The answer isn't one of this API: cut off, not XML, or to another method."""
 
 
-class SoapFault(VCenterUnavailable):
-    """vCenter refused a method. `kind` is the type of the fault, None if it has no detail; `reason` is its text."""
+class XmlOutOfBounds(UnreadableXml):
+    """The answer exceeds what the bridge parses. One about fewer objects or fewer of their properties may not."""
 
-    def __init__(self, message: str, kind: str | None, reason: str) -> None:
+
+class SoapFault(VCenterUnavailable):
+    """vCenter refused a method. `kind` is the type of the fault, None if it has no detail; `reason` is its text.
+
+    `challenge`: how clients must log in, where HTTP said so.
+    """
+
+    def __init__(self, message: str, kind: str | None, reason: str, challenge: str = "") -> None:
         super().__init__(message)
         self.kind = kind
         self.reason = reason
+        self.challenge = challenge
+
+    def __reduce__(self) -> tuple[type[SoapFault], tuple[str, str | None, str]]:
+        """Let a fault come from another process."""
+        return type(self), (str(self), self.kind, self.reason)
 
 
 def build_envelope(method: str, this: Ref, inner: str) -> bytes:
@@ -63,20 +80,14 @@ def xml_text(tag: str, value: object) -> str:
     return f"<{tag}>{escape(str(value))}</{tag}>"
 
 
-def parse_answer(body: bytes, method: str) -> Element:
-    """Return the answer to `method`. Raises SoapFault or UnreadableXml."""
-    if body.count(b"<") + body.count(b"=") > MARKUP_MAX:
-        raise UnreadableXml(f"XML with more than the {MARKUP_MAX} tags and attributes that the bridge parses")
-    try:
-        # Create a parser for each answer, so that an error in one doesn't affect the next.
-        parser = etree.XMLParser(
-            resolve_entities=False, no_network=True, huge_tree=False, remove_comments=True, remove_pis=True
-        )
-        envelope = etree.fromstring(body, parser)
-    except (etree.XMLSyntaxError, ValueError) as error:
-        raise UnreadableXml(f"text that isn't XML of this API: {str(error)[:_REASON_MAX]}") from error
-    if envelope.getroottree().docinfo.internalDTD is not None:
-        raise UnreadableXml("XML with a document type, which SOAP doesn't allow")
+def read_answer(body: bytes | IO[bytes], method: str, read: Callable[[Element], T]) -> T:
+    """Return what `read` makes of the answer to `method`. Raises SoapFault or UnreadableXml."""
+    return read(parse_answer(body, method))
+
+
+def parse_answer(body: bytes | IO[bytes], method: str) -> Element:
+    """Return the answer to `method`. Raises SoapFault or UnreadableXml. From a file the body is read in pieces."""
+    envelope = _parse_xml(io.BytesIO(body) if isinstance(body, bytes) else body)
     soap_body = child(envelope, "Body")
     answer = None if soap_body is None else next(iter(soap_body), None)
     if answer is None:
@@ -86,6 +97,34 @@ def parse_answer(body: bytes, method: str) -> Element:
     if local_name(answer) != f"{method}Response":
         raise UnreadableXml(f"something other than the answer to {method}")
     return answer
+
+
+def _parse_xml(body: IO[bytes]) -> Element:
+    # Create a parser for each answer, so that an error in one doesn't affect the next. Texts may have megabytes, but
+    # only UTF-8 shows all document types.
+    parser = etree.XMLParser(
+        resolve_entities=False, no_network=True, huge_tree=True, encoding="utf-8", remove_comments=True, remove_pis=True
+    )
+    try:
+        for piece in _check_pieces(body):
+            parser.feed(piece)
+        return parser.close()
+    except (etree.XMLSyntaxError, ValueError) as error:
+        kind = XmlOutOfBounds if "XML_PARSE_HUGE" in str(error) else UnreadableXml
+        raise kind(f"text that isn't XML of this API: {str(error)[:_REASON_MAX]}") from error.with_traceback(None)
+
+
+def _check_pieces(body: IO[bytes]) -> Iterator[bytes]:
+    """Yield the pieces of a body. Raises UnreadableXml before one that the parser mustn't get."""
+    markup, end = 0, b""
+    while piece := body.read(_PIECE_BYTES):
+        markup += piece.count(b"<") + piece.count(b"=")
+        if markup > MARKUP_MAX:
+            raise XmlOutOfBounds(f"XML with more than the {MARKUP_MAX} tags and attributes that the bridge parses")
+        if _DOCTYPE in end + piece:
+            raise UnreadableXml("XML with a document type, which SOAP doesn't allow")
+        end = piece[-len(_DOCTYPE) :]
+        yield piece
 
 
 def local_name(element: Element) -> str:
@@ -112,9 +151,13 @@ def children(element: Element, tag: str) -> list[Element]:
     return found
 
 
+def is_nil(element: Element) -> bool:
+    return element.get(f"{XSI}nil") in ("true", "1")
+
+
 def text_of(element: Element | None) -> str | None:
     """Return the text, None if it is missing, empty or nil."""
-    if element is None or element.get(f"{XSI}nil") in ("true", "1"):
+    if element is None or is_nil(element):
         return None
     return (element.text or "").strip() or None
 
@@ -122,7 +165,7 @@ def text_of(element: Element | None) -> str | None:
 def type_of(element: Element) -> str | None:
     """Return the `xsi:type` of an element, without its prefix."""
     xsi_type = element.get(f"{XSI}type")
-    return xsi_type.rpartition(":")[2] if xsi_type else None
+    return (xsi_type.rpartition(":")[2] or None) if xsi_type else None
 
 
 def ref_of(element: Element | None) -> Ref | None:

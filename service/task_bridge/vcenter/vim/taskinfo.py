@@ -6,25 +6,39 @@ Sources: `TaskInfo` of the vSphere Web Services API, and vcsim's variant of it (
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from itertools import islice
 from typing import Any, NamedTuple
 
 from ...domain.durations import parse_time, rfc3339
+from ...domain.json_size import cut_large, encode_compact
 from ...domain.task import (
+    ENDED,
     NO_RESULT,
-    Message,
+    Initiator,
     Progress,
     Result,
     Target,
     Task,
     TaskError,
     TaskIdentity,
-    encode_compact,
+    calculate_percent,
 )
-from .soap import CHILDREN_MAX, Element, Ref, child, children, local_name, ref_of, text_of, type_of
+from .faults import NO_REASON, NO_REASON_BUT_RESULT, parse_fault
+from .soap import CHILDREN_MAX, Element, Ref, child, local_name, ref_of, text_of, type_of
+from .values import ValueOutOfBounds, convert_value
 
-DYNAMIC = ("state", "progress", "description", "cancelable", "error", "result", "startTime", "completeTime")
+DYNAMIC = (
+    "state",
+    "progress",
+    "description",
+    "cancelable",
+    "cancelled",
+    "error",
+    "result",
+    "startTime",
+    "completeTime",
+)
 STATIC = (
     "descriptionId",
     "entity",
@@ -32,9 +46,12 @@ STATIC = (
     "reason",
     "queueTime",
     "parentTaskKey",
+    "rootTaskKey",
     "eventChainId",
     "activationId",
 )
+VALUES = ("result", "error")
+"""Fields of any size."""
 PATHS = tuple(f"info.{field}" for field in (*DYNAMIC, *STATIC))
 QUESTION = "runtime.question"
 
@@ -43,10 +60,16 @@ _INTEGER = re.compile(r"[+-]?[0-9]{1,18}", re.ASCII)
 """At most 18 digits, which fit into 64 bits."""
 _TEXT_MAX = 8_192
 """Characters of a text in `extra`, whose size in an event is limited."""
-_FRACTION = re.compile(r"[+-]?[0-9]{1,30}(\.[0-9]{1,30})?([eE][+-]?[0-9]{1,2})?", re.ASCII)
-_FRACTIONS = {"double", "float", "decimal"}
-_INTEGERS = {"int", "long", "short", "byte", "unsignedInt", "unsignedShort", "unsignedLong", "integer"}
-_NO_REASON = TaskError(None, "vCenter reports that the task failed and gives no reason.")
+_EMPTY_RESULTS = (b"", b'""', b"[]", b"{}")
+_RESULT_MAX_BYTES = 32 * 1024 * 1024
+_INITIATORS = {
+    "TaskReasonUser": "user",
+    "TaskReasonSchedule": "schedule",
+    "TaskReasonAlarm": "alarm",
+    "TaskReasonSystem": "system",
+}
+_NAMES = {"userName": "user", "name": "schedule", "alarmName": "alarm"}
+"""The property that names what started a task, by the kind of it."""
 
 Info = dict[str, Any]
 """Parsed fields of TaskInfo by name. Those that vCenter doesn't send are missing or None."""
@@ -80,6 +103,11 @@ def parse_identity(info: Info) -> TaskIdentity:
     return TaskIdentity(parse_time(info.get("queueTime")), info.get("descriptionId"))
 
 
+def has_ended(info: Info) -> bool:
+    """True if these properties show the end of a task."""
+    return info.get("state") in ("success", "error")
+
+
 def build_task(info: Info, question: Question | None, labels: Mapping[str, str]) -> Task | None:
     """Return the task, None if it has no state. `labels`: the descriptions of operations by description id."""
     state = info.get("state")
@@ -90,6 +118,9 @@ def build_task(info: Info, question: Question | None, labels: Mapping[str, str])
     description_id = info.get("descriptionId") or ""
     service, _, operation = description_id.rpartition(".")
     entity: Ref | None = info.get("entity")
+    initiator: Initiator | None = info.get("reason")
+    has_ended = status in ENDED
+    queued = parse_time(info.get("queueTime"))
     started, ended = parse_time(info.get("startTime")), parse_time(info.get("completeTime"))
     return Task(
         status="BLOCKED" if blocking else status,
@@ -98,16 +129,27 @@ def build_task(info: Info, question: Question | None, labels: Mapping[str, str])
         description=labels.get(description_id),
         target=entity and Target(entity.type, entity.id, info.get("entityName") or None),
         parent=info.get("parentTaskKey"),
-        user=info.get("reason"),
+        root=info.get("rootTaskKey"),
+        user=initiator.name if initiator else None,
+        initiator=initiator,
         cancelable=info.get("cancelable"),
+        cancel_requested=info.get("cancelled"),
         progress=_build_progress(info, status, blocking),
-        error=(info.get("error") or _NO_REASON) if status == "FAILED" else None,
-        result=(info.get("result") or NO_RESULT) if status == "SUCCEEDED" else NO_RESULT,
+        error=(info.get("error") or (NO_REASON_BUT_RESULT if _has_result(info) else NO_REASON))
+        if status == "FAILED"
+        else None,
+        result=(info.get("result") or NO_RESULT) if has_ended else NO_RESULT,
         extra=_build_extra(info, blocking),
+        queued_at=None if queued is None else rfc3339(queued),
         started_at=None if started is None else rfc3339(started),
         ended_at=None if ended is None else rfc3339(ended),
         duration_seconds=None if started is None or ended is None else round(ended - started, 3),
     )
+
+
+def _has_result(info: Info) -> bool:
+    result: Result | None = info.get("result")
+    return result is not None and (not result.available or result.json not in _EMPTY_RESULTS)
 
 
 def _build_progress(info: Info, status: str, question: Question | None) -> Progress | None:
@@ -116,14 +158,21 @@ def _build_progress(info: Info, status: str, question: Question | None) -> Progr
     done = info.get("progress") if status == "RUNNING" else None
     if done is None:
         return Progress(message=message) if message and status in ("PENDING", "RUNNING") else None
-    return Progress(done, 100, float(min(100, max(0, done))), message)
+    return Progress(done, 100, calculate_percent(done, 100), message)
 
 
 def _build_extra(info: Info, question: Question | None) -> dict[str, Any] | None:
     extra = {field: info[field] for field in ("queueTime", "eventChainId", "activationId") if info.get(field)}
     if question:
         extra["question"] = {"id": question.id, "text": question.text}
-    return extra or None
+    return cut_large(extra) if extra else None
+
+
+def build_substitutes(without: Collection[str], reason: str) -> Info:
+    """Return what stands for those of `VALUES` that make vCenter's answer too large to read."""
+    error = TaskError(None, "The task's error is too large for the bridge to read.")
+    substitutes: Info = {"error": error, "result": Result(available=False, reason=reason)}
+    return {name: substitutes[name] for name in without}
 
 
 # Fields
@@ -148,55 +197,38 @@ def _parse_message(element: Element) -> str | None:
     return text_of(child(element, "message"))
 
 
-def _parse_user(element: Element) -> str | None:
-    """Return the user who started the task, or the name of the schedule or alarm; None for vCenter itself."""
-    fields = ("userName", "name", "alarmName")
-    return next((name for name in (text_of(child(element, field)) for field in fields) if name), None)
-
-
-def _parse_fault(element: Element) -> TaskError:
-    """Return a LocalizedMethodFault as an error of the fault's type."""
-    fault = child(element, "fault")
-    kind = None if fault is None else type_of(fault)
-    details = [] if fault is None else children(fault, "faultMessage")
-    messages = [Message(text_of(child(one, "key")), text) for one in details if (text := _parse_message(one))]
-    if localized := text_of(child(element, "localizedMessage")):
-        messages.insert(0, Message(None, localized))
-    message = messages[0].text if messages else f"vCenter reports {kind or 'a failure'} and nothing more."
-    return TaskError(kind, message, tuple(messages))
+def _parse_initiator(element: Element) -> Initiator | None:
+    """Return what started the task, by the type that vCenter sends or else by the property that it has."""
+    pairs = ((kind, text_of(child(element, field))) for field, kind in _NAMES.items())
+    kind, name = next((pair for pair in pairs if pair[1]), (None, None))
+    if sent := type_of(element):
+        kind = _INITIATORS.get(sent, sent)
+    return Initiator(kind, name) if kind else None
 
 
 def _parse_result(element: Element) -> Result:
-    """Return a reference or a scalar; of anything larger only its type."""
-    value = _parse_value(element)
-    return NO_RESULT if value is None else Result(encode_compact(value))
-
-
-def _parse_value(element: Element) -> Any:
-    kind = type_of(element) or ""
-    if ref := ref_of(element):
-        return {"type": ref.type, "id": ref.id}
-    if len(element):
-        return {"type": kind or None}
-    text = text_of(element)
-    if text is None or kind.startswith("ArrayOf"):
-        return {"type": kind} if kind.startswith("ArrayOf") else None
-    if kind == "boolean":
-        return _parse_boolean(element)
-    if kind in _INTEGERS:
-        return _parse_integer(element)
-    return float(text) if kind in _FRACTIONS and _FRACTION.fullmatch(text) else text
+    try:
+        value = convert_value(element)
+    except ValueOutOfBounds as error:
+        return Result(available=False, reason=f"the result {error}")
+    if value is None:
+        return NO_RESULT
+    json = encode_compact(value)
+    if len(json) > _RESULT_MAX_BYTES:
+        return Result(available=False, reason=f"the result has {len(json)} bytes, more than {_RESULT_MAX_BYTES}")
+    return Result(json)
 
 
 _PARSERS: dict[str, Callable[[Element], Any]] = {
     "activationId": _parse_text,
     "cancelable": _parse_boolean,
+    "cancelled": _parse_boolean,
     "description": _parse_message,
     "entity": ref_of,
-    "error": _parse_fault,
+    "error": parse_fault,
     "eventChainId": _parse_integer,
     "progress": _parse_integer,
-    "reason": _parse_user,
+    "reason": _parse_initiator,
     "result": _parse_result,
 }
 _KNOWN = frozenset({"key", *DYNAMIC, *STATIC})

@@ -11,10 +11,11 @@ import structlog
 from ...domain.task import TaskIdentity, may_be_same_task
 from ..policy import PollPolicy
 from ..tracked_task import FORGOTTEN, PARKED, PollTransport, TrackedTask
+from .api import OBJECTS_MAX
 from .push import ViewChanges
 from .questions import VmQuestions
 from .soap import Ref
-from .taskinfo import Info, parse_identity
+from .taskinfo import Info, has_ended, parse_identity
 
 log = structlog.get_logger(__name__)
 
@@ -24,9 +25,10 @@ class TrackedVimTask(TrackedTask, kw_only=True, gc=True):
 
     `identity`: tells it from another task with the same id. `info`: what vCenter has shown of it so far. `is_other`:
     vCenter shows another task under its id. `due`: when to poll it by itself; None leaves it to push and to the
-    regular pulls. `updated_at`: when an update set showed it last. `vm`: the VM whose question would block it.
+    regular pulls. `updated_at`: when an update set showed it last. `shown_at`: its state isn't older than that, or it
+    wasn't tracked before. `vm`: the VM whose question would block it.
     `awaits_question`: an earlier watch reported it, and its VM's question hasn't been polled since. `history_read`:
-    vCenter's history was searched for it.
+    vCenter's history was searched for it, or never can be. `history_refused_at`: since when it can't.
     """
 
     since: float
@@ -35,21 +37,28 @@ class TrackedVimTask(TrackedTask, kw_only=True, gc=True):
     is_other: bool = False
     due: float | None = None
     updated_at: float = -math.inf
+    shown_at: float = -math.inf
     vm: str | None = None
     awaits_question: bool = False
     history_read: bool = False
+    history_refused_at: float | None = None
 
     @property
     def ref(self) -> Ref:
         return Ref("Task", self.id)
 
+    @property
+    def is_shown_ended(self) -> bool:
+        """True if vCenter has shown its end, which may not have been reported yet."""
+        return has_ended(self.info)
+
     def apply_info(self, info: Info, *, is_complete: bool) -> bool:
         """Merge what vCenter shows. Return False if it shows another task, to which it gave the same id."""
         merged = info if is_complete else {**self.info, **info}
         identity = parse_identity(merged)
-        if is_complete:
-            # Changes alone don't say which task they belong to.
-            self.is_other = self.identity is not None and not may_be_same_task(self.identity, identity)
+        is_same = self.identity is None or may_be_same_task(self.identity, identity)
+        # Changes alone don't say which task they belong to.
+        self.is_other = not is_same or (self.is_other and not is_complete)
         if self.is_other:
             return False
         self.info = merged
@@ -110,9 +119,8 @@ class VimTransport:
             self._scheduled[tracked.id] = tracked
 
     def absence_poll_at(self, tracked: TrackedVimTask, confirm_at: float) -> float:
-        """Poll a task that was never seen as often as possible: it may still appear."""
-        soonest = self.clock() + self.policy.poll_min_s
-        return max(confirm_at, soonest) if tracked.seen else soonest
+        """Poll as often as possible, at most one full request a second: it may appear, or another task with its id."""
+        return self.clock() + max(self.policy.poll_min_s, len(self._scheduled) / OBJECTS_MAX)
 
     # Polls of single tasks
 
