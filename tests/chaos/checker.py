@@ -142,7 +142,7 @@ def _numbered(histories: Histories) -> Iterator[str]:
 
     One that had no event when it was cut off can't know that another owner's have gone: it begins with 1.
     """
-    first_loss = min((stored.there_at for stored in histories.account.stored), default=math.inf)
+    first_loss = histories.account.lost.events_at
     for watch, events in histories.by_watch.items():
         numbers = [event.data["sequence"] for event in events]
         if numbers[0] != 1 and not (numbers[0] >= FIRST_AFTER_A_LOSS and events[0].stored.stored_at >= first_loss):

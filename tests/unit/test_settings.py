@@ -90,6 +90,8 @@ def test_the_scheme_of_a_url_may_be_in_any_case(scheme: str) -> None:
     assert (lab.url, lab.proxy, old.url) == ("http://VC.example.com:8080", "http://Proxy:3128", "https://old")
     (warning,) = settings.warnings
     assert "http:// sends the password unencrypted" in warning
+
+
 @pytest.mark.parametrize(
     ("given", "prefixes"),
     [
