@@ -43,7 +43,7 @@ async def ignored(_: Exception) -> None:
 
 
 async def test_the_private_names_exist(client: Client) -> None:
-    for name in ("_process_err", "_process_op_err", "_attempt_reconnect", "_flush_pending"):
+    for name in ("_process_err", "_process_op_err", "_process_pong", "_attempt_reconnect", "_flush_pending"):
         assert asyncio.iscoroutinefunction(getattr(Client, name)), name
     assert client._error_cb is ignored
     assert isinstance(JetStreamContext(client)._prefix, str)
@@ -119,6 +119,21 @@ async def test_what_a_closed_transport_refuses_goes_out_by_the_next_connection(
     monkeypatch.undo()
     await client.force_reconnect()
     assert [(await subscription.next_msg(timeout=5)).data for _ in range(3)] == [b"1", b"2", b"3"]
+
+
+@pytest.mark.parametrize("is_accepted", [False, True], ids=["nats-py", "workaround"])
+async def test_an_answer_to_a_flush_that_was_given_up_costs_no_connection(client: Client, is_accepted: bool) -> None:
+    if is_accepted:
+        workarounds.accept_late_pongs(client)
+    flushing = asyncio.create_task(client.flush())
+    await asyncio.sleep(0)  # the PING is sent
+    await workarounds.cancel_and_wait(flushing)
+    await until(lambda: not client._pongs)
+    if is_accepted:
+        await client.flush()
+    else:
+        with pytest.raises(nats.errors.TimeoutError):
+            await client.flush(timeout=1)  # it reads nothing anymore
 
 
 @pytest.mark.parametrize(("domain", "prefix"), [(None, "$JS.API"), ("hub", "$JS.hub.API")])
