@@ -126,8 +126,8 @@ async def test_an_answer_to_a_flush_that_was_given_up_costs_no_connection(client
     if is_accepted:
         workarounds.accept_late_pongs(client)
     pong: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
-    await client._send_ping(pong)
     pong.cancel()  # as a `flush` does that times out
+    await client._send_ping(pong)
     await until(lambda: not client._pongs)
     if is_accepted:
         await client.flush()
