@@ -8,6 +8,8 @@ import threading
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import contextmanager
+from datetime import timedelta
+from functools import partial
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
@@ -293,12 +295,115 @@ async def test_a_retired_task_is_only_in_the_history_and_a_forgotten_one_nowhere
                 _ = task_of(instance, gone).info
         history = instance.content.taskManager.CreateCollectorForTasks(vim.TaskFilterSpec())
         forward = [info.key for info in history.ReadNextTasks(10)]
-        history.ResetCollector()
         backward = [info.key for info in history.ReadPreviousTasks(1)]
         history.DestroyCollector()
         return forward, backward
 
     assert await served.by_pyvmomi(does) == ([kept, retired], [retired])
+
+
+def history_of(instance: Any, **task_filter: Any) -> Any:
+    return instance.content.taskManager.CreateCollectorForTasks(vim.TaskFilterSpec(**task_filter))
+
+
+def keys(infos: Any) -> list[str]:
+    return [info.key for info in infos]
+
+
+async def test_a_history_collector_gets_the_tasks_that_are_created_while_it_exists(served: Served) -> None:
+    tasks = [served.vcenter.create(scenarios.succeeds_at_once(), flavour="vim") for _ in range(5)]
+
+    def read(instance: Any) -> None:
+        history = history_of(instance)
+        assert [keys(history.ReadNextTasks(3)), keys(history.ReadNextTasks(3))] == [tasks[:3], tasks[3:]]
+        assert not history.ReadNextTasks(3)
+        newer = served.vcenter.create(scenarios.runs_forever(), flavour="vim")
+        assert keys(history.ReadNextTasks(1_000)) == [newer]
+        assert keys(history.ReadPreviousTasks(2)) == [newer, tasks[4]]
+        assert keys(history.ReadNextTasks(1)) == [tasks[4]]
+        history.RewindCollector()
+        assert keys(history.ReadNextTasks(1_000)) == [*tasks, newer]
+        history.SetCollectorPageSize(2)
+        history.ResetCollector()
+        assert keys(history.ReadPreviousTasks(1_000)) == tasks[3::-1]
+        for size in (0, 1_001):
+            with pytest.raises(vmodl.fault.InvalidArgument):
+                history.ReadNextTasks(size)
+
+    await served.by_pyvmomi(read)
+
+
+async def test_a_history_collector_filters_as_its_spec_says(served: Served) -> None:
+    create = partial(served.vcenter.create, flavour="vim")
+    vm, folder = SimulatedTarget("VirtualMachine", "vm-7"), SimulatedTarget("Folder", "group-v3")
+    parent = create(scenarios.succeeds_at_once(), target=vm, user="LAB\\one")
+    child = create(scenarios.runs_forever(), target=folder, user="LAB\\two", parent=parent)
+    system = create(scenarios.fails_silently(after_s=0), target=None, user=None)
+
+    def read(instance: Any) -> dict[str, list[str]]:
+        spec = vim.TaskFilterSpec
+        users, entity = spec.ByUsername, spec.ByEntity
+        now = instance.CurrentTime()
+
+        def times(kind: str, begin: float, end: float) -> Any:
+            at = [now + timedelta(seconds=shift) for shift in (begin, end)]
+            return spec.ByTime(timeType=kind, beginTime=at[0], endTime=at[1])
+
+        filters = {
+            "one user": {"userName": users(systemUser=False, userList=["LAB\\one"])},
+            "any user": {"userName": users(systemUser=False)},
+            "system": {"userName": users(systemUser=True)},
+            "entity": {"entity": entity(entity=vim.VirtualMachine("vm-7", None), recursion="self")},
+            "below root": {"entity": entity(entity=instance.content.rootFolder, recursion="children")},
+            "state": {"state": ["running", "queued"]},
+            "failed": {"state": ["error"]},
+            "parent": {"parentTaskKey": [parent]},
+            "root": {"rootTaskKey": [parent]},
+            "queued": {"time": times("queuedTime", -60, 60)},
+            "queued before": {"time": times("queuedTime", -60, -30)},
+            "completed": {"time": times("completedTime", -60, 60)},
+            "tag": {"tag": ["x"]},
+        }
+        return {name: keys(history_of(instance, **one).ReadNextTasks(10)) for name, one in filters.items()}
+
+    assert await served.by_pyvmomi(read) == {
+        "one user": [parent],
+        "any user": [parent, child],
+        "system": [system],
+        "entity": [parent],
+        "below root": [parent, child],
+        "state": [child],
+        "failed": [system],
+        "parent": [child],
+        "root": [parent, child],
+        "queued": [parent, child, system],
+        "queued before": [],
+        "completed": [parent, system],
+        "tag": [],
+    }
+
+
+async def test_history_is_purged_and_collectors_are_few_and_end_with_their_session(served: Served) -> None:
+    options = served.vcenter.options
+    options.max_history_collectors = 2
+    served.vcenter.create(scenarios.succeeds_at_once(), flavour="vim")
+
+    def read(instance: Any) -> Any:
+        history, other = history_of(instance), history_of(instance)
+        with pytest.raises(vim.fault.InvalidState):
+            history_of(instance)
+        other.DestroyCollector()
+        history_of(instance)
+        options.history_retention_s = 0.0
+        assert not history.ReadNextTasks(10)
+        options.history_retention_s = None
+        instance.content.sessionManager.Logout()
+        log_in_again = instance.content.sessionManager.Login
+        log_in_again(options.username, options.password)
+        with pytest.raises(vmodl.fault.ManagedObjectNotFound):
+            history.ReadNextTasks(10)
+
+    await served.by_pyvmomi(read)
 
 
 async def test_neither_api_knows_the_others_tasks(served: Served) -> None:

@@ -41,6 +41,8 @@ class Timestamps(Struct, frozen=True):
 class Options(Struct, kw_only=True, forbid_unknown_fields=True):
     """Options of a simulated vCenter. `latency_s` delays every answer; None turns a time limit off.
 
+    `history_retention_s`: how long after their creation the history of classic tasks keeps them.
+    `max_history_collectors`: how many TaskHistoryCollectors a session may have.
     `refused_sessions`: the APIs that give sessions and then refuse them. `false_refusals`: how many of the next logins
     to an API are refused though the password is right.
     """
@@ -51,6 +53,8 @@ class Options(Struct, kw_only=True, forbid_unknown_fields=True):
     list_enabled: bool = True
     max_listed: int = 1000
     retention_s: float | None = 86_400.0
+    history_retention_s: float | None = None
+    max_history_collectors: int = 32
     idle_timeout_s: float | None = 1_800.0
     session_lifetime_s: float | None = None
     max_sessions_per_user: int = 550

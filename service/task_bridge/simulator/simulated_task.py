@@ -24,7 +24,8 @@ class SimulatedTask:
     """A script that began at a time.
 
     `frame` follows the clock step by step, so that a poll costs little. `retired` says that the task's object is gone
-    and its history remains, as with classic tasks some time after their end.
+    and its history remains, as with classic tasks some time after their end. `number` counts all tasks of a vCenter in
+    the order of their creation.
     """
 
     __slots__ = (
@@ -37,12 +38,16 @@ class SimulatedTask:
         "forgotten_at",
         "frame",
         "id",
+        "number",
         "retired",
         "script",
     )
 
-    def __init__(self, task_id: str, attributes: TaskAttributes, script: Script, created_at: float) -> None:
+    def __init__(
+        self, task_id: str, attributes: TaskAttributes, script: Script, created_at: float, number: int = 0
+    ) -> None:
         self.id = task_id
+        self.number = number
         self.attributes = attributes
         self.script = script
         self.created_at = created_at

@@ -52,6 +52,8 @@ class TasksService:
         self._hidden: set[str] = set()
         self._denied: set[str] = set()
         self._forgotten: deque[SimulatedTask] = deque(maxlen=options.remembered_tasks)
+        self._classic: deque[SimulatedTask] = deque(maxlen=options.remembered_tasks)
+        self._created_count = 0
         self._purged_at = clock()
         self._numbers = itertools.count(FIRST_NUMBER)
         self._services = set(SERVICES.values())
@@ -69,7 +71,10 @@ class TasksService:
         attributes = build_attributes(task_id, flavour, service, script, details)
         if task_id in self._tasks:
             self.forget(task_id)
-        self._tasks[task_id] = task = SimulatedTask(task_id, attributes, script, self._clock())
+        self._created_count += 1
+        self._tasks[task_id] = task = SimulatedTask(task_id, attributes, script, self._clock(), self._created_count)
+        if task.is_classic:
+            self._classic.append(task)
         self._notify(task)
         return task_id
 
@@ -115,6 +120,11 @@ class TasksService:
         """Yield all tasks, forgotten ones first."""
         yield from self._forgotten
         yield from self._tasks.values()
+
+    def list_classic_created_after(self, number: int) -> list[SimulatedTask]:
+        """Return the classic tasks that were created after the one with this number, oldest first."""
+        newer = itertools.takewhile(lambda task: task.number > number, reversed(self._classic))
+        return list(newer)[::-1]
 
     def history(self, task_id: str) -> list[TaskState]:
         """Return the states that a task really had, even if it is forgotten."""

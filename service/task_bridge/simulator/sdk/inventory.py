@@ -238,6 +238,15 @@ class Inventory:
         info = [("methodInfo", properties.element_description(key, label)) for key, label in labels.items()]
         return structure("TaskDescription", *info)
 
+    def is_within(self, target: SimulatedTarget | None, entity: SimulatedTarget) -> bool:
+        """Return whether an object lies below another one in the inventory."""
+        while target is not None:
+            above = self._state.entities.find(target)
+            target = (above.parent or above.vapp) if above else None
+            if target == entity:
+                return True
+        return False
+
     def list_classic_tasks(self) -> list[SimulatedTask]:
         """Return all classic tasks, forgotten ones too."""
         return [task for task in self._state.tasks.iterate_all() if task.is_classic]

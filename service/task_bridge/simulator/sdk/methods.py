@@ -13,7 +13,7 @@ from ..state import VCenterState
 from ..task_attributes import OPERATIONS, SimulatedTarget
 from . import properties, soap
 from .collector import ListView, PropertyCollector, PropertyFilter, PropertySpec
-from .history_collector import TaskHistoryCollector, select_tasks
+from .history_collector import LATEST_PAGE, TaskFilter, TaskHistoryCollector, parse_page_size
 from .inventory import ROOT_COLLECTOR, Inventory, parse_property_spec
 from .soap import (
     MethodCall,
@@ -77,8 +77,9 @@ class Methods:
             "CreateCollectorForTasks": self.create_history_collector,
             "ReadNextTasks": self.read_tasks,
             "ReadPreviousTasks": self.read_tasks,
-            "RewindCollector": self.rewind_or_reset,
-            "ResetCollector": self.rewind_or_reset,
+            "RewindCollector": self.rewind_collector,
+            "ResetCollector": self.reset_collector,
+            "SetCollectorPageSize": self.set_page_size,
             "DestroyCollector": self.destroy_history_collector,
             "CurrentTime": self.show_current_time,
             "SessionIsActive": self.show_session_activity,
@@ -239,21 +240,30 @@ class Methods:
     # TaskHistoryCollector
 
     def create_history_collector(self, call: MethodCall, session: SimulatedSession) -> Answer:
-        tasks = select_tasks(self._inventory.list_classic_tasks(), find(call.arguments, "filter"))
-        history = TaskHistoryCollector(self._new_ref("TaskHistoryCollector", session), tasks)
-        self.session_objects[session.id].history_collectors[history.ref] = history
-        return soap.return_value(moref(history.ref))
+        collectors, options = self.session_objects[session.id].history_collectors, self._state.options
+        if len(collectors) >= options.max_history_collectors:
+            raise SoapFaultError("InvalidState", "The session has too many collectors.")
+        spec = find(call.arguments, "filter")
+        task_filter = TaskFilter(spec, options.timestamps.skew_s, self._inventory.is_within)
+        ref = self._new_ref("TaskHistoryCollector", session)
+        collectors[ref] = TaskHistoryCollector(ref, self._state.tasks, options, task_filter, self._state.clock())
+        return soap.return_value(moref(ref))
 
     def read_tasks(self, call: MethodCall, session: SimulatedSession) -> Answer:
-        history, at_most = self._find_history(call, session), int(call.text("maxCount") or 0)
-        if at_most < 1:
-            raise SoapFaultError("InvalidArgument", "", ("invalidProperty", text("maxCount")))
-        page = history.read_next(at_most) if call.name == "ReadNextTasks" else history.read_previous(at_most)
-        return "".join(map(self._render_task_info, page))
+        history, at_most = self._find_history(call, session), parse_page_size(call.text("maxCount"))
+        read = history.read_next if call.name == "ReadNextTasks" else history.read_previous
+        return "".join(map(self._render_task_info, read(at_most, self._state.clock())))
 
-    def rewind_or_reset(self, call: MethodCall, session: SimulatedSession) -> Answer:
-        history = self._find_history(call, session)
-        history.rewind() if call.name == "RewindCollector" else history.reset()
+    def rewind_collector(self, call: MethodCall, session: SimulatedSession) -> Answer:
+        self._find_history(call, session).rewind()
+        return ""
+
+    def reset_collector(self, call: MethodCall, session: SimulatedSession) -> Answer:
+        self._find_history(call, session).reset(self._state.clock())
+        return ""
+
+    def set_page_size(self, call: MethodCall, session: SimulatedSession) -> Answer:
+        self._find_history(call, session).latest_size = parse_page_size(call.text("maxCount"), default=LATEST_PAGE)
         return ""
 
     def destroy_history_collector(self, call: MethodCall, session: SimulatedSession) -> Answer:
