@@ -16,6 +16,7 @@ from typing import Any
 
 import httpx
 import pytest
+from lxml import etree
 from prometheus_client import CollectorRegistry
 from starlette.types import Receive, Scope, Send
 
@@ -287,6 +288,16 @@ async def test_the_page_tells_what_readiness_tells(web: httpx.AsyncClient, state
 
 
 @pytest.mark.parametrize("path", ["/readyz", "/"])
+async def test_every_row_of_a_table_has_a_cell_for_each_heading(web: httpx.AsyncClient) -> None:
+    page = etree.HTML((await web.get("/")).text)
+    tables = page.findall(".//table")
+    assert len(tables) > 2
+    for table in tables:
+        headings = ["".join(map(str, heading.itertext())) for heading in table.iter("th")]
+        rows = [[cell.get("data-label") for cell in row.iter("td")] for row in table.iter("tr")]
+        assert all(row == headings for row in rows if row), headings
+
+
 async def test_a_clock_that_differs_from_nats_servers_is_reported_and_stops_nothing(
     web: httpx.AsyncClient, state: FakeState, path: str
 ) -> None:
