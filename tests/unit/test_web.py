@@ -290,7 +290,7 @@ async def test_the_page_tells_what_readiness_tells(web: httpx.AsyncClient, state
 async def test_every_row_of_a_table_has_a_cell_for_each_heading(web: httpx.AsyncClient) -> None:
     page = etree.HTML((await web.get("/")).text)
     tables = page.findall(".//table")
-    assert len(tables) > 2
+    assert tables
     for table in tables:
         headings = ["".join(map(str, heading.itertext())) for heading in table.iter("th")]
         rows = [[cell.get("data-label") for cell in row.iter("td")] for row in table.iter("tr")]
