@@ -30,7 +30,7 @@ from .vcenter.cis.session import CisSession
 from .vcenter.http import VCenterHttp
 from .vcenter.shared import ResultQueue, SharedVCenter
 from .vcenter.vim.api import fetch_labels
-from .vcenter.vim.session import VimSession as VimSession
+from .vcenter.vim.session import VimSession
 
 REACH_S, ANSWER_S = 5.0, 20.0
 OUT_OF_REACH = 4

@@ -201,7 +201,7 @@ class TaskBridge:
         return final
 
     async def follow(self, *replies: WatchReply) -> AsyncGenerator[StoredCloudEvent, None]:
-        """Yield the events of these watches from their first on, in order, until each watch has ended."""
+        """Yield the events of these watches, from their first on, until each has ended; those of a task in order."""
         unfinished = {reply.watch.id for reply in replies}
         filters = list({reply.events: None for reply in replies})
         if len(filters) > MAX_FILTERS:

@@ -357,8 +357,10 @@ class Watcher:
         if own is None and not is_answered and handle.is_redelivered:
             memory = await self._journal.read_memory(watch)
             is_answered = memory.last is not None and memory.last.event.data.final
-        # The last event is another watch's, so this delivery may be stale: check that its message still exists.
-        is_gone = last is not None and own is None and not is_answered and not await handle.is_current()
+        # The last event is another watch's, or this watch's have gone, so this delivery may be stale: check that its
+        # message still exists.
+        may_be_stale = last is not None or self._clock.now() - watch.since > LATE_FIRST_EVENT_S
+        is_gone = may_be_stale and own is None and not is_answered and not await handle.is_current()
         if self._rebind_if_held(watch, handle):
             return "accepted"  # delivered twice meanwhile
         if is_gone:

@@ -91,12 +91,14 @@ class Remains(NamedTuple):
 class Lost(NamedTuple):
     """What operators removed from the work queues: requests by (sequence, when stored), watches by (id, task).
 
-    `unacked`: watches whose final event was removed while their message, its ack being lost or under way, was there.
+    `events_at`: when events, or their stream, were removed for the first time. `unacked`: watches whose final event
+    was removed while their message, its ack being lost or under way, was there.
     """
 
     requests: tuple[tuple[int, float], ...] = ()
     watches: tuple[tuple[str, str], ...] = ()
     unacked: frozenset[str] = frozenset()
+    events_at: float = math.inf
 
 
 class Account(NamedTuple):

@@ -85,11 +85,13 @@ class Archive:
         Rejections aren't republished, so they are heard without their sequence.
         """
         known = {(message.sequence, message.subject, message.body) for message in self.messages}
-        known_rejections = {message.body for message in self.messages if message.subject == rejected}
+        rejections = {o.headers.get("Nats-Msg-Id"): o for o in reversed(heard) if o.subject == rejected}
+        for message in self.messages:
+            rejections.pop(message.headers.get("Nats-Msg-Id"), None)
+        unread = iter(sorted(rejections.values(), key=lambda one: one.at))
         by_sequence = {one.sequence: one for one in heard if (one.sequence, one.subject, one.body) not in known}
-        rejections = iter([o for o in heard if o.subject == rejected and o.body not in known_rejections])
         for place, message in enumerate(self.messages):
-            if not message.subject and (one := by_sequence.get(message.sequence) or next(rejections, None)):
+            if not message.subject and (one := by_sequence.get(message.sequence) or next(unread, None)):
                 self.messages[place] = message._replace(
                     subject=one.subject, stored_at=one.at, headers=one.headers, body=one.body, there_at=one.at
                 )

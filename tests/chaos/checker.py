@@ -140,9 +140,10 @@ def _in_place(histories: Histories) -> Iterator[str]:
 def _numbered(histories: Histories) -> Iterator[str]:
     """1, 2, 3… without gap or repeat, in the order of the stream; a jump only where the event before had gone.
 
-    One that had no event when it was cut off can't know that another owner's have gone: it begins with 1.
+    One that had no event when it was cut off can't know that another owner's have gone: it begins with 1. And the very
+    same event may be stored again if it had gone before its confirmation came.
     """
-    first_loss = min((stored.there_at for stored in histories.account.stored), default=math.inf)
+    first_loss = histories.account.lost.events_at
     for watch, events in histories.by_watch.items():
         numbers = [event.data["sequence"] for event in events]
         if numbers[0] != 1 and not (numbers[0] >= FIRST_AFTER_A_LOSS and events[0].stored.stored_at >= first_loss):
@@ -154,7 +155,9 @@ def _numbered(histories: Histories) -> Iterator[str]:
             if number == before.data["sequence"] + 1:
                 if had_gone:
                     yield f"{after} hides that {before} had gone"
-            elif not (jumps and after.may_follow_loss_of(before)) and not after.is_blind_first(events[:place]):
+            elif not (
+                (jumps or after.body == before.body) and after.may_follow_loss_of(before)
+            ) and not after.is_blind_first(events[:place]):
                 yield f"{watch}: {numbers}"
 
 

@@ -7,6 +7,7 @@ deletion of what takes no more messages.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import math
 import random
 import time
@@ -46,7 +47,7 @@ class StreamTroubles:
             events = [message for message in archive.messages if message.subject.startswith(f"{names.events}.")]
             one = self._chance.choice(events).subject.rsplit(".", 2)[0] if events else ""
             of_task = f"{one}." if self._chance.random() < 0.5 else ""
-            there_at, newest = time.time(), archive.newest
+            there_at, newest = self._begin_loss(), archive.newest
             subject = f"{one}.>" if of_task else None
             await _surely(lambda: self._world.js.purge_stream(names.events_stream, seq=newest + 1, subject=subject))
             archive.remove(lambda message: message.subject.startswith(of_task), there_at)
@@ -58,7 +59,7 @@ class StreamTroubles:
         archive, stream = self._world.archive, self._world.names.events_stream
         async with self._nats:
             await archive.read()
-            there_at, most = time.time(), self._chance.randint(1, 20)
+            there_at, most = self._begin_loss(), self._chance.randint(1, 20)
             self._tell(f"cap {stream} at {most} messages")
             await self._cap(stream, most)
             over = time.monotonic() + self._chance.uniform(*CAPPED_S)
@@ -84,7 +85,7 @@ class StreamTroubles:
         async with self._nats, _AllBridgesUp(self._world):
             await self._seal(stream)
             await archive.read()
-            there_at = time.time()
+            there_at = self._begin_loss()
             await self._deleted(stream)
             archive.begin_again(there_at)
             await self._note_unacked()
@@ -130,6 +131,11 @@ class StreamTroubles:
                 return
             self._tell(f"deleted the consumer of {stream}")
 
+    def _begin_loss(self) -> float:
+        now, book = time.time(), self._world.book
+        book.events_lost_at = min(book.events_lost_at, now)
+        return now
+
     async def _note_unacked(self) -> None:
         """Note the watches whose final event has gone and whose message hasn't: they will be delivered again."""
         ended = {
@@ -164,7 +170,9 @@ class StreamTroubles:
         """From now on it takes no messages."""
         while not (config := (await self._info(stream)).config).sealed:
             config.sealed = True
-            await _surely(lambda: self._world.js.update_stream(config))
+            # A try that wasn't answered may have sealed it, and JetStream refuses to seal it again.
+            with contextlib.suppress(nats.errors.Error):
+                await self._world.js.update_stream(config)
 
     async def _cap(self, stream: str, most: int) -> None:
         config = (await self._info(stream)).config

@@ -285,6 +285,12 @@ EXCUSED: dict[str, Account] = {
     "a state of before, told without memory": altered(
         restated(), 6, status="RUNNING", progress={"completed": 1, "total": 4}
     ),
+    "a jump at the beginning after a loss": numbered(right(), {4: JUMP, 6: JUMP + 1, 7: JUMP + 2})._replace(
+        lost=Lost(events_at=BEGAN + 4)
+    ),
+    "the same event again, since it had gone unconfirmed": purged(
+        placed(right(), 0, 1, 2, 3, 4, 4, 5, 6, 7), 4, at=BEGAN + 4
+    ),
     "a request that was removed": asking(right(), Asked(9, "no:where", BEGAN))._replace(
         lost=Lost(requests=((9, BEGAN + 0.1),))
     ),
@@ -432,6 +438,11 @@ BROKEN: dict[str, tuple[str, Account]] = {
     # What operators removed excuses some things, and no others.
     "a jump without a loss": ("numbered", numbered(right(), {6: JUMP, 7: JUMP + 1})),
     "a jump at the beginning without a loss": ("numbered", numbered(right(), {4: JUMP, 6: JUMP + 1, 7: JUMP + 2})),
+    "a jump at the beginning before a loss": (
+        "numbered",
+        numbered(right(), {4: JUMP, 6: JUMP + 1, 7: JUMP + 2})._replace(lost=Lost(events_at=BEGAN + 6)),
+    ),
+    "the same event again while it is there": ("numbered", placed(right(), 0, 1, 2, 3, 4, 4, 5, 6, 7)),
     "a jump before the loss": ("numbered", purged(numbered(right(), {6: JUMP, 7: JUMP + 1}), 4, at=BEGAN + 8)),
     "a jump while the last event is there": (
         "numbered",

@@ -47,10 +47,12 @@ def _percent(state: TaskState) -> Any:
 
 
 def _result(state: TaskState) -> Any:
-    """A reference or a scalar, and of anything larger only its type."""
+    """A reference, a scalar, or a list: the simulated vCenter writes other objects as KeyValues, all as text."""
     result = state.fields.get("result")
     if state.status != "SUCCEEDED" or not isinstance(result, dict | list):
         return result if state.status == "SUCCEEDED" else None
     if isinstance(result, dict) and result.keys() == {"type", "id"}:
         return result
-    return {"type": "ArrayOfKeyValue" if isinstance(result, dict) else "ArrayOfString"}
+    if isinstance(result, dict):
+        return [{"key": str(key), "value": str(value)} for key, value in result.items()]
+    return [str(item) for item in result]

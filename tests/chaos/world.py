@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import math
 import random
 import signal
 import time
@@ -117,6 +118,7 @@ class Book:
         self.lost_requests: list[tuple[int, float]] = []
         self.lost_watches: dict[str, str] = {}
         self.unacked: set[str] = set()
+        self.events_lost_at = math.inf
         self.codes: dict[str, int] = {}
 
 
@@ -294,7 +296,12 @@ class World:
                 sessions=sum(len(vcenter.sessions.live) for vcenter in self.vcenters.values()),
                 excused_sessions=book.excused_sessions,
             ),
-            lost=Lost(tuple(book.lost_requests), tuple(book.lost_watches.items()), frozenset(book.unacked)),
+            lost=Lost(
+                tuple(book.lost_requests),
+                tuple(book.lost_watches.items()),
+                frozenset(book.unacked),
+                book.events_lost_at,
+            ),
             clock_s=WRONG_CLOCK_S if has_own_clocks else CLOCK_S,
             reported_losses=sum(replica.count_logged("memory_lost") for replica in self.replicas),
         )

@@ -12,6 +12,7 @@ from nats.js.api import RawStreamMsg
 
 from lab import Lab, until
 from task_bridge.domain.errors import NatsUnavailable
+from task_bridge.domain.ports import MemoryLost
 from task_bridge.domain.subjects import SubjectNames
 from task_bridge.domain.watch import Draft, Watch
 from task_bridge.jetstream.journal import JetStreamJournal
@@ -90,7 +91,9 @@ async def test_an_event_that_was_purged_is_stored_again_within_the_time_of_dedup
     used = [(message.headers or {})["Nats-Msg-Id"] for message in await stage.stored()]
     await stage.js.purge_stream(stage.names.events_stream)
     async with asyncio.timeout(5):
-        entry = await stage.journal().append(draft(2), first.sequence)
+        with pytest.raises(MemoryLost) as lost:
+            await stage.journal().append(draft(2), first.sequence)
+        entry = await stage.journal().append(draft(2), lost.value.sequence, memory_lost=True)
     (stored,) = await stage.stored()
     assert (stored.seq, (stored.headers or {})["Bridge-Watch"]) == (entry.sequence, entry.event.data.watch.id)
     assert (stored.headers or {})["Nats-Msg-Id"] not in used

@@ -122,17 +122,17 @@ def _seconds_between(first: dict[str, Any], last: dict[str, Any]) -> float:
 async def test_all_targets_that_wait_are_looked_up_by_one_request_every_two_seconds(lab: Lab) -> None:
     async with lab.bridge():
         await lab.listen()
-        first = [lab.vcenter.create(scenarios.succeeds(after_s=4.0), flavour="vim") for _ in range(60)]
+        first = [lab.vcenter.create(scenarios.succeeds(after_s=10.0), flavour="vim") for _ in range(60)]
         for task in first:
             await lab.publish(task)
         await until(lambda: all(map(lab.heard, first)))
-        later = [lab.vcenter.create(scenarios.succeeds(after_s=4.0), target=VM) for _ in range(40)]
+        later = [lab.vcenter.create(scenarios.succeeds(after_s=10.0), target=VM) for _ in range(40)]
         for task in later:
             await lab.publish(task)
         for task in first + later:
             assert (await lab.ended(task))["data"]["target"]["path"]
         times = lookups(lab)
-    assert 2 <= len(times) <= 3
+    assert 2 <= len(times) <= 4
     assert all(after - before >= 1.9 for before, after in pairwise(times))
 
 

@@ -43,7 +43,7 @@ async def ignored(_: Exception) -> None:
 
 
 async def test_the_private_names_exist(client: Client) -> None:
-    for name in ("_process_err", "_process_op_err", "_attempt_reconnect", "_flush_pending"):
+    for name in ("_process_err", "_process_op_err", "_process_pong", "_attempt_reconnect", "_flush_pending"):
         assert asyncio.iscoroutinefunction(getattr(Client, name)), name
     assert client._error_cb is ignored
     assert isinstance(JetStreamContext(client)._prefix, str)
@@ -119,6 +119,23 @@ async def test_what_a_closed_transport_refuses_goes_out_by_the_next_connection(
     monkeypatch.undo()
     await client.force_reconnect()
     assert [(await subscription.next_msg(timeout=5)).data for _ in range(3)] == [b"1", b"2", b"3"]
+
+
+async def test_an_answer_to_a_flush_that_was_given_up_ends_no_read_loop(client: Client) -> None:
+    def give_up() -> None:
+        pong: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
+        pong.cancel()  # as a `flush` does that times out
+        client._pongs.append(pong)
+
+    give_up()
+    with pytest.raises(asyncio.InvalidStateError):
+        await client._process_pong()
+    client._pongs.clear()
+    workarounds.accept_late_pongs(client)
+    give_up()
+    await client._process_pong()
+    assert not client._pongs
+    await client.flush()
 
 
 @pytest.mark.parametrize(("domain", "prefix"), [(None, "$JS.API"), ("hub", "$JS.hub.API")])

@@ -22,7 +22,7 @@ async def test_a_lab_in_which_a_wrong_event_was_published_fails(tmp_path: Path) 
 
     async def publish() -> None:
         async with lab_in(tmp_path) as lab:
-            await lab.js.add_stream(name="VCENTER_TASKS_EVENTS", subjects=["events"])
+            await lab.js.add_stream(name="VCENTER_TASKS_EVENTS", subjects=["events"], allow_direct=True)
             await lab.js.publish("events", json.dumps(wrong).encode(), headers={"Bridge-Instance": "x"})
 
     with pytest.raises(AssertionError, match="unchanged_since"):

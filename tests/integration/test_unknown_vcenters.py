@@ -14,7 +14,7 @@ from task_bridge.jetstream import reported_vcenters
 from task_bridge.simulator import scenarios
 
 QUICK = {"ack_wait_s": 2.0}
-SETTLE_S = 1.0
+SETTLE_S = 5.0
 """With this `ack_wait` a replica knows after a second whether it is alone."""
 
 

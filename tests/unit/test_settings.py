@@ -92,6 +92,24 @@ def test_the_scheme_of_a_url_may_be_in_any_case(scheme: str) -> None:
     assert "http:// sends the password unencrypted" in warning
 
 
+@pytest.mark.parametrize(
+    ("given", "prefixes"),
+    [
+        ({}, ["_INBOX"]),
+        ({"USER": "alice"}, ["_INBOX_alice", "_INBOX"]),
+        ({"USER": "alice@example.com"}, ["_INBOX_alice@example.com", "_INBOX"]),
+        ({"USER": "two words"}, ["_INBOX"]),
+        ({"USER": "*"}, ["_INBOX"]),
+        ({"USER": "alice", "INBOX_PREFIX": "_MINE.a"}, ["_MINE.a"]),
+        ({"TOKEN": "t", "INBOX_PREFIX": "_MINE"}, ["_MINE"]),
+    ],
+)
+def test_inboxes_are_the_users_own_if_its_name_is_known(given: dict[str, str], prefixes: list[str]) -> None:
+    more = {"BRIDGE_NATS_PASSWORD": "p"} if "USER" in given else {}
+    settings = load({**LAB, **more, **{f"BRIDGE_NATS_{name}": value for name, value in given.items()}})
+    assert settings.nats.inbox_prefixes("_INBOX") == prefixes
+
+
 def test_off_means_no_http() -> None:
     assert load({**LAB, "BRIDGE_HTTP_LISTEN": "off"}).http_listen is None
     assert load({**LAB, "BRIDGE_HTTP_LISTEN": "OFF"}).http_listen is None
@@ -196,6 +214,8 @@ WRONG = [
     ("BRIDGE_NATS_URL", ",", "must name at least one server"),
     ("BRIDGE_NATS_URL", "nats://a,,nats://b", "must name a server before and after each comma"),
     ("BRIDGE_NATS_JS_DOMAIN", "a.b", "must be letters, digits, - and _"),
+    ("BRIDGE_NATS_INBOX_PREFIX", "_INBOX.>", "must be a NATS subject without wildcards, like _INBOX_alice"),
+    ("BRIDGE_NATS_INBOX_PREFIX", "a..b", "must be a NATS subject without wildcards, like _INBOX_alice"),
     ("BRIDGE_NATS_CREDS_FILE", "/nowhere", "can't be read"),
 ]
 

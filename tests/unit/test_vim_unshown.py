@@ -121,10 +121,10 @@ async def test_whatever_a_poll_ends_with_the_next_one_comes() -> None:
         on_failure=lambda error, _: told.append(str(error)),
         wake_up=lambda: told.append("wake"),
     )
-    poller.ensure_running()
+    poller.loop.ensure_running()
     with capture_logs() as logs:
         async with asyncio.timeout(10):
             await done.wait()
-    await poller.stop()
+    await poller.loop.stop()
     assert told[:6] == ["answer", "wake", "wake", "It is away.", "wake", "wake"]
     assert [log["event"] for log in logs] == ["look_failed"]

@@ -19,7 +19,7 @@ from task_bridge.domain.task import NO_RESULT, Task, TaskError
 from task_bridge.domain.watch import Policy, TaskView, Watch, record_poll
 from task_bridge.metrics import Metrics
 from task_bridge.result_reads import ResultReads
-from task_bridge.watcher import Watcher
+from task_bridge.watcher import LATE_FIRST_EVENT_S, Watcher
 from unit.builders import (
     NOW,
     POLICY,
@@ -555,6 +555,16 @@ async def test_a_watch_whose_last_event_and_message_have_gone_is_over(bridge: Br
     await bridge.see(succeeded())
 
     assert (handle.said, bridge.journal.kinds, bridge.watcher.held_count) == (["drop"], [], 0)
+
+
+async def test_a_late_delivery_of_a_watch_that_is_over_is_ignored_though_its_events_have_gone(bridge: Bridge) -> None:
+    """A replica that was stopped finds it in its socket."""
+    handle = RecordingHandle(current=False)
+    requested_at = bridge.server_clock.now() - LATE_FIRST_EVENT_S - 1
+
+    await bridge.watcher.take_over(a_watch(since=requested_at), handle)
+
+    assert (handle.said, bridge.watcher.held_count) == (["drop"], 0)
 
 
 async def test_a_watch_without_events_is_left_where_another_watch_of_its_task_has_ended(bridge: Bridge) -> None:

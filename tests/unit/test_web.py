@@ -16,6 +16,7 @@ from typing import Any
 
 import httpx
 import pytest
+from lxml import etree
 from prometheus_client import CollectorRegistry
 from starlette.types import Receive, Scope, Send
 
@@ -284,6 +285,16 @@ async def test_the_page_tells_what_readiness_tells(web: httpx.AsyncClient, state
     assert "not enabled" in answer.text
     for path in ("/readyz", "/livez", "/metrics", "/asyncapi.json"):
         assert f'href="{path}"' in answer.text
+
+
+async def test_every_row_of_a_table_has_a_cell_for_each_heading(web: httpx.AsyncClient) -> None:
+    page = etree.HTML((await web.get("/")).text)
+    tables = page.findall(".//table")
+    assert tables
+    for table in tables:
+        headings = ["".join(map(str, heading.itertext())) for heading in table.iter("th")]
+        rows = [[cell.get("data-label") for cell in row.iter("td")] for row in table.iter("tr")]
+        assert all(row == headings for row in rows if row), headings
 
 
 @pytest.mark.parametrize("path", ["/readyz", "/"])

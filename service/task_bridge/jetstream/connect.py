@@ -17,6 +17,7 @@ from ..settings import NatsSettings
 from ..settings.values import read_credentials
 from .nats_py_workarounds import (
     accept_any_message,
+    accept_late_pongs,
     cancel_and_wait,
     flush_and_wait,
     forget_last_error,
@@ -94,6 +95,7 @@ async def connect(settings: NatsSettings, timeout_s: float, *, inbox: str = INBO
     """
     client, reason = Client(), "no answer"
     accept_any_message(client)
+    accept_late_pongs(client)
 
     async def keep_reason(error: Exception) -> None:
         nonlocal reason

@@ -28,6 +28,7 @@ from ..settings import NatsSettings
 from .connect import PERMISSION_VIOLATION, Credentials, choose_inbox, connect_options, error_message, tls_context
 from .nats_py_workarounds import (
     accept_any_message,
+    accept_late_pongs,
     cancel_and_wait,
     keep_unwritten_data,
     reconnect_after_any_error,
@@ -121,6 +122,7 @@ class Connection:
         replace_error_callback(client, self._on_error)
         reconnect_after_any_error(client)
         accept_any_message(client)
+        accept_late_pongs(client)
         await wait_until_connected(client)
         replace_error_callback(client, _ignore_denied_inbox)
         with contextlib.suppress(nats.errors.Error, OSError):  # the connection is lost again

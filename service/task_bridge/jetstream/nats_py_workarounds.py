@@ -129,6 +129,24 @@ def accept_any_message(client: Client) -> None:
     client._build_message = build_message  # type: ignore[method-assign]
 
 
+def accept_late_pongs(client: Client) -> None:
+    """Let the client receive an answer to a PING that nobody waits for anymore.
+
+    When a `flush` was canceled or timed out, nats-py's read loop ends at the PONG. Nothing is received then until the
+    connection is given up, two unanswered PINGs later.
+    """
+    process_pong = client._process_pong
+
+    async def process_or_skip() -> None:
+        if client._pongs and client._pongs[0].done():
+            client._pongs.pop(0)
+            client._pings_outstanding = 0
+        else:
+            await process_pong()
+
+    client._process_pong = process_or_skip  # type: ignore[method-assign]
+
+
 def api_prefix(js: JetStreamContext) -> str:
     """Return the prefix of JetStream's API subjects, such as `$JS.API`; nats-py has no public name for it."""
     return js._prefix

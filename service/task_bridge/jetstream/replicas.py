@@ -37,6 +37,8 @@ log = structlog.get_logger(__name__)
 _REPORTS_PER_ACK_WAIT = 10
 """Reports within the time that a watch may stay without a heartbeat; there is one each second at least."""
 _GONE_AFTER = 5
+_SETTLE_S = 5.0
+"""How long a replica listens before it believes that it is alone: others may just be restarting with it."""
 _UNEVEN_FOR = 3
 """Intervals: after 5 missed reports a replica is gone; 3 uneven reports in a row are no burst."""
 
@@ -106,7 +108,7 @@ class Replicas:
         self._clock = clock
         self._others: dict[str, _Report] = {}
         self._uneven_count = 0
-        self._reported = ReportedVCenters(_GONE_AFTER * min(1.0, ack_wait_s() / _REPORTS_PER_ACK_WAIT), clock())
+        self._reported = ReportedVCenters(_SETTLE_S, clock())
         self._asked: dict[str, asyncio.Future[None]] = {}
         self._have_survived: list[Callable[[str], bool]] = []
         self._on_vcenter: list[Callable[[str], Awaitable[None]]] = []

@@ -12,6 +12,7 @@ from ...domain.errors import VCenterUnavailable
 from ..policy import VimTimeouts
 from . import api
 from .answers import ObjectState
+from .poll_loop import PollLoop
 from .session import VimSession
 from .taskinfo import Question
 
@@ -99,21 +100,7 @@ class QuestionPoller:
         interval_s, timeout_s = timeouts.pull_interval_s, timeouts.vm_timeout_s
         self._read_timeout_s = timeout_s if is_tight else None
         self._pause_s = max(interval_s, 5 * timeout_s) if is_tight else interval_s
-        self._loop: asyncio.Task[None] | None = None
-
-    def ensure_running(self) -> None:
-        """Start polling unless it goes on. Raise what ended it, which is a bug."""
-        if self._loop is None:
-            self._loop = asyncio.create_task(self._run())
-        elif self._loop.done():
-            loop, self._loop = self._loop, None
-            loop.result()
-
-    async def stop(self) -> None:
-        loop, self._loop = self._loop, None
-        if loop is not None:
-            loop.cancel()
-            await asyncio.gather(loop, return_exceptions=True)
+        self.loop = PollLoop(self._run)
 
     async def _run(self) -> None:
         until = time.monotonic() + self._timeouts.separate_questions_s
@@ -124,7 +111,6 @@ class QuestionPoller:
                 all_prompt = await self._poll(vms[first : first + api.OBJECTS_MAX]) and all_prompt
             if all_prompt and time.monotonic() >= until:
                 break
-        self._loop = None
         self._rejoin()
         self._wake_up()
 

@@ -178,10 +178,6 @@ class VimSession:
         """Check that /sdk answers at all, which takes no login. Raises VCenterUnavailable."""
         await self._fetch_service_content()
 
-    async def check(self) -> None:
-        """Check that vCenter answers in this session. Raises VCenterUnavailable."""
-        await self.call("session", "CurrentTime", None)
-
     async def close(self) -> None:
         """Log out, even if a login is still in flight. Never raises. A later call logs in again."""
         await self._login.wait()

@@ -149,8 +149,8 @@ class VimSource:
     ) -> None:
         await _cancel(self._loop)
         await _cancel(self._listener)
-        await self._unshown_poller.stop()
-        await self._question_poller.stop()
+        await self._unshown_poller.loop.stop()
+        await self._question_poller.loop.stop()
         await self._finder.close()
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(self._logout_s):
@@ -335,8 +335,8 @@ class VimSource:
         """Log out if nobody has used the session for a while."""
         if not self._users and now >= self._used_at + self._timeouts.idle_logout_s:
             await self._stop_listening()
-            await self._unshown_poller.stop()
-            await self._question_poller.stop()
+            await self._unshown_poller.loop.stop()
+            await self._question_poller.loop.stop()
             self._transport.poll_questions_with_tasks()
             await self._session.close()
         self.health.reset()
@@ -352,13 +352,13 @@ class VimSource:
         if self._awaits_vms and self._push is not None and now >= self._push.vms_due_at:
             self._transport.poll_questions_separately()
         if self._transport.separate_questions:
-            self._question_poller.ensure_running()
+            self._question_poller.loop.ensure_running()
         if self._is_pushing:
-            self._unshown_poller.ensure_running()
+            self._unshown_poller.loop.ensure_running()
             await self._update_view()
         else:
             await self._stop_listening()
-            await self._unshown_poller.stop()
+            await self._unshown_poller.loop.stop()
         await self._poll_due(now)
         self._sessions_ended = 0
         self._note_answer()

@@ -14,6 +14,7 @@ import structlog
 from ...domain.errors import VCenterUnavailable
 from ..tracked_task import PARKED
 from . import api
+from .poll_loop import PollLoop
 from .session import SessionEnded
 from .transport import TrackedVimTask
 
@@ -53,7 +54,7 @@ def _is_live(tracked: TrackedVimTask) -> bool:
 
 
 class UnshownTaskPoller:
-    """Polls tasks while it runs. The source starts and stops it with push.
+    """Polls tasks while its loop runs. The source starts and stops the loop with push.
 
     `may_poll` returns True while a poll may go out. `poll` polls the tasks. `on_answer` and `on_failure` are called
     afterwards, with the time of the request. `wake_up` wakes the source's loop.
@@ -80,18 +81,7 @@ class UnshownTaskPoller:
         self._on_failure = on_failure
         self._wake_up = wake_up
         self._pulled_at = -math.inf
-        self._loop: asyncio.Task[None] | None = None
-
-    def ensure_running(self) -> None:
-        """Start polling unless it goes on."""
-        if self._loop is None:
-            self._loop = asyncio.create_task(self._run())
-
-    async def stop(self) -> None:
-        loop, self._loop = self._loop, None
-        if loop is not None:
-            loop.cancel()
-            await asyncio.gather(loop, return_exceptions=True)
+        self.loop = PollLoop(self._run)
 
     async def _run(self) -> None:
         while True:
