@@ -195,6 +195,11 @@ def test_setting_an_end_is_the_end(vcenter: SimulatedVCenter, clock: ManualClock
     assert "end_time" not in shown(vcenter, task)
 
 
+def test_setting_a_task_in_the_moment_of_a_step_works_whatever_the_clock_resolves() -> None:
+    script = Script((Step(1.0, {"status": "RUNNING"}),)).amend(1.0 - 5e-7, {"status": "SUCCEEDED"})
+    assert frame_at(script, 1.0).status == "SUCCEEDED"
+
+
 def test_cancelable_flips(vcenter: SimulatedVCenter, clock: ManualClock) -> None:
     task = vcenter.create(scenarios.cancelable_flips(after_s=4))
     seen = []

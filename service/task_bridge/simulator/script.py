@@ -51,7 +51,8 @@ class Script(Struct, frozen=True, forbid_unknown_fields=True):
         """Return the script with one more change now. Later steps still happen, unless the change ends the task."""
         past, future = self._split(age_s)
         remaining = () if changes.get("status") in ENDED else future
-        return replace(self, steps=(*past, Step(age_s, changes, removes), *remaining))
+        at_s = max([age_s, *(step.after_s for step in past)])  # what is due may be 1 µs later
+        return replace(self, steps=(*past, Step(at_s, changes, removes), *remaining))
 
     def cancel(self, age_s: float, ending: Fields) -> "Script":
         """Return the script without its later steps, and with `ending` after the time that a cancel takes."""
