@@ -309,10 +309,11 @@ class _Parts(NamedTuple):
         await self.client.subscribe(f"{names.events}.*.*.abandoned.unwatched", cb=check_ownership)
 
     async def _subscribe_to_follows(self, names: SubjectNames) -> None:
-        """Subscribe to the events of follows: another replica's shows that a follow was ended or replaced."""
+        """Subscribe to the events of follows: a final one, or another replica's, may end a follow here."""
 
         async def check_ownership(message: Msg) -> None:
-            if (message.headers or {}).get("Bridge-Instance") != self.instance:
+            is_own = (message.headers or {}).get("Bridge-Instance") == self.instance
+            if not is_own or message.subject.endswith(".unfollowed"):
                 with contextlib.suppress(NatsUnavailable):
                     await self.follower.check_ownership(*names.parse_follow_event_subject(message.subject))
 
@@ -330,6 +331,7 @@ class _Parts(NamedTuple):
             "the monitor of JetStream": self.monitor.run(),
             "the exchange with other replicas": self.replicas.run(),
             "the sweep of the watches": self.watcher.sweep_ownership(),
+            "the sweep of the follows": self.follower.sweep_ownership(),
             "the check of the watches' memories": self.watcher.check_memories(lambda: self.monitor.events_contents),
             "the end of timed-out watches": timing_out,
         }

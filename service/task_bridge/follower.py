@@ -38,6 +38,7 @@ _SAVE_S = 60.0
 """How long after an event the place is stored again, if watches were started."""
 _SAVE_WATCHES = 2_000
 _SAVE_QUIET_S = 3_600.0
+_SWEEP_S = 10.0
 
 
 class HeldFollow:
@@ -127,10 +128,23 @@ class Follower:
         return "accepted"
 
     async def check_ownership(self, vcenter: str, name: str) -> None:
-        """Stop running a follow whose message is gone: it was ended or replaced. Raises NatsUnavailable."""
+        """Stop running a follow that was ended, or whose message is gone. Raises NatsUnavailable."""
         held = self._held.get((vcenter, name))
-        if held is not None and not await held.handle.is_current():
+        if held is None:
+            return
+        # The final event is stored before the message is removed, so the message alone may still be there.
+        last = await self._journal.read_last(vcenter, name)
+        is_over = last is not None and last.data and last.data.final and last.data.follow.id == held.follow.id
+        if is_over or not await held.handle.is_current():
             self._step_back(held)
+
+    async def sweep_ownership(self) -> None:
+        """Check the ownership of every held follow now and then, without end: a hint may have been missed."""
+        while True:
+            await asyncio.sleep(_SWEEP_S)
+            for key in list(self._held):
+                with contextlib.suppress(NatsUnavailable):
+                    await self.check_ownership(*key)
 
     async def stop(self) -> None:
         """Start no more watches, and store how far each follow has come."""

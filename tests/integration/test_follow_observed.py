@@ -64,18 +64,23 @@ async def test_readiness_and_the_board_say_of_a_follow_what_it_does_and_how_far_
         section = board.partition('<section id="follows"')[2].partition("</section>")[0]
         assert "yes, nothing is missing" in section
         await lab.ask("unfollow", {"name": "all"})
-        await until_shown(bridge, lambda body: body["follows"] == [])
+        await until_shown(bridge, lambda body: body["follows"] == [], within_s=5.0)
         assert "Nothing is followed." in (await page(bridge, "/")).text
 
 
-async def test_a_follow_that_waits_degrades_its_replica_and_says_why_until_it_reads_again(lab: Lab) -> None:
+async def test_a_follow_that_waits_degrades_its_replica_and_says_why_until_it_reads_again(
+    lab: Lab, tmp_path: Path
+) -> None:
     async with lab.bridge() as bridge:
         denied = faults.soap_fault("NoPermission", "Permission to perform this operation was denied.")
         with lab.vcenter.faults.during(denied, operation="CreateCollectorForTasks"):
             await lab.ask("follow", {"name": "all"})
             body = await until_shown(bridge, lambda body: state_of(body) == "waiting")
             assert body["status"] == "degraded"
-            assert re.match("waits for vCenter: .*denied", body["follows"][0]["reason"])
+            assert re.match("waits until vCenter can be read: .*denied", body["follows"][0]["reason"])
+            shown = await ran("follows", directory=tmp_path, environment=lab.environment())
+            assert shown.out[0] == "all on lab: waiting, nothing read yet"
+            assert "denied" in shown.out[1]
             (listed,) = (await lab.ask("follows", {}))["follows"]
             assert "denied" in listed["reason"]
         body = await until_shown(bridge, lambda body: state_of(body) == "following")
@@ -125,7 +130,7 @@ async def test_metrics_count_follows_by_state_and_show_the_age_of_their_last_rea
 async def test_every_replica_lists_the_follows_of_all_and_those_that_nobody_runs(lab: Lab) -> None:
     other = {"url": lab.vcenter_url, "given_username": USERNAME, "given_password": PASSWORD}
     async with lab.bridge() as one, lab.bridge(vcenters={"other": other}) as two:
-        await lab.ask("follow", {"name": "all", "vcenter": "lab"})
+        await lab.js.publish(f"{PREFIX}.follow", b'{"name": "all", "vcenter": "lab"}')
         bodies = [await until_shown(bridge, lambda body: state_of(body) == "following") for bridge in (one, two)]
         assert [body["follows"][0]["here"] for body in bodies] == [True, False]
         names = ("vcenter", "name", "state", "since")
@@ -180,7 +185,7 @@ class TestCommands:
         async def run(*words: str) -> Ended:
             return await ran(*words, directory=tmp_path, environment=lab.environment())
 
-        vm = lab.vcenter.entities.put(SimulatedTarget("VirtualMachine", "vm-7"), "web01")
+        vm = SimulatedTarget("VirtualMachine", "vm-7")
         async with lab.bridge() as bridge:
             assert (await run("follows")).out == ["Nothing is followed."]
             begun = await run("follow", "vms", "--service", "VirtualMachine", "--label", "team=platform")
@@ -189,12 +194,17 @@ class TestCommands:
             again = await run("follow", "vms", "--service", "VirtualMachine", "--label", "team=platform")
             assert again.out[0] == "vms already follows classic tasks of VirtualMachine on lab."
             await until_shown(bridge, lambda body: state_of(body, "vms") == "following")
-            task = lab.vcenter.create(scenarios.runs_forever(), flavour="vim", target=vm)
+            task = lab.vcenter.create(scenarios.runs_forever(), flavour="vim", target=vm, target_name="web01")
             await until_shown(bridge, lambda body: bool(body["follows"][0]["started_watches"]))
+            shown = await run("follows")
+            assert re.match(r"vms on lab: following, complete since \S+Z$", shown.out[0])
+            assert "1 watch started, last task " in shown.out[1]
             below = ("--entity", "group-v3", "--recursive")
-            changed = await run("follow", "vms", "--user", r"VSPHERE.LOCAL\deploy", *below)
+            operations = ("--operation", "clone*", "--operation", "!reconfigure", "--endings")
+            changed = await run("follow", "vms", "--user", r"VSPHERE.LOCAL\deploy", *below, *operations)
             assert changed.out[0] == (
-                r"vms now follows classic tasks by VSPHERE.LOCAL\deploy on group-v3 and below on lab."
+                r"vms now follows classic tasks with operation clone* without operation reconfigure "
+                r"by VSPHERE.LOCAL\deploy on group-v3 and below, endings only on lab."
             )
             listed = await run("list")
             assert any("follow vms" in line and "team=platform" in line for line in listed.out), listed.out
@@ -202,9 +212,6 @@ class TestCommands:
             events = await run("events")
             assert any(task in line and "web01" in line for line in events.out), events.out
             await until_shown(bridge, lambda body: state_of(body, "vms") == "following")
-            shown = await run("follows")
-            assert re.match(r"vms on lab: following, complete since \S+Z$", shown.out[0])
-            assert "1 watch started, last task " in shown.out[1]
             as_json = await run("follows", "--json")
             assert json.loads(as_json.out[0])["follows"][0]["name"] == "vms"
             ended = await run("unfollow", "vms")

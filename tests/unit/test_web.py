@@ -294,7 +294,7 @@ async def test_a_follow_that_is_late_or_has_a_gap_has_its_reason(
     answer = await web.get(path)
     assert answer.status_code == 200
     text = unescape(answer.text)
-    assert "waits for vCenter: vCenter lab refuses to show its history; 2 gaps, in which tasks may be missing" in text
+    assert "waits until vCenter can be read: vCenter lab refuses to show its history; 2 gaps, in which" in text
     assert "finds more tasks than BRIDGE_FOLLOW_MAX_RATE lets it watch at once" in text
     assert "1 gap, in which tasks may be missing: see `task-bridge follows --events`" in text
     assert "1 follow is stored and run by no replica" in text
@@ -304,14 +304,16 @@ async def test_the_board_says_of_each_follow_whether_it_is_complete(web: httpx.A
     report = HEALTHY.follows[0]
     shown = []
     with_gap, unread = msgspec.structs.replace(report, gaps=1), FollowReport("lab", "all", "starting")
-    for follows in ((report,), (with_gap,), (unread,), ()):
+    waiting = msgspec.structs.replace(report, state="waiting")
+    for follows in ((report,), (with_gap,), (unread,), (waiting,), ()):
         state.now = replace(HEALTHY, follows=follows)
         section = (await web.get("/")).text.partition('<section id="follows"')[2].partition("</section>")[0]
         shown.append(" ".join(re.sub(r"<[^>]+>", " ", section).split()))
     assert "yes, nothing is missing" in shown[0]
     assert "✗ 1 gap : tasks may be missing" in shown[1]
     assert "not read yet" in shown[2]
-    assert "Nothing is followed." in shown[3]
+    assert "no gap so far" in shown[3]
+    assert "Nothing is followed." in shown[4]
 
 
 async def test_metrics_are_those_of_the_moment_in_the_form_that_is_asked_for(

@@ -23,8 +23,12 @@ from ..domain.follows.event import (
     from_follow_cloudevent,
 )
 from . import output
-from .client_commands import FilterVCenter, Json, VCenter, parse_label, run, send
+from .client_commands import Json, parse_label, run, send
 
+VCenter = Annotated[
+    str | None, typer.Option(metavar="NAME", help="The vCenter to follow. Default: the bridge's default vCenter.")
+]
+FilterVCenter = Annotated[str | None, typer.Option("--vcenter", metavar="NAME", help="Only follows of this vCenter.")]
 Name = Annotated[str, typer.Argument(metavar="NAME", help="The follow's name: words of a-z and 0-9, with hyphens.")]
 
 
@@ -78,8 +82,9 @@ async def _request_follow(request: dict[str, Any], as_json: bool) -> int:
         return 0
     reply = msgspec.json.decode(answer, type=FollowReply)
     what = {"accepted": "follows", "updated": "now follows", "already_following": "already follows"}.get(reply.outcome)
-    typer.echo(f"{reply.name} {what or reply.outcome} {_describe(reply.follow)} on {reply.vcenter}.")
-    typer.echo("See them with `task-bridge events --follow`, and how complete it is with `task-bridge follows`.")
+    console = output.console()
+    console.print(Text(f"{reply.name} {what or reply.outcome} {_describe(reply.follow)} on {reply.vcenter}."))
+    console.print("See them with `task-bridge events --follow`, and whether it is complete with `task-bridge follows`.")
     return 0
 
 
@@ -128,20 +133,20 @@ async def _list_follows(vcenter: str | None, as_json: bool) -> int:
 def _format_follow(one: ListedFollow) -> Iterator[Text]:
     """Yield the lines of a follow: its state and whether it is complete, then what it is about and has found."""
     is_good = one.state == "following" and not one.gaps
-    yield Text(output.clean(f"{one.name} on {one.vcenter}: ")).append(
-        f"{one.state}, {_describe_completeness(one)}", "green" if is_good else "red"
-    )
+    state = f"{one.state}, {_describe_completeness(one)}"
+    yield Text(f"{output.clean(f'{one.name} on {one.vcenter}')}: ").append(state, "green" if is_good else "red")
     if one.reason:
-        yield Text(output.clean(f"  {one.reason}"))
-    watches = f"{one.started_watches:,} {'watch' if one.started_watches == 1 else 'watches'} started"
+        yield Text(f"  {output.clean(one.reason)}")
+    watches = f"{_count_watches(one.started_watches)} started"
     last = f", last task {one.last_task_at[:19]}Z" if one.last_task_at else ""
     labels = " ".join(f"{key}={value}" for key, value in one.follow.labels.items())
     yield Text("  " + output.clean(f"{_describe(one.follow)}; {watches}{last}{labels and '; '}{labels}"))
 
 
 def _describe_completeness(one: ListedFollow) -> str:
-    since = f" since {one.since[:19]}Z" if one.since else ""
-    return describe_gaps(one.gaps) or (f"complete{since}" if since else "nothing read yet")
+    if one.gaps or one.since is None:
+        return describe_gaps(one.gaps) or "nothing read yet"
+    return f"{'complete' if one.state == 'following' else 'no gap so far'} since {one.since[:19]}Z"
 
 
 async def _print_follow_events(vcenter: str | None, as_json: bool) -> int:
@@ -165,22 +170,30 @@ def _format_follow_event(event: FollowCloudEvent) -> Text:
     data = event.data
     text = Text(f"{event.time[:19]}Z {output.clean(f'{data.name} on {data.vcenter}')}: ")
     if data.kind == "gap":
-        return text.append("gap", "red").append(output.clean(f" from {data.begin} to {data.end}: {data.reason}"))
-    place = f", complete from {data.place.begins_at} until {data.place.complete_until}" if data.place else ""
+        span = output.clean(f"from {data.begin} to {data.end}: {data.reason}")
+        return text.append("gap ", "red").append(span)
+    place = f", complete until {data.place.complete_until[:19]}Z" if data.place else ""
     reason = f" ({data.reason})" if data.reason else ""
-    return text.append(output.clean(f"{data.kind}{reason}, {data.started_watches:,} watches started{place}"))
+    return text.append(output.clean(f"{data.kind}{reason}, {_count_watches(data.started_watches)} started{place}"))
+
+
+def _count_watches(count: int) -> str:
+    return f"{count:,} {'watch' if count == 1 else 'watches'}"
 
 
 def _describe(follow: FollowView) -> str:
     """Return what a follow is about, in a few words."""
     kinds = " and ".join({"vim": "classic tasks", "cis": "CIS tasks"}.get(api, api) for api in follow.apis)
-    entity = follow.entity and f"on {follow.entity.id}{' and below' if follow.entity.recursive else ''}"
+    entity = f"on {follow.entity.id}{' and below' if follow.entity.recursive else ''}" if follow.entity else ""
+    wanted = [pattern for pattern in follow.operations if not pattern.startswith("!")]
+    excluded = [pattern[1:] for pattern in follow.operations if pattern.startswith("!")]
     parts = [
         kinds,
-        follow.services and f"of {', '.join(follow.services)}",
-        follow.operations and f"with operation {', '.join(follow.operations)}",
-        follow.users and f"by {', '.join(follow.users)}",
+        f"of {', '.join(follow.services)}" if follow.services else "",
+        f"with operation {', '.join(wanted)}" if wanted else "",
+        f"without operation {', '.join(excluded)}" if excluded else "",
+        f"by {', '.join(follow.users)}" if follow.users else "",
         entity,
-        "endings only" if follow.events == "endings" else "",
     ]
-    return " ".join(part for part in parts if part)
+    limits = ["top-level only" if follow.top_level_only else "", "endings only" if follow.events == "endings" else ""]
+    return ", ".join(filter(None, [" ".join(filter(None, parts)), *limits]))

@@ -258,7 +258,9 @@ class DemoRunner:
             return self._vcenter.create(case.script, description=case.title)
         vm = SimulatedTarget("VirtualMachine", f"vm-{sum(map(ord, case.machine))}")
         self._vcenter.entities.put(vm, case.machine)
-        return self._vcenter.create(case.script, flavour="vim", operation=case.operation, target=vm)
+        return self._vcenter.create(
+            case.script, flavour="vim", operation=case.operation, target=vm, target_name=case.machine
+        )
 
     async def wait_until_ended(self, runs: Sequence[DemoRun], within_s: float) -> None:
         """Wait until all runs have ended, at most `within_s`."""

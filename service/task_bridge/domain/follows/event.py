@@ -254,10 +254,10 @@ class FollowReport(msgspec.Struct, frozen=True):
         """Why tasks are found late, and whether some may be missing; None if all is well."""
         late = {
             "slowed": "finds more tasks than BRIDGE_FOLLOW_MAX_RATE lets it watch at once; they are watched later",
-            "waiting": f"waits for vCenter: {self.reason or 'no answer yet'}",
+            "waiting": f"waits until vCenter can be read: {self.reason or 'no answer yet'}",
             "unconfigured": "waits: its vCenter isn't in the settings of this replica",
         }.get(self.state)
-        return "; ".join(filter(None, (late, describe_gaps(self.gaps)))) or None
+        return "; ".join(filter(None, ((late or "").rstrip("."), describe_gaps(self.gaps)))) or None
 
 
 def describe_gaps(gaps: int) -> str | None:
