@@ -340,7 +340,7 @@ async def test_list_and_get_tell_how_tasks_stand_in_words_and_as_json(lab: Lab, 
 def test_the_shell_completes_commands() -> None:
     program = Path(sys.executable).with_name("task-bridge")
     asked = {"_TASK_BRIDGE_COMPLETE": "complete_bash", "COMP_WORDS": "task-bridge un", "COMP_CWORD": "1"}
-    assert subprocess.check_output([program], env=asked, text=True, timeout=20).split() == ["unwatch"]
+    assert subprocess.check_output([program], env=asked, text=True, timeout=20).split() == ["unwatch", "unfollow"]
 
 
 async def test_unwatch_and_cancel_answer_and_an_error_answer_exits_1(lab: Lab, shell: Shell) -> None:

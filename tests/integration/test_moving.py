@@ -14,7 +14,14 @@ from nats.aio.msg import Msg
 from lab import EVENTS, PREFIX, Lab, NatsServer, until
 from task_bridge.simulator import scenarios
 
-STREAMS = ("VCENTER_TASKS_REQUESTS", "VCENTER_TASKS_WATCHES", EVENTS, "OBJ_VCENTER_TASKS_RESULTS")
+STREAMS = (
+    "VCENTER_TASKS_REQUESTS",
+    "VCENTER_TASKS_WATCHES",
+    "VCENTER_TASKS_FOLLOW_REQUESTS",
+    "VCENTER_TASKS_FOLLOWS",
+    EVENTS,
+    "OBJ_VCENTER_TASKS_RESULTS",
+)
 
 
 async def backup(client: Client, stream: str) -> tuple[dict[str, Any], list[bytes]]:

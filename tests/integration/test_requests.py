@@ -133,7 +133,8 @@ async def test_it_is_a_nats_service(lab: Lab) -> None:
         info = json.loads((await lab.client.request("$SRV.INFO.vcenter-task-bridge", timeout=5)).data)
     assert ping["name"] == "vcenter-task-bridge"
     assert {endpoint["subject"] for endpoint in info["endpoints"]} == {
-        f"{PREFIX}.api.{verb}" for verb in ("watch", "unwatch", "get", "list", "cancel")
+        f"{PREFIX}.api.{verb}"
+        for verb in ("watch", "unwatch", "get", "list", "cancel", "follow", "unfollow", "follows")
     }
 
 
@@ -172,4 +173,8 @@ async def test_ids_of_strangers_stay_in_their_token(lab: Lab) -> None:
             assert reply["events"].count(".") == 5
         listed = await lab.ask("list")
     assert [watch["task"] for watch in listed["watches"]] == hostile
-    assert (await lab.js.stream_info(EVENTS)).config.subjects == [f"{PREFIX}.internal.put.>", f"{PREFIX}.rejected"]
+    assert (await lab.js.stream_info(EVENTS)).config.subjects == [
+        f"{PREFIX}.internal.put.>",
+        f"{PREFIX}.rejected",
+        f"{PREFIX}.follows.>",
+    ]
