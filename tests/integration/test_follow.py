@@ -4,50 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import signal
-import time
-from collections import Counter
-from collections.abc import Awaitable, Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 from structlog.testing import capture_logs
 
+from follow_lab import call, endings, follow, follow_events, following, until_ended, until_true
 from lab import PASSWORD, PREFIX, USERNAME, BridgeProcess, Lab, until
 from task_bridge.simulator import SimulatedTarget, scenarios
-
-
-async def follow(lab: Lab, **fields: Any) -> dict[str, Any]:
-    return await call(lab, "follow", **{"name": "all"} | fields)
-
-
-async def call(lab: Lab, verb: str, **fields: Any) -> dict[str, Any]:
-    return await lab.ask(verb, fields)
-
-
-async def follow_events(lab: Lab) -> list[dict[str, Any]]:
-    return [event for message, event in await lab.stored() if str(message.subject).startswith(f"{PREFIX}.follows.")]
-
-
-async def endings(lab: Lab) -> Counter[str]:
-    events = [event for message, event in await lab.stored() if str(message.subject).startswith(f"{PREFIX}.events.")]
-    return Counter(event["data"]["task"] for event in events if event["data"]["final"])
-
-
-async def following(lab: Lab, count: int = 1) -> None:
-    """Waits until so many events of follows are stored."""
-    await until_true(lambda: has_follow_events(lab, count))
-
-
-async def has_follow_events(lab: Lab, count: int) -> bool:
-    return len(await follow_events(lab)) >= count
-
-
-async def until_true(fact: Callable[[], Awaitable[bool]], within_s: float = 20.0) -> None:
-    deadline = time.monotonic() + within_s
-    while not await fact():
-        assert time.monotonic() < deadline, f"not within {within_s} s: {fact}"
-        await asyncio.sleep(0.02)
 
 
 async def test_tasks_that_nobody_asked_for_are_watched_from_their_start_to_their_end(lab: Lab) -> None:
@@ -89,13 +53,6 @@ async def test_tasks_of_an_absence_are_found_afterwards_each_once(lab: Lab) -> N
         assert set((await endings(lab)).values()) == {1}
         reasons = [event["data"]["reason"] for event in await follow_events(lab)]
         assert reasons == ["started", "progressed", "resumed"]
-
-
-async def until_ended(lab: Lab, tasks: list[str], within_s: float = 20.0) -> None:
-    deadline = time.monotonic() + within_s
-    while missing := set(tasks) - set(await endings(lab)):
-        assert time.monotonic() < deadline, f"not ended: {missing}"
-        await asyncio.sleep(0.02)
 
 
 async def test_endings_alone_are_published_if_the_follow_says_so(lab: Lab) -> None:

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack
 from types import TracebackType
 from typing import Self
 
 from ..domain.errors import VCenterUnavailable
+from ..domain.follows.event import FollowMemory
 from ..domain.follows.order import Follow
-from ..domain.follows.place import FollowPlace
 from ..domain.follows.ports import FoundBatch, TaskFinder
 from ..domain.ports import PollResult, TaskSource
 from ..domain.task import Api, TaskIdentity, is_vim_task
@@ -129,14 +130,26 @@ class VCenterTaskSource:
     def poll_results(self) -> AsyncIterator[list[tuple[str, PollResult]]]:
         return self._named.batches() if self._named is not None else self._cis.poll_results()
 
-    async def find_tasks(self, follow: Follow, place: Callable[[], FollowPlace | None]) -> AsyncIterator[FoundBatch]:
+    async def find_tasks(self, follow: Follow, memory: Callable[[], FollowMemory]) -> AsyncGenerator[FoundBatch]:
+        """Yield what the finders of the follow's APIs find, each at its own pace."""
+        finders = [self._find_classic_tasks(follow, memory)] if "vim" in follow.apis else []
+        if "cis" in follow.apis:
+            finders.append(self._cis.find_tasks(follow, memory))
+        async with contextlib.aclosing(merge_batches(finders)) as batches:
+            async for batch in batches:
+                yield batch
+
+    async def _find_classic_tasks(
+        self, follow: Follow, memory: Callable[[], FollowMemory]
+    ) -> AsyncGenerator[FoundBatch]:
         if self._vim is None:
             setting = f"BRIDGE_VCENTERS__{self._name.upper()}__VIM"
             yield FoundBatch(trouble=f"Classic tasks of {self._name} can't be found: {setting} is off.")
             await asyncio.Event().wait()
             return
-        async for batch in self._vim.find_tasks(follow, place):
-            yield batch
+        async with contextlib.aclosing(self._vim.find_tasks(follow, memory)) as batches:
+            async for batch in batches:
+                yield batch
 
     async def fetch_identity(self, task: str) -> TaskIdentity | None:
         return await self._vim.fetch_identity(task) if self._vim and is_vim_task(task) else None
@@ -150,6 +163,31 @@ class VCenterTaskSource:
         except TimeoutError as error:
             message = f"vCenter {self._name} didn't answer in time whether it cancels the task."
             raise VCenterUnavailable(message) from error
+
+
+async def merge_batches(finders: Sequence[AsyncGenerator[FoundBatch]]) -> AsyncGenerator[FoundBatch]:
+    """Yield the batches of all finders as they come. None runs ahead by more than a batch. Raises what one raises."""
+    merged: asyncio.Queue[FoundBatch | Exception] = asyncio.Queue(1)
+
+    async def pass_on(finder: AsyncGenerator[FoundBatch]) -> None:
+        try:
+            async with contextlib.aclosing(finder):
+                async for batch in finder:
+                    await merged.put(batch)
+        except Exception as error:
+            await merged.put(error)
+
+    tasks = [asyncio.create_task(pass_on(finder)) for finder in finders]
+    try:
+        while True:
+            batch = await merged.get()
+            if isinstance(batch, Exception):
+                raise batch
+            yield batch
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
 
 
 _VCENTER_TASK_SOURCE_IS_A_TASK_SOURCE: type[TaskSource] = VCenterTaskSource

@@ -8,17 +8,19 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 from contextlib import AbstractContextManager
 from typing import NamedTuple
 
 import structlog
 
 from ...domain.errors import VCenterUnavailable
+from ...domain.follows.event import FollowMemory
 from ...domain.follows.order import Follow, FoundTask, build_found_task, find_entity_type
 from ...domain.follows.place import CLOCK_SLACK_S, FollowPlace
 from ...domain.follows.ports import FoundBatch, HistoryStart
 from ...domain.task import is_vim_task
+from ..shared import DiscoveryTurns
 from .history import HistoryFilter, close_history, fetch_oldest, fetch_time, open_history, read_page
 from .session import VimSession
 from .soap import Ref
@@ -26,8 +28,6 @@ from .taskinfo import Info, build_task, parse_identity
 
 log = structlog.get_logger(__name__)
 
-READ_INTERVAL_S = 0.5
-"""Time between two requests of all readers of a vCenter."""
 RETRY_S = 2.0
 CHECK_CLOCK_S = 300.0
 """How often vCenter's clock is read: its times are compared with where a follow is."""
@@ -64,17 +64,6 @@ class _Subscriber(NamedTuple):
     batches: asyncio.Queue[FoundBatch]
 
 
-class _ReadTurns:
-    """Spreads the requests of all readers of a vCenter: one every `READ_INTERVAL_S`."""
-
-    def __init__(self) -> None:
-        self._lock = asyncio.Lock()
-
-    async def wait(self) -> None:
-        async with self._lock:
-            await asyncio.sleep(READ_INTERVAL_S)
-
-
 class FinderContext(NamedTuple):
     """What the readers of a vCenter share.
 
@@ -88,7 +77,7 @@ class FinderContext(NamedTuple):
     prepare: Callable[[], Awaitable[None]]
     keep_session: Callable[[], AbstractContextManager[None]]
     on_ended: Callable[[str, Info], None]
-    turns: _ReadTurns
+    turns: DiscoveryTurns
 
 
 class VimFinder:
@@ -101,17 +90,18 @@ class VimFinder:
         prepare: Callable[[], Awaitable[None]],
         keep_session: Callable[[], AbstractContextManager[None]],
         on_ended: Callable[[str, Info], None],
+        turns: DiscoveryTurns,
     ) -> None:
-        self._context = FinderContext(session, clock, prepare, keep_session, on_ended, _ReadTurns())
+        self._context = FinderContext(session, clock, prepare, keep_session, on_ended, turns)
         self._readers: dict[HistoryFilter, _HistoryReader] = {}
 
-    async def find_tasks(self, follow: Follow, place: Callable[[], FollowPlace | None]) -> AsyncIterator[FoundBatch]:
+    async def find_tasks(self, follow: Follow, memory: Callable[[], FollowMemory]) -> AsyncGenerator[FoundBatch]:
         """Yield the tasks that match the follow's filter at vCenter, without end."""
         history_filter = build_history_filter(follow)
         reader = self._readers.get(history_filter)
         if reader is None:
             reader = self._readers[history_filter] = _HistoryReader(self._context, history_filter)
-        subscriber = _Subscriber(follow, place, asyncio.Queue())
+        subscriber = _Subscriber(follow, lambda: memory().place, asyncio.Queue())
         reader.add(subscriber)
         try:
             while True:
@@ -170,6 +160,7 @@ class _HistoryReader:
             try:
                 with self._context.keep_session():
                     await self._read()
+                continue
             except VCenterUnavailable as error:
                 self._deliver(FoundBatch(trouble=str(error)))
             except Exception:
@@ -177,15 +168,20 @@ class _HistoryReader:
             await asyncio.sleep(RETRY_S)
 
     async def _read(self) -> None:
-        """Open the history and read on from the earliest place, until a follow joins or vCenter can't be read."""
-        session, clock = self._context.session, self._context.clock
+        """Open the history and read on from the earliest place, until a follow joins or vCenter's clock was set."""
+        session, clock, turns = self._context.session, self._context.clock, self._context.turns
         self._has_joined = False
         await self._context.prepare()
+        await turns.wait()
         vcenter_now = await fetch_time(session)
         ahead_s, checked_at = vcenter_now - clock(), clock()
         places = {id(one): one.place() or _begin(one.follow, ahead_s) for one in self._subscribers}
-        start = HistoryStart(vcenter_now, await fetch_oldest(session))
+        start = HistoryStart(vcenter_now, None)
+        if any(place.needs_oldest(vcenter_now) for place in places.values()):
+            await turns.wait()
+            start = HistoryStart(vcenter_now, await fetch_oldest(session, turns.wait))
         read_from = min(vcenter_now, *(place.read_from for place in places.values()))
+        await turns.wait()
         collector = await open_history(session, self._filter.to_xml(read_from))
         try:
             while tasks := await self._read_page(collector):
@@ -197,18 +193,19 @@ class _HistoryReader:
                 self._deliver(FoundBatch(tasks, empty_at=None if tasks else asked_at))
                 if clock() >= checked_at + CHECK_CLOCK_S:
                     checked_at = clock()
+                    await turns.wait()
                     if abs(await fetch_time(session) - checked_at - ahead_s) > CLOCK_SLACK_S:
-                        return  # vCenter's clock was set
+                        return
         finally:
             with contextlib.suppress(VCenterUnavailable):
                 await close_history(session, collector)
 
     async def _read_page(self, collector: Ref) -> list[FoundTask]:
         """Return the next tasks, when it is this reader's turn and the follows have taken what was read before."""
-        await self._context.turns.wait()
         while any(one.batches.qsize() >= _QUEUE_MAX for one in self._subscribers):
             self._taken.clear()
             await self._taken.wait()
+        await self._context.turns.wait()
         found: list[FoundTask] = []
         for count, info in enumerate(await read_page(self._context.session, collector), 1):
             if (task := self._build_found(info)) is not None:

@@ -5,7 +5,7 @@ Source: the vSphere API reference of TaskManager, TaskFilterSpec and TaskHistory
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from typing import NamedTuple
 
 from ...domain.durations import parse_time, rfc3339
@@ -59,13 +59,14 @@ async def close_history(session: VimSession, collector: Ref) -> None:
     await session.call("history", "DestroyCollector", collector)
 
 
-async def fetch_oldest(session: VimSession) -> float | None:
+async def fetch_oldest(session: VimSession, take_turn: Callable[[], Awaitable[None]]) -> float | None:
     """Return when the oldest task of the whole history was queued (Unix s), None without one.
 
     Raises VCenterUnavailable.
     """
     collector = await open_history(session, "<filter/>")
     try:
+        await take_turn()
         page = await read_page(session, collector, 1)
     finally:
         await close_history(session, collector)
