@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import signal
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -94,6 +95,48 @@ async def test_a_task_that_was_requested_too_has_one_watch(lab: Lab) -> None:
         other = lab.vcenter.create(scenarios.succeeds_at_once(), flavour="vim")
         await until_ended(lab, [other])
         assert await endings(lab) == {task: 1, other: 1}
+
+
+async def test_a_replaced_follow_does_not_miss_tasks_that_its_new_filter_leaves_out(lab: Lab) -> None:
+    async with lab.bridge():
+        await follow(lab)
+        await following(lab)
+        power = lab.vcenter.create(scenarios.succeeds_at_once(), flavour="vim", operation="powerOn")
+        await until_ended(lab, [power])
+        await follow(lab, operations=["clone"])
+        await following(lab, 2)
+        clone = lab.vcenter.create(scenarios.succeeds_at_once(), flavour="vim", operation="clone")
+        await until_ended(lab, [clone])
+        await follow(lab, users=["VSPHERE.LOCAL\\nobody"])
+        await following(lab, 3)
+        last = lab.vcenter.create(scenarios.succeeds_at_once(), flavour="vim", user="VSPHERE.LOCAL\\nobody")
+        await until_ended(lab, [last])
+        assert [event["data"]["reason"] for event in await follow_events(lab)] == ["started", "replaced", "replaced"]
+
+
+async def test_a_task_that_got_the_id_of_another_one_is_watched_when_the_watch_of_that_one_is_over(lab: Lab) -> None:
+    async with lab.bridge(vcenters={"lab": lab.vcenter_settings(vim="pull")}):
+        await follow(lab)
+        await following(lab)
+        for number in range(30):
+            lab.vcenter.create(scenarios.runs_forever(), flavour="vim", id=f"task-{number}")
+        await until_true(lambda: are_watched(lab, 30))
+        reborn = [
+            lab.vcenter.create(scenarios.succeeds(after_s=3.0), flavour="vim", id=f"task-{number}", operation="clone")
+            for number in range(30)
+        ]
+
+        async def has_completed() -> bool:
+            final = [event["data"] for event in await lab.events() if event["data"].get("final")]
+            return {one["task"] for one in final if one["outcome"] == "succeeded"} == set(reborn)
+
+        await until_true(has_completed)
+        final = [event["data"]["outcome"] for event in await lab.events() if event["data"].get("final")]
+        assert Counter(final) == {"lost": 30, "succeeded": 30}
+
+
+async def are_watched(lab: Lab, count: int) -> bool:
+    return len({event["subject"] for event in await lab.events()}) >= count
 
 
 async def test_a_history_that_was_purged_during_an_absence_is_a_gap(lab: Lab) -> None:
