@@ -217,6 +217,8 @@ class Follower:
         selected = [task for task in batch.tasks if is_selected(held.follow, task) and _is_queued_since(task, since)]
         await self._start_watches(held, selected, is_reread=batch.is_reread)
         history.add(place, selected, batch)
+        if batch.gap is not None:
+            await self._publish_gap(held, batch.gap)
         if batch.start is not None:
             await self._publish_gap_of_history(held, place, batch.start, history)
         if batch.start is not None or not batch.is_reread:
@@ -265,7 +267,13 @@ class Follower:
         self, held: HeldFollow, place: FollowPlace, start: HistoryStart, history: _HistoryReading
     ) -> None:
         """Publish a gap if what was read again doesn't show completeness, and go on behind it."""
-        gap = find_gap(place, start.vcenter_now, start.oldest, has_newest=history.has_newest)
+        gap = find_gap(
+            place,
+            start.vcenter_now,
+            start.oldest,
+            has_newest=history.has_newest,
+            clock_unknown_s=start.clock_unknown_s,
+        )
         if gap is not None:
             history.place = restart_after_gap(place, gap, start.vcenter_now)
             held.memory = held.memory._replace(place=history.place)

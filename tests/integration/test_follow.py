@@ -13,6 +13,8 @@ from structlog.testing import capture_logs
 from follow_lab import call, endings, follow, follow_events, following, until_ended, until_true
 from lab import PASSWORD, PREFIX, USERNAME, BridgeProcess, Lab, until
 from task_bridge.simulator import SimulatedTarget, scenarios
+from task_bridge.simulator.options import Timestamps
+from task_bridge.vcenter.vim import finder
 
 
 async def test_tasks_that_nobody_asked_for_are_watched_from_their_start_to_their_end(lab: Lab) -> None:
@@ -159,6 +161,39 @@ async def test_a_history_that_was_purged_during_an_absence_is_a_gap(lab: Lab) ->
         later = lab.vcenter.create(scenarios.succeeds_at_once(), flavour="vim")
         await until_ended(lab, [later])
         assert (await call(lab, "follows"))["follows"][0]["gaps"] == 1
+
+
+@pytest.mark.timeout(120)
+async def test_a_task_that_cannot_be_read_is_a_gap_and_hides_no_other(lab: Lab) -> None:
+    async with lab.bridge():
+        await follow(lab)
+        await following(lab)
+        before = [lab.vcenter.create(scenarios.succeeds_at_once(), flavour="vim") for _ in range(3)]
+        lab.vcenter.create(scenarios.large_result(40_000_000, after_s=0.0), flavour="vim")
+        after = [lab.vcenter.create(scenarios.succeeds_at_once(), flavour="vim") for _ in range(3)]
+        await until_ended(lab, [*before, *after], within_s=50.0)
+        gaps = [event["data"] for event in await follow_events(lab) if event["data"]["kind"] == "gap"]
+        assert len(gaps) == 1
+        assert gaps[0]["from"] <= gaps[0]["to"]
+        assert "a task can't be read" in gaps[0]["reason"]
+
+
+async def test_a_clock_of_vcenter_that_was_set_back_is_a_gap(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(finder, "CHECK_CLOCK_S", 1.0)
+    async with lab.bridge():
+        await follow(lab)
+        await following(lab)
+        known = lab.vcenter.create(scenarios.succeeds_at_once(), flavour="vim")
+        await until_ended(lab, [known])
+        lab.vcenter.options.timestamps = Timestamps(skew_s=-600.0)
+
+        async def has_gap() -> bool:
+            return bool((await follow_events(lab))[-1]["data"]["kind"] == "gap")
+
+        await until_true(has_gap)
+        assert "clock went back" in (await follow_events(lab))[-1]["data"]["reason"]
+        later = lab.vcenter.create(scenarios.succeeds_at_once(), flavour="vim")
+        await until_ended(lab, [later])
 
 
 async def test_a_stored_request_to_follow_is_served_when_a_bridge_runs_and_a_wrong_one_rejected(lab: Lab) -> None:

@@ -83,16 +83,25 @@ class Gap(msgspec.Struct, frozen=True):
     reason: str
 
 
-def find_gap(place: FollowPlace, vcenter_now: float, oldest: float | None, *, has_newest: bool) -> Gap | None:
+def find_gap(
+    place: FollowPlace,
+    vcenter_now: float,
+    oldest: float | None,
+    *,
+    has_newest: bool,
+    clock_unknown_s: float = 0.0,
+) -> Gap | None:
     """Return what may be missing after the history was read again from `place.read_from` on, None if nothing is.
 
     `oldest`: queue time of the oldest task of the whole history, whether it matches or not; None if it is empty, or
     not needed.
-    `has_newest`: the task that was known as the newest was read again.
+    `has_newest`: the task that was known as the newest was read again. `clock_unknown_s`: how long ago vCenter's clock
+    may have been set; what was queued since then may have queue times that were over already.
     """
     until, newest = place.complete_until, place.newest
     if vcenter_now < until - CLOCK_SLACK_S:
-        return Gap(vcenter_now, until, f"vCenter's clock went back to {rfc3339(vcenter_now)}")
+        begin = vcenter_now - clock_unknown_s
+        return Gap(begin, until, f"vCenter's clock went back to {rfc3339(vcenter_now)}")
     if newest is not None and newest.queued_at >= place.read_from:
         if has_newest:
             return None

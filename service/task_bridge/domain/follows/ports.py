@@ -12,10 +12,14 @@ from .place import FollowPlace, Gap
 
 
 class HistoryStart(NamedTuple):
-    """vCenter's history when it was opened: its clock, and the queue time of the oldest task in it, if there is one."""
+    """vCenter's history when it was opened: its clock, and the queue time of the oldest task in it, if there is one.
+
+    `clock_unknown_s`: how long ago vCenter's clock was read before.
+    """
 
     vcenter_now: float
     oldest: float | None
+    clock_unknown_s: float = 0.0
 
 
 class FoundBatch(NamedTuple):
@@ -25,10 +29,10 @@ class FoundBatch(NamedTuple):
     history was opened (again), until its end was reached for the first time, or in the first list.
 
     Of the history: the last batch of those has `start`. `place`: the place that the history was opened at, if the
-    follow had none. `empty_at`: vCenter had no more tasks then, by its own clock.
+    follow had none. `empty_at`: vCenter had no more tasks then, by its own clock. `gap`: what can't be read.
 
     Of a list: `place`: where the follow is once these tasks have their watches, None if the list doesn't show that.
-    `gap`: what may be missing.
+    `gap`: what it may lack.
     """
 
     tasks: Sequence[FoundTask] = ()

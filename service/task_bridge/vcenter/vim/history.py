@@ -5,11 +5,13 @@ Source: the vSphere API reference of TaskManager, TaskFilterSpec and TaskHistory
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Awaitable, Callable, Mapping
 from typing import NamedTuple
 
 from ...domain.durations import parse_time, rfc3339
 from ...domain.task import TaskIdentity, may_be_same_task
+from ..http import AnswerTooLarge
 from . import soap
 from .answers import read_history
 from .api import parse_created_ref
@@ -52,6 +54,12 @@ async def read_page(session: VimSession, collector: Ref, at_most: int = PAGE) ->
     """Return the next tasks of the collector, oldest first. Raises VCenterUnavailable."""
     count = soap.xml_text("maxCount", at_most)
     return await session.read("history", "ReadNextTasks", collector, count, read_history)
+
+
+async def step_back(session: VimSession, collector: Ref, count: int) -> None:
+    """Move the position back before so many tasks, even if they can't be read. Raises VCenterUnavailable."""
+    with contextlib.suppress(AnswerTooLarge, soap.UnreadableXml):
+        await session.read("history", "ReadPreviousTasks", collector, soap.xml_text("maxCount", count), read_history)
 
 
 async def close_history(session: VimSession, collector: Ref) -> None:
