@@ -40,29 +40,20 @@ class ServiceList(NamedTuple):
     problem: str | None = None
 
 
-def select_first(listing: ServiceList, place: FollowPlace, *, is_now: bool) -> list[ListedTask]:
+def select_first(listing: ServiceList, place: FollowPlace) -> list[ListedTask]:
     """Return the tasks of the first list that a follow gets which it is about, and which may not be settled yet.
 
-    `is_now`: the follow began when it was requested, so a task that ended at an unknown time had ended before.
+    It is about tasks that hadn't ended when it began. One that doesn't say when it ended may be such a task.
     """
     if listing.listed_at < place.complete_until - CLOCK_SLACK_S:
         return list(listing.tasks)  # vCenter's clock went back, so its times say nothing
-    return [task for task in listing.tasks if _is_since(task, place, is_now=is_now)]
+    since = max(place.begins_at, place.complete_until - OVERLAP_S)
+    return [task for task in listing.tasks if not task.found.ended or _find_end(task, since) >= since]
 
 
-def _is_since(task: ListedTask, place: FollowPlace, *, is_now: bool) -> bool:
-    """Return whether the task had not ended when the follow began, or when it was at `place`."""
+def _find_end(task: ListedTask, unknown: float) -> float:
     ended_at = task.started_at if task.ended_at is None else task.ended_at
-    if not task.found.ended:
-        return True
-    if ended_at is None:
-        return is_resumed(place) or not is_now
-    return ended_at >= max(place.begins_at, place.complete_until - OVERLAP_S)
-
-
-def is_resumed(place: FollowPlace) -> bool:
-    """Return whether a whole list was read before for this place."""
-    return place.complete_until > place.begins_at
+    return unknown if ended_at is None else ended_at
 
 
 def find_list_gap(

@@ -288,7 +288,7 @@ class _ServiceReader:
     def _give_all(self, one: _Subscriber, listing: ServiceList) -> None:
         """Give a follow the tasks of a whole list that it doesn't have yet, and its place behind them."""
         place, is_first = one.place or self._begin(one.follow), one.is_first
-        first = select_first(listing, place, is_now=one.follow.since == "now") if is_first else listing.tasks
+        first = select_first(listing, place) if is_first else listing.tasks
         new = [task.found for task in first if task.found.id not in one.given]
         gap = find_list_gap(place, listing, one.live, is_first=is_first)
         if gap is None or is_gap_due(listing, one.gap_at):
