@@ -10,7 +10,8 @@ import pytest
 
 from follow_lab import call, endings, follow, follow_events, following, until_ended, until_true
 from lab import Lab
-from task_bridge.simulator import scenarios
+from task_bridge.simulator import SimulatedTarget, scenarios
+from task_bridge.simulator.entities import DATACENTER
 from task_bridge.vcenter.cis import finder
 
 SOFTWARE = "com.vmware.esx.settings.clusters.software"
@@ -147,6 +148,21 @@ async def test_live_tasks_that_vanish_are_a_gap(lab: Lab) -> None:
 
 async def is_watched(lab: Lab, task: str) -> bool:
     return bool(await lab.events(task))
+
+
+async def test_tasks_below_an_object_are_told_from_others_by_the_inventory(lab: Lab) -> None:
+    other = lab.vcenter.entities.put(SimulatedTarget("ClusterComputeResource", "domain-c50"), parent=DATACENTER)
+    async with lab.bridge():
+        await follow_software(lab, entity={"id": "group-h4", "recursive": True})
+        await following(lab)
+        cluster = lab.vcenter.create(scenarios.succeeds_at_once())
+        host = lab.vcenter.create(scenarios.succeeds_at_once(), target=SimulatedTarget("HostSystem", "host-12"))
+        elsewhere = lab.vcenter.create(scenarios.succeeds_at_once(), target=other)
+        nothing = lab.vcenter.create(scenarios.succeeds_at_once(), target=None)
+        await until_ended(lab, [cluster, host])
+        later = lab.vcenter.create(scenarios.succeeds_at_once())
+        await until_ended(lab, [later])
+        assert {elsewhere, nothing} & set(await endings(lab)) == set()
 
 
 async def test_both_kinds_of_tasks_are_followed_and_neither_holds_up_the_other(lab: Lab) -> None:

@@ -12,7 +12,7 @@ from typing import Self
 
 from ..domain.errors import VCenterUnavailable
 from ..domain.follows.event import FollowMemory
-from ..domain.follows.order import Follow
+from ..domain.follows.order import Follow, FollowEntity, FoundTask
 from ..domain.follows.ports import FoundBatch, TaskFinder
 from ..domain.ports import PollResult, TaskSource
 from ..domain.task import Api, TaskIdentity, is_vim_task
@@ -23,6 +23,7 @@ from .health import ApiHealth
 from .name_lookup import NameLookup
 from .named_results import NamedResults
 from .policy import TIMEOUTS, PollPolicy, Timeouts, VCenterConfig
+from .vim.inventory import find_ref, is_below
 from .vim.source import VimSource
 
 CANCEL_S = 15.0
@@ -134,7 +135,7 @@ class VCenterTaskSource:
         """Yield what the finders of the follow's APIs find, each at its own pace."""
         finders = [self._find_classic_tasks(follow, memory)] if "vim" in follow.apis else []
         if "cis" in follow.apis:
-            finders.append(self._cis.find_tasks(follow, memory))
+            finders.append(self._find_cis_tasks(follow, memory))
         async with contextlib.aclosing(merge_batches(finders)) as batches:
             async for batch in batches:
                 yield batch
@@ -150,6 +151,25 @@ class VCenterTaskSource:
         async with contextlib.aclosing(self._vim.find_tasks(follow, memory)) as batches:
             async for batch in batches:
                 yield batch
+
+    async def _find_cis_tasks(self, follow: Follow, memory: Callable[[], FollowMemory]) -> AsyncGenerator[FoundBatch]:
+        async with contextlib.aclosing(self._cis.find_tasks(follow, memory)) as batches:
+            async for batch in batches:
+                yield batch._replace(tasks=await self._select_below(follow.entity, batch.tasks))
+
+    async def _select_below(self, entity: FollowEntity | None, tasks: Sequence[FoundTask]) -> Sequence[FoundTask]:
+        """Return the tasks on objects below a recursive entity, and those of which the inventory doesn't tell that."""
+        if entity is None or not entity.recursive or not tasks or self._vim is None:
+            return tasks
+        refs = {task.id: find_ref(task.target) if task.target else None for task in tasks}
+        try:
+            await self._vim.prepare_lookup()
+            wanted = list({ref for ref in refs.values() if ref is not None})
+            entities = await self._vim.fetch_entities(wanted, self._cis.shared.turns.wait) if wanted else {}
+        except VCenterUnavailable:
+            return tasks
+        belongs = {task: ref is not None and is_below(ref, entity.id, entities) for task, ref in refs.items()}
+        return [task for task in tasks if belongs[task.id] is not False]
 
     async def fetch_identity(self, task: str) -> TaskIdentity | None:
         return await self._vim.fetch_identity(task) if self._vim and is_vim_task(task) else None
