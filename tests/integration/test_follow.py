@@ -87,6 +87,45 @@ async def test_another_body_under_the_name_replaces_the_follow_and_keeps_its_pla
         assert power not in await endings(lab)
 
 
+async def test_a_follow_that_is_asked_for_again_after_its_end_begins_anew(lab: Lab) -> None:
+    async with lab.bridge():
+        first = await follow(lab)
+        await following(lab)
+        await call(lab, "unfollow", name="all")
+        between = lab.vcenter.create(scenarios.succeeds_at_once(), flavour="vim")
+        await asyncio.sleep(0.1)
+        second = await follow(lab)
+        assert (second["outcome"], second["follow"]["id"] != first["follow"]["id"]) == ("accepted", True)
+        await following(lab, 3)
+        task = lab.vcenter.create(scenarios.succeeds_at_once(), flavour="vim")
+        await until_ended(lab, [task])
+        assert await endings(lab) == {task: 1}
+        assert between not in await endings(lab)
+        numbers = [(event["data"]["kind"], event["data"]["sequence"]) for event in await follow_events(lab)]
+        assert numbers == [("following", 1), ("unfollowed", 2), ("following", 1)]
+
+
+async def test_a_follow_waits_while_vcenter_gives_the_session_no_more_collectors(lab: Lab) -> None:
+    """One collector a session and two filters: the second follow waits until the first one ends."""
+    lab.vcenter.options.max_history_collectors = 1
+    async with lab.bridge():
+        await follow(lab)
+        await following(lab)
+        await follow(lab, name="users", users=["VSPHERE.LOCAL\\deploy"])
+
+        async def waits() -> bool:
+            states = {one["name"]: one["state"] for one in (await call(lab, "follows"))["follows"]}
+            return states == {"all": "following", "users": "waiting"}
+
+        await until_true(waits)
+        task = lab.vcenter.create(scenarios.succeeds_at_once(), flavour="vim", user="VSPHERE.LOCAL\\deploy")
+        await until_ended(lab, [task])
+        await call(lab, "unfollow", name="all")
+        later = lab.vcenter.create(scenarios.succeeds_at_once(), flavour="vim", user="VSPHERE.LOCAL\\deploy")
+        await until_ended(lab, [later])
+        assert await endings(lab) == {task: 1, later: 1}
+
+
 async def test_a_task_that_was_requested_too_has_one_watch(lab: Lab) -> None:
     async with lab.bridge():
         await follow(lab)

@@ -53,7 +53,8 @@ class _Subscriber:
     """A follow that gets a service's tasks.
 
     `place`: where it is once it has taken what it was given, None until vCenter's clock is known. `given`: tasks that
-    it was given. `live`: those that hadn't ended in the last list. `is_first`: it got no list of all tasks yet.
+    it was given. `live`: those that hadn't ended in the last list. `is_first`: it got no complete list of all tasks
+    yet; `has_list`: it got one at all. `gap_at`: when a list was incomplete and that was published.
     """
 
     def __init__(self, follow: Follow, batches: asyncio.Queue[FoundBatch], place: FollowPlace | None) -> None:
@@ -63,6 +64,7 @@ class _Subscriber:
         self.given: set[str] = set()
         self.live: set[str] = set()
         self.is_first = True
+        self.has_list = False
         self.gap_at: float | None = None
 
     @property
@@ -163,7 +165,7 @@ class _ServiceReader:
         whole_at = float("-inf")
         while True:
             began_at = asyncio.get_running_loop().time()
-            is_whole = began_at >= whole_at or self._has_joined.is_set()
+            is_whole, wait_s = began_at >= whole_at or self._has_joined.is_set(), LIVE_INTERVAL_S
             try:
                 if is_whole:
                     self._has_joined.clear()
@@ -173,10 +175,10 @@ class _ServiceReader:
                     await self._list_live()
             except VCenterUnavailable as error:
                 self._report_trouble(str(error))
-                whole_at = float("-inf")
+                whole_at, wait_s = float("-inf"), max(wait_s, error.retry_after_s or 0.0)
             except Exception:
                 log.exception("service_reader_failed", service=self._service)
-            await self._wait_until(began_at + LIVE_INTERVAL_S)
+            await self._wait_until(began_at + wait_s)
 
     async def _wait_until(self, at: float) -> None:
         wait_s = max(0.0, at - asyncio.get_running_loop().time())
@@ -191,7 +193,7 @@ class _ServiceReader:
     async def _list_live(self) -> None:
         listing = await self._list(LIVE)
         for one in self._subscribers:
-            if not one.is_first and one.takes:
+            if one.has_list and one.takes:
                 self._give(one, listing.tasks)
                 one.live |= {task.found.id for task in listing.tasks if not task.found.ended}
 
@@ -299,7 +301,7 @@ class _ServiceReader:
         shown = {task.found.id for task in listing.tasks}
         # What an incomplete list lacks may be in the next one, and isn't new then.
         one.given = shown if listing.problem is None else one.given | shown
-        one.is_first = is_first and listing.problem is not None
+        one.is_first, one.has_list = is_first and listing.problem is not None, True
         one.live = {task.found.id for task in listing.tasks if not task.found.ended}
         one.batches.put_nowait(FoundBatch(new, is_first, place=one.place, service=self._service, gap=gap))
 

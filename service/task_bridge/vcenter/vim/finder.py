@@ -165,15 +165,17 @@ class _HistoryReader:
 
     async def _run(self) -> None:
         while True:
+            retry_s = RETRY_S
             try:
                 with self._context.keep_session():
                     await self._read()
                 continue
             except VCenterUnavailable as error:
                 self._deliver(FoundBatch(trouble=str(error)))
+                retry_s = max(RETRY_S, error.retry_after_s or 0.0)
             except Exception:
                 log.exception("history_reader_failed")
-            await asyncio.sleep(RETRY_S)
+            await asyncio.sleep(retry_s)
 
     async def _read(self) -> None:
         """Open the history and read on from the earliest place, until a follow joins or vCenter's clock was set."""
