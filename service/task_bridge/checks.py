@@ -29,7 +29,7 @@ from .vcenter.cis.api import BadAnswer, CisTasksApi, MissingTask
 from .vcenter.cis.renderings import LOGIN_CALLS, UNKNOWN_TASK, Refusal
 from .vcenter.cis.session import CisSession
 from .vcenter.http import VCenterHttp
-from .vcenter.shared import ResultQueue, SharedVCenter
+from .vcenter.shared import DiscoveryTurns, ResultQueue, SharedVCenter
 from .vcenter.vim.api import fetch_labels
 from .vcenter.vim.history import close_history, open_history, read_page
 from .vcenter.vim.session import VimSession
@@ -184,7 +184,7 @@ async def _check_vcenter(settings: VCenterSettings) -> AsyncIterator[CheckResult
     metrics = Metrics()
     http = VCenterHttp(settings, metrics)
     session = CisSession(http, settings, metrics)
-    classic = VimSession(SharedVCenter(http, session.login_throttle, ResultQueue()), settings)
+    classic = VimSession(SharedVCenter(http, session.login_throttle, ResultQueue(), DiscoveryTurns()), settings)
     try:
         about = f"vCenter {settings.name}"
         yield (result := await _run_check(about, _check_address(http, settings), settings))

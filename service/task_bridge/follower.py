@@ -19,10 +19,25 @@ import structlog
 
 from .domain.durations import rfc3339
 from .domain.errors import NatsUnavailable
-from .domain.follows.event import FollowMemory, FollowReport, build_draft, build_gap, build_view, read_memory
+from .domain.follows.event import (
+    FollowMemory,
+    FollowReport,
+    adapt_memory,
+    build_draft,
+    build_gap,
+    build_view,
+    read_memory,
+)
 from .domain.follows.order import Follow, FoundTask, build_watch, is_selected
-from .domain.follows.place import FollowPlace, Pace, find_gap, restart_after_gap
-from .domain.follows.ports import FollowEventJournal, HistoryStart, StoredFollowEvent, TaskFinder, WatchStarter
+from .domain.follows.place import FollowPlace, Gap, Pace, find_gap, restart_after_gap
+from .domain.follows.ports import (
+    FollowEventJournal,
+    FoundBatch,
+    HistoryStart,
+    StoredFollowEvent,
+    TaskFinder,
+    WatchStarter,
+)
 from .domain.ports import WatchHandle
 from .domain.watch import Watch
 from .metrics import Metrics
@@ -45,9 +60,9 @@ class HeldFollow:
     """A follow that this replica runs.
 
     `fence`: the stream sequence of its last event. `state`: `starting`, `following`, `slowed` (by the maximum rate) or
-    `waiting` (vCenter can't be read; `trouble` says why). `saved`: what its last event says; `saved_at`: when it was
-    stored. `started`: the ids of the watches that it has started, newest last. `read_at`: the monotonic time of the
-    last answer of vCenter.
+    `waiting` (vCenter, or some service of it, can't be read). `troubles`: why, by CIS service; None is the history.
+    `saved`: what its last event says; `saved_at`: when it was stored. `started`: the ids of the watches that it has
+    started, newest last. `read_at`: the monotonic time of the last answer of vCenter.
     """
 
     def __init__(
@@ -58,7 +73,7 @@ class HeldFollow:
         self.memory = memory
         self.fence = fence
         self.state = "starting"
-        self.trouble: str | None = None
+        self.troubles: dict[str | None, str] = {}
         self.saved = memory
         self.saved_at = now
         self.started: dict[str, None] = {}
@@ -68,18 +83,26 @@ class HeldFollow:
 
     def report(self) -> FollowReport:
         memory = self.memory
-        newest = memory.place.newest if memory.place else None
+        places = [*([memory.place] if memory.place else []), *memory.services.values()]
         return FollowReport(
             self.follow.vcenter,
             self.follow.name,
             self.state,
-            self.trouble,
-            rfc3339(memory.place.begins_at) if memory.place else None,
-            rfc3339(newest.queued_at) if newest else None,
+            " ".join(self.troubles.values()) or None,
+            rfc3339(min(place.begins_at for place in places)) if places else None,
+            rfc3339(max(newest)) if (newest := [one.newest.queued_at for one in places if one.newest]) else None,
             memory.started_watches,
             memory.gaps,
             None if self.read_at is None else time.monotonic() - self.read_at,
         )
+
+    def note_trouble(self, service: str | None, trouble: str | None) -> None:
+        """Keep why the history, or a service, can't be read; None if it can."""
+        if trouble is None:
+            self.troubles.pop(service, None)
+        else:
+            self.troubles[service] = trouble
+        self.state = "waiting" if self.troubles else "following"
 
 
 class Follower:
@@ -118,8 +141,11 @@ class Follower:
             await handle.ack()
             return None
         memory = read_memory(data) if data else FollowMemory()
+        is_replaced = data is not None and data.follow != build_view(follow)
+        if data is not None and is_replaced:
+            memory = adapt_memory(memory, data.follow, follow)
         held = HeldFollow(follow, handle, memory, last.sequence if last else 0, self._clock(), self._max_rate)
-        reason = "started" if data is None else "resumed" if data.follow == build_view(follow) else "replaced"
+        reason = "started" if data is None else "replaced" if is_replaced else "resumed"
         self._held[follow.key] = held
         if follow.vcenter not in self._finders:
             held.state = "unconfigured"
@@ -183,32 +209,51 @@ class Follower:
     async def _run(self, held: HeldFollow, reason: str) -> None:
         """Find tasks and start their watches, without end. Raises _NotOwner if another replica wrote an event."""
         follow, is_announced = held.follow, False
-        reading: FollowPlace | None = None
-        has_newest = False
-        async for batch in self._finders[follow.vcenter].find_tasks(follow, lambda: held.memory.place):
-            held.trouble = batch.trouble
-            if batch.trouble is not None:
-                held.state, reading, has_newest = "waiting", None, False
-                continue
-            held.read_at = time.monotonic()
-            held.memory = held.memory._replace(place=held.memory.place or batch.place)
-            if not is_announced:
-                await self._publish_following(held, reason)
-                is_announced = True
-            place = held.memory.place
-            selected = [task for task in batch.tasks if is_selected(follow, task) and _is_queued_since(task, place)]
-            await self._start_watches(held, selected, is_reread=batch.is_reread)
-            held.state = "following"
-            if place is not None:
-                has_newest = has_newest or place.knows(selected)
-                reading = (reading or place).advance(selected, batch.empty_at)
-                if batch.start is not None:
-                    reading = await self._publish_gap(held, place, batch.start, has_newest=has_newest) or reading
-                if batch.start is not None or not batch.is_reread:
-                    held.memory = held.memory._replace(place=reading)
-                    reading, has_newest = None, False
-            if self._is_save_due(held):
-                await self._publish_following(held, "progressed")
+        history = _HistoryReading()
+        finder = self._finders[follow.vcenter]
+        async with contextlib.aclosing(finder.find_tasks(follow, lambda: held.memory)) as batches:
+            async for batch in batches:
+                if batch.trouble is None:
+                    held.read_at = time.monotonic()
+                if batch.trouble is None and batch.service is None:
+                    held.memory = held.memory._replace(place=held.memory.place or batch.place)
+                if batch.trouble is None and not is_announced:
+                    await self._publish_following(held, reason)
+                    is_announced = True
+                if batch.service is not None:
+                    await self._apply_list(held, batch.service, batch)
+                else:
+                    await self._apply_history(held, history, batch)
+                held.note_trouble(batch.service, batch.trouble)
+                if self._is_save_due(held):
+                    await self._publish_following(held, "progressed")
+
+    async def _apply_history(self, held: HeldFollow, history: _HistoryReading, batch: FoundBatch) -> None:
+        """Start watches of tasks that vCenter's history has, and advance the place behind them."""
+        place = held.memory.place
+        if batch.trouble is not None or place is None:
+            history.reset()
+            return
+        since = place.read_from if batch.is_reread else place.begins_at
+        selected = [task for task in batch.tasks if is_selected(held.follow, task) and _is_queued_since(task, since)]
+        await self._start_watches(held, selected, is_reread=batch.is_reread)
+        history.add(place, selected, batch)
+        if batch.gap is not None:
+            await self._publish_gap(held, batch.gap)
+        if batch.start is not None:
+            await self._publish_gap_of_history(held, place, batch.start, history)
+        if batch.start is not None or not batch.is_reread:
+            held.memory = held.memory._replace(place=history.place or held.memory.place)
+            history.reset()
+
+    async def _apply_list(self, held: HeldFollow, service: str, batch: FoundBatch) -> None:
+        """Start watches of tasks that a list of a service shows, and keep the place that the list gives."""
+        selected = [task for task in batch.tasks if is_selected(held.follow, task)]
+        await self._start_watches(held, selected, is_reread=batch.is_reread)
+        if batch.place is not None:
+            held.memory = held.memory._replace(services={**held.memory.services, service: batch.place})
+        if batch.gap is not None:
+            await self._publish_gap(held, batch.gap)
 
     # Watches
 
@@ -241,20 +286,27 @@ class Follower:
 
     # Events
 
-    async def _publish_gap(
-        self, held: HeldFollow, place: FollowPlace, start: HistoryStart, *, has_newest: bool
-    ) -> FollowPlace | None:
-        """Publish a gap if what was read again doesn't show completeness. Return the place behind it, None without."""
-        gap = find_gap(place, start.vcenter_now, start.oldest, has_newest=has_newest)
-        if gap is None:
-            return None
+    async def _publish_gap_of_history(
+        self, held: HeldFollow, place: FollowPlace, start: HistoryStart, history: _HistoryReading
+    ) -> None:
+        """Publish a gap if what was read again doesn't show completeness, and go on behind it."""
+        gap = find_gap(
+            place,
+            start.vcenter_now,
+            start.oldest,
+            has_newest=history.has_newest,
+            clock_unknown_s=start.clock_unknown_s,
+        )
+        if gap is not None:
+            history.place = restart_after_gap(place, gap, start.vcenter_now)
+            held.memory = held.memory._replace(place=history.place)
+            await self._publish_gap(held, gap)
+
+    async def _publish_gap(self, held: HeldFollow, gap: Gap) -> None:
         self._metrics.follow_gaps.labels(held.follow.vcenter).inc()
         log.warning("follow_gap", **held.follow.log_keys, begin=gap.begin, end=gap.end, reason=gap.reason)
-        behind = restart_after_gap(place, gap, start.vcenter_now)
-        memory = held.memory._replace(place=behind)
-        draft = build_gap(held.follow, memory, gap, self._source_of(held.follow.vcenter), self._clock())
+        draft = build_gap(held.follow, held.memory, gap, self._source_of(held.follow.vcenter), self._clock())
         self._adopt(held, await self._journal.append(draft, held.fence), draft.id)
-        return behind
 
     async def _publish_following(self, held: HeldFollow, reason: str) -> None:
         follow, now = held.follow, self._clock()
@@ -281,6 +333,24 @@ class _NotOwner(Exception):  # noqa: N818 - no failure: another replica runs the
     pass
 
 
-def _is_queued_since(task: FoundTask, place: FollowPlace | None) -> bool:
+class _HistoryReading:
+    """What was read of the history since it was opened, or since the place was advanced.
+
+    `place`: where the follow is once that is settled. `has_newest`: it had the task that was known as the newest.
+    """
+
+    def __init__(self) -> None:
+        self.place: FollowPlace | None = None
+        self.has_newest = False
+
+    def add(self, place: FollowPlace, selected: Sequence[FoundTask], batch: FoundBatch) -> None:
+        self.has_newest = self.has_newest or place.knows(batch.tasks)
+        self.place = (self.place or place).advance(selected, batch.empty_at)
+
+    def reset(self) -> None:
+        self.place, self.has_newest = None, False
+
+
+def _is_queued_since(task: FoundTask, since: float) -> bool:
     queued_at = task.identity.queued_at
-    return place is None or queued_at is None or queued_at >= place.begins_at
+    return queued_at is None or queued_at >= since

@@ -105,7 +105,8 @@ class Account(NamedTuple):
     """A whole history. `heard_all`: no nats-server was disturbed, so the subscriber heard all, and each once.
 
     `stored` has all that the events stream ever stored, in order, also what was removed from it. `clock_s`: how
-    much times may differ by. `reported_losses`: how often a bridge's log told of events that had gone.
+    much times may differ by. `reported_losses`: how often a bridge's log told of events that had gone. `followed_from`:
+    when a follow was in force that is about all tasks; infinity without one.
     """
 
     prefix: str
@@ -119,3 +120,4 @@ class Account(NamedTuple):
     lost: Lost = Lost()
     clock_s: float = CLOCK_S
     reported_losses: int = 0
+    followed_from: float = math.inf

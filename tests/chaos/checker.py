@@ -75,6 +75,7 @@ class Histories:
     def __init__(self, account: Account) -> None:
         self.account = account
         self.rejections: list[Event] = []
+        self.of_follows: list[Event] = []
         self.unreadable: list[Stored] = []
         self.by_task: dict[str, list[Event]] = defaultdict(list)
         self.by_watch: dict[str, list[Event]] = defaultdict(list)
@@ -88,6 +89,9 @@ class Histories:
             event = Event(stored, json.loads(stored.body))
             if stored.subject == f"{self.account.prefix}.rejected":
                 self.rejections.append(event)
+                return
+            if stored.subject.startswith(f"{self.account.prefix}.follows."):
+                self.of_follows.append(event)
                 return
             self.by_watch[event.watch].append(event)
             self.by_task[event.data["task"]].append(event)
@@ -413,6 +417,36 @@ def _one_winner(histories: Histories) -> Iterator[str]:
             yield from (f"{event} was told to nobody" for event in unwatched if event.body["id"] not in told)
 
 
+# Follows: every task, without anybody asking
+
+
+def _followed_completely(histories: Histories) -> Iterator[str]:
+    """Every task that was queued since a follow was in force has one watch and one ending, or a gap covers it."""
+    account = histories.account
+    gaps = [event.data for event in histories.of_follows if event.data["kind"] == "gap"]
+    spans = [(seconds(gap["from"]) - CLOCK_S, seconds(gap["to"]) + CLOCK_S) for gap in gaps]
+    for task, truth in account.truths.items():
+        queued_at = truth.states[0].at
+        if queued_at < account.followed_from or truth.unseen_at is not None:
+            continue
+        events = histories.by_task.get(task, [])
+        watches, endings = {event.watch for event in events}, sum(event.final for event in events)
+        if not events and any(begin <= queued_at <= end for begin, end in spans):
+            continue
+        if (len(watches), endings) != (1, 1):
+            yield f"{task}: {len(watches)} watches, {endings} endings"
+
+
+def _follows_numbered(histories: Histories) -> Iterator[str]:
+    """The events of a follow are numbered without gaps."""
+    numbers: dict[str, list[int]] = defaultdict(list)
+    for event in histories.of_follows:
+        numbers[event.data["follow"]["id"]].append(event.data["sequence"])
+    for follow, found in numbers.items():
+        if found != list(range(1, len(found) + 1)):
+            yield f"{follow}: {found}"
+
+
 # The listeners, and what is left
 
 
@@ -424,7 +458,7 @@ def _heard_what_is_stored(histories: Histories) -> Iterator[str]:
     """
     account = histories.account
     rejected = f"{account.prefix}.rejected"
-    stored = [message for message in account.stored if message.subject != rejected]
+    stored = [message for message in account.stored if message.subject.startswith(f"{account.prefix}.events.")]
     place = {(message.sequence, message.subject, message.body): number for number, message in enumerate(stored)}
     heard = [message for message in account.heard if message.subject != rejected]
     places = [place.get((message.sequence, message.subject, message.body)) for message in heard]
@@ -481,6 +515,8 @@ RULES: tuple[Callable[[Histories], Iterator[str]], ...] = (
     _not_served_twice,
     _answers_true,
     _one_winner,
+    _followed_completely,
+    _follows_numbered,
     _heard_what_is_stored,
     _nothing_orphaned,
     _sessions_closed,

@@ -8,6 +8,7 @@ import time
 
 from chaos.world import ANNEX, LAB, World
 from task_bridge.simulator import Script, scenarios
+from task_bridge.simulator.script import Flavour
 
 BAD = [b"{", b'{"task": "a:b", "tmeout": 5}', b'"a/b"', b'{"task": "a:b", "timeout": NaN}', b"\xff"]
 
@@ -33,6 +34,24 @@ def a_fate(chance: random.Random) -> Script:
             scenarios.runs_forever(),
         ]
     )
+
+
+class Starters:
+    """Start tasks, for which nobody asks: a follow is to find them."""
+
+    def __init__(self, world: World, chance: random.Random) -> None:
+        self.tasks: list[str] = []
+        self._world = world
+        self._chance = chance
+
+    async def run(self, for_s: float, pace_s: float) -> None:
+        """Start one about every `pace_s` seconds, and many at once now and then."""
+        until = time.monotonic() + for_s
+        while time.monotonic() < until:
+            for _ in range(20 if self._chance.random() < 0.02 else 1):
+                flavour: Flavour | None = self._chance.choice([None, "vim", "vim"])
+                self.tasks.append(self._world.create(LAB, a_fate(self._chance), flavour))
+            await asyncio.sleep(self._chance.uniform(0, 2 * pace_s))
 
 
 class Clients:

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from chaos.checker import violations
-from chaos.clients import Clients
+from chaos.clients import Clients, Starters
 from chaos.servers import OLDEST, Servers
 from chaos.troubles import CLOCKS_S, Troubles
 from chaos.world import ANNEX, BEGIN_S, LAB, Replica, World, killed, world
@@ -55,11 +55,15 @@ class Verdict(NamedTuple):
 
 
 class Setup(NamedTuple):
-    """What differs from the usual in a round: what each replica knows and is set to; clocks; old nats-servers."""
+    """What differs from the usual in a round: what each replica knows and is set to; clocks; old nats-servers.
+
+    `followed`: nobody asks, but a follow finds all tasks.
+    """
 
     replicas: list[tuple[set[str], dict[str, str]]]
     clocks_s: list[float] | None = None
     outdated: bool = False
+    followed: bool = False
 
     @property
     def annex(self) -> bool:
@@ -67,7 +71,10 @@ class Setup(NamedTuple):
 
 
 def drawn_setup(chance: random.Random) -> Setup:
-    """One in three rounds has replicas with different settings, one in three wrong clocks, one in four old servers."""
+    """One in three rounds has replicas with different settings, one in three wrong clocks, one in three a follow.
+
+    One in four has old servers.
+    """
     settings = {"BRIDGE_CAPACITY": chance.choice(["25", "50000"]), "BRIDGE_VCENTERS__LAB__TIMEOUT": "3s"}
     replicas = [({LAB}, settings) for _ in range(chance.randint(2, 3))]
     if chance.random() < 1 / 3:
@@ -75,7 +82,9 @@ def drawn_setup(chance: random.Random) -> Setup:
         replicas[0][0].add(ANNEX)
     has_clocks, is_outdated = chance.random() < 1 / 3, chance.random() < 1 / 4
     clocks_s = [chance.choice(CLOCKS_S) for _ in replicas]
-    return Setup(replicas, clocks_s if has_clocks and LIBRARY else None, is_outdated and OLDEST is not None)
+    is_followed = chance.random() < 1 / 3
+    has_clocks, is_outdated = has_clocks and bool(LIBRARY), is_outdated and OLDEST is not None
+    return Setup(replicas, clocks_s if has_clocks else None, is_outdated, is_followed)
 
 
 def _odd_settings(chance: random.Random) -> dict[str, str]:
@@ -104,9 +113,12 @@ async def played(
         servers.start_anew(OLDEST if setup.outdated and OLDEST else SERVER)
     async with world(directory, servers, f"chaos.r{seed}") as here:
         await here.begin_with(setup.replicas, clocks_s=setup.clocks_s)
-        troubles = Troubles(here, chance, began)
+        troubles = Troubles(here, chance, began, is_followed=setup.followed)
         troubles.told.append(f"{setup}")
-        clients = Clients(here, chance, unknown=troubles.forgets, annex=setup.annex)
+        clients: Clients | Starters = Clients(here, chance, unknown=troubles.forgets, annex=setup.annex)
+        if setup.followed:
+            await here.follow()
+            clients = Starters(here, chance)
         drawn = [troubles.named(only)] * 2 if only else troubles.drawn(chance.randint(4, 9))
         later = [_later(chance.uniform(0.2, chaos_s - 1), trouble) for trouble in drawn]
         await asyncio.gather(clients.run(chaos_s, 0.06), *later)
@@ -131,7 +143,7 @@ async def _later(after_s: float, trouble: Callable[[], Awaitable[None]]) -> None
     await trouble()
 
 
-async def _settled(here: World, clients: Clients) -> list[str]:
+async def _settled(here: World, clients: Clients | Starters) -> list[str]:
     """Everything is well again and every task ends: then nothing may be left to do.
 
     A nats-server that was ended without room on its disk may have a consumer that doesn't know of messages; the
@@ -140,6 +152,8 @@ async def _settled(here: World, clients: Clients) -> list[str]:
     for task in clients.tasks:
         here.end_task(task)
     deadline, is_cured = time.monotonic() + SETTLE_S, False
+    if isinstance(clients, Starters):
+        await here.all_ended(clients.tasks, deadline)
     left = await here.left()
     while left != (0, 0) and time.monotonic() < deadline:
         await asyncio.sleep(0.1)
@@ -165,7 +179,7 @@ async def _ended(here: World) -> list[str]:
     return wrong + [f"{replica.name}: {line}" for replica in here.replicas for line in replica.complaints()]
 
 
-async def run(directory: Path, seeds: list[int], replicas: int) -> list[Verdict]:
+async def run(directory: Path, seeds: list[int], replicas: int, *, is_followed: bool = False) -> list[Verdict]:
     """Rounds on the same nats-servers, told as they end."""
     servers, verdicts = Servers(directory, replicas, own_disks=True), []
     servers.start()
@@ -173,7 +187,8 @@ async def run(directory: Path, seeds: list[int], replicas: int) -> list[Verdict]
         for number, seed in enumerate(seeds):
             home = directory / f"round-{number}"
             home.mkdir()
-            verdict = await played(servers, home, seed)
+            setup = drawn_setup(random.Random(seed))._replace(followed=True) if is_followed else None
+            verdict = await played(servers, home, seed, setup=setup)
             verdicts.append(verdict)
             print(f"R{replicas} {verdict}", flush=True)
             if verdict.wrong:
@@ -187,11 +202,12 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--rounds", type=int, default=int(os.environ.get("ROUNDS") or 10))
     parser.add_argument("--seed", type=int, default=int(os.environ.get("SEED") or secrets.randbelow(10**6)))
+    parser.add_argument("--followed", action="store_true", help="rounds with a follow alone")
     parser.add_argument("--replicas", type=int, choices=(1, 3), default=int(os.environ.get("R") or 1))
     given = parser.parse_args()
     seeds = [given.seed + number for number in range(given.rounds)]
     directory = Path(tempfile.mkdtemp(prefix="chaos-"))
-    verdicts = asyncio.run(run(directory, seeds, given.replicas))
+    verdicts = asyncio.run(run(directory, seeds, given.replicas, is_followed=given.followed))
     sums = Counter[str]()
     for verdict in verdicts:
         sums.update(events=verdict.events, watches=verdict.watches, wrong=len(verdict.wrong))

@@ -316,7 +316,36 @@ def test_what_a_fault_excuses_is_accepted(account: Account) -> None:
     assert violations(account) == []
 
 
+def followed(*events: tuple[str, float, float], first: int = 1) -> Account:
+    """A right history of one watch, with a task that nobody found, and the events of a follow: kinds and spans."""
+    writer, watch = Writer(), a_watch("fab", BEGAN + 1)
+    writer.event(watch, TASK, "watching", RUNNING, BEGAN + 1)
+    writer.event(watch, TASK, "completed.succeeded", DONE, BEGAN + 9.5)
+    for number, (kind, begin, end) in enumerate(events, first):
+        span = {"from": rfc3339(begin), "to": rfc3339(end)}
+        body = {"data": {"kind": kind, "follow": {"id": "1-1"}, "sequence": number, **span}}
+        subject = f"{PREFIX}.follows.lab.all.{kind}"
+        writer.stored.append(Stored(subject, len(writer.stored) + 1, BEGAN, {}, json.dumps(body).encode()))
+    told = tuple(Heard(m.subject, m.sequence, m.body) for m in writer.stored[:2])
+    truths = {TASK: Truth((RUNNING, DONE)), OTHER: Truth((RUNNING._replace(at=BEGAN + 5), DONE))}
+    return Account(PREFIX, tuple(writer.stored), truths=truths, heard=told, followed_from=BEGAN)
+
+
+FOLLOWING = ("following", BEGAN, BEGAN)
+
+
+def test_a_task_that_a_follow_did_not_find_is_accepted_within_a_gap_and_before_the_follow() -> None:
+    assert violations(followed(FOLLOWING, ("gap", BEGAN + 4, BEGAN + 6))) == []
+    assert violations(followed(FOLLOWING)._replace(followed_from=BEGAN + 6)) == []
+    lost = {**followed().truths, OTHER: Truth((RUNNING,), unseen_at=BEGAN + 7)}
+    assert violations(followed(FOLLOWING)._replace(truths=lost)) == []
+
+
 BROKEN: dict[str, tuple[str, Account]] = {
+    "a task that a follow missed": ("followed_completely", followed(FOLLOWING)),
+    "a gap elsewhere": ("followed_completely", followed(FOLLOWING, ("gap", BEGAN + 6, BEGAN + 8))),
+    "a task that was watched twice": ("followed_completely", right()._replace(followed_from=BEGAN)),
+    "a follow that lost an event": ("follows_numbered", followed(FOLLOWING, first=2)),
     "a gap": ("numbered", placed(right(), 0, 2, 3, 4, 5, 6, 7)),
     "a repeat": ("numbered", placed(right(), 0, 1, 1, 2, 3, 4, 5, 6, 7)),
     "two swapped": ("numbered", placed(right(), 1, 0, 2, 3, 4, 5, 6, 7)),

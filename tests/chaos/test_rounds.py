@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from chaos.rounds import played
+from chaos.rounds import Setup, played
 from chaos.servers import Servers
+from chaos.world import LAB
 
 SEED = 20
 
@@ -17,3 +18,11 @@ async def test_a_round_of_chaos_breaks_no_promise(servers: Servers, tmp_path: Pa
     verdict = await played(servers, tmp_path, SEED + servers.replicas, chaos_s=4.0)
     assert verdict.wrong == [], "\n".join([str(verdict), *verdict.told, *verdict.wrong])
     assert verdict.events > 20
+
+
+@pytest.mark.timeout(200)
+async def test_a_round_of_chaos_hides_no_task_from_a_follow(servers: Servers, tmp_path: Path) -> None:
+    setup = Setup([({LAB}, {"BRIDGE_VCENTERS__LAB__TIMEOUT": "3s"})] * 2, followed=True)
+    verdict = await played(servers, tmp_path, SEED + servers.replicas, chaos_s=4.0, setup=setup)
+    assert verdict.wrong == [], "\n".join([str(verdict), *verdict.told, *verdict.wrong])
+    assert verdict.watches > 20

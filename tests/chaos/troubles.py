@@ -29,8 +29,9 @@ LONGER_THAN_ACK_WAIT_S = (ACK_WAIT_S + 0.5, ACK_WAIT_S + 2.5)
 class Troubles:
     """All troubles of one round. `told`: what happened when, for who wants to understand a violation."""
 
-    def __init__(self, world: World, chance: random.Random, began: float) -> None:
+    def __init__(self, world: World, chance: random.Random, began: float, *, is_followed: bool = False) -> None:
         self.told: list[str] = []
+        self._is_followed = is_followed
         self._world = world
         self._chance = chance
         self._began = began
@@ -62,6 +63,10 @@ class Troubles:
             "events": [streams.purge_events, streams.cap_events, streams.delete_events],
             "queues": [streams.purge_queue, streams.cap_queue, streams.delete_queue, streams.delete_consumer],
         }
+        if self._is_followed:
+            # A follow remembers by its events, and a task that vCenter doesn't show can't be found.
+            kinds["vcenter"] = [self.outage, self.wipe_sessions, self.restart_vcenter]
+            del kinds["events"], kinds["queues"]
         if servers.replicas > 1:
             kinds["server"] += [self.kill_leader, self.kill_leader]
         if servers.disks:
@@ -275,6 +280,11 @@ class Troubles:
     async def wipe_sessions(self) -> None:
         self._tell("vCenter forgets all sessions")
         self._world.vcenter.invalidate_sessions()
+
+    async def restart_vcenter(self) -> None:
+        """All sessions end, and the collectors of the history with them; the tasks are still there."""
+        self._tell("vCenter restarts")
+        self._world.vcenter.restart(forget=False)
 
     async def forget(self) -> None:
         """One task is gone for good, or refused for good."""

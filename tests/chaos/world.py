@@ -39,6 +39,8 @@ SESSIONS = 2
 """A bridge's with a vCenter: one for each kind of tasks."""
 LAB, ANNEX = "lab", "annex"
 """The vCenter that all know and that is meant when none is named, and the one that some replicas don't know."""
+SERVICES = ["VirtualMachine", "com.vmware.esx.settings.clusters.software", "com.vmware.simulator"]
+"""Of the tasks that are started in a round."""
 WRONG_CLOCK_S = 2.0
 """How well a bridge on a host whose clock is wrong knows nats-server's time, over links that may be slow."""
 PERSISTENCE_S = 30.0
@@ -119,6 +121,7 @@ class Book:
         self.lost_watches: dict[str, str] = {}
         self.unacked: set[str] = set()
         self.events_lost_at = math.inf
+        self.followed_from = math.inf
         self.codes: dict[str, int] = {}
 
 
@@ -193,7 +196,9 @@ class World:
             await replica.end()
         self.servers.start()
         await self.servers.ready(self.client)
-        for stream in (self.names.requests_stream, self.names.watches_stream, self.names.events_stream):
+        names = self.names
+        queues = (names.requests_stream, names.watches_stream, names.follow_requests_stream, names.follows_stream)
+        for stream in (*queues, names.events_stream):
             await self._deleted(stream)
         await self._deleted(f"OBJ_{self.names.results_bucket}")
         for client in (self.client, self._listener):
@@ -257,6 +262,19 @@ class World:
         self.book.answered[place] = Answered(verb, task, outcome, watch, last.get("id"))
         return answer
 
+    async def follow(self) -> None:
+        """Follow all tasks of the lab, and note since when: tasks that were queued before aren't judged."""
+        body = json.dumps({"name": "all", "vcenter": LAB, "apis": ["vim", "cis"], "services": SERVICES}).encode()
+        outcome, deadline = None, time.monotonic() + BEGIN_S
+        while outcome not in ("accepted", "already_following"):
+            assert time.monotonic() < deadline, "no bridge follows"
+            try:
+                reply = await self.client.request(f"{self.names.api}.follow", body, timeout=6)
+                outcome = json.loads(reply.data).get("outcome")
+            except (TimeoutError, nats.errors.Error):
+                await asyncio.sleep(0.3)
+        self.book.followed_from = time.time() + WRONG_CLOCK_S
+
     # Looking afterwards
 
     async def left(self) -> tuple[int, int]:
@@ -267,6 +285,15 @@ class World:
         except (TimeoutError, nats.errors.Error):
             return -1, -1
         return requests.state.messages, watches.state.messages
+
+    async def all_ended(self, tasks: list[str], deadline: float) -> None:
+        """Waits until each of these tasks has a final event."""
+        missing = set(tasks)
+        while missing and time.monotonic() < deadline:
+            await asyncio.sleep(0.5)
+            await self.archive.read()
+            bodies = [json.loads(message.body) for message in self.archive.messages if message.body]
+            missing = set(tasks) - {body["data"].get("task") for body in bodies if body["data"].get("final")}
 
     async def account(self) -> Account:
         """The whole history, for the checker."""
@@ -304,6 +331,7 @@ class World:
             ),
             clock_s=WRONG_CLOCK_S if has_own_clocks else CLOCK_S,
             reported_losses=sum(replica.count_logged("memory_lost") for replica in self.replicas),
+            followed_from=book.followed_from,
         )
 
     async def read_queue(self, stream: str) -> tuple[list[Stored], int]:

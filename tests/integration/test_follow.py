@@ -4,51 +4,19 @@ from __future__ import annotations
 
 import asyncio
 import signal
-import time
 from collections import Counter
-from collections.abc import Awaitable, Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 from structlog.testing import capture_logs
 
+from follow_lab import call, endings, follow, follow_events, following, has_follow_events, until_ended, until_true
 from lab import PASSWORD, PREFIX, USERNAME, BridgeProcess, Lab, until
+from task_bridge import follower
 from task_bridge.app import Bridge
 from task_bridge.simulator import SimulatedTarget, scenarios
-
-
-async def follow(lab: Lab, **fields: Any) -> dict[str, Any]:
-    return await call(lab, "follow", **{"name": "all"} | fields)
-
-
-async def call(lab: Lab, verb: str, **fields: Any) -> dict[str, Any]:
-    return await lab.ask(verb, fields)
-
-
-async def follow_events(lab: Lab) -> list[dict[str, Any]]:
-    return [event for message, event in await lab.stored() if str(message.subject).startswith(f"{PREFIX}.follows.")]
-
-
-async def endings(lab: Lab) -> Counter[str]:
-    events = [event for message, event in await lab.stored() if str(message.subject).startswith(f"{PREFIX}.events.")]
-    return Counter(event["data"]["task"] for event in events if event["data"]["final"])
-
-
-async def following(lab: Lab, count: int = 1) -> None:
-    """Waits until so many events of follows are stored."""
-    await until_true(lambda: has_follow_events(lab, count))
-
-
-async def has_follow_events(lab: Lab, count: int) -> bool:
-    return len(await follow_events(lab)) >= count
-
-
-async def until_true(fact: Callable[[], Awaitable[bool]], within_s: float = 20.0) -> None:
-    deadline = time.monotonic() + within_s
-    while not await fact():
-        assert time.monotonic() < deadline, f"not within {within_s} s: {fact}"
-        await asyncio.sleep(0.02)
+from task_bridge.simulator.options import Timestamps
+from task_bridge.vcenter.vim import finder
 
 
 async def test_tasks_that_nobody_asked_for_are_watched_from_their_start_to_their_end(lab: Lab) -> None:
@@ -126,13 +94,6 @@ def list_follows(bridge: Bridge) -> list[str]:
     return [report.state for report in bridge.status.follower.reports()]
 
 
-async def until_ended(lab: Lab, tasks: list[str], within_s: float = 20.0) -> None:
-    deadline = time.monotonic() + within_s
-    while missing := set(tasks) - set(await endings(lab)):
-        assert time.monotonic() < deadline, f"not ended: {missing}"
-        await asyncio.sleep(0.02)
-
-
 async def test_endings_alone_are_published_if_the_follow_says_so(lab: Lab) -> None:
     async with lab.bridge():
         await follow(lab, events="endings")
@@ -161,6 +122,45 @@ async def test_another_body_under_the_name_replaces_the_follow_and_keeps_its_pla
         assert power not in await endings(lab)
 
 
+async def test_a_follow_that_is_asked_for_again_after_its_end_begins_anew(lab: Lab) -> None:
+    async with lab.bridge():
+        first = await follow(lab)
+        await following(lab)
+        await call(lab, "unfollow", name="all")
+        between = lab.vcenter.create(scenarios.succeeds_at_once(), flavour="vim")
+        await asyncio.sleep(0.1)
+        second = await follow(lab)
+        assert (second["outcome"], second["follow"]["id"] != first["follow"]["id"]) == ("accepted", True)
+        await following(lab, 3)
+        task = lab.vcenter.create(scenarios.succeeds_at_once(), flavour="vim")
+        await until_ended(lab, [task])
+        assert await endings(lab) == {task: 1}
+        assert between not in await endings(lab)
+        numbers = [(event["data"]["kind"], event["data"]["sequence"]) for event in await follow_events(lab)]
+        assert numbers == [("following", 1), ("unfollowed", 2), ("following", 1)]
+
+
+async def test_a_follow_waits_while_vcenter_gives_the_session_no_more_collectors(lab: Lab) -> None:
+    """One collector a session and two filters: the second follow waits until the first one ends."""
+    lab.vcenter.options.max_history_collectors = 1
+    async with lab.bridge():
+        await follow(lab)
+        await following(lab)
+        await follow(lab, name="users", users=["VSPHERE.LOCAL\\deploy"])
+
+        async def waits() -> bool:
+            states = {one["name"]: one["state"] for one in (await call(lab, "follows"))["follows"]}
+            return states == {"all": "following", "users": "waiting"}
+
+        await until_true(waits)
+        task = lab.vcenter.create(scenarios.succeeds_at_once(), flavour="vim", user="VSPHERE.LOCAL\\deploy")
+        await until_ended(lab, [task])
+        await call(lab, "unfollow", name="all")
+        later = lab.vcenter.create(scenarios.succeeds_at_once(), flavour="vim", user="VSPHERE.LOCAL\\deploy")
+        await until_ended(lab, [later])
+        assert await endings(lab) == {task: 1, later: 1}
+
+
 async def test_a_task_that_was_requested_too_has_one_watch(lab: Lab) -> None:
     async with lab.bridge():
         await follow(lab)
@@ -172,6 +172,54 @@ async def test_a_task_that_was_requested_too_has_one_watch(lab: Lab) -> None:
         other = lab.vcenter.create(scenarios.succeeds_at_once(), flavour="vim")
         await until_ended(lab, [other])
         assert await endings(lab) == {task: 1, other: 1}
+
+
+async def test_a_replaced_follow_does_not_miss_tasks_that_its_new_filter_leaves_out(
+    lab: Lab, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(follower, "_SAVE_WATCHES", 1)
+    async with lab.bridge():
+        await follow(lab)
+        await following(lab)
+        power = lab.vcenter.create(scenarios.succeeds_at_once(), flavour="vim", operation="powerOn")
+        await until_ended(lab, [power])
+        await until_true(lambda: has_follow_events(lab, 2))
+        await follow(lab, operations=["clone"])
+        await following(lab, 3)
+        clone = lab.vcenter.create(scenarios.succeeds_at_once(), flavour="vim", operation="clone")
+        await until_ended(lab, [clone])
+        await until_true(lambda: has_follow_events(lab, 4))
+        await follow(lab, users=["VSPHERE.LOCAL\\nobody"])
+        await following(lab, 5)
+        last = lab.vcenter.create(scenarios.succeeds_at_once(), flavour="vim", user="VSPHERE.LOCAL\\nobody")
+        await until_ended(lab, [last])
+        reasons = [event["data"]["reason"] for event in await follow_events(lab)]
+        assert [reason for reason in reasons if reason != "progressed"] == ["started", "replaced", "replaced"]
+
+
+async def test_a_task_that_got_the_id_of_another_one_is_watched_when_the_watch_of_that_one_is_over(lab: Lab) -> None:
+    async with lab.bridge(vcenters={"lab": lab.vcenter_settings(vim="pull")}):
+        await follow(lab)
+        await following(lab)
+        for number in range(30):
+            lab.vcenter.create(scenarios.runs_forever(), flavour="vim", id=f"task-{number}")
+        await until_true(lambda: are_watched(lab, 30))
+        reborn = [
+            lab.vcenter.create(scenarios.succeeds(after_s=3.0), flavour="vim", id=f"task-{number}", operation="clone")
+            for number in range(30)
+        ]
+
+        async def has_completed() -> bool:
+            final = [event["data"] for event in await lab.events() if event["data"].get("final")]
+            return {one["task"] for one in final if one["outcome"] == "succeeded"} == set(reborn)
+
+        await until_true(has_completed)
+        final = [event["data"]["outcome"] for event in await lab.events() if event["data"].get("final")]
+        assert Counter(final) == {"lost": 30, "succeeded": 30}
+
+
+async def are_watched(lab: Lab, count: int) -> bool:
+    return len({event["subject"] for event in await lab.events()}) >= count
 
 
 async def test_a_history_that_was_purged_during_an_absence_is_a_gap(lab: Lab) -> None:
@@ -194,6 +242,39 @@ async def test_a_history_that_was_purged_during_an_absence_is_a_gap(lab: Lab) ->
         later = lab.vcenter.create(scenarios.succeeds_at_once(), flavour="vim")
         await until_ended(lab, [later])
         assert (await call(lab, "follows"))["follows"][0]["gaps"] == 1
+
+
+@pytest.mark.timeout(120)
+async def test_a_task_that_cannot_be_read_is_a_gap_and_hides_no_other(lab: Lab) -> None:
+    async with lab.bridge():
+        await follow(lab)
+        await following(lab)
+        before = [lab.vcenter.create(scenarios.succeeds_at_once(), flavour="vim") for _ in range(3)]
+        lab.vcenter.create(scenarios.large_result(40_000_000, after_s=0.0), flavour="vim")
+        after = [lab.vcenter.create(scenarios.succeeds_at_once(), flavour="vim") for _ in range(3)]
+        await until_ended(lab, [*before, *after], within_s=50.0)
+        gaps = [event["data"] for event in await follow_events(lab) if event["data"]["kind"] == "gap"]
+        assert len(gaps) == 1
+        assert gaps[0]["from"] <= gaps[0]["to"]
+        assert "a task can't be read" in gaps[0]["reason"]
+
+
+async def test_a_clock_of_vcenter_that_was_set_back_is_a_gap(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(finder, "CHECK_CLOCK_S", 1.0)
+    async with lab.bridge():
+        await follow(lab)
+        await following(lab)
+        known = lab.vcenter.create(scenarios.succeeds_at_once(), flavour="vim")
+        await until_ended(lab, [known])
+        lab.vcenter.options.timestamps = Timestamps(skew_s=-600.0)
+
+        async def has_gap() -> bool:
+            return bool((await follow_events(lab))[-1]["data"]["kind"] == "gap")
+
+        await until_true(has_gap)
+        assert "clock went back" in (await follow_events(lab))[-1]["data"]["reason"]
+        later = lab.vcenter.create(scenarios.succeeds_at_once(), flavour="vim")
+        await until_ended(lab, [later])
 
 
 async def test_a_stored_request_to_follow_is_served_when_a_bridge_runs_and_a_wrong_one_rejected(lab: Lab) -> None:

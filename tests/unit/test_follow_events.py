@@ -29,7 +29,14 @@ FOLLOW = Follow(
     timeout_s=14_400.0,
     labels={"team": "platform"},
 )
-MEMORY = FollowMemory(2, FollowPlace(T, T + 30, KnownTask("task-7", T + 20)), started_watches=5, gaps=1)
+SOFTWARE = "com.vmware.esx.settings.clusters.software"
+MEMORY = FollowMemory(
+    2,
+    FollowPlace(T, T + 30, KnownTask("task-7", T + 20)),
+    {SOFTWARE: FollowPlace(T, T + 25)},
+    started_watches=5,
+    gaps=1,
+)
 
 FOLLOWING: dict[str, Any] = {
     "specversion": "1.0",
@@ -67,6 +74,14 @@ FOLLOWING: dict[str, Any] = {
             "complete_until": "2026-11-28T21:07:10.000Z",
             "task": "task-7",
             "queued_at": "2026-11-28T21:07:00.000Z",
+        },
+        "service_places": {
+            SOFTWARE: {
+                "begins_at": "2026-11-28T21:06:40.000Z",
+                "complete_until": "2026-11-28T21:07:05.000Z",
+                "task": None,
+                "queued_at": None,
+            }
         },
         "started_watches": 5,
         "gaps": 1,

@@ -22,8 +22,8 @@ from ..domain.events import WatchRef
 from ..domain.ports import MemoryLost, TaskSource
 from ..domain.requests import WatchRequest
 from ..domain.subjects import SubjectNames
-from ..domain.task import is_vim_task
-from ..domain.watch import LAST_POLL_S, Policy, Watch, answers_request, next_event, view_from_event
+from ..domain.task import is_vim_task, may_be_same_task
+from ..domain.watch import LAST_POLL_S, Policy, Watch, answers_request, identity_from_event, next_event, view_from_event
 from ..watcher import is_request_answered
 from .journal import JetStreamJournal, JournalEntry
 from .ownership import HeldStream
@@ -32,6 +32,7 @@ from .streams import StoredMessage, StoreRefused, Streams
 log = structlog.get_logger(__name__)
 
 _ADMIT_TRIES = 500
+_START_TRIES, _START_RETRY_S = 10, 0.1
 _TIMEOUT_PAGE = 1_000
 """Watches read per second in search of timed-out ones: 15 ms of CPU."""
 _TIMEOUT_LATE_S = LAST_POLL_S + 2.0
@@ -173,8 +174,16 @@ class WatchStore:
         """Start a watch whose task a follow found. Return False if the task is being watched.
 
         Whether the task has ended is left to the replica that takes the watch up, unless that was checked before.
+        While an earlier task with the same id is being watched, NatsUnavailable is raised: that watch is about to end.
         """
-        return await self._publish_watch(watch) is not None
+        for _ in range(_START_TRIES):
+            if await self._publish_watch(watch) is not None:
+                return True
+            present, last = await self.read_watch_and_last_event(watch.vcenter, watch.task)
+            if present is not None and not _is_of_other_task(present.watch, last, watch):
+                return False
+            await asyncio.sleep(_START_RETRY_S)
+        raise NatsUnavailable(f"can't start a watch for {watch.task!r}: the watch of an earlier task goes on")
 
     async def has_ended(self, watch: Watch) -> bool:
         """Return whether the task's last event ended this watch, or another one of the same task."""
@@ -326,6 +335,13 @@ class AlreadyEnded(Refused):
         message = f"The watch of {data.task!r} on {data.vcenter!r} had ended already: {last.event.kind}."
         super().__init__(409, "already_ended", message)
         self.last = last
+
+
+def _is_of_other_task(present: Watch, last: JournalEntry | None, watch: Watch) -> bool:
+    """Return whether `present` is the watch of another task that had the id before the one that a follow found."""
+    own = event_of_watch(last, present)
+    present_is = present.identity or (identity_from_event(own.event.data) if own else None)
+    return present_is is not None and watch.identity is not None and not may_be_same_task(present_is, watch.identity)
 
 
 def event_of_watch(last: JournalEntry | None, watch: Watch) -> JournalEntry | None:

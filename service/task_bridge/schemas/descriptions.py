@@ -229,16 +229,21 @@ DESCRIPTIONS: dict[str, dict[str, Schema]] = {
         "from": _time("On `gap`: where the span begins, by vCenter's clock. Null otherwise."),
         "to": _time("On `gap`: where the span ends, by vCenter's clock. Null otherwise."),
         "place": _field("How far the follow has come in vCenter's history; null before it was read."),
+        "service_places": _field("How far it has come with the tasks of each CIS service that was listed, by service."),
         "started_watches": _field("How many watches the follow has started.", minimum=0),
         "gaps": _field("How many gaps it had.", minimum=0),
     },
     "PlaceView": {
-        "begins_at": _time("Tasks queued from then on are followed, by vCenter's clock."),
+        "begins_at": _time(
+            "Tasks queued from then on are followed, by vCenter's clock; of a CIS service those that hadn't ended then."
+        ),
         "complete_until": _time(
             "Every task that matches and was queued until then, by vCenter's clock, has a watch, but for gaps."
         ),
-        "task": _field("The matching task that was queued last.", minLength=1),
-        "queued_at": _time("When that task was queued, by vCenter's clock."),
+        "task": _field(
+            "The matching task that was queued last; of a CIS service the one that started last.", minLength=1
+        ),
+        "queued_at": _time("When that task was queued, or started, by vCenter's clock."),
     },
     "FollowView": {
         "id": _field("The follow's id: ASCII without `/`.", pattern="^[!-.0-~]+$"),

@@ -14,6 +14,7 @@ import struct
 import time
 from collections.abc import Callable
 from typing import Any, Unpack
+from wsgiref.handlers import format_date_time
 
 from starlette.requests import ClientDisconnect
 from starlette.routing import Router
@@ -109,6 +110,8 @@ class SimulatedVCenter:
         async def log_status(message: Message) -> None:
             if message["type"] == "http.response.start":
                 entry.status = message["status"]
+                date = format_date_time(self.clock() + self.options.timestamps.skew_s)
+                message = {**message, "headers": [*message.get("headers", ()), (b"date", date.encode())]}
             await send(message)
 
         try:

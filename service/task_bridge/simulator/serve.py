@@ -27,6 +27,7 @@ async def serve_vcenter(
             log_config=None,
             access_log=False,
             server_header=False,
+            date_header=False,
             ssl_context_factory=(lambda _config, _default: ssl) if ssl else None,
         )
     )

@@ -67,7 +67,7 @@ class UnexpectedEncoding(AmbiguousFailure):
 
 class Answer(NamedTuple):
     """vCenter's response. `retry_after_s` is set if vCenter named a time; `set_cookie` is that header, and `challenge`
-    is `WWW-Authenticate`.
+    is `WWW-Authenticate`. `date`: when vCenter wrote it, in whole Unix seconds by its own clock.
 
     Of the body of an error only the beginning is here, at most ERROR_MAX_BYTES.
     """
@@ -77,6 +77,7 @@ class Answer(NamedTuple):
     retry_after_s: float | None = None
     set_cookie: str = ""
     challenge: str = ""
+    date: float | None = None
 
     @property
     def ok(self) -> bool:
@@ -278,7 +279,8 @@ class VCenterHttp:
             retry_after_s = _parse_retry_after_s(response.headers)
             cookie = response.headers.get("set-cookie", "")
             challenge = response.headers.get("www-authenticate", "")
-            return Answer(response.status_code, body, retry_after_s, cookie, challenge)
+            date = _parse_date(response.headers.get("date", ""))
+            return Answer(response.status_code, body, retry_after_s, cookie, challenge, date)
         finally:
             await response.aclose()
 
@@ -391,3 +393,10 @@ def _parse_retry_after_s(headers: httpx.Headers) -> float | None:
     except (ValueError, TypeError):
         return None
     return min(max(0.0, seconds), MAX_RETRY_AFTER_S)
+
+
+def _parse_date(value: str) -> float | None:
+    try:
+        return parsedate_to_datetime(value).timestamp()
+    except (ValueError, TypeError, OverflowError):
+        return None

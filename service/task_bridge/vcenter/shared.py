@@ -10,6 +10,8 @@ from ..domain.ports import PollResult
 from .http import VCenterHttp
 from .login import LoginThrottle
 
+DISCOVERY_INTERVAL_S = 0.5
+
 
 class ResultQueue:
     """Poll results that the watcher hasn't taken yet. It takes all of them at once."""
@@ -45,9 +47,25 @@ class ResultQueue:
                 yield batch
 
 
+class DiscoveryTurns:
+    """Spreads the requests that find tasks of a vCenter, over both APIs: one every `DISCOVERY_INTERVAL_S`."""
+
+    def __init__(self) -> None:
+        self._lock = asyncio.Lock()
+        self._next_at = float("-inf")
+
+    async def wait(self) -> None:
+        """Wait for the next turn, in the order of the calls."""
+        async with self._lock:
+            clock = asyncio.get_running_loop().time
+            await asyncio.sleep(self._next_at - clock())
+            self._next_at = clock() + DISCOVERY_INTERVAL_S
+
+
 class SharedVCenter(NamedTuple):
     """One budget of requests, one rule for logins and one queue of results for all APIs of a vCenter."""
 
     http: VCenterHttp
     login_throttle: LoginThrottle
     results: ResultQueue
+    turns: DiscoveryTurns

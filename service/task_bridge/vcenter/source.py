@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack
 from types import TracebackType
 from typing import Self
 
 from ..domain.errors import VCenterUnavailable
-from ..domain.follows.order import Follow
-from ..domain.follows.place import FollowPlace
+from ..domain.follows.event import FollowMemory
+from ..domain.follows.order import Follow, FollowEntity, FoundTask
 from ..domain.follows.ports import FoundBatch, TaskFinder
 from ..domain.ports import PollResult, TaskSource
 from ..domain.task import Api, TaskIdentity, is_vim_task
@@ -22,6 +23,7 @@ from .health import ApiHealth
 from .name_lookup import NameLookup
 from .named_results import NamedResults
 from .policy import TIMEOUTS, PollPolicy, Timeouts, VCenterConfig
+from .vim.inventory import find_ref, is_below
 from .vim.source import VimSource
 
 CANCEL_S = 15.0
@@ -129,14 +131,45 @@ class VCenterTaskSource:
     def poll_results(self) -> AsyncIterator[list[tuple[str, PollResult]]]:
         return self._named.batches() if self._named is not None else self._cis.poll_results()
 
-    async def find_tasks(self, follow: Follow, place: Callable[[], FollowPlace | None]) -> AsyncIterator[FoundBatch]:
+    async def find_tasks(self, follow: Follow, memory: Callable[[], FollowMemory]) -> AsyncGenerator[FoundBatch]:
+        """Yield what the finders of the follow's APIs find, each at its own pace."""
+        finders = [self._find_classic_tasks(follow, memory)] if "vim" in follow.apis else []
+        if "cis" in follow.apis:
+            finders.append(self._find_cis_tasks(follow, memory))
+        async with contextlib.aclosing(merge_batches(finders)) as batches:
+            async for batch in batches:
+                yield batch
+
+    async def _find_classic_tasks(
+        self, follow: Follow, memory: Callable[[], FollowMemory]
+    ) -> AsyncGenerator[FoundBatch]:
         if self._vim is None:
             setting = f"BRIDGE_VCENTERS__{self._name.upper()}__VIM"
             yield FoundBatch(trouble=f"Classic tasks of {self._name} can't be found: {setting} is off.")
             await asyncio.Event().wait()
             return
-        async for batch in self._vim.find_tasks(follow, place):
-            yield batch
+        async with contextlib.aclosing(self._vim.find_tasks(follow, memory)) as batches:
+            async for batch in batches:
+                yield batch
+
+    async def _find_cis_tasks(self, follow: Follow, memory: Callable[[], FollowMemory]) -> AsyncGenerator[FoundBatch]:
+        async with contextlib.aclosing(self._cis.find_tasks(follow, memory)) as batches:
+            async for batch in batches:
+                yield batch._replace(tasks=await self._select_below(follow.entity, batch.tasks))
+
+    async def _select_below(self, entity: FollowEntity | None, tasks: Sequence[FoundTask]) -> Sequence[FoundTask]:
+        """Return the tasks on objects below a recursive entity, and those of which the inventory doesn't tell that."""
+        if entity is None or not entity.recursive or not tasks or self._vim is None:
+            return tasks
+        refs = {task.id: find_ref(task.target) if task.target else None for task in tasks}
+        try:
+            await self._vim.prepare_lookup()
+            wanted = list({ref for ref in refs.values() if ref is not None})
+            entities = await self._vim.fetch_entities(wanted, self._cis.shared.turns.wait) if wanted else {}
+        except VCenterUnavailable:
+            return tasks
+        belongs = {task: ref is not None and is_below(ref, entity.id, entities) for task, ref in refs.items()}
+        return [task for task in tasks if belongs[task.id] is not False]
 
     async def fetch_identity(self, task: str) -> TaskIdentity | None:
         return await self._vim.fetch_identity(task) if self._vim and is_vim_task(task) else None
@@ -150,6 +183,31 @@ class VCenterTaskSource:
         except TimeoutError as error:
             message = f"vCenter {self._name} didn't answer in time whether it cancels the task."
             raise VCenterUnavailable(message) from error
+
+
+async def merge_batches(finders: Sequence[AsyncGenerator[FoundBatch]]) -> AsyncGenerator[FoundBatch]:
+    """Yield the batches of all finders as they come. None runs ahead by more than a batch. Raises what one raises."""
+    merged: asyncio.Queue[FoundBatch | Exception] = asyncio.Queue(1)
+
+    async def pass_on(finder: AsyncGenerator[FoundBatch]) -> None:
+        try:
+            async with contextlib.aclosing(finder):
+                async for batch in finder:
+                    await merged.put(batch)
+        except Exception as error:
+            await merged.put(error)
+
+    tasks = [asyncio.create_task(pass_on(finder)) for finder in finders]
+    try:
+        while True:
+            batch = await merged.get()
+            if isinstance(batch, Exception):
+                raise batch
+            yield batch
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
 
 
 _VCENTER_TASK_SOURCE_IS_A_TASK_SOURCE: type[TaskSource] = VCenterTaskSource

@@ -5,6 +5,8 @@ The last event of a follow is the bridge's memory of it: how far it has come, an
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import NamedTuple
 
 import msgspec
@@ -58,6 +60,7 @@ class FollowEventData(msgspec.Struct, frozen=True):
     begin: str | None = msgspec.field(name="from", default=None)
     end: str | None = msgspec.field(name="to", default=None)
     place: PlaceView | None = None
+    service_places: dict[str, PlaceView] = {}
     started_watches: int = 0
     gaps: int = 0
 
@@ -74,10 +77,11 @@ class FollowCloudEvent(msgspec.Struct, frozen=True):
 
 
 class FollowMemory(NamedTuple):
-    """What a follow has done so far, as its last event says."""
+    """What a follow has done so far, as its last event says. `services`: its places in the lists of CIS services."""
 
     sequence: int = 0
     place: FollowPlace | None = None
+    services: Mapping[str, FollowPlace] = MappingProxyType({})
     started_watches: int = 0
     gaps: int = 0
 
@@ -124,6 +128,7 @@ def build_draft(
         sequence=memory.sequence + 1,
         reason=reason,
         place=None if memory.place is None else _view_place(memory.place),
+        service_places={service: _view_place(place) for service, place in memory.services.items()},
         started_watches=memory.started_watches,
         gaps=memory.gaps,
     )
@@ -139,8 +144,33 @@ def build_gap(follow: Follow, memory: FollowMemory, gap: Gap, source: str, now: 
 
 def read_memory(data: FollowEventData) -> FollowMemory:
     """Return what an event remembers."""
-    place = data.place
-    return FollowMemory(data.sequence, None if place is None else _parse_place(place), data.started_watches, data.gaps)
+    place = None if data.place is None else _parse_place(data.place)
+    services = {service: _parse_place(view) for service, view in data.service_places.items()}
+    known = {service: one for service, one in services.items() if one is not None}
+    return FollowMemory(data.sequence, place, known, data.started_watches, data.gaps)
+
+
+def adapt_memory(memory: FollowMemory, before: FollowView, follow: Follow) -> FollowMemory:
+    """Return the memory of a follow that replaced the one of `before`, for what the new one is about.
+
+    What the new one is about in addition begins where the old one had come to. The newest known task may not match any
+    more, so it isn't looked for.
+    """
+    places = [*([memory.place] if memory.place else []), *memory.services.values()]
+    if not places:
+        return memory
+    reached = max(place.complete_until for place in places)
+    start = FollowPlace(reached, reached)
+    listed_before = before.services if "cis" in before.apis else ()
+    services = {
+        service: memory.services.get(service, start)
+        for service in follow.cis_services
+        if service in memory.services or service not in listed_before
+    }
+    history = memory.place or (start if "vim" not in before.apis else None)
+    if history is not None:
+        history = msgspec.structs.replace(history, newest=None) if "vim" in follow.apis else None
+    return memory._replace(place=history, services=services)
 
 
 def _view_place(place: FollowPlace) -> PlaceView:

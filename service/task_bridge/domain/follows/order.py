@@ -47,6 +47,15 @@ def find_entity_type(entity_id: str) -> str | None:
     return _ENTITY_TYPES.get(match[1]) if match else None
 
 
+def is_cis_service(service: str) -> bool:
+    """Return whether this is the id of a service of the REST API, which has dots and no capital letters.
+
+    The services of classic tasks are types of managed objects (`VirtualMachine`), or of extensions
+    (`com.vmware.vcIntegrity`).
+    """
+    return re.fullmatch(r"[a-z0-9_]+(\.[a-z0-9_]+)+", service, re.ASCII) is not None
+
+
 class FollowEntity(msgspec.Struct, frozen=True):
     """A managed object by its id, with all that is below it if `recursive`."""
 
@@ -84,6 +93,11 @@ class Follow(msgspec.Struct, frozen=True):
     def log_keys(self) -> dict[str, str]:
         """Keys of every log line about the follow."""
         return {"vcenter": self.vcenter, "follow": self.name}
+
+    @property
+    def cis_services(self) -> tuple[str, ...]:
+        """The services whose CIS tasks it is about."""
+        return tuple(filter(is_cis_service, self.services)) if "cis" in self.apis else ()
 
     def asks_the_same_as(self, other: Follow) -> bool:
         """Return whether both requests have the same body."""

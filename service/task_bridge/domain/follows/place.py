@@ -45,6 +45,12 @@ class FollowPlace(msgspec.Struct, frozen=True):
         """Queue time from which the history is read again."""
         return max(self.begins_at, self.complete_until - OVERLAP_S)
 
+    def needs_oldest(self, vcenter_now: float) -> bool:
+        """Return whether `find_gap` has to know where vCenter's history begins."""
+        if self.newest is None:
+            return vcenter_now - self.complete_until > SHORTEST_RETENTION_S
+        return self.newest.queued_at < self.read_from
+
     def knows(self, found: Iterable[FoundTask]) -> bool:
         """Return whether the newest known task is among these."""
         newest = self.newest
@@ -77,24 +83,32 @@ class Gap(msgspec.Struct, frozen=True):
     reason: str
 
 
-def find_gap(place: FollowPlace, vcenter_now: float, oldest: float | None, *, has_newest: bool) -> Gap | None:
+def find_gap(
+    place: FollowPlace,
+    vcenter_now: float,
+    oldest: float | None,
+    *,
+    has_newest: bool,
+    clock_unknown_s: float = 0.0,
+) -> Gap | None:
     """Return what may be missing after the history was read again from `place.read_from` on, None if nothing is.
 
-    `oldest`: queue time of the oldest task of the whole history, whether it matches or not; None if it is empty.
-    `has_newest`: the task that was known as the newest was read again.
+    `oldest`: queue time of the oldest task of the whole history, whether it matches or not; None if it is empty, or
+    not needed.
+    `has_newest`: the task that was known as the newest was read again. `clock_unknown_s`: how long ago vCenter's clock
+    may have been set; what was queued since then may have queue times that were over already.
     """
     until, newest = place.complete_until, place.newest
     if vcenter_now < until - CLOCK_SLACK_S:
-        return Gap(vcenter_now, until, f"vCenter's clock went back to {rfc3339(vcenter_now)}")
+        begin = vcenter_now - clock_unknown_s
+        return Gap(begin, until, f"vCenter's clock went back to {rfc3339(vcenter_now)}")
     if newest is not None and newest.queued_at >= place.read_from:
         if has_newest:
             return None
         return Gap(newest.queued_at, vcenter_now, f"vCenter's history no longer has {newest.task}, which it had before")
-    if oldest is not None and oldest <= until:
-        return None
-    # The history begins after the place. Without a task before it, vCenter may just have been quiet until then.
-    if newest is None and vcenter_now - until <= SHORTEST_RETENTION_S:
-        return None
+    if not place.needs_oldest(vcenter_now) or (oldest is not None and oldest <= until):
+        return None  # where no task was known, vCenter may just have been quiet
+    # The history begins after the place.
     if newest is None and oldest is None:
         return None
     begins = "is empty" if oldest is None else f"begins at {rfc3339(oldest)}"

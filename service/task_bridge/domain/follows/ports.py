@@ -2,28 +2,37 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
 from typing import NamedTuple, Protocol
 
 from ..watch import Watch
-from .event import FollowDraft, FollowEventData
+from .event import FollowDraft, FollowEventData, FollowMemory
 from .order import Follow, FoundTask
-from .place import FollowPlace
+from .place import FollowPlace, Gap
 
 
 class HistoryStart(NamedTuple):
-    """vCenter's history when it was opened: its clock, and the queue time of the oldest task in it, if there is one."""
+    """vCenter's history when it was opened: its clock, and the queue time of the oldest task in it, if there is one.
+
+    `clock_unknown_s`: how long ago vCenter's clock was read before.
+    """
 
     vcenter_now: float
     oldest: float | None
+    clock_unknown_s: float = 0.0
 
 
 class FoundBatch(NamedTuple):
-    """Tasks that a finder read at once.
+    """Tasks that a finder read at once, in vCenter's history or, with `service`, in a list of that CIS service.
 
-    `is_reread`: they were read after the history was opened (again), until its end was reached for the first time;
-    the last of these batches has `start`. `place`: the place that the history was opened at, if the follow had none.
-    `empty_at`: vCenter had no more tasks then, by its own clock. `trouble`: why vCenter can't be read.
+    `trouble`: why they can't be read. `is_reread`: they may have watches or endings, since they were read after the
+    history was opened (again), until its end was reached for the first time, or in the first list.
+
+    Of the history: the last batch of those has `start`. `place`: the place that the history was opened at, if the
+    follow had none. `empty_at`: vCenter had no more tasks then, by its own clock. `gap`: what can't be read.
+
+    Of a list: `place`: where the follow is once these tasks have their watches, None if the list doesn't show that.
+    `gap`: what it may lack.
     """
 
     tasks: Sequence[FoundTask] = ()
@@ -32,15 +41,17 @@ class FoundBatch(NamedTuple):
     place: FollowPlace | None = None
     empty_at: float | None = None
     trouble: str | None = None
+    service: str | None = None
+    gap: Gap | None = None
 
 
 class TaskFinder(Protocol):
     """Finds the tasks of one vCenter."""
 
-    def find_tasks(self, follow: Follow, place: Callable[[], FollowPlace | None]) -> AsyncIterator[FoundBatch]:
+    def find_tasks(self, follow: Follow, memory: Callable[[], FollowMemory]) -> AsyncGenerator[FoundBatch]:
         """Yield the tasks that a follow may be about, without end.
 
-        `place` returns how far the follow has come; the finder goes on from there whenever it has to begin again.
+        `memory` returns how far the follow has come; the finder goes on from there whenever it has to begin again.
         """
         ...
 

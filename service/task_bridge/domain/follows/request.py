@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable
 from typing import Annotated, Literal, Self
 
@@ -11,7 +10,7 @@ from pydantic import AfterValidator, BeforeValidator, Field, StringConstraints, 
 from ..durations import parse_duration, parse_time
 from ..requests import Duration, LabelKey, LabelValue, StrictRequest, check_duration, check_timeout
 from ..subjects import is_follow_name
-from .order import Follow, FollowEntity, find_entity_type
+from .order import Follow, FollowEntity, find_entity_type, is_cis_service
 
 Api = Literal["vim", "cis"]
 Text = Annotated[str, StringConstraints(min_length=1, max_length=256)]
@@ -103,15 +102,6 @@ class FollowRequest(FollowNameRequest):
     def cis_services(self) -> list[str]:
         """The named services of the CIS tasks service."""
         return list(filter(is_cis_service, self.services))
-
-
-def is_cis_service(service: str) -> bool:
-    """Return whether this is the id of a service of the REST API, which has dots and no capital letters.
-
-    The services of classic tasks are types of managed objects (`VirtualMachine`), or of extensions
-    (`com.vmware.vcIntegrity`).
-    """
-    return re.fullmatch(r"[a-z0-9_]+(\.[a-z0-9_]+)+", service, re.ASCII) is not None
 
 
 def build_follow(

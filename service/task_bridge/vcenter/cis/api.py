@@ -17,7 +17,7 @@ from ..http import DEFAULT_LIMITS, MAX_BODY_BYTES, AmbiguousFailure, Answer, Ans
 from ..parsing import parse_outside_loop
 from ..policy import VCenterConfig
 from . import renderings
-from .renderings import Refusal
+from .renderings import Refusal, ServiceFilter
 from .return_all import ReturnAllMemory
 from .schedule import PollGroup, TrackedCisTask, provider_of
 from .session import CisSession
@@ -30,6 +30,7 @@ RESULTS_MAX = 70
 
 LIST_MAX_BYTES = 8 * 1024 * 1024
 """A list that is longer is split. A task that fills one by itself is fetched alone, where more is accepted."""
+_LIST_LIMITS = AnswerLimits(max_bytes=LIST_MAX_BYTES)
 
 
 class BadAnswer(VCenterUnavailable):
@@ -56,11 +57,19 @@ class ListMissing(BadAnswer):
     """This vCenter has listed tasks before, but nothing answers requests for these now."""
 
 
+class TooManyTasks(BadAnswer):
+    """vCenter can't list so many tasks at once, or has another trouble with them. A narrower list may succeed."""
+
+
 class Listing(NamedTuple):
-    """Those of the tasks that vCenter shows, each still as JSON in this rendering."""
+    """Those of the tasks that vCenter shows, each still as JSON in this rendering.
+
+    `date`: when vCenter wrote it, in whole Unix seconds by its own clock; None if it didn't say.
+    """
 
     bodies: task_json.TaskBodies
     rendering: Rendering
+    date: float | None = None
 
 
 class FetchedTask(NamedTuple):
@@ -120,6 +129,26 @@ class CisTasksApi:
         """Return those of the tasks that vCenter shows. Raises BadAnswer, ListUnavailable or VCenterUnavailable."""
         request = functools.partial(self._list_tasks, tasks, with_result)
         return await self._try_return_all(tasks, request) if return_all else await request(False)
+
+    async def list_service(self, wanted: ServiceFilter) -> Listing:
+        """Return the tasks of a service. Raises TooManyTasks, BadAnswer, ListUnavailable or VCenterUnavailable."""
+        refusal = ""
+        for rendering in tuple(self._renderings):
+            try:
+                answer = await self._session.request(
+                    "list", *renderings.service_call(rendering, wanted), limits=_LIST_LIMITS
+                )
+            except AnswerTooLarge as error:
+                raise TooManyTasks(str(error)) from error
+            if renderings.is_no_route(answer) or (answer.ok and not answer.body):
+                refusal = refusal or str(renderings.parse_message(answer))
+                continue
+            if not answer.ok and renderings.parse_message(answer).type == "RESOURCE_INACCESSIBLE":
+                raise TooManyTasks(f"vCenter can't list so many tasks: {renderings.parse_message(answer)}")
+            bodies = await self._parse_list(answer, rendering)
+            self._prefer(rendering)
+            return Listing(bodies, rendering, answer.date)
+        raise ListUnavailable(f"vCenter {self._name} has no list of tasks: {refusal}.")
 
     async def get_task(self, task: str, *, with_result: bool, return_all: bool = False) -> FetchedTask | MissingTask:
         """Return the task, or that it isn't there. Raises BadAnswer or VCenterUnavailable."""

@@ -145,7 +145,7 @@ class CisPoller:
         now = self._clock()
         self._had_no_list = False
         self._record_good_poll(now, group.provider)
-        bodies, rendering = listing
+        bodies, rendering, _ = listing
         for task in islice(bodies, 2):
             self._absences.record_shown(task, group.provider, now)
         unchanged: list[TrackedCisTask] = []

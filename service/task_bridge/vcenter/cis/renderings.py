@@ -10,11 +10,11 @@ import enum
 import re
 from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
-from urllib.parse import quote
+from urllib.parse import quote, urlencode
 
 import msgspec
 
-from ...domain.task import Message, Rendering, TaskError, parse_error
+from ...domain.task import Message, Rendering, Target, TaskError, parse_error
 from ...domain.task_json import UnreadableBody, parse_json
 from .. import challenge
 from ..http import Answer
@@ -86,6 +86,29 @@ def list_calls(
     suffix = "".join(f"&result_spec.{flag}=true" for flag in flags)
     for query in _join_queries(f"filter_spec.tasks={encode_task_id(task)}" for task in tasks):
         yield ListCall("GET", f"/rest/cis/tasks?{query}{suffix}", None)
+
+
+class ServiceFilter(NamedTuple):
+    """The tasks of a service that a list is to show: all, or those of one status, operation or target."""
+
+    service: str
+    status: tuple[str, ...] = ()
+    operations: tuple[str, ...] = ()
+    target: Target | None = None
+
+
+def service_call(rendering: Rendering, wanted: ServiceFilter) -> ListCall:
+    """Return the request that lists the tasks of a service, without their results. `/rest` can't filter by target."""
+    filters = {"services": [wanted.service], "status": wanted.status, "operations": wanted.operations}
+    if rendering == "api":
+        spec: dict[str, Any] = {name: values for name, values in filters.items() if values}
+        if wanted.target is not None:
+            spec["targets"] = [{"type": wanted.target.type, "id": wanted.target.id}]
+        body = {"filter_spec": spec, "result_spec": {"exclude_result": True}}
+        return ListCall("POST", "/api/cis/tasks?action=list", msgspec.json.encode(body))
+    pairs = [(f"filter_spec.{name}", value) for name, values in filters.items() for value in values]
+    query = urlencode([*pairs, ("result_spec.exclude_result", "true")])
+    return ListCall("GET", f"/rest/cis/tasks?{query}", None)
 
 
 def _join_queries(parameters: Iterable[str]) -> Iterator[str]:

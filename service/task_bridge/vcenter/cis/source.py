@@ -12,7 +12,7 @@ import functools
 import math
 import random
 import time
-from collections.abc import AsyncIterator, Callable, Coroutine
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine
 from types import TracebackType
 from typing import Any, Self
 
@@ -20,16 +20,20 @@ import httpx
 import structlog
 
 from ...domain.errors import VCenterUnavailable
+from ...domain.follows.event import FollowMemory
+from ...domain.follows.order import Follow
+from ...domain.follows.ports import FoundBatch
 from ...domain.ports import PollResult
 from ...metrics import Metrics
 from ..backoff import Outage
 from ..health import ApiHealth, ApiHealthTracker
 from ..http import RequestBudget, VCenterHttp
 from ..policy import TIMEOUTS, PollPolicy, Timeouts, VCenterConfig
-from ..shared import ResultQueue, SharedVCenter
+from ..shared import DiscoveryTurns, ResultQueue, SharedVCenter
 from ..tracked_task import TaskTracker
 from . import schedule
 from .api import CisTasksApi
+from .finder import CisFinder
 from .poller import CisPoller
 from .schedule import PollAgenda, TrackedCisTask
 from .session import CisSession
@@ -71,6 +75,8 @@ class CisSource:
         self._http = VCenterHttp(settings, metrics, clock=monotonic, transport=http_transport)
         self._session = CisSession(self._http, settings, metrics, clock=monotonic, rng=rng)
         self._api = CisTasksApi(self._session, settings, clock=monotonic, return_all_timeout_s=timeouts.return_all_s)
+        self._turns = DiscoveryTurns()
+        self._finder = CisFinder(self._api, clock, self._turns)
         self._agenda = PollAgenda(policy.poll_min_s, settings.max_concurrent_requests)
         self._transport = CisTransport(self._agenda, policy, monotonic, rng)
         self._tracker: TaskTracker[TrackedCisTask] = TaskTracker(
@@ -106,6 +112,7 @@ class CisSource:
         """End the requests that are under way, and the session, within two seconds."""
         if self._loop is not None:
             self._loop.cancel()
+        await self._finder.close()
         if self._requests:
             # Canceling a connection that is being made would leave it open.
             await asyncio.wait(self._requests, timeout=self._timeouts.finish_s)
@@ -122,7 +129,7 @@ class CisSource:
     @property
     def shared(self) -> SharedVCenter:
         """The parts that another source of the same vCenter uses too. That source must be left first."""
-        return SharedVCenter(self._http, self._session.login_throttle, self._tracker.results)
+        return SharedVCenter(self._http, self._session.login_throttle, self._tracker.results, self._turns)
 
     @property
     def budget_used(self) -> float:
@@ -173,6 +180,10 @@ class CisSource:
 
     async def cancel(self, task: str) -> None:
         await self._api.cancel_task(task)
+
+    def find_tasks(self, follow: Follow, memory: Callable[[], FollowMemory]) -> AsyncGenerator[FoundBatch]:
+        """Yield the CIS tasks that a follow may be about, without end."""
+        return self._finder.find_tasks(follow, memory)
 
     # The loop
 

@@ -8,32 +8,37 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 from contextlib import AbstractContextManager
 from typing import NamedTuple
 
 import structlog
 
 from ...domain.errors import VCenterUnavailable
+from ...domain.follows.event import FollowMemory
 from ...domain.follows.order import Follow, FoundTask, build_found_task, find_entity_type
-from ...domain.follows.place import CLOCK_SLACK_S, FollowPlace
+from ...domain.follows.place import CLOCK_SLACK_S, FollowPlace, Gap
 from ...domain.follows.ports import FoundBatch, HistoryStart
 from ...domain.task import is_vim_task
-from .history import HistoryFilter, close_history, fetch_oldest, fetch_time, open_history, read_page
+from ..http import AnswerTooLarge
+from ..shared import DiscoveryTurns
+from .history import PAGE, HistoryFilter, close_history, fetch_oldest, fetch_time, open_history, read_page, step_back
 from .session import VimSession
-from .soap import Ref
+from .soap import Ref, UnreadableXml
 from .taskinfo import Info, build_task, parse_identity
 
 log = structlog.get_logger(__name__)
 
-READ_INTERVAL_S = 0.5
-"""Time between two requests of all readers of a vCenter."""
 RETRY_S = 2.0
-CHECK_CLOCK_S = 300.0
+CHECK_CLOCK_S = 60.0
 """How often vCenter's clock is read: its times are compared with where a follow is."""
 _QUEUE_MAX = 8
 """Batches that a follow hasn't taken yet, after which the history isn't read on."""
 _BUILT_BETWEEN_TURNS = 50
+_SHRINKING = 8
+"""By how much a page is shorter than one that couldn't be read."""
+_ABSENCE_S = 86_400.0
+"""How long ago vCenter's clock may have been set if nobody knows when it was read last."""
 
 
 def build_history_filter(follow: Follow) -> HistoryFilter:
@@ -64,17 +69,6 @@ class _Subscriber(NamedTuple):
     batches: asyncio.Queue[FoundBatch]
 
 
-class _ReadTurns:
-    """Spreads the requests of all readers of a vCenter: one every `READ_INTERVAL_S`."""
-
-    def __init__(self) -> None:
-        self._lock = asyncio.Lock()
-
-    async def wait(self) -> None:
-        async with self._lock:
-            await asyncio.sleep(READ_INTERVAL_S)
-
-
 class FinderContext(NamedTuple):
     """What the readers of a vCenter share.
 
@@ -88,7 +82,7 @@ class FinderContext(NamedTuple):
     prepare: Callable[[], Awaitable[None]]
     keep_session: Callable[[], AbstractContextManager[None]]
     on_ended: Callable[[str, Info], None]
-    turns: _ReadTurns
+    turns: DiscoveryTurns
 
 
 class VimFinder:
@@ -101,17 +95,18 @@ class VimFinder:
         prepare: Callable[[], Awaitable[None]],
         keep_session: Callable[[], AbstractContextManager[None]],
         on_ended: Callable[[str, Info], None],
+        turns: DiscoveryTurns,
     ) -> None:
-        self._context = FinderContext(session, clock, prepare, keep_session, on_ended, _ReadTurns())
+        self._context = FinderContext(session, clock, prepare, keep_session, on_ended, turns)
         self._readers: dict[HistoryFilter, _HistoryReader] = {}
 
-    async def find_tasks(self, follow: Follow, place: Callable[[], FollowPlace | None]) -> AsyncIterator[FoundBatch]:
+    async def find_tasks(self, follow: Follow, memory: Callable[[], FollowMemory]) -> AsyncGenerator[FoundBatch]:
         """Yield the tasks that match the follow's filter at vCenter, without end."""
         history_filter = build_history_filter(follow)
         reader = self._readers.get(history_filter)
         if reader is None:
             reader = self._readers[history_filter] = _HistoryReader(self._context, history_filter)
-        subscriber = _Subscriber(follow, place, asyncio.Queue())
+        subscriber = _Subscriber(follow, lambda: memory().place, asyncio.Queue())
         reader.add(subscriber)
         try:
             while True:
@@ -136,6 +131,9 @@ class _HistoryReader:
         self._has_joined = False
         self._taken = asyncio.Event()
         self._reading: asyncio.Task[None] | None = None
+        self._page_size = PAGE
+        self._read_until = self._ahead_s = 0.0
+        self._clock_read_at: float | None = None
 
     @property
     def has_subscribers(self) -> bool:
@@ -167,25 +165,35 @@ class _HistoryReader:
 
     async def _run(self) -> None:
         while True:
+            retry_s = RETRY_S
             try:
                 with self._context.keep_session():
                     await self._read()
+                continue
             except VCenterUnavailable as error:
                 self._deliver(FoundBatch(trouble=str(error)))
+                retry_s = max(RETRY_S, error.retry_after_s or 0.0)
             except Exception:
                 log.exception("history_reader_failed")
-            await asyncio.sleep(RETRY_S)
+            await asyncio.sleep(retry_s)
 
     async def _read(self) -> None:
-        """Open the history and read on from the earliest place, until a follow joins or vCenter can't be read."""
-        session, clock = self._context.session, self._context.clock
+        """Open the history and read on from the earliest place, until a follow joins or vCenter's clock was set."""
+        session, clock, turns = self._context.session, self._context.clock, self._context.turns
         self._has_joined = False
         await self._context.prepare()
-        vcenter_now = await fetch_time(session)
-        ahead_s, checked_at = vcenter_now - clock(), clock()
+        await turns.wait()
+        vcenter_now, checked_at = await fetch_time(session), clock()
+        self._ahead_s = ahead_s = vcenter_now - checked_at
+        unknown_s = _ABSENCE_S if self._clock_read_at is None else checked_at - self._clock_read_at
+        self._clock_read_at = checked_at
         places = {id(one): one.place() or _begin(one.follow, ahead_s) for one in self._subscribers}
-        start = HistoryStart(vcenter_now, await fetch_oldest(session))
-        read_from = min(vcenter_now, *(place.read_from for place in places.values()))
+        start = HistoryStart(vcenter_now, None, unknown_s)
+        if any(place.needs_oldest(vcenter_now) for place in places.values()):
+            await turns.wait()
+            start = start._replace(oldest=await fetch_oldest(session, turns.wait))
+        self._read_until = read_from = min(vcenter_now, *(place.read_from for place in places.values()))
+        await turns.wait()
         collector = await open_history(session, self._filter.to_xml(read_from))
         try:
             while tasks := await self._read_page(collector):
@@ -196,26 +204,52 @@ class _HistoryReader:
                 tasks = await self._read_page(collector)
                 self._deliver(FoundBatch(tasks, empty_at=None if tasks else asked_at))
                 if clock() >= checked_at + CHECK_CLOCK_S:
-                    checked_at = clock()
-                    if abs(await fetch_time(session) - checked_at - ahead_s) > CLOCK_SLACK_S:
-                        return  # vCenter's clock was set
+                    await turns.wait()
+                    now, checked_at = await fetch_time(session), clock()
+                    if abs(now - checked_at - ahead_s) > CLOCK_SLACK_S:
+                        return
+                    self._clock_read_at = checked_at
         finally:
             with contextlib.suppress(VCenterUnavailable):
                 await close_history(session, collector)
 
     async def _read_page(self, collector: Ref) -> list[FoundTask]:
         """Return the next tasks, when it is this reader's turn and the follows have taken what was read before."""
-        await self._context.turns.wait()
         while any(one.batches.qsize() >= _QUEUE_MAX for one in self._subscribers):
             self._taken.clear()
             await self._taken.wait()
+        await self._context.turns.wait()
         found: list[FoundTask] = []
-        for count, info in enumerate(await read_page(self._context.session, collector), 1):
+        for count, info in enumerate(await self._fetch_page(collector), 1):
             if (task := self._build_found(info)) is not None:
                 found.append(task)
+                self._read_until = max(self._read_until, task.identity.queued_at or 0.0)
             if count % _BUILT_BETWEEN_TURNS == 0:
                 await asyncio.sleep(0)
         return found
+
+    async def _fetch_page(self, collector: Ref) -> list[Info]:
+        """Return a page. One that can't be read is read again in shorter ones, until the task to blame is alone.
+
+        That one is left out, with a gap, if what comes behind it can be read. Raises VCenterUnavailable.
+        """
+        session, turns = self._context.session, self._context.turns
+        while True:
+            page_size = self._page_size
+            try:
+                page = await read_page(session, collector, page_size)
+            except (AnswerTooLarge, UnreadableXml) as error:
+                self._page_size = max(1, page_size // _SHRINKING)
+                await turns.wait()
+                if page_size > 1:
+                    await step_back(session, collector, page_size)
+                    await turns.wait()
+                    continue
+                page = await read_page(session, collector, 1)
+                gap = Gap(self._read_until, self._context.clock() + self._ahead_s, f"a task can't be read: {error}")
+                self._deliver(FoundBatch(is_reread=True, gap=gap))
+            self._page_size = min(PAGE, 2 * page_size)
+            return page
 
     def _build_found(self, info: Info) -> FoundTask | None:
         """Return the task of a TaskInfo; None for one without a state or with an id that isn't a vCenter's."""

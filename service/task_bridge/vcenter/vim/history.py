@@ -5,11 +5,13 @@ Source: the vSphere API reference of TaskManager, TaskFilterSpec and TaskHistory
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import contextlib
+from collections.abc import Awaitable, Callable, Mapping
 from typing import NamedTuple
 
 from ...domain.durations import parse_time, rfc3339
 from ...domain.task import TaskIdentity, may_be_same_task
+from ..http import AnswerTooLarge
 from . import soap
 from .answers import read_history
 from .api import parse_created_ref
@@ -54,18 +56,25 @@ async def read_page(session: VimSession, collector: Ref, at_most: int = PAGE) ->
     return await session.read("history", "ReadNextTasks", collector, count, read_history)
 
 
+async def step_back(session: VimSession, collector: Ref, count: int) -> None:
+    """Move the position back before so many tasks, even if they can't be read. Raises VCenterUnavailable."""
+    with contextlib.suppress(AnswerTooLarge, soap.UnreadableXml):
+        await session.read("history", "ReadPreviousTasks", collector, soap.xml_text("maxCount", count), read_history)
+
+
 async def close_history(session: VimSession, collector: Ref) -> None:
     """Destroy the collector. Raises VCenterUnavailable."""
     await session.call("history", "DestroyCollector", collector)
 
 
-async def fetch_oldest(session: VimSession) -> float | None:
+async def fetch_oldest(session: VimSession, take_turn: Callable[[], Awaitable[None]]) -> float | None:
     """Return when the oldest task of the whole history was queued (Unix s), None without one.
 
     Raises VCenterUnavailable.
     """
     collector = await open_history(session, "<filter/>")
     try:
+        await take_turn()
         page = await read_page(session, collector, 1)
     finally:
         await close_history(session, collector)

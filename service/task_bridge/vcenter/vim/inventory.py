@@ -91,6 +91,20 @@ def find_ref(target: Target) -> Ref | None:
     return Ref(kind, target.id) if kind else None
 
 
+def is_below(ref: Ref, entity_id: str, entities: Mapping[Ref, Entity]) -> bool | None:
+    """Return whether an object is this one or below it, None if vCenter doesn't show enough to tell."""
+    for _ in range(_DEPTH_MAX):
+        if ref.id == entity_id:
+            return True
+        entity = entities.get(ref)
+        if entity is None or (entity.parent is None and entity.has_parent):
+            return None
+        if entity.parent is None:
+            return False
+        ref = entity.parent
+    return None
+
+
 def build_name(ref: Ref, entities: Mapping[Ref, Entity]) -> ObjectName:
     """Return the name and path of an object. `entities`: this object and what is above it, as far as vCenter shows it.
 

@@ -13,7 +13,7 @@ import math
 import random
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator
 from itertools import islice
 from types import TracebackType
 from typing import Literal, Self
@@ -21,8 +21,8 @@ from typing import Literal, Self
 import structlog
 
 from ...domain.errors import VCenterUnavailable
+from ...domain.follows.event import FollowMemory
 from ...domain.follows.order import Follow
-from ...domain.follows.place import FollowPlace
 from ...domain.follows.ports import FoundBatch
 from ...domain.ports import PollResult
 from ...domain.task import TaskIdentity
@@ -110,7 +110,7 @@ class VimSource:
         self._unshown_poller = self._create_unshown_poller()
         self._found_ended: dict[str, Info] = {}
         self._finder = VimFinder(
-            self._session, clock, self._prepare_finding, self._keeping_session, self._remember_ended
+            self._session, clock, self._prepare_finding, self._keeping_session, self._remember_ended, shared.turns
         )
         self._loop: asyncio.Task[None] | None = None
         self._listener: asyncio.Task[None] | None = None
@@ -247,9 +247,9 @@ class VimSource:
 
     # Finding tasks
 
-    def find_tasks(self, follow: Follow, place: Callable[[], FollowPlace | None]) -> AsyncIterator[FoundBatch]:
+    def find_tasks(self, follow: Follow, memory: Callable[[], FollowMemory]) -> AsyncGenerator[FoundBatch]:
         """Yield the classic tasks that a follow may be about, without end."""
-        return self._finder.find_tasks(follow, place)
+        return self._finder.find_tasks(follow, memory)
 
     async def _prepare_finding(self) -> None:
         await self.prepare_lookup()
