@@ -150,6 +150,7 @@ class Bridge:
         await monitor.start()
         parts = self._build_parts(streams, monitor, lost_memories)
         self.status.watcher, self.status.instance = parts.watcher, parts.instance
+        self.status.follower, self.status.replicas = parts.follower, parts.replicas
         await parts.start(connection, self._names)
         for pull in parts.pulls:
             connection.on_reconnect(pull.reset)
@@ -177,7 +178,7 @@ class Bridge:
         follow_journal = FollowJournal(streams, names, journal.instance)
         follows = FollowStore(streams, names, follow_journal, self._source_of, now, create=settings.provision == "auto")
         follower = Follower(
-            self._sources, follow_journal, watches, self._source_of, now, max_rate=settings.follow_max_rate
+            self._sources, follow_journal, watches, self._source_of, metrics, now, max_rate=settings.follow_max_rate
         )
         reads = ResultReads(JetStreamResultMarks(streams, names))
         watcher = Watcher(self._sources, journal, self._policy_of, metrics, self._clock, reads)
@@ -314,7 +315,8 @@ class _Parts(NamedTuple):
             # A round trip after the subscriptions, so that a request sent after "ready" is received: nats-py's
             # flush() overtakes them (2.16, measured).
             await self.monitor.read()
-        self.monitor.set_pulls(*self.pulls, held=self.replicas.held_count)
+        held, held_follows = self.replicas.held_count, self.replicas.held_follow_count
+        self.monitor.set_pulls(*self.pulls, held=held, held_follows=held_follows)
 
     async def _subscribe_to_unwatched(self, names: SubjectNames) -> None:
         """Subscribe to endings by request, which any replica may publish; without this hint the next publish fails."""
