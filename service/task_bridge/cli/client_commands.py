@@ -16,7 +16,7 @@ import typer
 from rich.text import Text
 
 from ..client import ErrorAnswer, StoredCloudEvent, TaskBridge
-from ..domain.durations import parse_duration
+from ..domain.durations import parse_duration, parse_time
 from ..domain.errors import BridgeError, CannotStart, NatsUnavailable, Refused
 from ..domain.events import from_cloudevent
 from ..domain.replies import CancelReply, GetReply, ListedWatch, UnwatchReply
@@ -62,6 +62,13 @@ def parse_duration_option(text: str) -> float:
         raise typer.BadParameter(str(error)) from error
 
 
+def parse_moment(text: str) -> datetime:
+    """Return the moment that is a time (RFC 3339), or a duration ago."""
+    if (moment := parse_time(text)) is not None:
+        return datetime.fromtimestamp(moment, UTC)
+    return datetime.now(UTC) - timedelta(seconds=parse_duration_option(text))
+
+
 def events(
     kind: Annotated[
         str | None, typer.Option(help="Only this kind, like progress, completed or completed.failed.")
@@ -69,9 +76,9 @@ def events(
     vcenter: Annotated[str | None, typer.Option(metavar="NAME", help="Only tasks on this vCenter.")] = None,
     task: Annotated[str | None, typer.Option(metavar="TASK", help="Only this task.")] = None,
     since: Annotated[
-        float | None,
+        Any,
         typer.Option(
-            parser=parse_duration_option, metavar="DURATION", help="Only events younger than this: 90s, 15m, 1h."
+            parser=parse_moment, metavar="TIME", help="Only events since then: a time, or so long ago: 90s, 15m, 1h."
         ),
     ] = None,
     tail: Annotated[
@@ -81,8 +88,7 @@ def events(
     as_json: Json = False,
 ) -> None:
     """Print the stored events, oldest first."""
-    moment = None if since is None else datetime.now(UTC) - timedelta(seconds=since)
-    selection = {"kind": kind, "vcenter": vcenter, "task": task, "since": moment}
+    selection = {"kind": kind, "vcenter": vcenter, "task": task, "since": since}
     run(_print_events(selection, tail, follow, as_json), on_interrupt=0 if follow else INTERRUPTED)
 
 

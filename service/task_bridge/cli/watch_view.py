@@ -24,6 +24,8 @@ _BAR_WIDTH = 12
 _LABEL_WIDTHS = (24, 48)
 """On a terminal below 120 columns, and on a wider one."""
 _WIDE = 120
+_NUMBERS_WIDTH = 5 + 6 + 5
+"""The percentage, the age, and a blank after each column."""
 _STATUS_WORDS = {"PENDING": "pending", "BLOCKED": "blocked", "requested": "requested", "stalled": "stalled"}
 _SPACE = 5
 """Lines of the terminal that aren't tasks: the counts, a reason, what is above."""
@@ -43,7 +45,7 @@ class _Running:
 def describe_task(event: Event, width: int) -> str:
     """Return what users call the task: its operation and the name of its target, or else its description or its id."""
     data = event.data
-    target = data.target.name if data.target is not None and data.target.name else ""
+    target = (data.target.name or data.target.id or "") if data.target is not None else ""
     operation = (data.operation or "").removesuffix("$task")
     name = " ".join(filter(None, (operation, target))) if target else operation or data.description or ""
     return output.truncate(name, width) if name else output.shorten(data.task, min(width, 24))
@@ -99,12 +101,13 @@ class TaskTable:
         table.add_column(width=_BAR_WIDTH)
         table.add_column(width=5, justify="right", no_wrap=True)
         table.add_column(width=6, justify="right", no_wrap=True)
-        table.add_column(no_wrap=True, overflow="ellipsis", ratio=1)
+        message_width = max(self._console.width - self._label_width - _BAR_WIDTH - _NUMBERS_WIDTH, 1)
+        table.add_column(width=message_width, no_wrap=True, overflow="ellipsis")
         for one in running[:room]:
             percent = "" if one.percent is None else f"{one.percent:.0f} %"
             bar = ProgressBar(total=100, completed=one.percent or 0, width=_BAR_WIDTH)
             age = format_seconds(time.time() - one.since)
-            message = output.clean(f"{one.status} {one.message}".rstrip())
+            message = output.truncate(f"{one.status} {one.message}".rstrip(), message_width)
             table.add_row(Text(one.label), bar, percent, age, Text(message))
         hidden = [Text(f"… and {len(running) - room} more")] if len(running) > room else []
         troubles = [Text(output.clean(trouble), "yellow") for trouble in self.troubles.values()]
