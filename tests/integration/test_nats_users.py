@@ -27,7 +27,7 @@ from lab import EVENTS, Lab, NatsServer, as_user, guarded, until
 from task_bridge.simulator import scenarios
 
 DEPLOYED = Path(__file__).parents[2] / "deploy" / "nats"
-USERS = ("bridge", "operator", "requester", "consumer", "workflow")
+USERS = ("bridge", "operator", "requester", "requester_lab", "consumer", "workflow")
 REQUESTS = "VCENTER_TASKS_REQUESTS"
 DOMAIN = "tasks"  # where the accounts of others see the bridge's JetStream
 PUT = "vcenter.tasks.internal.put.lab.t.completed.succeeded"
@@ -197,6 +197,29 @@ async def test_who_asks_gets_answers_and_can_do_nothing_else(users: Users) -> No
             while await stored() < count + 2:  # noqa: ASYNC110 - an id is no request to follow: two rejections
                 await asyncio.sleep(0.02)
         assert await stored() == count + 2
+
+
+async def test_who_may_ask_for_one_vcenter_can_ask_for_no_other(users: Users) -> None:
+    lab = users.lab.vcenter_settings()
+    async with users.bridge(vcenters={"lab": lab, "other": lab}):
+        requester = await users.connect("requester_lab")
+        task = users.lab.vcenter.create(scenarios.runs_forever())
+        ack = await requester.request("vcenter.tasks.watch.lab", task.encode(), timeout=10)
+        assert json.loads(ack.data)["stream"] == "VCENTER_TASKS_VCENTER_REQUESTS"
+        ack = await requester.request("vcenter.tasks.follow.lab", b'{"name": "clones"}', timeout=10)
+        assert json.loads(ack.data)["stream"] == "VCENTER_TASKS_FOLLOW_REQUESTS"
+        for verb, body in (("watch", {"task": task}), ("get", {"task": task}), ("list", {}), ("follows", {})):
+            subject = f"vcenter.tasks.api.{verb}.lab"
+            answer = json.loads((await requester.request(subject, json.dumps(body).encode(), timeout=10)).data)
+            assert "error" not in answer
+            named = json.dumps(body | {"vcenter": "other"}).encode()
+            error = json.loads((await requester.request(subject, named, timeout=10)).data)["error"]
+            assert (error["code"], error["details"][0]["field"]) == ("invalid_request", "vcenter")
+            for other in (f"vcenter.tasks.api.{verb}", f"vcenter.tasks.api.{verb}.other"):
+                await users.may_not(requester, other)
+        for kind in ("watch", "follow"):
+            for subject in (f"vcenter.tasks.{kind}", f"vcenter.tasks.{kind}.other"):
+                await users.may_not(requester, subject)
 
 
 async def test_who_reads_reads_and_can_do_nothing_else(users: Users) -> None:

@@ -93,7 +93,7 @@ class TestProvision:
         self, lab: Lab, tmp_path: Path
     ) -> None:
         code, out, _ = await ran("provision", "--check", directory=tmp_path, environment=nats_only(lab))
-        assert (code, len(out)) == (1, 10)
+        assert (code, len(out)) == (1, 12)
         assert await lab.js.streams_info() == []
 
     async def test_what_differs_is_told_and_only_that_is_changed(self, lab: Lab, tmp_path: Path) -> None:
@@ -146,7 +146,7 @@ class TestProvision:
     async def test_print_needs_no_nats(self, tmp_path: Path) -> None:
         given = {"BRIDGE_EVENTS_MAX_AGE": "1d", "BRIDGE_STREAM_REPLICAS": "3", "BRIDGE_NATS_JS_DOMAIN": "hub"}
         code, out, _ = await ran("provision", "--print", directory=tmp_path, environment=given)
-        assert (code, len(out)) == (0, 10)
+        assert (code, len(out)) == (0, 12)
         assert all(line.startswith("nats --js-domain=hub ") for line in out)
         assert out[8] == (
             "nats --js-domain=hub stream add VCENTER_TASKS_EVENTS '--description=Events of watched tasks, and "

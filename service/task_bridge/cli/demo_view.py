@@ -16,6 +16,16 @@ from ..lab.demo import DemoAddresses, DemoRun, DemoView
 _COLORS = {"watching": "cyan", "status": "yellow", "completed.succeeded": "green", "completed.failed": "red"}
 
 
+_WHERE = """\
+Board: {http}
+NATS: {nats}
+Simulated vCenter: {vcenter}
+Log: {log}
+Try, in another terminal:
+  task-bridge events --follow --nats-url {nats}
+Ctrl-C ends it."""
+
+
 class LineView:
     """Prints a line per event, with the seconds since the start."""
 
@@ -28,8 +38,7 @@ class LineView:
         self._print("nats-server, a simulated vCenter and the bridge are up. Starting the tasks.")
         self._print("Some are requested; vCenter runs the others by itself, and the bridge follows those.")
         if self._keep:
-            where = f"Pages: {addresses.http}\nNATS: {addresses.nats}\nLog: {addresses.log}\nCtrl-C ends it."
-            self._console.print(where, highlight=False, soft_wrap=True)
+            self._console.print(_WHERE.format(**addresses._asdict()), highlight=False, soft_wrap=True, markup=False)
 
     def show_start(self, run: DemoRun) -> None:
         """Print nothing: the first event shows the start."""

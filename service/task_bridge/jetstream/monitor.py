@@ -162,6 +162,7 @@ class Monitor:
         """Read the unheld watches and the settings that an operator may have tuned. Raises NatsUnavailable."""
         try:
             await self._read_queue(self._names.requests_stream)
+            await self._read_queue(self._names.vcenter_requests_stream)
             _, consumer = await self._read_queue(self._names.watches_stream)
             await self._read_queue(self._names.follow_requests_stream)
             follow_count, _ = await self._read_queue(self._names.follows_stream)

@@ -37,7 +37,7 @@ class Right(NamedTuple):
 def required_rights(names: SubjectNames, api: str, inbox: str) -> list[Right]:
     """Return the rights that the bridge needs. `api` is JetStream's prefix, `inbox` an inbox of the connection."""
     subscriptions = [Right(_SUBSCRIBE, f"{inbox.rpartition('.')[0]}.>", inbox)]
-    subscriptions += [_subscribe(f"{names.api}.{verb}") for verb in VERBS]
+    subscriptions += [_subscribe(f"{names.api}.{verb}{vcenter}") for vcenter in ("", ".*") for verb in VERBS]
     subscriptions += [_subscribe(f"{names.events}.*.*.abandoned.unwatched"), _subscribe(f"{names.follows}.>")]
     subscriptions.append(_subscribe(names.replicas))
     subscriptions += [Right(_SUBSCRIBE, "$SRV.>", "$SRV.PING")]
@@ -107,7 +107,8 @@ def _read_rights(names: SubjectNames, api: str) -> list[Right]:
 
 
 def _queues(names: SubjectNames) -> tuple[str, ...]:
-    return names.requests_stream, names.watches_stream, names.follow_requests_stream, names.follows_stream
+    requests = (names.requests_stream, names.vcenter_requests_stream, names.follow_requests_stream)
+    return *requests, names.watches_stream, names.follows_stream
 
 
 def _bucket_stream(names: SubjectNames) -> str:

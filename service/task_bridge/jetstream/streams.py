@@ -14,7 +14,6 @@ from typing import Any, NamedTuple, TypeVar
 import msgspec
 import nats.errors
 import nats.js.errors
-import structlog
 from nats.aio.client import Client
 from nats.aio.msg import Msg
 from nats.js import JetStreamContext
@@ -23,8 +22,6 @@ from ..domain.clock import ServerClock
 from ..domain.durations import parse_time
 from ..domain.errors import NatsUnavailable
 from .nats_py_workarounds import SubscriptionQueue, queued_subscription
-
-log = structlog.get_logger(__name__)
 
 T = TypeVar("T")
 
@@ -189,7 +186,7 @@ class Streams:
             elif self.connection.is_connected:
                 if self.refusal(stream) is None:
                     cure = "run task-bridge check for details"
-                    log.warning("stream_refuses", stream=stream, reason=str(error), cure=cure)
+                    _log().warning("stream_refuses", stream=stream, reason=str(error), cure=cure)
                 self._refusals[stream] = str(error), time.monotonic()
             raise
         self._clear_refusal(stream)
@@ -214,7 +211,7 @@ class Streams:
 
     def _clear_refusal(self, stream: str) -> None:
         if self._refusals.pop(stream, None) is not None:
-            log.info("stream_takes_again", stream=stream)
+            _log().info("stream_takes_again", stream=stream)
 
     async def delete(self, stream: str, sequence: int) -> None:
         """Delete one message; do nothing if it is gone already."""
@@ -375,12 +372,18 @@ class StoreRefused(NatsUnavailable):
         return self.code in (10071, 10158, 10164)
 
 
+def _log() -> Any:
+    import structlog  # noqa: PLC0415 - who only asks and reads needs no log
+
+    return structlog.get_logger(__name__)
+
+
 async def send_ack(connection: Client, reply: str, ack: bytes) -> None:
     """Send an acknowledgement of a delivered message. If it is lost, JetStream delivers the message again."""
     try:
         await connection.publish(reply, ack)
     except nats.errors.Error as error:
-        log.debug("word_lost", word=ack.decode(), reason=str(error))
+        _log().debug("word_lost", word=ack.decode(), reason=str(error))
 
 
 ACK, TERM, IN_PROGRESS, NAK = b"+ACK", b"+TERM", b"+WPI", b"-NAK"

@@ -20,7 +20,7 @@ from typing import NamedTuple
 import httpx
 
 from .. import __version__
-from ..domain.errors import VCenterUnavailable
+from ..domain.errors import VCenterUnavailable, VCenterUnreachable
 from ..metrics import Metrics
 from ..tracing import span
 from .http_errors import describe_http_error, is_certificate_error
@@ -55,6 +55,8 @@ class _StaleConnection(AmbiguousFailure):
 
 class NoAnswer(AmbiguousFailure):
     """The request was sent, but no answer came in time."""
+
+    trouble = "unreachable"
 
 
 class AnswerTooLarge(VCenterUnavailable):
@@ -337,7 +339,7 @@ class VCenterHttp:
 def _classify_error(error: Exception, events: set[str]) -> type[VCenterUnavailable]:
     """Return the exception class that fits the error. `events`: httpx's trace events of the request so far."""
     if isinstance(error, _UNREACHABLE):
-        return VCenterUnavailable
+        return VCenterUnreachable
     if isinstance(error, _TIMED_OUT):
         return NoAnswer
     is_reused = not any(event.startswith("connection.connect_") for event in events)
@@ -365,7 +367,7 @@ def _build_tls_context(settings: VCenterConfig) -> ssl.SSLContext:
     try:
         context = ssl.create_default_context(cafile=settings.ca_file)
     except (OSError, ValueError) as error:
-        raise VCenterUnavailable(
+        raise VCenterUnreachable(
             f"The CA file of vCenter {settings.name} ({settings.ca_file}) can't be read: {error}. "
             "It must contain certificates in PEM format."
         ) from error
