@@ -25,6 +25,7 @@ from .domain.subjects import SubjectNames
 from .domain.watch import Policy, Watch
 from .follower import Follower
 from .jetstream.api import Api
+from .jetstream.api_service import ApiService
 from .jetstream.board_reader import BoardReader
 from .jetstream.connection import Connection, server_version
 from .jetstream.follow_journal import FollowJournal
@@ -218,6 +219,7 @@ class Bridge:
             failures=FailureLog(log, "follows_not_taken_up", "follows_taken_up_again"),
         )
         follow_ownership.belongs_elsewhere = replicas.is_known_elsewhere
+        api = Api(context, replicas, stalled_after_s=stalled_after_s, allow_cancel=settings.allow_cancel)
         return _Parts(
             client=streams.connection,
             context=context,
@@ -244,7 +246,7 @@ class Bridge:
                 ),
                 ack_wait_s=monitor.ack_wait_s,
             ),
-            api=Api(context, replicas, stalled_after_s=stalled_after_s, allow_cancel=settings.allow_cancel),
+            api_service=ApiService(api, streams.connection, names),
             ownership=ownership,
             follower=follower,
             follow_ownership=follow_ownership,
@@ -273,7 +275,7 @@ class _Parts(NamedTuple):
     watcher: Watcher
     requests: RequestConsumer
     follow_requests: RequestConsumer
-    api: Api
+    api_service: ApiService
     ownership: Ownership[Watch]
     follower: Follower
     follow_ownership: Ownership[Follow]
@@ -290,7 +292,7 @@ class _Parts(NamedTuple):
         await connection.broker.start()
         await self._subscribe_to_unwatched(names)
         await self._subscribe_to_follows(names)
-        await self.api.start()
+        await self.api_service.start()
         with contextlib.suppress(NatsUnavailable):
             # A round trip after the subscriptions, so that a request sent after "ready" is received: nats-py's
             # flush() overtakes them (2.16, measured).
@@ -342,7 +344,7 @@ class _Parts(NamedTuple):
         finishing = [
             asyncio.create_task(part)
             for part in (
-                self.api.stop(),
+                self.api_service.stop(),
                 self.requests.drain(),
                 self.follow_requests.drain(),
                 self.follower.stop(),
