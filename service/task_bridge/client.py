@@ -27,7 +27,7 @@ from nats.aio.client import Client
 from .domain.errors import BridgeError, NatsUnavailable, Problem, Refused
 from .domain.events import FINAL_KINDS, Event, from_cloudevent
 from .domain.requests import CancelReply, ErrorBody, GetReply, ListReply, UnwatchReply, WatchReply, invalid_request
-from .domain.subjects import SubjectNames, is_vcenter_name, task_token
+from .domain.subjects import SubjectNames, is_vcenter_name
 from .jetstream.connect import connect, denied_permission
 from .jetstream.stream_reader import StreamReader
 from .jetstream.streams import StoredMessage, Streams
@@ -280,4 +280,4 @@ def _event_filter(names: SubjectNames, vcenter: str | None, task: str | None, ki
             f"{kind!r} can't be a kind of event; kinds are like progress, completed, completed.failed"
         )
     kinds = ">" if kind is None else f"{kind}.*" if kind in FINAL_KINDS else kind
-    return f"{names.events}.{vcenter or '*'}.{'*' if task is None else task_token(task)}.{kinds}"
+    return names.stored_events_filter(vcenter, task, kinds)

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from .. import __version__
-from . import client_commands, follow_commands, operator_commands, schema, server_commands
+from . import client_commands, follow_commands, operator_commands, schema, server_commands, token_command
 
 app = typer.Typer(name="task-bridge", no_args_is_help=True, pretty_exceptions_enable=False)
 app.command()(server_commands.serve)
@@ -24,6 +24,7 @@ app.command()(server_commands.demo)
 app.command()(server_commands.simulate)
 app.command()(operator_commands.provision)
 app.command()(operator_commands.check)
+app.command()(token_command.token)
 app.command()(schema.schema)
 
 

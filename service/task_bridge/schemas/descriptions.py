@@ -13,11 +13,6 @@ from ..domain.events import TYPE_PREFIX
 
 Schema = dict[str, Any]
 
-KINDS = ("watching", "status", "progress", "stalled")
-FINAL_OUTCOMES = {
-    "completed": ("succeeded", "failed", "canceled"),
-    "abandoned": ("lost", "denied", "watch_timed_out", "unwatched"),
-}
 REJECTED = f"{TYPE_PREFIX}.request.rejected.v1"
 
 _N = r"[0-9]+(\.[0-9]+)?"
