@@ -41,22 +41,23 @@ class LimitedProtocol(H11Protocol):
     """
 
     _deadline: asyncio.TimerHandle | None = None
-    _handshake: asyncio.Task[None] | None = None
 
     def __init__(self, *args: Any, certificate: ServerCertificate | None = None, **options: Any) -> None:
         super().__init__(*args, **options)
         self._certificate = certificate
+        self._early_data = bytearray()
+        """Received right behind the handshake, before the task that waits for it went on."""
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         if self._certificate is None or transport.get_extra_info("sslcontext") is not None:
             self._begin(transport)
-        elif len(self.connections) + len(self.tasks) >= MAX_CONNECTIONS + _HANDSHAKES:
+        elif len(self.connections) + len(self._certificate.handshakes) >= MAX_CONNECTIONS + _HANDSHAKES:
             transport.abort()
         else:
             transport.pause_reading()
-            self._handshake = asyncio.create_task(self._start_tls(transport, self._certificate))
-            self.tasks.add(self._handshake)
-            self._handshake.add_done_callback(self.tasks.discard)
+            handshake = asyncio.create_task(self._start_tls(transport, self._certificate))
+            self._certificate.handshakes.add(handshake)
+            handshake.add_done_callback(self._certificate.handshakes.discard)
 
     async def _start_tls(self, transport: asyncio.Transport, certificate: ServerCertificate) -> None:
         try:
@@ -66,8 +67,12 @@ class LimitedProtocol(H11Protocol):
         except OSError:  # no TLS, or too late
             transport.abort()
             return
-        if encrypted is not None:
-            self._begin(encrypted)
+        if encrypted is None or encrypted.is_closing():
+            return
+        self._begin(encrypted)
+        if self._early_data:
+            self.data_received(bytes(self._early_data))
+            self._early_data.clear()
 
     def _begin(self, transport: asyncio.Transport) -> None:
         _limit_silence(transport)
@@ -88,6 +93,8 @@ class LimitedProtocol(H11Protocol):
     def data_received(self, data: bytes) -> None:
         if self in self.connections:
             super().data_received(data)
+        elif self._certificate is not None:
+            self._early_data += data
 
     def handle_events(self) -> None:
         super().handle_events()

@@ -75,6 +75,8 @@ class WebServer:
         self._server.should_exit = True
         await self._serve_task
         self._server.abort_connections()
+        for handshake in self._certificate.handshakes if self._certificate else ():
+            handshake.cancel()
         self.address = self._server = self._serve_task = None
 
 
