@@ -16,7 +16,7 @@ import structlog
 from nats.aio.client import Client
 from nats.aio.msg import Msg
 
-from . import __version__, tracing
+from . import __version__, schemas, tracing
 from .domain.clock import ServerClock
 from .domain.errors import CannotStart, NatsUnavailable
 from .domain.follows.order import Follow
@@ -25,8 +25,10 @@ from .domain.subjects import SubjectNames
 from .domain.watch import Policy, Watch
 from .follower import Follower
 from .jetstream.api import Api
+from .jetstream.api_service import ApiService
 from .jetstream.board_reader import BoardReader
 from .jetstream.connection import Connection, server_version
+from .jetstream.event_feed import JetStreamEventFeed
 from .jetstream.follow_journal import FollowJournal
 from .jetstream.follow_requests import admit_follow_request, follow_as_configured
 from .jetstream.follow_store import FollowStore, hold_follows, quarantine_unreadable_follow
@@ -53,14 +55,18 @@ from .jetstream.watch_store import WatchStore, end_timed_out_watches, hold_watch
 from .logs import FailureLog
 from .metrics import Metrics
 from .result_reads import ResultReads
+from .schemas.openapi import build_openapi
 from .settings import Settings
 from .status import BridgeStatus
 from .vcenter.policy import TIMEOUTS, PollPolicy, Timeouts
 from .vcenter.source import VCenterTaskSource
 from .watcher import Watcher
+from .web.gate import Gate, TokensFile
 from .web.health import BoardSource
 from .web.routes import build_web
 from .web.server import WebServer
+from .web.tls import ServerCertificate
+from .web.v1 import HttpApi
 from .web.watchdog import Watchdog
 
 log = structlog.get_logger(__name__)
@@ -95,7 +101,9 @@ class Bridge:
             settings.capacity, self._names, self._sources, self._metrics, self._clock, lambda: self._watchdog.lag_s
         )
         self._board_reader = BoardReader(settings.nats, self._names)
-        self.web = WebServer(build_web(self.status, self._board_reader), settings.http_listen)
+        self._http_api = self._build_http_api()
+        web = build_web(self.status, self._board_reader, *filter(None, (self._http_api,)))
+        self.web = WebServer(web, settings.http_listen, _build_certificate(settings))
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[asyncio.Future[None]]:
@@ -115,6 +123,8 @@ class Bridge:
                 yield failed
             finally:
                 self.status.stopping = True
+                if self._http_api is not None:
+                    self._http_api.stop()
 
     async def _enter_sources(self, stack: AsyncExitStack) -> None:
         """Enter the source of every vCenter. All are left at once, so each has its own time to log out."""
@@ -156,8 +166,20 @@ class Bridge:
             connection.on_reconnect(pull.reset)
         stack.push_async_callback(parts.hand_over, parts.start_loops(failed))
         self.status.consuming = True
+        if self._http_api is not None:
+            self._http_api.handler = parts.api
         log.info("ready", capacity=settings.capacity, vcenters=sorted(self._sources))
         await self._follow_as_configured(parts.context)
+
+    def _build_http_api(self) -> HttpApi | None:
+        settings = self._settings
+        if settings.http_tokens_file is None:
+            return None
+        tokens = TokensFile(settings.http_tokens_file)
+        tokens.read()  # so that mistakes in it are reported at the start
+        gate = Gate(tokens, insecure=settings.http_insecure_tokens)
+        feed = JetStreamEventFeed(settings.nats, self._names, self._clock.now)
+        return HttpApi(gate, feed, settings.vcenters, schemas.format_document(build_openapi()).encode(), self._metrics)
 
     async def _follow_as_configured(self, context: RequestContext) -> None:
         configured = {name: vcenter.follow for name, vcenter in self._settings.vcenters.items()}
@@ -220,6 +242,7 @@ class Bridge:
             failures=FailureLog(log, "follows_not_taken_up", "follows_taken_up_again"),
         )
         follow_ownership.belongs_elsewhere = replicas.is_known_elsewhere
+        api = Api(context, replicas, stalled_after_s=stalled_after_s, allow_cancel=settings.allow_cancel)
         return _Parts(
             client=streams.connection,
             context=context,
@@ -258,7 +281,8 @@ class Bridge:
                 ),
                 ack_wait_s=monitor.ack_wait_s,
             ),
-            api=Api(context, replicas, stalled_after_s=stalled_after_s, allow_cancel=settings.allow_cancel),
+            api=api,
+            api_service=ApiService(api, streams.connection, names),
             ownership=ownership,
             follower=follower,
             follow_ownership=follow_ownership,
@@ -289,6 +313,7 @@ class _Parts(NamedTuple):
     vcenter_requests: RequestConsumer
     follow_requests: RequestConsumer
     api: Api
+    api_service: ApiService
     ownership: Ownership[Watch]
     follower: Follower
     follow_ownership: Ownership[Follow]
@@ -310,7 +335,7 @@ class _Parts(NamedTuple):
         await connection.broker.start()
         await self._subscribe_to_unwatched(names)
         await self._subscribe_to_follows(names)
-        await self.api.start()
+        await self.api_service.start()
         with contextlib.suppress(NatsUnavailable):
             # A round trip after the subscriptions, so that a request sent after "ready" is received: nats-py's
             # flush() overtakes them (2.16, measured).
@@ -366,7 +391,7 @@ class _Parts(NamedTuple):
         finishing = [
             asyncio.create_task(part)
             for part in (
-                self.api.stop(),
+                self.api_service.stop(),
                 *(consumer.drain() for consumer in self.request_consumers),
                 self.follower.stop(),
                 self.watcher.stop(),
@@ -398,6 +423,11 @@ def _fail_because_ended(what: str, failed: asyncio.Future[None], task: asyncio.T
         _fail_with_error_of(task, failed)
     if not failed.done():
         failed.set_exception(CannotStart(f"{what} has ended for good; see the log above. Start the bridge again."))
+
+
+def _build_certificate(settings: Settings) -> ServerCertificate | None:
+    certificate, key = settings.http_tls_cert_file, settings.http_tls_key_file
+    return ServerCertificate(certificate, key) if certificate and key else None
 
 
 def _build_routing(settings: Settings) -> VCenterRouting:

@@ -27,7 +27,7 @@ from nats.aio.client import Client
 from .domain.errors import BridgeError, NatsUnavailable, Problem, Refused, invalid_request
 from .domain.events import FINAL_KINDS, FINAL_OUTCOMES, KINDS, Event, from_cloudevent
 from .domain.replies import CancelReply, ErrorBody, GetReply, ListReply, UnwatchReply, WatchReply
-from .domain.subjects import SubjectNames, is_vcenter_name, task_token
+from .domain.subjects import SubjectNames, is_vcenter_name
 from .domain.task_ids import parse_task_id
 from .jetstream.connect import connect, denied_permission
 from .jetstream.stream_reader import StreamReader
@@ -299,4 +299,4 @@ def _event_filter(names: SubjectNames, vcenter: str | None, task: str | None, ki
     if kind is not None and kind not in _EVENT_KINDS:
         raise invalid_request(f"{kind!r} isn't a kind of event; there are {', '.join(_EVENT_KINDS)}")
     kinds = ">" if kind is None else f"{kind}.*" if kind in FINAL_KINDS else kind
-    return f"{names.events}.{vcenter or '*'}.{'*' if task is None else task_token(task)}.{kinds}"
+    return names.stored_events_filter(vcenter, task, kinds)

@@ -75,6 +75,7 @@ class Metrics:
         self.clock_difference = gauge(
             "clock_difference_seconds", "The clock of this host minus nats-server's, at the last measurement"
         )
+        self.http_requests = counter("http_requests", "Requests to the API over HTTP", "verb", "code")
         gauge("build_info", "Always 1; the label is the version", "version").labels(__version__).set(1)
 
     def create_alert_counters(self, vcenters: Iterable[str]) -> None:

@@ -8,9 +8,9 @@ from collections.abc import Iterator
 from typing import Any
 
 from task_bridge import schemas
+from task_bridge.domain.events import KINDS
 from task_bridge.domain.subjects import SubjectNames
 from task_bridge.schemas.asyncapi import FINAL_KINDS, build_document
-from task_bridge.schemas.descriptions import KINDS
 from validity import FROZEN
 
 _INTRO = """\

@@ -11,10 +11,10 @@ import pytest
 
 from node import node_with_packages_of
 from task_bridge import schemas
+from task_bridge.domain.events import KINDS
 from task_bridge.domain.subjects import VERBS, SubjectNames
 from task_bridge.schemas import load_schema
 from task_bridge.schemas.asyncapi import FINAL_KINDS, build_document
-from task_bridge.schemas.descriptions import KINDS
 
 PARSER = Path(__file__).with_name("asyncapi")
 NAMES = SubjectNames("acme.tasks")

@@ -518,14 +518,20 @@ async def test_the_events_stream_of_release_1_0_stores_events_of_follows_when_th
     assert users.refused == []
 
 
-async def test_a_cancel_tells_the_log_who_asked(users: Users, capfd: pytest.CaptureFixture[str]) -> None:
+async def test_each_request_that_changes_something_tells_the_log_who_asked(
+    users: Users, capfd: pytest.CaptureFixture[str]
+) -> None:
     task = users.lab.vcenter.create(scenarios.runs_forever())
     async with users.bridge(allow_cancel=True):
         requester = await users.connect("requester")
-        for body in (json.dumps(task).encode(), b'{"task": 1}'):
-            await requester.request("vcenter.tasks.api.cancel", body, timeout=10)
-    lines = [line for line in capfd.readouterr().out.splitlines() if " cancel " in line]
-    assert len(lines) == 2
-    assert "cancel_requested" in lines[0]
-    assert "invalid_request" in lines[1]
-    assert all("REQUESTERS" in line for line in lines)
+        for verb in ("list", "watch", "cancel", "unwatch"):
+            for body in (json.dumps(task).encode(), b'{"task": 1}'):
+                await requester.request(f"vcenter.tasks.api.{verb}", body, timeout=10)
+    lines = [line for line in capfd.readouterr().out.splitlines() if " request " in line]
+    for verb, outcome in (("watch", "accepted"), ("cancel", "cancel_requested"), ("unwatch", "unwatched")):
+        good, bad = [line for line in lines if f"verb={verb}" in line]
+        assert f"outcome={outcome}" in good
+        assert task in good
+        assert "outcome=invalid_request" in bad
+    assert len(lines) == 6
+    assert all("REQUESTERS" in line and "vcenter=lab" in line for line in lines)

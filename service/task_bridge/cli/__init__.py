@@ -82,6 +82,11 @@ COMMANDS = {
         "check",
         "Check everything that the bridge depends on: one line each, with the fix if it fails.",
     ),
+    "token": _Command(
+        "token_command",
+        "token",
+        "Print a new token, and its line for the file that BRIDGE_HTTP_TOKENS_FILE names.",
+    ),
     "schema": _Command(
         "schema",
         "schema",

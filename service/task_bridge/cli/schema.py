@@ -22,6 +22,7 @@ class Document(StrEnum):
     event = "event"
     follow = "follow"
     asyncapi = "asyncapi"
+    openapi = "openapi"
 
 
 _DESCRIPTIONS = {
@@ -30,21 +31,26 @@ _DESCRIPTIONS = {
     Document.event: "JSON Schema of the events of watches",
     Document.follow: "JSON Schema of the events of follows",
     Document.asyncapi: "AsyncAPI 3.0 of every subject, with the configured prefix",
+    Document.openapi: "OpenAPI 3.1 of the API over HTTP",
 }
 
 
 def schema(
     document: Annotated[
         Document | None,
-        typer.Argument(metavar="[request|reply|event|follow|asyncapi]", help="The document. Default: list them."),
+        typer.Argument(metavar=f"[{'|'.join(Document)}]", help="The document. Default: list them."),
     ] = None,
 ) -> None:
-    """Print the JSON Schemas of requests, replies and events, or the AsyncAPI document of every subject."""
+    """Print a JSON Schema of requests, replies or events, or the AsyncAPI or OpenAPI document."""
     if document is None:
         for name, description in _DESCRIPTIONS.items():
             typer.echo(f"{name:<10}{description}")
     elif document is Document.asyncapi:
         _print_asyncapi()
+    elif document is Document.openapi:
+        from ..schemas.openapi import build_openapi  # noqa: PLC0415
+
+        typer.echo(schemas.format_document(build_openapi()), nl=False)
     else:
         typer.echo(schemas.read_text(document), nl=False)
 

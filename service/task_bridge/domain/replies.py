@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import msgspec
 
 from .errors import Refused
-from .events import WatchRef
+from .events import NULL, WatchRef
 from .task import Progress, Target
 from .vcenter_state import VCenterState
 
@@ -112,3 +112,13 @@ class CancelReply(msgspec.Struct, frozen=True):
     outcome: str
     vcenter: str
     task: str
+
+
+class _ErrorReply(msgspec.Struct, omit_defaults=True):
+    error: ErrorBody
+    last_event: msgspec.Raw = NULL
+
+
+def encode_error_reply(refused: Refused, last_event: msgspec.Raw = NULL) -> bytes:
+    """Return the body of an error answer. `last_event`: that of the watch, if the error is about one that ended."""
+    return msgspec.json.encode(_ErrorReply(error_body(refused), last_event))

@@ -110,28 +110,44 @@ class VCenterRouting(msgspec.Struct, frozen=True):
     """The vCenters that a request can name.
 
     `urls`: URL by name. `default`: the vCenter of requests that name none. `without_vim`: those whose classic tasks
-    can't be watched.
+    can't be watched. `permitted`: those that the requester may name and see, None for all.
     """
 
     urls: Mapping[str, str]
     default: str | None
     without_vim: frozenset[str] = frozenset()
+    permitted: frozenset[str] | None = None
+
+    def restrict(self, permitted: frozenset[str] | None) -> VCenterRouting:
+        """Return the same for a requester who may use these vCenters only."""
+        if permitted is None:
+            return self
+        urls = {name: url for name, url in self.urls.items() if name in permitted}
+        return VCenterRouting(urls, self.default, self.without_vim, permitted)
 
     def resolve(self, vcenter: str | None) -> str:
         """Return the name of the vCenter that a request means, configured or not.
 
-        Raises Refused: 400 if the request must name one, 404 for an invalid name (in a subject, `*` would mean any).
+        Raises Refused: 400 if the request must name one, 404 for an invalid name (in a subject, `*` would mean any),
+        403 if the requester may not use it.
         """
         if vcenter is not None and not is_vcenter_name(vcenter):
             raise unknown_vcenter(vcenter, self.urls)
-        if vcenter is not None:
-            return vcenter
-        if self.default is not None:
-            return self.default
+        name = vcenter or self.default
+        if name is not None and self.permitted is not None and name not in self.permitted:
+            raise _forbidden_vcenter(name, self.permitted)
+        if name is not None:
+            return name
         problem = "name one of " + ", ".join(sorted(self.urls))
         raise invalid_request(
             "Several vCenters are configured and the request names none.", Problem("vcenter", problem)
         )
+
+    def resolve_scope(self, vcenter: str | None) -> list[str] | None:
+        """Return the vCenters that a request for a list means, configured or not; None: all. Raises Refused."""
+        if vcenter is not None:
+            return [self.resolve(vcenter)]
+        return None if self.permitted is None else sorted(self.permitted)
 
     def resolve_configured(self, vcenter: str | None) -> str:
         """Return the name of the configured vCenter that a request means. Raises Refused (400 or 404)."""
@@ -156,6 +172,16 @@ def unknown_vcenter(name: str, known: Iterable[str]) -> Refused:
         404,
         "unknown_vcenter",
         f"No vCenter named {name[:63]!r} is configured; there is {listed}.",
+        [Problem("vcenter", f"must be one of {listed}")],
+    )
+
+
+def _forbidden_vcenter(name: str, permitted: Iterable[str]) -> Refused:
+    listed = ", ".join(sorted(permitted)) or "none"
+    return Refused(
+        403,
+        "forbidden",
+        f"You may not use the vCenter {name!r}; you may use {listed}.",
         [Problem("vcenter", f"must be one of {listed}")],
     )
 
@@ -213,6 +239,11 @@ def parse_request(model: type[Model], body: bytes, named: str | None = None) -> 
         raise invalid_request("The request has the wrong form.", Problem("", f"must be {wanted}"))
     if named is not None:
         value = _name_vcenter({"task": value} if isinstance(value, str) else value, named)
+    return validate_request(model, value)
+
+
+def validate_request(model: type[Model], value: Any) -> Model:
+    """Return the request that a decoded value is. Raises Refused (400), which names each field and its problem."""
     try:
         return model.model_validate(value)
     except ValidationError as error:
@@ -254,11 +285,7 @@ def describe_rejected_request(body: bytes) -> dict[str, Any]:
     """
     text = body[: REQUEST_MAX_KEPT_BYTES + 4].decode("utf-8", "replace")
     kept = text.encode()[:REQUEST_MAX_KEPT_BYTES].decode("utf-8", "ignore")
-    try:
-        value = _decode_task(body)
-    except Refused:
-        value = None
-    fields = {"task": value} if isinstance(value, str) else value if isinstance(value, dict) else {}
+    fields = _read_fields(body)
     labels = fields.get("labels")
     labels = labels if isinstance(labels, dict) and _is_short(labels) else {}
     return {
@@ -267,6 +294,20 @@ def describe_rejected_request(body: bytes) -> dict[str, Any]:
         "task": _clean(fields.get("task")),
         "labels": {_clean(key): _clean(item) for key, item in labels.items()} or None,
     }
+
+
+def describe_request_target(body: bytes) -> dict[str, str | None]:
+    """Return the vCenter, the task and the name that a request has, as far as it can be read: for the log."""
+    fields = _read_fields(body)
+    return {key: (_clean(fields.get(key)) or "")[:256] or None for key in ("vcenter", "task", "name")}
+
+
+def _read_fields(body: bytes) -> dict[str, Any]:
+    try:
+        value = _decode_task(body)
+    except Refused:
+        return {}
+    return {"task": value} if isinstance(value, str) else value if isinstance(value, dict) else {}
 
 
 def _is_short(labels: dict[str, Any]) -> bool:

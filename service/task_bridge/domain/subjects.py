@@ -126,6 +126,10 @@ class SubjectNames:
         """
         return f"{self.events}.{vcenter}.{task_token(task)}.>"
 
+    def stored_events_filter(self, vcenter: str | None, task: str | None, kind: str | None) -> str:
+        """Return the subject filter of stored events. `kind`: with wildcards or an outcome, if any; None for all."""
+        return f"{self.events}.{vcenter or '*'}.{'*' if task is None else task_token(task)}.{kind or '>'}"
+
     def is_filter_of_stored(self, subject: str) -> bool:
         """Return whether `subject` (wildcards allowed) is a filter of events of tasks or follows, or of rejections."""
         is_of_events = subject.startswith((f"{self.events}.", f"{self.follows}.")) and _FILTER.fullmatch(subject)

@@ -25,7 +25,8 @@ async def admit_follow_request(context: RequestContext, stalled_after_s: float, 
     vcenter = resolve_known(context, request.vcenter)
     stored_at, sequence = message.metadata.timestamp.timestamp(), message.metadata.sequence.stream
     follow_id = f"{int(stored_at * 1000)}-{sequence}"
-    await _admit(context, request, vcenter, stored_at, follow_id, stalled_after_s, message.headers)
+    admission = await _admit(context, request, vcenter, stored_at, follow_id, stalled_after_s, message.headers)
+    log.info("follow_request", outcome=admission.outcome, **admission.follow.log_keys)
 
 
 async def admit_follow(
@@ -58,9 +59,7 @@ async def _admit(
         stalled_after_s=stalled_after_s,
         trace=parse_trace_context(headers),
     )
-    admission = await context.follows.admit(follow)
-    log.info("follow_request", outcome=admission.outcome, **follow.log_keys)
-    return admission
+    return await context.follows.admit(follow)
 
 
 async def follow_as_configured(
@@ -72,7 +71,9 @@ async def follow_as_configured(
     """
     for vcenter, request in configured.items():
         if request is not None:
-            await admit_follow(context, stalled_after_s, request.model_copy(update={"vcenter": vcenter}), None)
+            request = request.model_copy(update={"vcenter": vcenter})
+            admission = await admit_follow(context, stalled_after_s, request, None)
+            log.info("follow_request", outcome=admission.outcome, **admission.follow.log_keys)
         elif await context.follows.read(vcenter, CONFIGURED_FOLLOW) is not None:
             cure = f"task-bridge unfollow {CONFIGURED_FOLLOW} --vcenter {vcenter}"
             log.warning("follow_not_configured", vcenter=vcenter, follow=CONFIGURED_FOLLOW, cure=cure)

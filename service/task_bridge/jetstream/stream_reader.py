@@ -8,9 +8,10 @@ one costs `IDLE_S`. So readers need no permission to create consumers, which cou
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Sequence
-from contextlib import AsyncExitStack
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
+from contextlib import AbstractAsyncContextManager, AsyncExitStack
 from datetime import datetime
+from functools import partial
 
 import nats.errors
 from nats.aio.msg import Msg
@@ -26,6 +27,10 @@ _LAG_PAUSE_S = 0.02
 _LAG_READS = 50
 _ATTEMPTS = 3
 _PAGE_MESSAGES = 1000
+
+
+Subscribe = Callable[[str, Callable[[Msg], Awaitable[None]]], AbstractAsyncContextManager[None]]
+"""Calls the second argument for core messages of the first, a subject, while its context is entered."""
 
 
 class _Position:
@@ -66,7 +71,7 @@ class StreamReader:
     """Reads the messages of `stream` under `subjects`: all, those stored since a moment, or from sequence `first` on.
 
     Iterate over `messages()`. It ends at the newest message, or never with `follow`. The messages of each subject come
-    in order.
+    in order. `subscribe` replaces a subscription for each subject, if several readers share one.
     """
 
     def __init__(
@@ -78,9 +83,11 @@ class StreamReader:
         since: datetime | None = None,
         follow: bool = True,
         first: int = 1,
+        subscribe: Subscribe | None = None,
     ) -> None:
         self._streams = streams
         self._client = streams.connection
+        self._subscribe = subscribe or partial(subscription, streams.connection)
         self._stream = stream
         self._since = since
         self._follow = follow
@@ -100,7 +107,7 @@ class StreamReader:
         """
         async with AsyncExitStack() as stack:
             for position in self._positions if self._follow else ():
-                await stack.enter_async_context(subscription(self._client, position.subject, position.on_message))
+                await stack.enter_async_context(self._subscribe(position.subject, position.on_message))
             while True:
                 await self._wait_until_connected()
                 stale = next((position for position in self._positions if position.is_stale), None)

@@ -144,8 +144,9 @@ class _StreamInfo(msgspec.Struct):
 class Streams:
     """Reads and publishes of JetStream that the bridge needs. Of NATS's errors they raise only NatsUnavailable."""
 
-    def __init__(self, connection: Client, domain: str | None = None) -> None:
+    def __init__(self, connection: Client, domain: str | None = None, *, page_max_bytes: int = PAGE_MAX_BYTES) -> None:
         self.connection = connection
+        self._page_max_bytes = page_max_bytes
         self.js: JetStreamContext = connection.jetstream(domain=domain, timeout=5)
         self.prefix = f"$JS.{domain}.API" if domain else "$JS.API"
         self._mux = RequestMux(connection)
@@ -237,10 +238,11 @@ class Streams:
     ) -> tuple[list[StoredMessage], int]:
         """Return up to `limit` messages of `subjects` after a sequence, oldest first, and how many more follow.
 
-        With `since` the messages that were stored from then on, whatever `after` is. A page ends early at 8 MiB.
+        With `since` the messages that were stored from then on, whatever `after` is. A page ends early at
+        `page_max_bytes`.
         """
         start = {"seq": after + 1} if since is None else {"start_time": since.astimezone(UTC).isoformat()}
-        request = {**start, "next_by_subj": subjects, "batch": limit, "max_bytes": PAGE_MAX_BYTES}
+        request = {**start, "next_by_subj": subjects, "batch": limit, "max_bytes": self._page_max_bytes}
         return await self._direct_get(stream, request)
 
     async def read_newest(self, stream: str, subjects: list[str]) -> list[StoredMessage]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import secrets
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 from weakref import WeakValueDictionary
 
@@ -250,17 +250,26 @@ class WatchStore:
             if still_present is not None and still_present.sequence == present.sequence:
                 return present, last
 
-    async def read_page(self, vcenter: str | None, after: int, limit: int) -> tuple[list[StoredWatch], int]:
-        """Return up to `limit` watches after a sequence, oldest first, and how many more follow."""
-        subjects = f"{self._names.watches}.{vcenter or '*'}.*"
-        page, pending = await self._streams.read_page(self._names.watches_stream, subjects, after, limit)
-        return [watch for watch in map(decode_watch, page) if watch], pending
+    async def read_page(self, vcenters: Sequence[str] | None, after: int, limit: int) -> tuple[list[StoredWatch], int]:
+        """Return up to `limit` watches of `vcenters` (None: all) after a sequence, oldest first.
 
-    async def count(self, vcenter: str | None) -> int:
-        """Return how many watches there are, over all replicas."""
-        subjects = f"{self._names.watches}.{vcenter or '*'}.*"
-        page, pending = await self._streams.read_page(self._names.watches_stream, subjects, 0, 1)
-        return len(page) + pending
+        Return also how many more follow.
+        """
+        stream = self._names.watches_stream
+        parts = await asyncio.gather(
+            *(self._streams.read_page(stream, subjects, after, limit) for subjects in self._filters(vcenters))
+        )
+        messages = sorted((message for page, _ in parts for message in page), key=lambda message: message.sequence)
+        following = sum(pending for _, pending in parts) + max(0, len(messages) - limit)
+        return [watch for watch in map(decode_watch, messages[:limit]) if watch], following
+
+    async def count(self, vcenters: Sequence[str] | None) -> int:
+        """Return how many watches `vcenters` (None: all) have, over all replicas."""
+        page, following = await self.read_page(vcenters, 0, 1)
+        return len(page) + following
+
+    def _filters(self, vcenters: Sequence[str] | None) -> list[str]:
+        return [f"{self._names.watches}.{vcenter}.*" for vcenter in (["*"] if vcenters is None else vcenters)]
 
     async def unwatch(self, vcenter: str, task: str) -> tuple[Watch, JournalEntry]:
         """End the task's watch with its final event, whichever replica owns it, even a dead one.

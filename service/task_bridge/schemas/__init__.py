@@ -1,4 +1,4 @@
-"""The JSON Schemas of requests, replies and events, and one AsyncAPI document of every subject.
+"""The JSON Schemas of requests, replies and events, one AsyncAPI document of every subject, one OpenAPI document.
 
 `make schemas` writes the JSON files in this package from the models (`models.py`), and a test checks that they are
 current. They are files so that the wheel contains them and printing one doesn't need the models.
@@ -21,6 +21,21 @@ def read_text(name: str) -> str:
 def load_schema(name: str) -> dict[str, Any]:
     """Return the schema `request`, `reply`, `event` or `follow` as an object."""
     return json.loads(read_text(name))  # type: ignore[no-any-return]
+
+
+def load_components() -> dict[str, Any]:
+    """Return every schema that the files define, by name."""
+    return {name: part for file in NAMES for name, part in load_schema(file)["$defs"].items()}
+
+
+def relocate_refs(value: Any) -> Any:
+    """Return a copy in which every `$ref` points to where AsyncAPI and OpenAPI keep components."""
+    if isinstance(value, dict):
+        moved = {key: relocate_refs(item) for key, item in value.items()}
+        if isinstance(target := value.get("$ref"), str):
+            moved["$ref"] = target.replace("#/$defs/", "#/components/schemas/")
+        return moved
+    return [relocate_refs(item) for item in value] if isinstance(value, list) else value
 
 
 def format_document(document: dict[str, Any]) -> str:

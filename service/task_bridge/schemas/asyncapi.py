@@ -10,12 +10,13 @@ from collections.abc import Iterator
 from typing import Any
 
 from .. import __version__
+from ..domain.events import FINAL_OUTCOMES, KINDS
 from ..domain.subjects import SERVICE, VERBS, SubjectNames
-from . import NAMES, load_schema
-from .descriptions import FINAL_OUTCOMES, KINDS, Schema
+from . import load_components, relocate_refs
+from .descriptions import Schema
 
 FINAL_KINDS = tuple(f"{kind}.{outcome}" for kind, outcomes in FINAL_OUTCOMES.items() for outcome in outcomes)
-_REQUESTS = dict.fromkeys(VERBS, "TaskRequest") | {
+REQUESTS = dict.fromkeys(VERBS, "TaskRequest") | {
     "watch": "WatchRequest",
     "list": "ListRequest",
     "follow": "FollowRequest",
@@ -27,7 +28,7 @@ _DESCRIPTION = (
     f"one final event. The API is the NATS service `{SERVICE}`; it answers `$SRV.PING`, `$SRV.INFO` and `$SRV.STATS`. "
     "Consumers must name the stream, ignore keys, kinds and outcomes that they don't know, and decide by `final`."
 )
-_VERB_DESCRIPTIONS = {
+VERB_DESCRIPTIONS = {
     "watch": "Starts a watch of a task. The reply has the subject filter of its events.",
     "get": "Returns the watch of a task and its newest event, whether the watch is active or ended.",
     "list": "Lists the active watches of all replicas.",
@@ -41,7 +42,6 @@ _VERB_DESCRIPTIONS = {
 
 def build_document(names: SubjectNames) -> dict[str, Any]:
     """Build the document of a bridge whose subjects begin with `names.prefix`."""
-    schemas = {name: part for file in NAMES for name, part in load_schema(file)["$defs"].items()}
     return {
         "asyncapi": "3.0.0",
         "info": {
@@ -53,18 +53,8 @@ def build_document(names: SubjectNames) -> dict[str, Any]:
         "defaultContentType": "application/json",
         "channels": dict(_build_channels(names)),
         "operations": dict(_build_operations()),
-        "components": {"messages": dict(_build_messages(names)), "schemas": _relocate_refs(schemas)},
+        "components": {"messages": dict(_build_messages(names)), "schemas": relocate_refs(load_components())},
     }
-
-
-def _relocate_refs(value: Any) -> Any:
-    """Return a copy in which every `$ref` points to where AsyncAPI keeps components."""
-    if isinstance(value, dict):
-        moved = {key: _relocate_refs(item) for key, item in value.items()}
-        if isinstance(target := value.get("$ref"), str):
-            moved["$ref"] = target.replace("#/$defs/", "#/components/schemas/")
-        return moved
-    return [_relocate_refs(item) for item in value] if isinstance(value, list) else value
 
 
 def _build_channels(names: SubjectNames) -> Iterator[tuple[str, Schema]]:
@@ -108,7 +98,7 @@ def _build_channels(names: SubjectNames) -> Iterator[tuple[str, Schema]]:
             f"api.{verb}",
             {
                 "address": f"{names.api}.{verb}",
-                "description": _VERB_DESCRIPTIONS[verb],
+                "description": VERB_DESCRIPTIONS[verb],
                 "messages": _message_refs(f"{verb.title()}Request"),
             },
         )
@@ -202,7 +192,7 @@ def _build_messages(names: SubjectNames) -> Iterator[tuple[str, Schema]]:
     yield "StoredFollowRequest", _build_message("A request to follow tasks, stored", "FollowRequest", stored)
     for verb in VERBS:
         headers = _TRACE if verb in ("watch", "follow") else {}
-        yield f"{verb.title()}Request", _build_message(f"A request to {verb}", _REQUESTS[verb], headers)
+        yield f"{verb.title()}Request", _build_message(f"A request to {verb}", REQUESTS[verb], headers)
         yield f"{verb.title()}Reply", _build_message(f"The answer of {verb}", f"{verb.title()}Reply", {})
     yield "ErrorReply", _build_message("A refusal", "ErrorReply", _ERROR_HEADERS, required=list(_ERROR_HEADERS))
     for kind in (*KINDS, *FINAL_KINDS):

@@ -30,6 +30,7 @@ _PLAIN_MESSAGES = {
 _PAIRS = (
     ("BRIDGE_NATS_USER", "BRIDGE_NATS_PASSWORD"),
     ("BRIDGE_NATS_TLS_CERT_FILE", "BRIDGE_NATS_TLS_KEY_FILE"),
+    ("BRIDGE_HTTP_TLS_CERT_FILE", "BRIDGE_HTTP_TLS_KEY_FILE"),
 )
 _NATS_LOGINS = ("BRIDGE_NATS_CREDS_FILE", "BRIDGE_NATS_NKEY_SEED_FILE", "BRIDGE_NATS_USER", "BRIDGE_NATS_TOKEN")
 
@@ -203,6 +204,7 @@ def _warn_of_unknown(variables: Iterable[str]) -> Iterator[str]:
 
 
 def _warn_of_risks(settings: Settings) -> Iterator[str]:
+    yield from _warn_of_http(settings)
     for name, vcenter in settings.vcenters.items():
         if vcenter.url.startswith("http:"):
             variable = vcenter_variable(name, "URL")
@@ -210,3 +212,10 @@ def _warn_of_risks(settings: Settings) -> Iterator[str]:
         elif not vcenter.verify_tls:
             variable = vcenter_variable(name, "VERIFY_TLS")
             yield f"{variable}: false accepts any certificate, so anyone in between can read the password"
+
+
+def _warn_of_http(settings: Settings) -> Iterator[str]:
+    if settings.http_tokens_file is not None and settings.http_listen is None:
+        yield "BRIDGE_HTTP_TOKENS_FILE: is of no use while BRIDGE_HTTP_LISTEN is off"
+    if settings.http_insecure_tokens and settings.http_tls_cert_file is None:
+        yield "BRIDGE_HTTP_INSECURE_TOKENS: tokens are accepted unencrypted, so everybody between can read and use them"

@@ -163,7 +163,7 @@ class NatsSettings(BaseModel):
     @classmethod
     def _check_tls_key(cls, key: Path | None, info: ValidationInfo) -> Path | None:
         certificate = info.data.get("tls_cert_file")
-        return values.check_tls_key(certificate, key) if certificate and key else key
+        return values.check_tls_key(certificate, key, "BRIDGE_NATS_TLS_CERT_FILE") if certificate and key else key
 
     @property
     def login(self) -> Literal["creds", "nkey", "user", "token", "none"]:
@@ -260,7 +260,26 @@ class Settings(BaseSettings):
     ] = _setting(
         "BRIDGE_HTTP_LISTEN",
         "127.0.0.1:8080",
-        "host:port of health, metrics and the board; port 0 picks a free one; off disables them",
+        "host:port of health, metrics, the board and the API over HTTP; port 0 picks a free one; off disables them",
+    )
+    http_tokens_file: Annotated[Path, BeforeValidator(values.check_file)] | None = _setting(
+        "BRIDGE_HTTP_TOKENS_FILE",
+        None,
+        "a file with a line for each token of the API over HTTP, made by `task-bridge token`; without it that API is "
+        "off; it is read again when it changes",
+    )
+    http_tls_cert_file: ReadableFile | None = _setting(
+        "BRIDGE_HTTP_TLS_CERT_FILE",
+        None,
+        "PEM file of the certificate (and its chain) for HTTP over TLS; it is read again when it changes",
+    )
+    http_tls_key_file: ReadableFile | None = _setting(
+        "BRIDGE_HTTP_TLS_KEY_FILE", None, "PEM file of its key, without a passphrase"
+    )
+    http_insecure_tokens: bool = _setting(
+        "BRIDGE_HTTP_INSECURE_TOKENS",
+        False,
+        "true accepts tokens over unencrypted HTTP from other hosts, so everybody between can read them",
     )
     log_format: Annotated[LogFormat, Lower] = _setting(
         "BRIDGE_LOG_FORMAT", "auto", "json is one object per line; auto is console on a terminal, else json"
@@ -296,6 +315,12 @@ class Settings(BaseSettings):
         if poll_max_s < info.data.get("poll_min_s", 0.0):
             raise ValueError("must not be below BRIDGE_POLL_MIN")
         return poll_max_s
+
+    @field_validator("http_tls_key_file")
+    @classmethod
+    def _check_http_tls_key(cls, key: Path | None, info: ValidationInfo) -> Path | None:
+        certificate = info.data.get("http_tls_cert_file")
+        return values.check_tls_key(certificate, key, "BRIDGE_HTTP_TLS_CERT_FILE") if certificate and key else key
 
     def describe(self) -> dict[str, Any]:
         """Return what the log shows at the start: all settings without secrets, files by name."""

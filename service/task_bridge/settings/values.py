@@ -86,6 +86,16 @@ def check_readable(text: str | Path) -> Path:
     return path
 
 
+def check_file(text: str | Path) -> Path:
+    """Return the path of a file that is readable; it may be empty."""
+    path = Path(text)
+    try:
+        path.open("rb").close()
+    except OSError as error:
+        raise ValueError(f"can't be read: {error.strerror}") from None
+    return path
+
+
 def check_ca_file(text: str | Path) -> Path:
     """Return the path of a file with at least one CA certificate."""
     path = check_readable(text)
@@ -135,13 +145,13 @@ def _is_seed(text: bytes) -> bool:
     return True
 
 
-def check_tls_key(certificate: Path, key: Path) -> Path:
+def check_tls_key(certificate: Path, key: Path, certificate_variable: str) -> Path:
     """Return `key` if it belongs to `certificate` and needs no passphrase."""
     try:
         ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT).load_cert_chain(certificate, key, password="")
     except (ssl.SSLError, OSError, ValueError):
         raise ValueError(
-            "can't be right: it must be the key of BRIDGE_NATS_TLS_CERT_FILE, both PEM, without a passphrase"
+            f"can't be right: it must be the key of {certificate_variable}, both PEM, without a passphrase"
         ) from None
     return key
 

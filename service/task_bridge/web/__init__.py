@@ -1,1 +1,1 @@
-"""HTTP for people and machines that check on the bridge: health, metrics, the board. HTTP changes nothing."""
+"""HTTP: health, metrics and the board for people and machines that check on the bridge, and the API below /v1."""

@@ -8,15 +8,24 @@ from __future__ import annotations
 
 import asyncio
 import ipaddress
+import socket
+from typing import Any
 
 from starlette.datastructures import Headers
 from starlette.responses import PlainTextResponse
 from starlette.types import ASGIApp, Receive, Scope, Send
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
+from .tls import ServerCertificate
+
 MAX_CONNECTIONS = 256
 HEADERS_S = 10.0
 """Time for the headers of a request, counted from the connection or from the end of the answer before."""
+
+_HANDSHAKES = 16
+"""Connections beyond MAX_CONNECTIONS that may do a TLS handshake, to be answered 503."""
+_UNREACHABLE_MS = 60_000
+"""Time after which a connection ends whose other side takes nothing: it is gone, or reads no more."""
 
 _REFUSAL = (
     b"HTTP/1.1 503 Service Unavailable\r\nContent-Type: text/plain; charset=utf-8\r\nRetry-After: 10\r\n"
@@ -25,11 +34,48 @@ _REFUSAL = (
 
 
 class LimitedProtocol(H11Protocol):
-    """A connection that is closed if its headers are late, and refused with 503 above MAX_CONNECTIONS."""
+    """A connection that is closed if its headers are late, and refused with 503 above MAX_CONNECTIONS.
+
+    With a `certificate` it speaks TLS. uvicorn's own TLS would count a connection only after its handshake, and have
+    the certificate of the start.
+    """
 
     _deadline: asyncio.TimerHandle | None = None
 
+    def __init__(self, *args: Any, certificate: ServerCertificate | None = None, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self._certificate = certificate
+        self._early_data = bytearray()
+        """Received right behind the handshake, before the task that waits for it went on."""
+
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        if self._certificate is None or transport.get_extra_info("sslcontext") is not None:
+            self._begin(transport)
+        elif len(self.connections) + len(self._certificate.handshakes) >= MAX_CONNECTIONS + _HANDSHAKES:
+            transport.abort()
+        else:
+            transport.pause_reading()
+            handshake = asyncio.create_task(self._start_tls(transport, self._certificate))
+            self._certificate.handshakes.add(handshake)
+            handshake.add_done_callback(self._certificate.handshakes.discard)
+
+    async def _start_tls(self, transport: asyncio.Transport, certificate: ServerCertificate) -> None:
+        try:
+            encrypted = await self.loop.start_tls(
+                transport, self, certificate.context(), server_side=True, ssl_handshake_timeout=HEADERS_S
+            )
+        except OSError:  # no TLS, or too late
+            transport.abort()
+            return
+        if encrypted is None or encrypted.is_closing():
+            return
+        self._begin(encrypted)
+        if self._early_data:
+            self.data_received(bytes(self._early_data))
+            self._early_data.clear()
+
+    def _begin(self, transport: asyncio.Transport) -> None:
+        _limit_silence(transport)
         if len(self.connections) >= MAX_CONNECTIONS:
             self.transport = transport
             transport.write(_REFUSAL)
@@ -47,6 +93,8 @@ class LimitedProtocol(H11Protocol):
     def data_received(self, data: bytes) -> None:
         if self in self.connections:
             super().data_received(data)
+        elif self._certificate is not None:
+            self._early_data += data
 
     def handle_events(self) -> None:
         super().handle_events()
@@ -65,6 +113,12 @@ class LimitedProtocol(H11Protocol):
                 self._deadline = None
         elif self._deadline is None:
             self._deadline = self.loop.call_later(HEADERS_S, self.transport.abort)
+
+
+def _limit_silence(transport: asyncio.Transport) -> None:
+    connection = transport.get_extra_info("socket")
+    if connection is not None and hasattr(socket, "TCP_USER_TIMEOUT"):
+        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, _UNREACHABLE_MS)
 
 
 class LoopbackHosts:

@@ -1,4 +1,4 @@
-"""The HTTP paths. GET and HEAD only. Every answer has the security headers, errors too."""
+"""The HTTP paths. Those of pages take GET and HEAD only. Every answer has the security headers, errors too."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ from ..domain.board import RowFilter
 from .board import BoardRenderer, BoardView
 from .health import BoardSource, WebState, build_readiness
 from .live import LiveStream, Viewers
+from .v1 import is_api_path, refuse_all
 
 _HEADERS = {
     "Content-Security-Policy": "default-src 'none'; style-src 'self'; script-src 'self'; img-src 'self'; "
@@ -35,8 +36,8 @@ _FIRST_READ_S, _TICK_S = 3.0, 0.05
 _MAX_FILTER_LENGTH = 200
 
 
-def build_web(state: WebState, source: BoardSource) -> ASGIApp:
-    """Build the ASGI app of all pages."""
+def build_web(state: WebState, source: BoardSource, api: ASGIApp = refuse_all) -> ASGIApp:
+    """Build the ASGI app of all pages, and of `api` below /v1."""
     pages = _Pages(state, source)
     web = Starlette(
         routes=[
@@ -50,7 +51,7 @@ def build_web(state: WebState, source: BoardSource) -> ASGIApp:
         ]
     )
     web.router.redirect_slashes = False
-    return _SecurityHeaders(_ReadOnly(web))
+    return _SecurityHeaders(_Paths(_ReadOnly(web), api))
 
 
 class _Pages:
@@ -126,8 +127,20 @@ def _parse_filter(query: QueryParams) -> RowFilter:
     return RowFilter(query.get("q", "")[:_MAX_FILTER_LENGTH], query.get("vcenter", "")[:_MAX_FILTER_LENGTH], page)
 
 
+class _Paths:
+    """Pass on what is below /v1 to the API, and all else to the pages."""
+
+    def __init__(self, pages: ASGIApp, api: ASGIApp) -> None:
+        self._pages = pages
+        self._api = api
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        is_api = scope["type"] == "http" and is_api_path(scope["path"])
+        await (self._api if is_api else self._pages)(scope, receive, send)
+
+
 class _ReadOnly:
-    """Refuse every method but GET and HEAD, on paths that don't exist too: HTTP changes nothing."""
+    """Refuse every method but GET and HEAD, on paths that don't exist too: the pages change nothing."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app

@@ -8,6 +8,8 @@ import os
 import socket
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from functools import partial
+from typing import Any, cast
 
 import structlog
 import uvicorn
@@ -16,6 +18,7 @@ from starlette.types import ASGIApp
 from ..domain.errors import CannotStart
 from ..settings import Listen
 from .connections import LimitedProtocol, LoopbackHosts, is_loopback_name
+from .tls import ServerCertificate
 
 _log = structlog.stdlib.get_logger(__name__)
 
@@ -29,15 +32,16 @@ _FIXES = {
 
 
 class WebServer:
-    """Serves `app` at `listen`, or nowhere if `listen` is None.
+    """Serves `app` at `listen`, or nowhere if `listen` is None; by TLS if there is a `certificate`.
 
     `address` has the port that was picked. It is None while the server doesn't listen.
     """
 
-    def __init__(self, app: ASGIApp, listen: Listen | None) -> None:
+    def __init__(self, app: ASGIApp, listen: Listen | None, certificate: ServerCertificate | None = None) -> None:
         self.address: Listen | None = None
         self._app = app
         self._listen = listen
+        self._certificate = certificate
         self._server: _Server | None = None
         self._serve_task: asyncio.Task[None] | None = None
 
@@ -50,7 +54,7 @@ class WebServer:
         self.address = Listen(host, port)
         config = uvicorn.Config(
             LoopbackHosts(self._app) if is_loopback_name(host) else self._app,
-            http=LimitedProtocol,
+            http=cast(Any, partial(LimitedProtocol, certificate=self._certificate)),
             backlog=_BACKLOG,
             lifespan="off",
             ws="none",
@@ -62,7 +66,7 @@ class WebServer:
         )
         self._server = _Server(config)
         self._serve_task = asyncio.create_task(self._server.serve(sockets=[listener]), name="web")
-        _log.info("http_listening", host=host, port=port)
+        _log.info("http_listening", host=host, port=port, scheme="https" if self._certificate else "http")
 
     async def stop(self) -> None:
         """Stop within about a second. Abort connections that take longer."""
@@ -71,6 +75,8 @@ class WebServer:
         self._server.should_exit = True
         await self._serve_task
         self._server.abort_connections()
+        for handshake in self._certificate.handshakes if self._certificate else ():
+            handshake.cancel()
         self.address = self._server = self._serve_task = None
 
 
