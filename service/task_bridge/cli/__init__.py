@@ -90,7 +90,7 @@ COMMANDS = {
     "schema": _Command(
         "schema",
         "schema",
-        "Print the JSON Schemas of requests, replies and events, or the AsyncAPI document of every subject.",
+        "Print a JSON Schema of requests, replies or events, or the AsyncAPI or OpenAPI document.",
     ),
 }
 
