@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import sys
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -104,6 +105,29 @@ async def test_serve_logs_in(lab: Lab, tmp_path: Path, kind: Callable[[Path], Ki
     assert all(json.loads(line)["level"] != "error" for line in process.log.read_text().splitlines())
     for log in (process.log, refused.log):
         assert SECRET not in log.read_text()
+
+
+async def test_a_certificate_of_nats_that_is_refused_is_told_with_its_extension(lab: Lab, tmp_path: Path) -> None:
+    authority = Authority(tmp_path)
+    pair = authority.pair("server", only_for_clients=True)
+    config = _file(tmp_path, "nats.conf", f"tls: {{ cert_file: '{pair.certificate}', key_file: '{pair.key}' }}")
+    server = NatsServer(tmp_path, "-c", config)
+    server.start()
+    given = lab.environment(BRIDGE_NATS_URL=server.url, BRIDGE_NATS_TLS_CA_FILE=str(authority.file))
+    bridge = BridgeProcess(given, tmp_path)
+    try:
+        await bridge.start()
+        await until(lambda: "its certificate is refused (" in bridge.log.read_text())
+        client = await asyncio.create_subprocess_exec(
+            sys.executable, "-m", "task_bridge", "list", env=given, cwd=tmp_path, stderr=asyncio.subprocess.PIPE
+        )
+        _, said = await client.communicate()
+    finally:
+        await bridge.close()
+        server.stop()
+    assert "extendedKeyUsage" in bridge.log.read_text()
+    assert b"its certificate is refused (" in said
+    assert b"extendedKeyUsage" in said
 
 
 def _replace(before: Kind, after: Kind) -> None:
