@@ -204,6 +204,7 @@ class Bridge:
             watcher,
             self._sources,
             own_follows=follower.reports,
+            own_vcenters=lambda: {name: source.report_state() for name, source in self._sources.items()},
             ack_wait_s=lambda: monitor.ack_wait_s,
         )
         follow_ownership = Ownership(
@@ -230,7 +231,18 @@ class Bridge:
                 context,
                 replicas,
                 RequestQueue(
-                    names.requests_stream, names.requests, partial(admit_watch_request, context, stalled_after_s)
+                    names.requests_stream, names.requests, partial(admit_watch_request, context, stalled_after_s, "")
+                ),
+                ack_wait_s=monitor.ack_wait_s,
+            ),
+            vcenter_requests=RequestConsumer(
+                context,
+                replicas,
+                RequestQueue(
+                    names.vcenter_requests_stream,
+                    names.vcenter_requests,
+                    partial(admit_watch_request, context, stalled_after_s, "v"),
+                    mark="v",
                 ),
                 ack_wait_s=monitor.ack_wait_s,
             ),
@@ -241,6 +253,7 @@ class Bridge:
                     names.follow_requests_stream,
                     names.follow_requests,
                     partial(admit_follow_request, context, stalled_after_s),
+                    mark="f",
                 ),
                 ack_wait_s=monitor.ack_wait_s,
             ),
@@ -272,6 +285,7 @@ class _Parts(NamedTuple):
     watches: WatchStore
     watcher: Watcher
     requests: RequestConsumer
+    vcenter_requests: RequestConsumer
     follow_requests: RequestConsumer
     api: Api
     ownership: Ownership[Watch]
@@ -281,12 +295,17 @@ class _Parts(NamedTuple):
 
     @property
     def pulls(self) -> tuple[PullConsumer, ...]:
-        return self.requests.pull, self.ownership.pull, self.follow_requests.pull, self.follow_ownership.pull
+        requests = (consumer.pull for consumer in self.request_consumers)
+        return (*requests, self.ownership.pull, self.follow_ownership.pull)
+
+    @property
+    def request_consumers(self) -> tuple[RequestConsumer, ...]:
+        return self.requests, self.vcenter_requests, self.follow_requests
 
     async def start(self, connection: Connection, names: SubjectNames) -> None:
         """Subscribe, and return when nats-server has taken the subscriptions."""
-        self.requests.subscribe(connection.broker)
-        self.follow_requests.subscribe(connection.broker)
+        for consumer in self.request_consumers:
+            consumer.subscribe(connection.broker)
         await connection.broker.start()
         await self._subscribe_to_unwatched(names)
         await self._subscribe_to_follows(names)
@@ -323,6 +342,7 @@ class _Parts(NamedTuple):
             "the watcher": self.watcher.run(),
             "the ownership of watches": self.ownership.run(),
             "the intake of requests": self.requests.run(),
+            "the intake of requests by vCenter": self.vcenter_requests.run(),
             "the intake of follows": self.follow_requests.run(),
             "the ownership of follows": self.follow_ownership.run(),
             "the monitor of JetStream": self.monitor.run(),
@@ -343,8 +363,7 @@ class _Parts(NamedTuple):
             asyncio.create_task(part)
             for part in (
                 self.api.stop(),
-                self.requests.drain(),
-                self.follow_requests.drain(),
+                *(consumer.drain() for consumer in self.request_consumers),
                 self.follower.stop(),
                 self.watcher.stop(),
             )

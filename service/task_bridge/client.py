@@ -24,9 +24,9 @@ import msgspec
 import nats.errors
 from nats.aio.client import Client
 
-from .domain.errors import BridgeError, NatsUnavailable, Problem, Refused
+from .domain.errors import BridgeError, NatsUnavailable, Problem, Refused, invalid_request
 from .domain.events import FINAL_KINDS, Event, from_cloudevent
-from .domain.requests import CancelReply, ErrorBody, GetReply, ListReply, UnwatchReply, WatchReply, invalid_request
+from .domain.replies import CancelReply, ErrorBody, GetReply, ListReply, UnwatchReply, WatchReply
 from .domain.subjects import SubjectNames, is_vcenter_name, task_token
 from .jetstream.connect import connect, denied_permission
 from .jetstream.stream_reader import StreamReader

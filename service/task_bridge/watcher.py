@@ -87,6 +87,14 @@ async def is_request_answered(source: TaskSource | None, watch: Watch, last: Eve
     return answers_request(last, stored_at, watch, current)
 
 
+def find_trouble(sources: Mapping[str, TaskSource], watch: Watch) -> str | None:
+    """Return why the watch's task can't be polled, None if nothing keeps it from being polled."""
+    source = sources.get(watch.vcenter)
+    if source is None:
+        return f"vCenter {watch.vcenter} isn't in the settings of the replica that ended the watch."
+    return source.find_trouble(watch.task)
+
+
 class HeldWatch:
     """A watch that this replica owns.
 
@@ -186,7 +194,10 @@ class Watcher:
     async def _publish_what_follows(self, held: HeldWatch) -> None:
         """Publish the events that follow from the newest poll, one after the other; then resume polling or finish."""
         while not self._is_stopping:
-            draft = next_event(held.watch, held.last, held.view, self._now(held), self._policy_of(held.watch.vcenter))
+            now = self._now(held)
+            if now >= held.watch.deadline:
+                held.view.trouble = find_trouble(self._sources, held.watch)
+            draft = next_event(held.watch, held.last, held.view, now, self._policy_of(held.watch.vcenter))
             if draft is None:
                 break
             # Nothing but the message shows that a watch without events goes on: the stream may have lost all of them.

@@ -43,6 +43,7 @@ class FakeSource:
         self.born: TaskIdentity | None = None
         self.calls: list[str] = []
         self.on_hurry: PollResult | None = None
+        self.trouble: str | None = None
         self._batches: asyncio.Queue[list[tuple[str, PollResult]]] = asyncio.Queue()
 
     def give(self, *standings: PollResult, task: str = TASK) -> None:
@@ -86,6 +87,9 @@ class FakeSource:
 
     def set_absent_elsewhere(self, counts: Mapping[Api, int]) -> None:
         self.calls.append(f"absent elsewhere {dict(counts)}")
+
+    def find_trouble(self, task: str) -> str | None:
+        return self.trouble
 
     async def poll_results(self) -> AsyncIterator[list[tuple[str, PollResult]]]:
         while True:

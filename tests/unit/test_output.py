@@ -7,7 +7,7 @@ import pytest
 
 from task_bridge.cli import output
 from task_bridge.domain.events import WatchRef
-from task_bridge.domain.requests import ListedWatch
+from task_bridge.domain.replies import ListedWatch
 from task_bridge.domain.task import Progress, Target
 from unit.builders import an_event
 

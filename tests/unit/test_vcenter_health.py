@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 from structlog.testing import capture_logs
 
+from task_bridge.domain.errors import VCenterUnavailable, VCenterUnreachable
 from task_bridge.domain.task import Api
 from task_bridge.jetstream.replicas import ReplicaStatus, count_absent
 from task_bridge.vcenter.health import ApiHealth, ApiHealthTracker, combine_apis, find_apis_in_use
@@ -50,7 +51,7 @@ def test_a_failure_lasts_until_a_good_poll_of_the_same_provider_and_is_logged_on
     health = ApiHealthTracker("lab", "cis")
     with capture_logs() as logs:
         for _ in range(2):
-            health.record_failure("It hangs.", "com.p")
+            health.record_failure(VCenterUnavailable("It hangs."), "com.p")
         health.record_good_poll(1.0, "com.q")
         assert (health.state, health.reason) == ("degraded", "It hangs.")
         health.record_good_poll(2.0, "com.p")
@@ -61,8 +62,8 @@ def test_a_failure_lasts_until_a_good_poll_of_the_same_provider_and_is_logged_on
 
 def test_an_answer_ends_a_failure_of_the_api_as_a_whole_and_no_provider_s() -> None:
     health = ApiHealthTracker("lab", "cis")
-    health.record_failure("It is away.")
-    health.record_failure("It hangs.", "com.p")
+    health.record_failure(VCenterUnreachable("It is away."))
+    health.record_failure(VCenterUnavailable("It hangs."), "com.p")
     health.record_answer()
     assert health.reason == "It hangs."
 
@@ -70,7 +71,7 @@ def test_an_answer_ends_a_failure_of_the_api_as_a_whole_and_no_provider_s() -> N
 def test_an_api_that_nothing_needs_anymore_is_unknown() -> None:
     health = ApiHealthTracker("lab", "vim")
     health.record_good_poll(1.0)
-    health.record_failure("It is away.")
+    health.record_failure(VCenterUnreachable("It is away."))
     health.reset()
     assert health.report(watches=0, vanished=0) == ApiHealth("unknown", None, None)
 

@@ -19,7 +19,7 @@ from ..client import ErrorAnswer, TaskBridge
 from ..domain.durations import parse_duration
 from ..domain.errors import BridgeError, CannotStart, NatsUnavailable, Refused
 from ..domain.events import from_cloudevent
-from ..domain.requests import CancelReply, GetReply, ListedWatch, UnwatchReply, WatchReply
+from ..domain.replies import CancelReply, GetReply, ListedWatch, UnwatchReply, WatchReply
 from . import output
 from .exit_codes import ABANDONED, FAILED, INTERRUPTED, OUT_OF_REACH, REFUSED, exit_with_error
 

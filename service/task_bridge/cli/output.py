@@ -15,7 +15,7 @@ from rich.text import Text
 from ..client import StoredCloudEvent
 from ..domain.durations import rfc3339
 from ..domain.events import Event, WatchRef
-from ..domain.requests import GetReply, ListedWatch, WatchReply
+from ..domain.replies import GetReply, ListedWatch, WatchReply
 from ..domain.task import Progress as Percentage
 from ..domain.task import Target
 

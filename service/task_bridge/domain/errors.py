@@ -2,7 +2,9 @@
 
     BridgeError
     ├── Temporary            may work later; `retry_after_s` if the other side named a time
-    │   ├── VCenterUnavailable   the network, a 5xx, a refused login, an unreadable answer
+    │   ├── VCenterUnavailable   a 5xx, an unreadable answer
+    │   │   ├── VCenterUnreachable   no connection
+    │   │   └── LoginRefused         the user name or the password
     │   └── NatsUnavailable      no connection, no answer, no space: try again
     ├── Refused              a request that is wrong or can't be served, as its sender is answered
     └── CannotStart          the process can't run with what it found; `exit_code` and one line per mistake
@@ -13,7 +15,10 @@ Errors of libraries (httpx, nats-py, msgspec) are translated where they occur an
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, Literal, NamedTuple
+
+Trouble = Literal["degraded", "unreachable", "refused"]
+"""Why a vCenter isn't well."""
 
 
 class BridgeError(Exception):
@@ -31,12 +36,26 @@ class Temporary(BridgeError):  # noqa: N818 - the usual word, as in kopf
 class VCenterUnavailable(Temporary):
     """vCenter gave no reliable answer, which says nothing about any task's state.
 
-    `answer`: what it did say, if anything (a `task.TaskError`).
+    `answer`: what it did say, if anything (a `task.TaskError`). `trouble`: what kind of trouble that is.
     """
+
+    trouble: ClassVar[Trouble] = "degraded"
 
     def __init__(self, message: str, *, retry_after_s: float | None = None, answer: Any = None) -> None:
         super().__init__(message, retry_after_s=retry_after_s)
         self.answer = answer
+
+
+class VCenterUnreachable(VCenterUnavailable):
+    """There is no connection to vCenter."""
+
+    trouble = "unreachable"
+
+
+class LoginRefused(VCenterUnavailable):
+    """vCenter refuses the user name or the password."""
+
+    trouble = "refused"
 
 
 class NatsUnavailable(Temporary):
@@ -59,6 +78,10 @@ class Refused(BridgeError):  # noqa: N818 - named after what happens to the requ
         self.code = code
         self.message = message
         self.details = tuple(details)
+
+
+def invalid_request(message: str, *details: Problem) -> Refused:
+    return Refused(400, "invalid_request", message, details)
 
 
 class CannotStart(BridgeError):  # noqa: N818 - named after what happens to the process

@@ -72,6 +72,9 @@ class TaskSource(Protocol):
     def set_absent_elsewhere(self, counts: Mapping[Api, int]) -> None:
         """Set how many tasks other replicas miss. If many vanish together, all wait longer before giving up."""
 
+    def find_trouble(self, task: str) -> str | None:
+        """Return why vCenter can't be asked about `task` now, as far as that is known."""
+
     def poll_results(self) -> AsyncIterator[list[tuple[str, PollResult]]]:
         """Yield poll results in batches, without end."""
         ...

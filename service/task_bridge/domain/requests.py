@@ -1,4 +1,4 @@
-"""Requests: their form, why they are refused, and the replies. Pure.
+"""Requests: their form, and why they are refused. Pure.
 
 Requests come from programs in any language, so they are read strictly: a typo must not pass silently. Only this module
 uses pydantic models.
@@ -6,9 +6,10 @@ uses pydantic models.
 
 from __future__ import annotations
 
+import codecs
 import json
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from typing import Annotated, Any, Self, TypeVar
 
 import msgspec
@@ -24,31 +25,16 @@ from pydantic import (
 )
 
 from .durations import parse_duration
-from .errors import Problem, Refused
-from .events import WatchRef
+from .errors import Problem, Refused, invalid_request
 from .subjects import is_vcenter_name
-from .task import Progress, Target, is_vim_task
+from .task import is_vim_task
+from .task_ids import parse_bare_id, parse_task_id
 
 REQUEST_MAX_BYTES = 64 * 1024
 """Fits every valid request, however it is escaped. Larger ones are refused before parsing them costs seconds."""
 REQUEST_MAX_KEPT_BYTES = 8 * 1024
-_NOT_IN_TASK = re.compile(r"[\x00-\x1f\x7f-\x9f/?#]")
-_VIM_TASK = re.compile(r"^Task:(task-[0-9]+)$", re.ASCII)
-"""The form in which tools print a reference to a classic task."""
 _TRACE = "(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}"
 _TRACEPARENT = re.compile(rf"00-{_TRACE}|(?!00|ff)[0-9a-f]{{2}}-{_TRACE}(-[ -~]{{0,200}})?")
-
-
-def _check_task(task: str) -> str:
-    try:
-        size = len(task.encode())
-    except UnicodeEncodeError:  # a lone surrogate, which JSON can escape
-        size = 0
-    if not 1 <= size <= 256:
-        raise ValueError("must be 1 to 256 bytes of UTF-8")
-    if task in (".", "..") or _NOT_IN_TASK.search(task):
-        raise ValueError("must not contain control characters, '/', '?' or '#', nor be '.' or '..'")
-    return _VIM_TASK.sub(r"\1", task)
 
 
 def check_duration(value: object) -> object:
@@ -61,7 +47,7 @@ def check_timeout(value: float | None) -> float | None:
     return value
 
 
-TaskId = Annotated[str, AfterValidator(_check_task)]
+TaskId = Annotated[str, AfterValidator(parse_task_id)]
 Duration = Annotated[float, BeforeValidator(check_duration)]
 LabelKey = Annotated[str, StringConstraints(min_length=1, max_length=64)]
 LabelValue = Annotated[str, StringConstraints(max_length=256)]
@@ -174,21 +160,34 @@ def unknown_vcenter(name: str, known: Iterable[str]) -> Refused:
     )
 
 
-def invalid_request(message: str, *details: Problem) -> Refused:
-    return Refused(400, "invalid_request", message, details)
-
-
 def decode_strict_json(body: bytes) -> Any:
-    """Decode the body as strict JSON, an empty one as `{}`. Raises Refused."""
+    """Decode the body as strict JSON, an empty one as `{}`; a byte order mark before it is skipped. Raises Refused."""
     if len(body) > REQUEST_MAX_BYTES:
         raise invalid_request("The request is too large.", Problem("", f"must be at most {REQUEST_MAX_BYTES:,} bytes"))
-    if not body.strip():
+    if not body.removeprefix(codecs.BOM_UTF8).strip():
         return {}
     try:
-        return _decoder.decode(body.decode("utf-8"))
+        return _decoder.decode(body.decode("utf-8-sig"))
     except (ValueError, RecursionError) as error:
         problem = "is nested too deeply" if isinstance(error, RecursionError) else f"is not JSON: {error}"
         raise invalid_request("The request can't be read as JSON.", Problem("", problem[:300])) from error
+
+
+def _name_vcenter(fields: dict[str, Any], named: str) -> dict[str, Any]:
+    if fields.get("vcenter") not in (None, named):
+        problem = f"must be {named[:63]!r}, which the subject names, or absent"
+        raise invalid_request("The request names another vCenter than its subject.", Problem("vcenter", problem))
+    return {**fields, "vcenter": named}
+
+
+def _decode_task(body: bytes) -> Any:
+    """Decode the body of a request about one task: JSON, or nothing but its id. Raises Refused."""
+    try:
+        return decode_strict_json(body)
+    except Refused:
+        if (task := parse_bare_id(body[:REQUEST_MAX_KEPT_BYTES].decode("utf-8-sig", "replace"))) is None:
+            raise
+        return task
 
 
 def _refuse_duplicate_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -202,12 +201,18 @@ def _refuse_constant(name: str) -> Any:
     raise ValueError(f"{name} is not JSON")
 
 
-def parse_request(model: type[Model], body: bytes) -> Model:
-    """Parse the request in `body`. Raises Refused (400), which names each field and its problem."""
-    value = decode_strict_json(body)
-    if not isinstance(value, dict) and not (isinstance(value, str) and issubclass(model, TaskRequest)):
-        wanted = "a JSON object or a JSON string that is the task id" if issubclass(model, TaskRequest) else "an object"
+def parse_request(model: type[Model], body: bytes, named: str | None = None) -> Model:
+    """Parse the request in `body`. Raises Refused (400), which names each field and its problem.
+
+    `named`: the vCenter that the request's subject names. A body that names another one is refused.
+    """
+    is_about_task = issubclass(model, TaskRequest)
+    value = _decode_task(body) if is_about_task else decode_strict_json(body)
+    if not isinstance(value, dict) and not (isinstance(value, str) and is_about_task):
+        wanted = "a JSON object or a JSON string that is the task id" if is_about_task else "an object"
         raise invalid_request("The request has the wrong form.", Problem("", f"must be {wanted}"))
+    if named is not None:
+        value = _name_vcenter({"task": value} if isinstance(value, str) else value, named)
     try:
         return model.model_validate(value)
     except ValidationError as error:
@@ -250,7 +255,7 @@ def describe_rejected_request(body: bytes) -> dict[str, Any]:
     text = body[: REQUEST_MAX_KEPT_BYTES + 4].decode("utf-8", "replace")
     kept = text.encode()[:REQUEST_MAX_KEPT_BYTES].decode("utf-8", "ignore")
     try:
-        value = decode_strict_json(body)
+        value = _decode_task(body)
     except Refused:
         value = None
     fields = {"task": value} if isinstance(value, str) else value if isinstance(value, dict) else {}
@@ -273,96 +278,3 @@ def _clean(value: object) -> str | None:
     if not isinstance(value, str) or len(value) > REQUEST_MAX_KEPT_BYTES:
         return None
     return value.encode("utf-8", "replace").decode()
-
-
-class ErrorDetail(msgspec.Struct, frozen=True):
-    """A mistake in a request."""
-
-    field: str
-    problem: str
-
-
-class ErrorBody(msgspec.Struct, frozen=True):
-    """The `error` of error answers and rejections."""
-
-    status: int
-    code: str
-    message: str
-    details: list[ErrorDetail]
-
-
-def error_body(refused: Refused) -> ErrorBody:
-    details = [ErrorDetail(*problem) for problem in refused.details]
-    return ErrorBody(refused.status, refused.code, refused.message, details)
-
-
-class WatchReply(msgspec.Struct, frozen=True):
-    """Reply of `watch`. `last_event` is a CloudEvent of this watch, null before its first."""
-
-    outcome: str
-    vcenter: str
-    task: str
-    watch: WatchRef
-    stream: str
-    events: str
-    last_event: msgspec.Raw
-
-
-class GetReply(msgspec.Struct, frozen=True):
-    """Reply of `get`: that of `watch`, with `watching`: the task is being watched now."""
-
-    watching: bool
-    vcenter: str
-    task: str
-    watch: WatchRef
-    stream: str
-    events: str
-    last_event: msgspec.Raw
-
-
-class ListedWatch(msgspec.Struct, frozen=True):
-    """An entry of `list`. `status`, `progress` and `target` are null before the first poll; 1.0 has no `target`."""
-
-    vcenter: str
-    task: str
-    watch: WatchRef
-    status: str | None
-    progress: Progress | None
-    unconfigured: bool
-    target: Target | None = None
-
-
-class ListReply(msgspec.Struct, frozen=True):
-    """Reply of `list`: a page, the total number, and where the next page starts."""
-
-    watches: list[ListedWatch]
-    total: int
-    cursor: str | None
-
-
-def count_fitting(listed: Sequence[ListedWatch], max_bytes: int) -> int:
-    """Return how many of the first entries fit into one reply: at least one."""
-    left = max_bytes
-    for number, one in enumerate(listed):
-        left -= len(msgspec.json.encode(one)) + 1
-        if left < 0:
-            return max(1, number)
-    return len(listed)
-
-
-class UnwatchReply(msgspec.Struct, frozen=True):
-    """Reply of `unwatch`; `last_event` is the final event."""
-
-    outcome: str
-    vcenter: str
-    task: str
-    watch: WatchRef
-    last_event: msgspec.Raw
-
-
-class CancelReply(msgspec.Struct, frozen=True):
-    """Reply of `cancel`: vCenter accepted the request; only the task's end shows whether it was canceled."""
-
-    outcome: str
-    vcenter: str
-    task: str

@@ -64,6 +64,11 @@ class SubjectNames:
         return f"{self.prefix}.watch"
 
     @property
+    def vcenter_requests(self) -> str:
+        """Subjects of watch requests that name their vCenter, so that permissions can say who may ask for which."""
+        return f"{self.requests}.*"
+
+    @property
     def api(self) -> str:
         return f"{self.prefix}.api"
 
@@ -86,6 +91,10 @@ class SubjectNames:
     @property
     def follow_requests(self) -> str:
         return f"{self.prefix}.follow"
+
+    @property
+    def vcenter_follow_requests(self) -> str:
+        return f"{self.follow_requests}.*"
 
     @property
     def follows(self) -> str:
@@ -121,6 +130,13 @@ class SubjectNames:
         """Return whether `subject` (wildcards allowed) is a filter of events, or of rejections."""
         is_of_events = subject.startswith(f"{self.events}.") and _FILTER.fullmatch(subject) is not None
         return is_of_events or subject == self.rejected
+
+    def parse_named_vcenter(self, subject: str) -> str | None:
+        """Return the vCenter that the subject of a request names, None if it names none."""
+        for root in (self.requests, self.follow_requests, *(f"{self.api}.{verb}" for verb in VERBS)):
+            if subject.startswith(f"{root}."):
+                return subject[len(root) + 1 :]
+        return None
 
     def parse_event_subject(self, subject: str) -> tuple[str, str]:
         """Return (vCenter, task id) of an event's subject."""
@@ -161,6 +177,11 @@ class SubjectNames:
     @property
     def requests_stream(self) -> str:
         return f"{self._upper}_REQUESTS"
+
+    @property
+    def vcenter_requests_stream(self) -> str:
+        """Stream of `vcenter_requests`. Release 1.0 refuses to work on a requests stream with more subjects."""
+        return f"{self._upper}_VCENTER_REQUESTS"
 
     @property
     def watches_stream(self) -> str:

@@ -170,7 +170,7 @@ class TaskView(msgspec.Struct, gc=False):
 
     `polled_at`: the last successful poll. `last_poll_until`: when the one poll at the watch's deadline must be over,
     infinite before it is requested. `last_poll_over`: that poll was answered or failed. `memory_lost`: the stream no
-    longer holds the watch's last event, so the watch is restated at once.
+    longer holds the watch's last event, so the watch is restated at once. `trouble`: why the vCenter isn't well.
     """
 
     changed_at: float = 0.0
@@ -182,6 +182,7 @@ class TaskView(msgspec.Struct, gc=False):
     last_poll_over: bool = False
     unwatched: bool = False
     memory_lost: bool = False
+    trouble: str | None = None
 
     @property
     def last_poll_requested(self) -> bool:
@@ -435,9 +436,11 @@ class _EventBuilder(NamedTuple):
         said = f" vCenter's last answer: {answer.message}" if answer else ""
         was_seen = self.last is not None or self.watch.was_seen
         advice = "never seen" if outcome == "lost" and not was_seen else outcome
+        trouble = self.view.trouble if outcome == "watch_timed_out" else None
+        why = f" It couldn't be seen by then: {trouble}" if trouble else ""
         error = TaskError(
             type=answer.type if answer else None,
-            message=_ADVICE[advice] + said,
+            message=_ADVICE[advice] + said + why,
             messages=answer.messages if answer else (),
             transient=answer.transient if answer else None,
             data=answer.data if answer else None,

@@ -18,21 +18,23 @@ from ..domain.errors import NatsUnavailable, Refused, VCenterUnavailable
 from ..domain.events import NULL
 from ..domain.follows.event import FollowReply, FollowsReply, UnfollowReply, build_view, list_follow
 from ..domain.follows.request import FollowNameRequest, FollowRequest, FollowsRequest
-from ..domain.requests import (
+from ..domain.replies import (
     CancelReply,
     ErrorBody,
     GetReply,
     ListedWatch,
     ListReply,
+    UnwatchReply,
+    WatchReply,
+    count_fitting,
+    error_body,
+)
+from ..domain.requests import (
     ListRequest,
     Model,
     TaskRequest,
-    UnwatchReply,
-    WatchReply,
     WatchRequest,
-    count_fitting,
     describe_rejected_request,
-    error_body,
     parse_request,
     parse_trace_context,
     unknown_vcenter,
@@ -76,7 +78,9 @@ class Api:
         self._service = await add_service(self._context.streams.connection, config)
         group = self._service.add_group(GroupConfig(name=self._context.names.api))
         for verb in VERBS:
-            await group.add_endpoint(EndpointConfig(name=verb, handler=self._create_handler(getattr(self, verb))))
+            handler = self._create_handler(getattr(self, verb))
+            await group.add_endpoint(EndpointConfig(name=verb, handler=handler))
+            await group.add_endpoint(EndpointConfig(name=f"{verb}-by-vcenter", subject=f"{verb}.*", handler=handler))
 
     async def stop(self) -> None:
         """Take no more requests, and answer those that have arrived."""
@@ -124,11 +128,16 @@ class Api:
         except (ValueError, nats.errors.Error) as error:
             log.debug("answer_lost", subject=request.subject, reason=str(error))
 
+    def _parse(self, model: type[Model], request: Request) -> Model:
+        """Return the request's content. Raises Refused."""
+        check_headers(request.headers)
+        return parse_request(model, request.data, self._context.names.parse_named_vcenter(request.subject))
+
     async def watch(self, request: Request) -> WatchReply:
         """Watch a task until it ends."""
         context = self._context
         try:
-            watch_request = _parse(WatchRequest, request)
+            watch_request = self._parse(WatchRequest, request)
             vcenter = context.routes.resolve_watchable(watch_request.vcenter, watch_request.task)
         except Refused as refused:
             context.metrics.requests.labels("rejected").inc()
@@ -138,7 +147,7 @@ class Api:
             watch_request,
             vcenter,
             context.clock(),
-            stored_sequence=None,
+            stored_as=None,
             stalled_after_s=self._stalled_after_s,
             trace=parse_trace_context(request.headers),
         )
@@ -154,12 +163,13 @@ class Api:
             context.names.events_stream,
             context.names.event_filter(vcenter, watch.task),
             _raw_event(admission.last),
+            self._replicas.vcenter_state(vcenter),
         )
 
     async def get(self, request: Request) -> GetReply:
         """Return a task's watch and last event, whether it is watched or has ended."""
         context = self._context
-        task_request = _parse(TaskRequest, request)
+        task_request = self._parse(TaskRequest, request)
         task, vcenter = task_request.task, context.routes.resolve(task_request.vcenter)
         present, last = await context.watches.read_watch_and_last_event(vcenter, task)
         if present is None and last is None:
@@ -179,12 +189,13 @@ class Api:
             context.names.events_stream,
             context.names.event_filter(vcenter, task),
             _raw_event(last),
+            self._replicas.vcenter_state(vcenter),
         )
 
     async def list(self, request: Request) -> ListReply:
         """List the active watches of all replicas, oldest request first."""
         context = self._context
-        list_request = _parse(ListRequest, request)
+        list_request = self._parse(ListRequest, request)
         vcenter = list_request.vcenter
         if vcenter is not None and not is_vcenter_name(vcenter):
             raise unknown_vcenter(vcenter, context.routes.urls)
@@ -201,20 +212,22 @@ class Api:
         watch = stored.watch
         last = event_of_watch(await self._context.journal.read_last(watch.vcenter, watch.task), watch)
         data = last.event.data if last else None
+        state = self._replicas.vcenter_state(watch.vcenter)
         return ListedWatch(
             watch.vcenter,
             watch.task,
             watch.ref,
             data.status if data else None,
             data.progress if data else None,
-            watch.vcenter not in self._context.routes.urls,
+            state.state == "unconfigured",
             data.target if data else None,
+            state,
         )
 
     async def unwatch(self, request: Request) -> UnwatchReply:
         """End a watch with its final event; the task itself is not touched."""
         context = self._context
-        task_request = _parse(TaskRequest, request)
+        task_request = self._parse(TaskRequest, request)
         vcenter = context.routes.resolve(task_request.vcenter)
         try:
             watch, final = await context.watches.unwatch(vcenter, task_request.task)
@@ -227,7 +240,7 @@ class Api:
 
     async def follow(self, request: Request) -> FollowReply:
         """Watch every task that matches, from a time on."""
-        follow_request = parse_request(FollowRequest, request.data)
+        follow_request = self._parse(FollowRequest, request)
         admission = await admit_follow(self._context, self._stalled_after_s, follow_request, request.headers)
         follow = admission.follow
         return FollowReply(admission.outcome, follow.vcenter, follow.name, build_view(follow))
@@ -235,7 +248,7 @@ class Api:
     async def unfollow(self, request: Request) -> UnfollowReply:
         """End a follow with its final event. The watches that it has started go on."""
         context = self._context
-        name_request = parse_request(FollowNameRequest, request.data)
+        name_request = self._parse(FollowNameRequest, request)
         vcenter = context.routes.resolve(name_request.vcenter)
         try:
             follow = await context.follows.unfollow(vcenter, name_request.name)
@@ -249,7 +262,7 @@ class Api:
     async def follows(self, request: Request) -> FollowsReply:
         """List the follows of a vCenter, or of all."""
         context = self._context
-        vcenter = parse_request(FollowsRequest, request.data).vcenter
+        vcenter = self._parse(FollowsRequest, request).vcenter
         if vcenter is not None and not is_vcenter_name(vcenter):
             raise unknown_vcenter(vcenter, context.routes.urls)
         stored = await context.follows.read_all(vcenter)
@@ -275,11 +288,12 @@ class Api:
         finally:
             described = describe_rejected_request(request.data)
             task, by = (described["task"] or "")[:256], describe_requester(request.headers, reply_subject(request))
-            vcenter = described["vcenter"] or self._context.routes.default
+            named = self._context.names.parse_named_vcenter(request.subject)
+            vcenter = named or described["vcenter"] or self._context.routes.default
             log.info("cancel", answer=answer, vcenter=vcenter, task=task, by=by)
 
     async def _cancel_task(self, request: Request) -> CancelReply:
-        task_request = _parse(TaskRequest, request)
+        task_request = self._parse(TaskRequest, request)
         vcenter = self._context.routes.resolve_watchable(task_request.vcenter, task_request.task)
         if not self._allow_cancel:
             raise Refused(403, "forbidden", "Canceling is switched off; BRIDGE_ALLOW_CANCEL=true switches it on.")
@@ -294,12 +308,6 @@ def _raw_event(entry: JournalEntry | None) -> msgspec.Raw:
 class _ApiErrorReply(msgspec.Struct, omit_defaults=True):
     error: ErrorBody
     last_event: msgspec.Raw = NULL
-
-
-def _parse(model: type[Model], request: Request) -> Model:
-    """Return the request's content. Raises Refused."""
-    check_headers(request.headers)
-    return parse_request(model, request.data)
 
 
 def _encode_error(refused: Refused) -> tuple[dict[str, str], bytes]:

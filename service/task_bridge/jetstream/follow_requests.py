@@ -8,10 +8,10 @@ from collections.abc import Mapping
 import structlog
 from nats.aio.msg import Msg
 
-from ..domain.errors import Problem
+from ..domain.errors import Problem, invalid_request
 from ..domain.follows.order import CONFIGURED_FOLLOW
 from ..domain.follows.request import FollowRequest, build_follow
-from ..domain.requests import invalid_request, parse_request, parse_trace_context
+from ..domain.requests import parse_request, parse_trace_context
 from .follow_store import FollowAdmission
 from .request_consumer import RequestContext, check_headers, resolve_known
 
@@ -21,7 +21,7 @@ log = structlog.get_logger(__name__)
 async def admit_follow_request(context: RequestContext, stalled_after_s: float, message: Msg) -> None:
     """Start the follow that a stored request asks for. Raises Refused, UnknownVCenter or NatsUnavailable."""
     check_headers(message.headers)
-    request = parse_request(FollowRequest, message.data)
+    request = parse_request(FollowRequest, message.data, context.names.parse_named_vcenter(message.subject))
     vcenter = resolve_known(context, request.vcenter)
     stored_at, sequence = message.metadata.timestamp.timestamp(), message.metadata.sequence.stream
     follow_id = f"{int(stored_at * 1000)}-{sequence}"

@@ -156,6 +156,7 @@ class Monitor:
         """Read the unheld watches and the settings that an operator may have tuned. Raises NatsUnavailable."""
         try:
             await self._read_queue(self._names.requests_stream)
+            await self._read_queue(self._names.vcenter_requests_stream)
             consumer = await self._read_queue(self._names.watches_stream)
             events = await self._streams.js.stream_info(self._names.events_stream)
             await self._streams.measure_clock(self._names.events_stream, self._clock)

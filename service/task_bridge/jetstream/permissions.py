@@ -37,7 +37,7 @@ class Right(NamedTuple):
 def required_rights(names: SubjectNames, api: str, inbox: str) -> list[Right]:
     """Return the rights that the bridge needs. `api` is JetStream's prefix, `inbox` an inbox of the connection."""
     subscriptions = [Right(_SUBSCRIBE, f"{inbox.rpartition('.')[0]}.>", inbox)]
-    subscriptions += [_subscribe(f"{names.api}.{verb}") for verb in VERBS]
+    subscriptions += [_subscribe(f"{names.api}.{verb}{vcenter}") for vcenter in ("", ".*") for verb in VERBS]
     subscriptions += [_subscribe(f"{names.events}.*.*.abandoned.unwatched"), _subscribe(names.replicas)]
     subscriptions += [Right(_SUBSCRIBE, "$SRV.>", "$SRV.PING")]
     return [
@@ -78,7 +78,8 @@ def _publish_rights(names: SubjectNames) -> list[Right]:
 
 def _consumer_rights(names: SubjectNames, api: str) -> list[Right]:
     rights = []
-    for consumer in (f"{stream}.{CONSUMER}" for stream in (names.requests_stream, names.watches_stream)):
+    streams = (names.requests_stream, names.vcenter_requests_stream, names.watches_stream)
+    for consumer in (f"{stream}.{CONSUMER}" for stream in streams):
         rights += [_publish(f"{api}.CONSUMER.{request}.{consumer}") for request in ("INFO", "MSG.NEXT")]
         rights.append(_publish(f"$JS.ACK.{consumer}.>", f"$JS.ACK.{consumer}.1.1.1.1.0"))
     return rights
@@ -87,8 +88,9 @@ def _consumer_rights(names: SubjectNames, api: str) -> list[Right]:
 def _read_rights(names: SubjectNames, api: str) -> list[Right]:
     watches, events, objects = names.watches_stream, names.events_stream, _bucket_stream(names)
     direct = f"{api}.DIRECT.GET.{events}"
+    requests = (names.requests_stream, names.vcenter_requests_stream)
     return [
-        *(_publish(f"{api}.STREAM.INFO.{stream}") for stream in (names.requests_stream, watches, events, objects)),
+        *(_publish(f"{api}.STREAM.INFO.{stream}") for stream in (*requests, watches, events, objects)),
         *(_publish(f"{api}.STREAM.MSG.GET.{stream}") for stream in (watches, events, objects)),
         *(_publish(f"{api}.DIRECT.GET.{stream}") for stream in (watches, events)),
         _publish(f"{direct}.>", f"{direct}.{names.event_filter('check', 'check')}"),

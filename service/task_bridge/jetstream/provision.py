@@ -116,6 +116,15 @@ def expected_config(
         discard=DiscardPolicy.NEW,
         num_replicas=replicas,
     )
+    vcenter_requests = StreamConfig(
+        name=names.vcenter_requests_stream,
+        description="Watch requests whose subject names the vCenter, until they are admitted or rejected",
+        subjects=[names.vcenter_requests],
+        retention=RetentionPolicy.WORK_QUEUE,
+        storage=StorageType.FILE,
+        discard=DiscardPolicy.NEW,
+        num_replicas=replicas,
+    )
     watches = StreamConfig(
         name=names.watches_stream,
         description="Active watches, one message each, held by their owner",
@@ -131,7 +140,7 @@ def expected_config(
     follow_requests = StreamConfig(
         name=names.follow_requests_stream,
         description="Requests to follow tasks, until they are admitted or rejected",
-        subjects=[names.follow_requests],
+        subjects=[names.follow_requests, names.vcenter_follow_requests],
         retention=RetentionPolicy.WORK_QUEUE,
         storage=StorageType.FILE,
         discard=DiscardPolicy.NEW,
@@ -156,7 +165,7 @@ def expected_config(
         replicas=replicas,
     )
     events = _events_stream(names, replicas, events_max_age_s)
-    queues = (requests, watches, follow_requests, follows)
+    queues = (requests, vcenter_requests, watches, follow_requests, follows)
     streams = (*((queue, durable) for queue in queues), (events, None))
     return JetStreamConfig(streams, bucket, late_subjects=frozenset({follow_events(names)}))
 

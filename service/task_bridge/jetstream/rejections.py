@@ -9,7 +9,8 @@ import msgspec
 from ..domain.durations import rfc3339
 from ..domain.errors import Refused
 from ..domain.events import CONTENT_TYPE, TYPE_PREFIX
-from ..domain.requests import VCenterRouting, describe_rejected_request, error_body, parse_trace_context
+from ..domain.replies import error_body
+from ..domain.requests import VCenterRouting, describe_rejected_request, parse_trace_context
 from ..domain.subjects import SERVICE, SubjectNames
 from .streams import Streams
 

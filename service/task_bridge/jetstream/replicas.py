@@ -27,6 +27,7 @@ from ..domain.errors import NatsUnavailable
 from ..domain.follows.event import FollowReport
 from ..domain.ports import TaskSource
 from ..domain.task import Api
+from ..domain.vcenter_state import VCenterReport, VCenterState, combine_reports
 from ..domain.watch import Watch
 from ..watcher import Watcher
 from .ownership import Ownership
@@ -51,8 +52,8 @@ _QUESTIONS = 10
 class ReplicaStatus(msgspec.Struct):
     """One replica: the watches it holds, `capacity` at most; the tasks it misses by vCenter; `leaving`: it stops.
 
-    `absent_by_api`: the tasks it misses by vCenter and API. `vcenters`: those in its settings; `follows`: those that
-    it runs. Releases up to 1.0 report none of them, and read `absent`.
+    `absent_by_api`: the tasks it misses by vCenter and API. `vcenters`: those in its settings, and `vcenter_reports`
+    their state; `follows`: those that it runs. Releases up to 1.0 report none of them, and read `absent`.
     """
 
     instance: str
@@ -63,6 +64,7 @@ class ReplicaStatus(msgspec.Struct):
     vcenters: list[str] = []
     follows: list[FollowReport] = []
     absent_by_api: dict[str, dict[Api, int]] = {}
+    vcenter_reports: dict[str, VCenterReport] = {}
 
 
 class SurvivalNote(msgspec.Struct):
@@ -94,10 +96,12 @@ class Replicas:
         sources: Mapping[str, TaskSource],
         *,
         own_follows: Callable[[], list[FollowReport]],
+        own_vcenters: Callable[[], dict[str, VCenterReport]],
         ack_wait_s: Callable[[], float],
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._own_follows = own_follows
+        self._own_vcenters = own_vcenters
         self._connection = connection
         self._subject = subject
         self._own = own
@@ -153,6 +157,11 @@ class Replicas:
         reports = [report for other in self._others.values() for report in other.status.follows]
         return {(report.vcenter, report.name): report for report in [*reports, *self._own_follows()]}
 
+    def vcenter_state(self, vcenter: str) -> VCenterState:
+        """Return the state of a vCenter as the replicas that poll it see it."""
+        reports = [other.status.vcenter_reports.get(vcenter) for other in self._others.values()]
+        return combine_reports(vcenter, filter(None, (self._own_vcenters().get(vcenter), *reports)))
+
     async def was_survived(self, request: str) -> bool:
         """Ask the other replicas whether one has survived this request. Raises NatsUnavailable."""
         answer = self._asked.setdefault(request, asyncio.get_running_loop().create_future())
@@ -177,6 +186,7 @@ class Replicas:
         own = self._own
         own.held = self._ownership.held_count
         own.follows = self._own_follows()
+        own.vcenter_reports = self._own_vcenters()
         counts = {name: source.absent_counts for name, source in self._sources.items()}
         own.absent_by_api = {name: by_api for name, by_api in counts.items() if any(by_api.values())}
         own.absent = {name: sum(by_api.values()) for name, by_api in own.absent_by_api.items()}
@@ -198,7 +208,10 @@ class Replicas:
         if status.leaving:
             self._others.pop(status.instance, None)
         elif status.instance != self._own.instance:
+            is_new = status.instance not in self._others
             self._others[status.instance] = _Report(status, self._clock())
+            if is_new:
+                await self._publish_own_status()  # until then it doesn't know what this one knows
             for vcenter in self._reported.record(status.vcenters, self._clock()):
                 for on_vcenter in self._on_vcenter:
                     await on_vcenter(vcenter)

@@ -18,17 +18,10 @@ from faststream.nats import NatsBroker, NatsMessage
 from faststream.nats.subscriber.usecases import LogicSubscriber
 from nats.aio.msg import Msg
 
-from ..domain.errors import NatsUnavailable, Problem, Refused
+from ..domain.errors import NatsUnavailable, Problem, Refused, invalid_request
 from ..domain.events import is_own_event
 from ..domain.ports import TaskSource
-from ..domain.requests import (
-    VCenterRouting,
-    WatchRequest,
-    invalid_request,
-    parse_request,
-    parse_trace_context,
-    unknown_vcenter,
-)
+from ..domain.requests import VCenterRouting, WatchRequest, parse_request, parse_trace_context, unknown_vcenter
 from ..domain.subjects import CONSUMER, SubjectNames
 from ..domain.watch import Watch
 from ..logs import FailureLog
@@ -71,11 +64,15 @@ class RequestContext(NamedTuple):
 
 
 class RequestQueue(NamedTuple):
-    """A stream of requests. `admit` serves one of them; it raises Refused, UnknownVCenter or NatsUnavailable."""
+    """A stream of requests. `admit` serves one of them; it raises Refused, UnknownVCenter or NatsUnavailable.
+
+    `mark`: begins its sequences where they are part of an id, since another stream has the same ones.
+    """
 
     stream: str
     subject: str
     admit: Callable[[Msg], Awaitable[None]]
+    mark: str = ""
 
 
 class RequestConsumer:
@@ -131,7 +128,7 @@ class RequestConsumer:
     async def _on_message(self, message: Msg) -> None:
         if self.pull.handle_status(message):
             return
-        key = build_request_key(message)
+        key = build_request_key(message, self._queue.mark)
         is_kept = key in self._replies  # it was delivered again, after an outage
         self._replies[key] = message.reply
         if not is_kept:
@@ -251,7 +248,9 @@ class RequestConsumer:
 
     async def _reject(self, message: Msg, key: str, refused: Refused) -> None:
         """Publish the rejection, then end the request. A crash in between repeats it, and its id drops the repeat."""
-        await self._context.rejections.publish(key, refused, message.data, message.headers)
+        named = self._context.names.parse_named_vcenter(message.subject)
+        known = {"vcenter": named} if named else None
+        await self._context.rejections.publish(key, refused, message.data, message.headers, known)
         await self._finish(key, TERM)
         self._context.metrics.requests.labels("rejected").inc()
         self._context.metrics.rejected.labels(refused.code).inc()
@@ -270,13 +269,13 @@ _WITHOUT_OUTCOME = invalid_request(
 )
 
 
-def build_request_key(message: Msg) -> str:
+def build_request_key(message: Msg, mark: str) -> str:
     """Return what identifies a stored request: its time in ms and its sequence. Sequences alone repeat in new streams.
 
     It is the id of the request's rejection, and of its watch.
     """
     delivery = parse_ack_subject(message.reply)
-    return f"{delivery.stored_ns // 1_000_000}-{delivery.sequence}"
+    return f"{delivery.stored_ns // 1_000_000}-{mark}{delivery.sequence}"
 
 
 def check_headers(headers: Mapping[str, str] | None) -> None:
@@ -293,16 +292,16 @@ def resolve_known(context: RequestContext, vcenter: str | None) -> str:
     return named
 
 
-async def admit_watch_request(context: RequestContext, stalled_after_s: float, message: Msg) -> None:
+async def admit_watch_request(context: RequestContext, stalled_after_s: float, mark: str, message: Msg) -> None:
     """Start the watch that a stored request asks for. Raises Refused, UnknownVCenter or NatsUnavailable."""
     check_headers(message.headers)
-    request = parse_request(WatchRequest, message.data)
+    request = parse_request(WatchRequest, message.data, context.names.parse_named_vcenter(message.subject))
     vcenter = context.routes.resolve_watchable(resolve_known(context, request.vcenter), request.task)
     watch = build_watch(
         request,
         vcenter,
         message.metadata.timestamp.timestamp(),
-        stored_sequence=message.metadata.sequence.stream,
+        stored_as=f"{mark}{message.metadata.sequence.stream}",
         stalled_after_s=stalled_after_s,
         trace=parse_trace_context(message.headers),
     )

@@ -24,7 +24,7 @@ from ..domain.requests import WatchRequest
 from ..domain.subjects import SubjectNames
 from ..domain.task import is_vim_task
 from ..domain.watch import LAST_POLL_S, Policy, Watch, answers_request, next_event, view_from_event
-from ..watcher import is_request_answered
+from ..watcher import find_trouble, is_request_answered
 from .journal import JetStreamJournal, JournalEntry
 from .ownership import HeldStream
 from .streams import StoredMessage, StoreRefused, Streams
@@ -68,16 +68,17 @@ def build_watch(
     vcenter: str,
     since: float,
     *,
-    stored_sequence: int | None,
+    stored_as: str | None,
     stalled_after_s: float,
     trace: tuple[str | None, str | None],
 ) -> Watch:
     """Return the watch that a request asks for.
 
-    The id of a stored request's watch is made of the request's time and sequence in the stream, so a redelivery makes
-    the same id. The sequence alone wouldn't do, since streams are recreated. A request over the API has no sequence.
+    The id of a stored request's watch is made of the request's time and of `stored_as`, its place in its stream, so a
+    redelivery makes the same id. The place alone wouldn't do, since streams are recreated. A request over the API has
+    none.
     """
-    tail = f"a{secrets.token_hex(6)}" if stored_sequence is None else str(stored_sequence)
+    tail = stored_as or f"a{secrets.token_hex(6)}"
     return Watch(
         id=f"{int(since * 1000)}-{tail}",
         vcenter=vcenter,
@@ -91,7 +92,7 @@ def build_watch(
         labels=request.labels,
         traceparent=trace[0],
         tracestate=trace[1],
-        stored_request=stored_sequence is not None,
+        stored_request=stored_as is not None,
     )
 
 
@@ -304,6 +305,7 @@ class WatchStore:
         if timed_out:
             # The caller found its time up. If the clock was set back since, `next_event` would wait for the deadline.
             view.last_poll_until, now = watch.deadline, max(now, watch.deadline)
+            view.trouble = find_trouble(self._sources, watch)
         else:
             view.unwatched = True
         draft = next_event(watch, own.event if own else None, view, now, self._policy_of(watch.vcenter))

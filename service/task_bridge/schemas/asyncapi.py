@@ -78,10 +78,28 @@ def _build_channels(names: SubjectNames) -> Iterator[tuple[str, Schema]]:
         },
     )
     yield (
+        "watch.vcenter",
+        {
+            "address": f"{names.requests}.{{vcenter}}",
+            "description": f"The same for one vCenter, stored in {names.vcenter_requests_stream}. {_BY_VCENTER}",
+            "parameters": {"vcenter": _PARAMETERS["vcenter"]},
+            "messages": _message_refs("StoredWatchRequest"),
+        },
+    )
+    yield (
         "follow",
         {
             "address": names.follow_requests,
             "description": f"Stored in {names.follow_requests_stream}, also while no bridge runs.",
+            "messages": _message_refs("StoredFollowRequest"),
+        },
+    )
+    yield (
+        "follow.vcenter",
+        {
+            "address": f"{names.follow_requests}.{{vcenter}}",
+            "description": f"The same for one vCenter, stored in {names.follow_requests_stream}. {_BY_VCENTER}",
+            "parameters": {"vcenter": _PARAMETERS["vcenter"]},
             "messages": _message_refs("StoredFollowRequest"),
         },
     )
@@ -91,6 +109,15 @@ def _build_channels(names: SubjectNames) -> Iterator[tuple[str, Schema]]:
             {
                 "address": f"{names.api}.{verb}",
                 "description": _VERB_DESCRIPTIONS[verb],
+                "messages": _message_refs(f"{verb.title()}Request"),
+            },
+        )
+        yield (
+            f"api.{verb}.vcenter",
+            {
+                "address": f"{names.api}.{verb}.{{vcenter}}",
+                "description": f"The same for one vCenter. {_BY_VCENTER}",
+                "parameters": {"vcenter": _PARAMETERS["vcenter"]},
                 "messages": _message_refs(f"{verb.title()}Request"),
             },
         )
@@ -132,6 +159,7 @@ def _build_channels(names: SubjectNames) -> Iterator[tuple[str, Schema]]:
     )
 
 
+_BY_VCENTER = "Permissions by subject can so allow requests for one vCenter. A body that names another one is refused."
 _PARAMETERS = {
     "vcenter": {"description": "The configured name of the vCenter."},
     "task": {
@@ -147,17 +175,12 @@ def _message_refs(*names: str) -> Schema:
 
 def _build_operations() -> Iterator[tuple[str, Schema]]:
     """Yield the operations from the bridge's side, as AsyncAPI requires: it receives requests and sends events."""
-    for request in ("watch", "follow"):
+    for request in ("watch", "watch.vcenter", "follow", "follow.vcenter"):
         yield request, {"action": "receive", "channel": _channel_ref(request)}
     for verb in VERBS:
-        yield (
-            f"api.{verb}",
-            {
-                "action": "receive",
-                "channel": _channel_ref(f"api.{verb}"),
-                "reply": {"channel": _channel_ref(f"api.{verb}.reply")},
-            },
-        )
+        for request in (f"api.{verb}", f"api.{verb}.vcenter"):
+            reply = {"channel": _channel_ref(f"api.{verb}.reply")}
+            yield request, {"action": "receive", "channel": _channel_ref(request), "reply": reply}
     for kind in (*KINDS, *FINAL_KINDS):
         yield f"events.{kind}", {"action": "send", "channel": _channel_ref(f"events.{kind}")}
     for kind in _FOLLOW_SUMMARIES:

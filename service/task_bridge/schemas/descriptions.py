@@ -10,6 +10,7 @@ from typing import Any
 
 from ..domain.durations import MAX_DURATION_S
 from ..domain.events import TYPE_PREFIX
+from ..domain.task_ids import BLANKS, CONTROL, MAX_BYTES, PUNCTUATION, QUOTES
 
 Schema = dict[str, Any]
 
@@ -48,17 +49,18 @@ def _duration(description: str, *text_limits: Schema, **number_limits: Any) -> S
     }
 
 
+_AROUND = f"[{BLANKS}{QUOTES}]*"
 TASK_ID: Schema = {
     "title": "TaskId",
     "description": "A task id, 1 to 256 bytes of UTF-8: as vCenter returns it for `?vmw-task=true`, or the id of a "
-    "classic task like `task-123`, also in the form `Task:task-123`.",
+    "classic task like `task-123`, also as tools print it (`Task:task-123`, `Task-task-123`, `vim.Task:task-123`). "
+    "Blanks and quotes around it don't count. The id of a task of an ESXi host itself (`haTask-…`) is refused.",
     "type": "string",
-    "minLength": 1,
-    "maxLength": 256,
+    "pattern": f"^{_AROUND}[^{CONTROL}{PUNCTUATION}]{{1,{MAX_BYTES}}}{_AROUND}$",
     "not": {
         "anyOf": [
-            {"pattern": r"[\x00-\x1f\x7f-\x9f/?#]"},
-            {"enum": [".", ".."]},
+            {"pattern": rf"^{_AROUND}\.{{1,2}}{_AROUND}$"},
+            {"pattern": rf"^{_AROUND}((vim\.)?Task[:-])?haTask-"},
         ]
     },
 }
@@ -69,6 +71,7 @@ _VCENTER = _field("The configured name of the vCenter.", maxLength=63, pattern=_
 _TASK = _field("The task's id.", minLength=1)
 _STREAM = _field("The stream that holds the events. Consumers must name it.")
 _EVENTS = _field("The subject filter of the task's events.")
+_VCENTER_STATE = _field("Whether the vCenter can be polled, by the replicas that poll it.", since="1.1")
 _WATCH = _field("The watch. Its id, timeout and labels are its own, not the requester's.")
 
 _FOLLOW_NAME = _field(
@@ -360,6 +363,7 @@ DESCRIPTIONS: dict[str, dict[str, Schema]] = {
         "stream": _STREAM,
         "events": _EVENTS,
         "last_event": _field("The newest event of this watch; null before the first."),
+        "vcenter_state": _VCENTER_STATE,
     },
     "GetReply": {
         "watching": _field("True if the task is being watched now."),
@@ -369,6 +373,16 @@ DESCRIPTIONS: dict[str, dict[str, Schema]] = {
         "stream": _STREAM,
         "events": _EVENTS,
         "last_event": _field("The newest event of this watch; null before the first."),
+        "vcenter_state": _VCENTER_STATE,
+    },
+    "VCenterState": {
+        "state": _field(
+            "`ok`; `degraded` (polls or logins fail), `unreachable` (no connection, or no answer), `refused` (the user "
+            "name or the password), `unconfigured` (no running replica has this vCenter in its settings). Unless it is "
+            "`ok`, events may come late or not at all."
+        ),
+        "reason": _field("What fails and what to do; null while nothing does."),
+        "since": _field("When it began to fail (RFC 3339); null while nothing does."),
     },
     "ListedWatch": {
         "vcenter": _VCENTER,
@@ -378,6 +392,7 @@ DESCRIPTIONS: dict[str, dict[str, Schema]] = {
         "progress": _field("The task's progress; null before the first poll."),
         "unconfigured": _field("True if the vCenter is no longer configured, so that the task isn't polled."),
         "target": _field("The object that the task works on; null before the first poll.", since="1.1"),
+        "vcenter_state": _VCENTER_STATE,
     },
     "ListReply": {
         "watches": _field("The watches, oldest request first."),

@@ -18,18 +18,8 @@ from pydantic.json_schema import models_json_schema
 from ..domain.events import TYPE_PREFIX, CloudEvent
 from ..domain.follows.event import FollowCloudEvent, FollowReply, FollowsReply, UnfollowReply
 from ..domain.follows.request import FollowNameRequest, FollowRequest, FollowsRequest
-from ..domain.requests import (
-    REQUEST_MAX_KEPT_BYTES,
-    CancelReply,
-    ErrorBody,
-    GetReply,
-    ListReply,
-    ListRequest,
-    TaskRequest,
-    UnwatchReply,
-    WatchReply,
-    WatchRequest,
-)
+from ..domain.replies import CancelReply, ErrorBody, GetReply, ListReply, UnwatchReply, WatchReply
+from ..domain.requests import REQUEST_MAX_KEPT_BYTES, ListRequest, TaskRequest, WatchRequest
 from .descriptions import DESCRIPTIONS, FINAL_OUTCOMES, KINDS, REJECTED, TASK_ID, Schema
 
 DIALECT = "https://json-schema.org/draft/2020-12/schema"

@@ -2,32 +2,37 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import time
+from collections.abc import Callable, Mapping
 from typing import Literal, NamedTuple
 
 import structlog
 
+from ..domain.errors import Trouble, VCenterUnavailable
 from ..domain.task import Api
 
 log = structlog.get_logger(__name__)
 
-VCenterState = Literal["ok", "degraded", "unknown"]
+ApiState = Literal["ok", "degraded", "unknown"]
 
-_BEST_FIRST: tuple[VCenterState, ...] = ("ok", "unknown", "degraded")
+_BEST_FIRST: tuple[ApiState | Trouble, ...] = ("ok", "unknown", "degraded", "unreachable", "refused")
 
 
 class ApiHealth(NamedTuple):
     """The health of one API, or of the vCenter as a whole, at one moment.
 
     `last_good_poll_at` is in seconds of a monotonic clock. `watches`: of this replica, polled by this API.
-    `held_back`: absent tasks that aren't given up yet because several vanished together.
+    `held_back`: absent tasks that aren't given up yet because several vanished together. `trouble`: why it is
+    `degraded`; `since`: since when, by the same clock.
     """
 
-    state: VCenterState
+    state: ApiState
     reason: str | None
     last_good_poll_at: float | None
     watches: int = 0
     held_back: int = 0
+    trouble: Trouble | None = None
+    since: float | None = None
 
 
 def find_apis_in_use(apis: Mapping[Api, ApiHealth]) -> list[Api]:
@@ -37,7 +42,9 @@ def find_apis_in_use(apis: Mapping[Api, ApiHealth]) -> list[Api]:
 
 def combine_apis(apis: Mapping[Api, ApiHealth]) -> ApiHealth:
     """Return a vCenter's health: the worst state and the oldest poll of the APIs in use. Pure."""
-    in_use = sorted((apis[api] for api in find_apis_in_use(apis)), key=lambda one: _BEST_FIRST.index(one.state))
+    in_use = sorted(
+        (apis[api] for api in find_apis_in_use(apis)), key=lambda one: _BEST_FIRST.index(one.trouble or one.state)
+    )
     times = [one.last_good_poll_at for one in in_use]
     return ApiHealth(
         in_use[-1].state,
@@ -45,7 +52,14 @@ def combine_apis(apis: Mapping[Api, ApiHealth]) -> ApiHealth:
         None if None in times else min(at for at in times if at is not None),
         sum(one.watches for one in in_use),
         sum(one.held_back for one in in_use),
+        in_use[-1].trouble,
+        in_use[-1].since,
     )
+
+
+class _Failure(NamedTuple):
+    reason: str
+    trouble: Trouble
 
 
 class ApiHealthTracker:
@@ -55,44 +69,59 @@ class ApiHealthTracker:
     and says why.
     """
 
-    def __init__(self, vcenter: str, api: Api) -> None:
+    def __init__(self, vcenter: str, api: Api, clock: Callable[[], float] = time.monotonic) -> None:
         self.last_good_poll_at: float | None = None
         self.good_polls = 0
         self._vcenter = vcenter
         self._api = api
-        self._failures: dict[str, str] = {}  # reasons by provider; "" is the API as a whole
-        self._failed_poll_reason: str | None = None
+        self._clock = clock
+        self._failures: dict[str, _Failure] = {}  # by provider; "" is the API as a whole
+        self._failed_poll: _Failure | None = None
+        self._failing_since: float | None = None
         self.vanished_reason: str | None = None
 
     @property
-    def state(self) -> VCenterState:
-        if self._failures or self._failed_poll_reason:
+    def state(self) -> ApiState:
+        if self._failure is not None:
             return "degraded"
         return "unknown" if self.last_good_poll_at is None else "ok"
 
     @property
     def reason(self) -> str | None:
-        return next(iter(self._failures.values()), self._failed_poll_reason)
+        return self._failure and self._failure.reason
+
+    @property
+    def _failure(self) -> _Failure | None:
+        return next(iter(self._failures.values()), self._failed_poll)
 
     def report(self, *, watches: int, vanished: int) -> ApiHealth:
         """Return the health now. `vanished`: the absent tasks that were seen before."""
         reason, held_back = self.reason or self.vanished_reason, vanished if self.vanished_reason else 0
-        return ApiHealth(self.state, reason, self.last_good_poll_at, watches, held_back)
+        trouble = self._failure.trouble if self._failure else None
+        since = self._failing_since if trouble else None
+        return ApiHealth(self.state, reason, self.last_good_poll_at, watches, held_back, trouble, since)
 
-    def record_failure(self, reason: str, provider: str = "") -> None:
+    def record_failure(self, error: VCenterUnavailable, provider: str = "") -> None:
         """Record that the API as a whole fails, or requests for one provider's tasks."""
+        reason = str(error)
         if provider not in self._failures:
             where = {"vcenter": self._vcenter, "api": self._api, "provider": provider or None}
             log.warning("vcenter_unavailable", **where, reason=reason)
-        self._failures[provider] = reason
+        self._begin_failing()
+        self._failures[provider] = _Failure(reason, error.trouble)
 
     def record_failed_poll(self, reason: str) -> None:
         """Record a failed poll that may concern its tasks alone. Those are logged one by one elsewhere."""
-        self._failed_poll_reason = reason
+        self._begin_failing()
+        self._failed_poll = _Failure(reason, "degraded")
+
+    def _begin_failing(self) -> None:
+        if self._failure is None:
+            self._failing_since = self._clock()
 
     def record_good_poll(self, at: float, provider: str = "") -> None:
         """Record that the API answers, and so does this provider."""
-        self.last_good_poll_at, self._failed_poll_reason = at, None
+        self.last_good_poll_at, self._failed_poll = at, None
         self.good_polls += 1
         if self._failures:
             self._end_failure(provider)
@@ -105,7 +134,7 @@ class ApiHealthTracker:
     def reset(self) -> None:
         """Forget all polls, because nothing polls by this API anymore."""
         self._failures.clear()
-        self.last_good_poll_at = self._failed_poll_reason = None
+        self.last_good_poll_at = self._failed_poll = None
 
     def set_vanished_reason(self, reason: str | None) -> None:
         """Set why tasks that vanished together aren't given up yet. None: nothing is held back anymore."""

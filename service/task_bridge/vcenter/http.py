@@ -20,7 +20,7 @@ from typing import NamedTuple
 import httpx
 
 from .. import __version__
-from ..domain.errors import VCenterUnavailable
+from ..domain.errors import VCenterUnavailable, VCenterUnreachable
 from ..metrics import Metrics
 from ..tls import create_client_context
 from ..tracing import span
@@ -56,6 +56,8 @@ class _StaleConnection(AmbiguousFailure):
 
 class NoAnswer(AmbiguousFailure):
     """The request was sent, but no answer came in time."""
+
+    trouble = "unreachable"
 
 
 class AnswerTooLarge(VCenterUnavailable):
@@ -336,7 +338,7 @@ class VCenterHttp:
 def _classify_error(error: Exception, events: set[str]) -> type[VCenterUnavailable]:
     """Return the exception class that fits the error. `events`: httpx's trace events of the request so far."""
     if isinstance(error, _UNREACHABLE):
-        return VCenterUnavailable
+        return VCenterUnreachable
     if isinstance(error, _TIMED_OUT):
         return NoAnswer
     is_reused = not any(event.startswith("connection.connect_") for event in events)
@@ -364,7 +366,7 @@ def _build_tls_context(settings: VCenterConfig) -> ssl.SSLContext:
     try:
         return create_client_context(settings.ca_file)
     except (OSError, ValueError) as error:
-        raise VCenterUnavailable(
+        raise VCenterUnreachable(
             f"The CA file of vCenter {settings.name} ({settings.ca_file}) can't be read: {error}. "
             "It must contain certificates in PEM format."
         ) from error

@@ -13,7 +13,7 @@ from typing import Any, Generic, TypeVar
 
 import structlog
 
-from ..domain.errors import VCenterUnavailable
+from ..domain.errors import LoginRefused, VCenterUnavailable
 from ..metrics import Metrics
 from .login_rules import Api, RefusedLogins, SessionBreaker, SessionRecord, doubling_pause_s, jitter
 from .policy import VCenterConfig
@@ -67,7 +67,7 @@ class LoginThrottle:
             raise VCenterUnavailable(reason) from error
         now = self.clock()
         if self._refused.wait_s(api, hash(credentials), now):
-            raise VCenterUnavailable(self._refusal)
+            raise LoginRefused(self._refusal)
         if self._breaker.wait_s(api, now):
             raise VCenterUnavailable(self._rejection)
         if now < self._limited_until:
@@ -98,7 +98,7 @@ class LoginThrottle:
                 f"vCenter {name} refuses the user name or the password: {message}. Tried again when they "
                 f"change, otherwise after {minutes:.0f} minutes, so that the account isn't locked."
             )
-        return VCenterUnavailable(self._refusal)
+        return LoginRefused(self._refusal)
 
     def record_session_limit(self, message: str, retry_after_s: float | None) -> VCenterUnavailable:
         """Pause logins because this user has too many sessions. Return the error to raise."""

@@ -15,10 +15,11 @@ from ..domain.follows.place import FollowPlace
 from ..domain.follows.ports import FoundBatch, TaskFinder
 from ..domain.ports import PollResult, TaskSource
 from ..domain.task import Api, TaskIdentity, is_vim_task
+from ..domain.vcenter_state import VCenterReport
 from ..metrics import Metrics
 from ..settings import VCenterSettings
 from .cis import CisSource
-from .health import ApiHealth
+from .health import ApiHealth, combine_apis
 from .name_lookup import NameLookup
 from .named_results import NamedResults
 from .policy import TIMEOUTS, PollPolicy, Timeouts, VCenterConfig
@@ -43,6 +44,7 @@ class VCenterTaskSource:
         timeouts: Timeouts = TIMEOUTS,
     ) -> None:
         self._name = settings.name
+        self._clock = clock
         self._cis = CisSource(settings, policy, metrics, clock=clock, timeouts=timeouts)
         self._vim: VimSource | None = None
         self._sources: dict[Api, CisSource | VimSource] = {"cis": self._cis}
@@ -76,6 +78,20 @@ class VCenterTaskSource:
     def report_health(self) -> dict[Api, ApiHealth]:
         """Return the health of each API, without any request."""
         return {api: source.report_health() for api, source in self._sources.items()}
+
+    def report_state(self) -> VCenterReport:
+        """Return what this replica knows of the vCenter, for requesters and other replicas."""
+        whole = combine_apis(self.report_health())
+        since = None if whole.since is None else self._clock() - (time.monotonic() - whole.since)
+        # Tasks that vanished together wait for an end that the bridge holds back, and that has a reason too.
+        state = whole.trouble or ("degraded" if whole.reason else "ok")
+        return VCenterReport(state, whole.reason, since, polls=whole.watches > 0)
+
+    def find_trouble(self, task: str) -> str | None:
+        """Return why `task` can't be polled, as far as that is known."""
+        apis = self.report_health()
+        own = apis.get("vim" if is_vim_task(task) else "cis")
+        return own.reason if own is not None and own.reason else combine_apis(apis).reason
 
     @property
     def budget_used(self) -> float:

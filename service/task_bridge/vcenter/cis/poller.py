@@ -183,7 +183,7 @@ class CisPoller:
         self._record_answer()
         self._tracker.last_refusal = error.answer
         group.failures += 1
-        self._health.record_failure(str(error), group.provider)
+        self._health.record_failure(error, group.provider)
         self._get_instead(batch[:1])
         self._retry_together(batch, self._tracker.backoff_s(group.failures))
 
@@ -198,7 +198,7 @@ class CisPoller:
             self._tracker.record_interruption(tracked)
         group.failures += 1
         if group.failures >= _AMBIGUOUS_LOGGED:
-            self._health.record_failure(str(error), group.provider)
+            self._health.record_failure(error, group.provider)
         self._retry_together(batch, self._tracker.backoff_s(group.failures))
 
     def _retry_together(self, batch: list[TrackedCisTask], wait_s: float) -> None:

@@ -254,7 +254,7 @@ class CisSource:
         except VCenterUnavailable as error:
             self._tracker.absences.record_outage()
             self._outage.record_failure(error, requested_at, self._monotonic())
-            self.health.record_failure(str(error))
+            self.health.record_failure(error)
             self._tracker.report_unreachable()
         except Exception:
             log.exception("look_failed", vcenter=self._settings.name)

@@ -408,7 +408,7 @@ class VimSource:
     def _note_unreachable(self, error: VCenterUnavailable, asked_at: float) -> None:
         self._tracker.absences.record_outage()
         self._outage.record_failure(error, asked_at, self._monotonic())
-        self.health.record_failure(str(error))
+        self.health.record_failure(error)
         self._is_failing = True
         self._tracker.report_unreachable()
 
