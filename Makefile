@@ -75,7 +75,7 @@ audit: setup #: Look for known vulnerabilities of the locked dependencies; needs
 wheel: setup #: Build the wheel and the sdist in dist
 	rm -rf dist && $(BIN)/hatchling build -d dist
 
-check-wheel: wheel #: Run the demo from the wheel in an empty environment, and build it again to the same bytes
+check-wheel: wheel #: Run the demo from the wheel in an empty environment, a requester in another; build it again to the same bytes
 	$(PYTHON) -m venv --clear dist/venv
 	dist/venv/bin/pip install --quiet --require-hashes -r deploy/requirements.txt
 	dist/venv/bin/pip install --quiet --no-deps "$$(echo dist/*.whl)[embedded]"
@@ -83,6 +83,10 @@ check-wheel: wheel #: Run the demo from the wheel in an empty environment, and b
 	cd dist/copy && ../../$(BIN)/hatchling build -d ../again && cd ../again && for one in *; do cmp $$one ../$$one || exit 1; done
 	dist/venv/bin/pip check
 	cd dist && venv/bin/task-bridge schema event > event.json && venv/bin/task-bridge demo
+	$(PYTHON) -m venv --clear dist/requester
+	dist/requester/bin/pip install --quiet --require-hashes -r deploy/requirements-client.txt
+	dist/requester/bin/pip install --quiet --no-deps dist/*.whl
+	PYTHONPATH=tests $(BIN)/python -m deployment.requester dist/requester/bin
 
 check-image: wheel #: Do what the Dockerfile does, without Docker: as an unknown user, in a read-only tree
 	PYTHONPATH=tests $(BIN)/python -m deployment.image
@@ -90,6 +94,7 @@ check-image: wheel #: Do what the Dockerfile does, without Docker: as an unknown
 lock: setup #: Lock the newest versions of all dependencies, with hashes
 	$(BIN)/pip install --quiet pip-tools
 	$(BIN)/pip-compile --quiet --upgrade $(LOCK) --extra embedded --extra otel -o deploy/requirements.txt pyproject.toml
+	$(BIN)/pip-compile --quiet $(LOCK) -c deploy/requirements.txt -o deploy/requirements-client.txt deploy/requirements-client.in
 	$(BIN)/pip-compile --quiet --upgrade $(LOCK) --extra embedded --extra otel --extra testing -c deploy/requirements.txt -o tests/requirements.txt pyproject.toml tests/requirements.in
 
 LOCK := --generate-hashes --strip-extras --allow-unsafe --no-emit-index-url --no-emit-trusted-host --no-emit-find-links --no-header

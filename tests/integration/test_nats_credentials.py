@@ -15,7 +15,7 @@ import pytest
 from credentials import Authority, nkey, operated
 from lab import BridgeProcess, Lab, NatsServer, until
 from task_bridge.jetstream.connection import Connection
-from task_bridge.settings import NatsSettings
+from task_bridge.settings.nats import load_client_settings
 
 SECRET = "s3cr3t-that-no-log-tells"
 
@@ -212,7 +212,7 @@ async def test_a_seed_that_is_half_written_is_read_again(tmp_path: Path) -> None
     whole = (tmp_path / "right").read_text()
     server = NatsServer(tmp_path, "-c", _file(tmp_path, "nats.conf", given.server))
     server.start()
-    connection = Connection(NatsSettings.model_validate({"BRIDGE_NATS_URL": server.url, **given.right}), "it")
+    connection = Connection(load_client_settings({"BRIDGE_NATS_URL": server.url, **given.right}).nats, "it")
     try:
         await connection.open()
         server.stop()

@@ -18,6 +18,7 @@ WELL = {"state": "ok", "reason": None, "since": None}
 async def until_state(read: Callable[[], Awaitable[dict[str, Any]]], state: str) -> dict[str, Any]:
     """The vCenter's state in a reply, as soon as it is this one."""
     deadline = time.monotonic() + 15
+    found: dict[str, Any] = {}
     while (found := (await read())["vcenter_state"])["state"] != state:
         assert time.monotonic() < deadline, found
         await asyncio.sleep(0.05)

@@ -8,6 +8,9 @@ import typer
 
 from .. import __version__
 from . import client_commands, follow_commands, operator_commands, schema, server_commands
+from .exit_codes import FAILED
+
+_INSTALL = "pip install vcenter-task-bridge"
 
 app = typer.Typer(name="task-bridge", no_args_is_help=True, pretty_exceptions_enable=False)
 app.command()(server_commands.serve)
@@ -43,5 +46,11 @@ def task_bridge(
 
 
 def main() -> None:
-    """Run the command line."""
-    app()
+    """Run the command line. If a command needs what a requester's install lacks, say how to install it."""
+    try:
+        app()
+    except ModuleNotFoundError as error:
+        if (error.name or __package__).startswith(__package__.partition(".")[0]):
+            raise
+        typer.echo(f"This command needs the whole service, of which {error.name} is missing: {_INSTALL}", err=True)
+        raise SystemExit(FAILED) from None

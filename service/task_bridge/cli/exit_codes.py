@@ -5,11 +5,7 @@ from __future__ import annotations
 import sys
 from typing import NoReturn
 
-import structlog
-
 from ..domain.errors import CannotStart
-
-log = structlog.get_logger(__name__)
 
 FAILED, REFUSED, ABANDONED, OUT_OF_REACH, INTERRUPTED = 1, 2, 3, 4, 130
 
@@ -18,7 +14,9 @@ def exit_with_error(error: CannotStart, *, in_json: bool = False) -> NoReturn:
     """Print one line per mistake on stderr, or log it if the log is JSON, and exit with the error's code."""
     for line in error.lines:
         if in_json:
-            log.error("cannot_run", reason=line, exit_code=error.exit_code)
+            import structlog  # noqa: PLC0415 - clients are installed without it
+
+            structlog.get_logger(__name__).error("cannot_run", reason=line, exit_code=error.exit_code)
         else:
             print(line, file=sys.stderr)  # noqa: T201 - this is a command
     raise SystemExit(error.exit_code)

@@ -13,7 +13,7 @@ import nats.errors
 from nats.aio.client import Client, RawCredentials
 
 from ..domain.errors import NatsUnavailable
-from ..settings import NatsSettings
+from ..settings.nats import NatsSettings
 from ..settings.values import read_credentials
 from ..tls import create_client_context, explain_refusal
 from .nats_py_workarounds import (

@@ -14,7 +14,6 @@ from typing import Any, NamedTuple, TypeVar
 import msgspec
 import nats.errors
 import nats.js.errors
-import structlog
 from nats.aio.client import Client
 from nats.aio.msg import Msg
 from nats.js import JetStreamContext
@@ -23,8 +22,6 @@ from ..domain.clock import ServerClock
 from ..domain.durations import parse_time
 from ..domain.errors import NatsUnavailable
 from .nats_py_workarounds import SubscriptionQueue, queued_subscription
-
-log = structlog.get_logger(__name__)
 
 T = TypeVar("T")
 
@@ -144,6 +141,13 @@ class _StreamInfo(msgspec.Struct):
     error: _ApiError | None = None
 
 
+def _get_log() -> Any:
+    """Return the service's logger. Clients, which log nothing here, are installed without structlog."""
+    import structlog  # noqa: PLC0415
+
+    return structlog.get_logger(__name__)
+
+
 class Streams:
     """Reads and publishes of JetStream that the bridge needs. Of NATS's errors they raise only NatsUnavailable."""
 
@@ -189,7 +193,7 @@ class Streams:
             elif self.connection.is_connected:
                 if self.refusal(stream) is None:
                     cure = "run task-bridge check for details"
-                    log.warning("stream_refuses", stream=stream, reason=str(error), cure=cure)
+                    _get_log().warning("stream_refuses", stream=stream, reason=str(error), cure=cure)
                 self._refusals[stream] = str(error), time.monotonic()
             raise
         self._clear_refusal(stream)
@@ -214,7 +218,7 @@ class Streams:
 
     def _clear_refusal(self, stream: str) -> None:
         if self._refusals.pop(stream, None) is not None:
-            log.info("stream_takes_again", stream=stream)
+            _get_log().info("stream_takes_again", stream=stream)
 
     async def delete(self, stream: str, sequence: int) -> None:
         """Delete one message; do nothing if it is gone already."""
@@ -380,7 +384,7 @@ async def send_ack(connection: Client, reply: str, ack: bytes) -> None:
     try:
         await connection.publish(reply, ack)
     except nats.errors.Error as error:
-        log.debug("word_lost", word=ack.decode(), reason=str(error))
+        _get_log().debug("word_lost", word=ack.decode(), reason=str(error))
 
 
 ACK, TERM, IN_PROGRESS, NAK = b"+ACK", b"+TERM", b"+WPI", b"-NAK"
