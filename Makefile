@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .PHONY: help setup demo test check test-unit chaos bench soak fuzz audit wheel check-wheel check-image lint format types
-.PHONY: schemas sdk-types lock clean
+.PHONY: schemas sdk-types release lock clean
 
 help: # print this list
 	@echo "The usual ones:"
@@ -90,6 +90,10 @@ check-wheel: wheel #: Run the demo from the wheel in an empty environment, a req
 
 check-image: wheel #: Do what the Dockerfile does, without Docker: as an unknown user, in a read-only tree
 	PYTHONPATH=tests $(BIN)/python -m deployment.image
+
+release: setup #: Set the version, date the changelog, build wheel, sdist, SBOM and checksums: VERSION=1.1.0, DRY_RUN=1 changes nothing
+	$(if $(DRY_RUN),test -d dist/venv || $(MAKE) check-wheel,$(MAKE) check check-wheel check-image)
+	PYTHONPATH=tests $(BIN)/python -m tools.release $(VERSION) dist/venv $(if $(DRY_RUN),--dry-run)
 
 lock: setup #: Lock the newest versions of all dependencies, with hashes
 	$(BIN)/pip install --quiet pip-tools
