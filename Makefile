@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .PHONY: help setup demo test check test-unit chaos bench soak fuzz audit wheel check-wheel check-image lint format types
-.PHONY: schemas sdk-types lock clean
+.PHONY: schemas sdk-types release lock clean
 
 help: # print this list
 	@echo "The usual ones:"
@@ -75,7 +75,7 @@ audit: setup #: Look for known vulnerabilities of the locked dependencies; needs
 wheel: setup #: Build the wheel and the sdist in dist
 	rm -rf dist && $(BIN)/hatchling build -d dist
 
-check-wheel: wheel #: Run the demo from the wheel in an empty environment, and build it again to the same bytes
+check-wheel: wheel #: Run the demo from the wheel in an empty environment, a requester in another; build it again to the same bytes
 	$(PYTHON) -m venv --clear dist/venv
 	dist/venv/bin/pip install --quiet --require-hashes -r deploy/requirements.txt
 	dist/venv/bin/pip install --quiet --no-deps "$$(echo dist/*.whl)[embedded]"
@@ -83,13 +83,22 @@ check-wheel: wheel #: Run the demo from the wheel in an empty environment, and b
 	cd dist/copy && ../../$(BIN)/hatchling build -d ../again && cd ../again && for one in *; do cmp $$one ../$$one || exit 1; done
 	dist/venv/bin/pip check
 	cd dist && venv/bin/task-bridge schema event > event.json && venv/bin/task-bridge demo
+	$(PYTHON) -m venv --clear dist/requester
+	dist/requester/bin/pip install --quiet --require-hashes -r deploy/requirements-client.txt
+	dist/requester/bin/pip install --quiet --no-deps dist/*.whl
+	PYTHONPATH=tests $(BIN)/python -m deployment.requester dist/requester/bin
 
 check-image: wheel #: Do what the Dockerfile does, without Docker: as an unknown user, in a read-only tree
 	PYTHONPATH=tests $(BIN)/python -m deployment.image
 
+release: setup #: Set the version, date the changelog, build wheel, sdist, SBOM and checksums: VERSION=1.1.0, DRY_RUN=1 changes nothing
+	$(if $(DRY_RUN),test -d dist/venv || $(MAKE) check-wheel,$(MAKE) check check-wheel check-image)
+	PYTHONPATH=tests $(BIN)/python -m tools.release $(VERSION) dist/venv $(if $(DRY_RUN),--dry-run)
+
 lock: setup #: Lock the newest versions of all dependencies, with hashes
 	$(BIN)/pip install --quiet pip-tools
 	$(BIN)/pip-compile --quiet --upgrade $(LOCK) --extra embedded --extra otel -o deploy/requirements.txt pyproject.toml
+	$(BIN)/pip-compile --quiet $(LOCK) -c deploy/requirements.txt -o deploy/requirements-client.txt deploy/requirements-client.in
 	$(BIN)/pip-compile --quiet --upgrade $(LOCK) --extra embedded --extra otel --extra testing -c deploy/requirements.txt -o tests/requirements.txt pyproject.toml tests/requirements.in
 
 LOCK := --generate-hashes --strip-extras --allow-unsafe --no-emit-index-url --no-emit-trusted-host --no-emit-find-links --no-header

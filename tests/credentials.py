@@ -19,7 +19,7 @@ import nkeys  # type: ignore[import-untyped] # it has no types
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.x509.oid import NameOID
+from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 
 class Pair(NamedTuple):
@@ -40,10 +40,11 @@ class Authority:
         self.file = directory / "ca.pem"
         self.file.write_bytes(certificate.public_bytes(serialization.Encoding.PEM))
 
-    def pair(self, name: str, host: str = "127.0.0.1") -> Pair:
+    def pair(self, name: str, host: str = "127.0.0.1", *, only_for_clients: bool = False) -> Pair:
         """A certificate with this common name, for `host`."""
         key = ec.generate_private_key(ec.SECP256R1())
-        certificate = self._built(x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)]), key, host=host)
+        subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
+        certificate = self._built(subject, key, host=host, only_for_clients=only_for_clients)
         pair = Pair(self._directory / f"{name}.pem", self._directory / f"{name}.key")
         pair.certificate.write_bytes(certificate.public_bytes(serialization.Encoding.PEM))
         pair.key.write_bytes(
@@ -68,6 +69,7 @@ class Authority:
         *,
         is_authority: bool = False,
         host: str = "127.0.0.1",
+        only_for_clients: bool = False,
     ) -> x509.Certificate:
         now = datetime.datetime.now(datetime.UTC)
         issuer = x509.AuthorityKeyIdentifier.from_issuer_public_key(self._key.public_key())
@@ -76,7 +78,7 @@ class Authority:
         except ValueError:
             name = x509.DNSName(host)
         names = x509.SubjectAlternativeName([name])
-        return (
+        builder = (
             x509.CertificateBuilder()
             .subject_name(subject)
             .issuer_name(self._name)
@@ -88,8 +90,10 @@ class Authority:
             .add_extension(names, critical=False)
             .add_extension(issuer, critical=False)
             .add_extension(x509.SubjectKeyIdentifier.from_public_key(key.public_key()), critical=False)
-            .sign(self._key, hashes.SHA256())
         )
+        if only_for_clients:
+            builder = builder.add_extension(x509.ExtendedKeyUsage([ExtendedKeyUsageOID.CLIENT_AUTH]), critical=False)
+        return builder.sign(self._key, hashes.SHA256())
 
 
 _directory = tempfile.TemporaryDirectory(prefix="test-authority-")

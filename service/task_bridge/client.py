@@ -18,7 +18,7 @@ import logging
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
 from contextlib import aclosing
 from datetime import datetime
-from typing import Any, NamedTuple, Self
+from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
 import msgspec
 import nats.errors
@@ -32,7 +32,10 @@ from .domain.task_ids import parse_task_id
 from .jetstream.connect import connect, denied_permission
 from .jetstream.stream_reader import StreamReader
 from .jetstream.streams import StoredMessage, Streams
-from .settings import Settings, load
+from .settings.nats import ClientSettings, load_client_settings
+
+if TYPE_CHECKING:
+    from .settings import Settings
 
 log = logging.getLogger(__name__)
 
@@ -87,12 +90,12 @@ class TaskBridge:
         self,
         nats_url: str | None = None,
         *,
-        settings: Settings | None = None,
+        settings: ClientSettings | Settings | None = None,
         on_connection: Callable[[str], None] = log.info,
     ) -> None:
         if settings is None:
             environ = None if nats_url is None else {"BRIDGE_NATS_URL": nats_url}
-            settings = load(environ, need_vcenters=False)
+            settings = load_client_settings(environ)
         self.names = SubjectNames(settings.subject_prefix)
         self._nats = settings.nats
         self._client = Client()

@@ -52,11 +52,13 @@ def test_hadolint_has_nothing_to_say_of_the_dockerfile() -> None:
     assert done.returncode == 0, done.stdout
 
 
-def test_the_image_runs_as_nobody_in_particular_from_a_base_with_a_digest() -> None:
+def test_the_image_runs_as_nobody_in_particular_from_a_base_by_its_tag_with_a_digest_if_one_is_given() -> None:
     said = instructions((DEPLOY / "Dockerfile").read_text())
     assert [rest for word, rest in said if word == "USER"] == ["10001:10001"]
-    assert all("@sha256:" in rest for word, rest in said if word == "ARG")
-    assert {rest.split()[0] for word, rest in said if word == "FROM"} == {"${PYTHON}"}
+    given = dict(rest.split("=", 1) for word, rest in said if word == "ARG")
+    assert re.fullmatch(r"docker\.io/library/python:3\.\d+-slim-\w+", given["PYTHON"])
+    assert given["DIGEST"] == ""
+    assert {rest.split()[0] for word, rest in said if word == "FROM"} == {"${PYTHON}${DIGEST}"}
 
 
 def test_only_the_wheel_and_its_dependencies_go_into_the_image() -> None:

@@ -38,7 +38,7 @@ class TestFeed:
     async def test_it_shows_what_the_streams_hold_and_follows(self, lab: Lab) -> None:
         runs = lab.vcenter.create(scenarios.runs_forever())
         over = lab.vcenter.create(scenarios.fails_with_error(after_s=0.1))
-        feed = BoardReader(NatsSettings(urls=lab.server.url), SubjectNames(PREFIX))
+        feed = BoardReader(NatsSettings(urls=(lab.server.url,)), SubjectNames(PREFIX))
         async with lab.bridge() as bridge:
             await lab.listen()
             await lab.publish({"task": runs, "labels": {"workflow": "patch-42"}})
@@ -61,7 +61,7 @@ class TestFeed:
 
     async def test_it_survives_a_restart_of_nats(self, lab: Lab) -> None:
         task = lab.vcenter.create(scenarios.runs_forever())
-        feed = BoardReader(NatsSettings(urls=lab.server.url), SubjectNames(PREFIX))
+        feed = BoardReader(NatsSettings(urls=(lab.server.url,)), SubjectNames(PREFIX))
         async with lab.bridge():
             await lab.listen()
             await lab.publish(task)
@@ -79,7 +79,7 @@ class TestFeed:
     async def test_watches_of_which_no_event_is_there_yet_are_shown(self, lab: Lab) -> None:
         async with lab.bridge(not_found_grace_s=60.0):
             await lab.ask("watch", "nobody-has-seen-it")
-            feed = BoardReader(NatsSettings(urls=lab.server.url), SubjectNames(PREFIX))
+            feed = BoardReader(NatsSettings(urls=(lab.server.url,)), SubjectNames(PREFIX))
             with feed.keep_current():
                 overview = await until(lambda: complete(feed))
                 (row,) = overview.rows_in_order()
@@ -95,7 +95,7 @@ class TestFeed:
             for task in tasks:
                 await lab.ended(task)
             ended = [event["subject"] for event in await lab.events() if event["data"]["final"]]
-            feed = BoardReader(NatsSettings(urls=lab.server.url), SubjectNames(PREFIX))
+            feed = BoardReader(NatsSettings(urls=(lab.server.url,)), SubjectNames(PREFIX))
             with feed.keep_current():
                 overview = await until(lambda: complete(feed))
             await feed.close()
@@ -103,7 +103,7 @@ class TestFeed:
 
     async def test_nobody_who_looks_nothing_that_is_read(self, lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr("task_bridge.jetstream.board_reader.LINGER_S", 0.05)
-        feed = BoardReader(NatsSettings(urls=lab.server.url), SubjectNames(PREFIX))
+        feed = BoardReader(NatsSettings(urls=(lab.server.url,)), SubjectNames(PREFIX))
         async with lab.bridge():
             with feed.keep_current(), feed.keep_current():
                 await until(lambda: complete(feed))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import sys
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -14,7 +15,7 @@ import pytest
 from credentials import Authority, nkey, operated
 from lab import BridgeProcess, Lab, NatsServer, until
 from task_bridge.jetstream.connection import Connection
-from task_bridge.settings import NatsSettings
+from task_bridge.settings.nats import load_client_settings
 
 SECRET = "s3cr3t-that-no-log-tells"
 
@@ -106,6 +107,29 @@ async def test_serve_logs_in(lab: Lab, tmp_path: Path, kind: Callable[[Path], Ki
         assert SECRET not in log.read_text()
 
 
+async def test_a_certificate_of_nats_that_is_refused_is_told_with_its_extension(lab: Lab, tmp_path: Path) -> None:
+    authority = Authority(tmp_path)
+    pair = authority.pair("server", only_for_clients=True)
+    config = _file(tmp_path, "nats.conf", f"tls: {{ cert_file: '{pair.certificate}', key_file: '{pair.key}' }}")
+    server = NatsServer(tmp_path, "-c", config)
+    server.start()
+    given = lab.environment(BRIDGE_NATS_URL=server.url, BRIDGE_NATS_TLS_CA_FILE=str(authority.file))
+    bridge = BridgeProcess(given, tmp_path)
+    try:
+        await bridge.start()
+        await until(lambda: "its certificate is refused (" in bridge.log.read_text())
+        client = await asyncio.create_subprocess_exec(
+            sys.executable, "-m", "task_bridge", "list", env=given, cwd=tmp_path, stderr=asyncio.subprocess.PIPE
+        )
+        _, said = await client.communicate()
+    finally:
+        await bridge.close()
+        server.stop()
+    assert "extendedKeyUsage" in bridge.log.read_text()
+    assert b"its certificate is refused (" in said
+    assert b"extendedKeyUsage" in said
+
+
 def _replace(before: Kind, after: Kind) -> None:
     for name, file in before.right.items():
         if name.endswith("_FILE"):
@@ -188,7 +212,7 @@ async def test_a_seed_that_is_half_written_is_read_again(tmp_path: Path) -> None
     whole = (tmp_path / "right").read_text()
     server = NatsServer(tmp_path, "-c", _file(tmp_path, "nats.conf", given.server))
     server.start()
-    connection = Connection(NatsSettings.model_validate({"BRIDGE_NATS_URL": server.url, **given.right}), "it")
+    connection = Connection(load_client_settings({"BRIDGE_NATS_URL": server.url, **given.right}).nats, "it")
     try:
         await connection.open()
         server.stop()

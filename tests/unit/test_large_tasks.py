@@ -101,12 +101,13 @@ def test_a_deep_extra_is_cut_and_a_deep_result_is_unavailable(rendering: Renderi
     assert task.extra == {"subtasks": {}}
     assert task.result is not None
     assert task.result == Result(deep(levels)) or not task.result.available
-    assert task.result.available == (levels == 260 or (levels == 600 and rendering == "api"))
+    if not 260 < levels < 100_000:  # how deep JSON in between is decoded depends on the Python
+        assert task.result.available == (levels == 260)
 
 
 def test_what_is_deep_and_has_too_many_pieces_is_refused_in_bounded_time() -> None:
     with pytest.raises(task_json.BodyOutOfBounds):
-        read(status=b'"RUNNING"', a=deep(2_000), b=lists(SIZE - 4_000), within_s=10.0)
+        read(status=b'"RUNNING"', a=deep(200_000), b=lists(SIZE - 400_000), within_s=10.0)
 
 
 nested = st.recursive(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import re
@@ -12,8 +13,9 @@ import pytest
 
 from credentials import nkey
 from task_bridge.domain.errors import CannotStart
-from task_bridge.settings import Listen, NatsSettings, Settings, VCenterSettings, load
+from task_bridge.settings import Listen, Settings, VCenterSettings, load
 from task_bridge.settings.loader import variable_names
+from task_bridge.settings.nats import NATS_VARIABLES, NatsSettings
 
 LAB = {
     "BRIDGE_VCENTERS__LAB__URL": "https://vc.example.com",
@@ -508,12 +510,13 @@ def test_the_description_tells_every_setting() -> None:
 def every_setting() -> dict[str, tuple[str, str]]:
     """(default as it is written, meaning) by variable."""
     vcenter = {name: f"BRIDGE_VCENTERS__LAB__{key.upper()}" for name, key in variable_names(VCenterSettings).items()}
-    models: tuple[tuple[Any, dict[str, str]], ...] = (
-        (VCenterSettings, vcenter),
-        (NatsSettings, variable_names(NatsSettings)),
-        (Settings, variable_names(Settings)),
-    )
-    return {
+    models: tuple[tuple[Any, dict[str, str]], ...] = ((VCenterSettings, vcenter), (Settings, variable_names(Settings)))
+    nats = {
+        one.variable: (",".join(getattr(NatsSettings(), name) or ()), one.meaning)
+        for name, one in NATS_VARIABLES.items()
+    }
+    assert NATS_VARIABLES.keys() == {one.name for one in dataclasses.fields(NatsSettings)}
+    return nats | {
         variable: (written(model.model_fields[name].get_default()), model.model_fields[name].description)
         for model, names in models
         for name, variable in names.items()

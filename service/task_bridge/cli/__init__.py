@@ -14,6 +14,9 @@ import typer
 from typer.core import TyperCommand, TyperGroup
 
 from .. import __version__
+from .exit_codes import FAILED
+
+_INSTALL = "pip install vcenter-task-bridge"
 
 _HELP_OPTIONS = {"help_option_names": ["-h", "--help"]}
 
@@ -145,7 +148,7 @@ def task_bridge(
 
 
 def main() -> None:
-    """Run the command line."""
+    """Run the command line. If a command needs what a requester's install lacks, say how to install it."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # a terminal without some character must not end a command
@@ -153,4 +156,10 @@ def main() -> None:
     if isinstance(group, LazyGroup):
         for name, command in COMMANDS.items():
             group.add_command(TyperCommand(name, help=command.help))
-    group()
+    try:
+        group()
+    except ModuleNotFoundError as error:
+        if (error.name or __package__).startswith(__package__.partition(".")[0]):
+            raise
+        typer.echo(f"This command needs the whole service, of which {error.name} is missing: {_INSTALL}", err=True)
+        raise SystemExit(FAILED) from None

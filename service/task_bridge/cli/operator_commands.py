@@ -8,16 +8,15 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from .. import logs
 from ..domain.errors import CannotStart, NatsUnavailable
-from ..settings import Settings, load
 from .exit_codes import FAILED, OUT_OF_REACH, exit_with_error
 
 if TYPE_CHECKING:
     from ..jetstream.provision import Difference, JetStreamConfig
     from ..jetstream.streams import Streams
+    from ..settings import Settings
 
-# Functions import what the other commands don't need.
+# Functions import what the other commands don't need, and what is missing where only a client is installed.
 
 CheckOnly = Annotated[
     bool, typer.Option("--check", help="Change nothing; exit with 1 if something is missing or unsafe.")
@@ -45,6 +44,9 @@ def provision(
 
     Needs only the settings of NATS. No other command changes what an operator has tuned.
     """
+    from .. import logs  # noqa: PLC0415
+    from ..settings import load  # noqa: PLC0415
+
     logs.configure("auto", "error")
     try:
         settings = load(need_vcenters=False)
@@ -136,6 +138,9 @@ async def _apply(
 
 def check(as_json: Json = False) -> None:
     """Check everything that the bridge depends on: one line each, with the fix if it fails."""
+    from .. import logs  # noqa: PLC0415
+    from ..settings import load  # noqa: PLC0415
+
     logs.configure("auto", "error")
     try:
         settings = load()

@@ -10,7 +10,7 @@ import typer
 from .. import schemas
 from ..domain.errors import CannotStart
 from ..domain.subjects import SubjectNames
-from ..settings import load
+from ..settings.nats import load_client_settings
 from .exit_codes import exit_with_error
 
 
@@ -59,7 +59,7 @@ def _print_asyncapi() -> None:
     from ..schemas.asyncapi import build_document  # noqa: PLC0415
 
     try:
-        settings = load(need_vcenters=False)
+        settings = load_client_settings()
     except CannotStart as error:
         exit_with_error(error)
     typer.echo(schemas.format_document(build_document(SubjectNames(settings.subject_prefix))), nl=False)

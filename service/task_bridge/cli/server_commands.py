@@ -17,17 +17,16 @@ from urllib.parse import urlsplit
 
 import typer
 
-from .. import logs
 from ..domain.errors import CannotStart
-from ..settings import NatsSettings, Settings, load, read_log_format
 from .exit_codes import INTERRUPTED, exit_with_error
 
 if TYPE_CHECKING:
     from rich.console import Console
 
     from ..lab.demo import DemoRun
+    from ..settings import NatsSettings, Settings
 
-# Functions import what the other commands don't need.
+# Functions import what the other commands don't need, and what is missing where only a client is installed.
 
 DataDirectory = Annotated[
     Path | None,
@@ -50,7 +49,9 @@ def serve(embedded_nats: DataDirectory = None) -> None:
     """Run the service. Settings come from the environment and from .env (see .env.example)."""
     import uvloop  # noqa: PLC0415 - missing on Windows, where the other commands run
 
+    from .. import logs  # noqa: PLC0415
     from ..app import serve as run  # noqa: PLC0415
+    from ..settings import load, read_log_format  # noqa: PLC0415
 
     log_format = read_log_format()
     if logs.is_json(log_format, sys.stderr):
@@ -146,6 +147,8 @@ async def _run_demo(console: Console, directory: Path, *, keep: bool) -> list[De
 @contextlib.contextmanager
 def _log_to(path: Path) -> Iterator[None]:
     """Write the log to a file, so that it doesn't disturb the output."""
+    from .. import logs  # noqa: PLC0415
+
     try:
         with path.open("w", encoding="utf-8") as file:
             logs.configure("console", "info", stream=file)
@@ -173,6 +176,8 @@ def simulate(
     tls_key: TlsKey = None,
 ) -> None:
     """Run the simulated vCenter alone, to test workflows. Its control API needs no login."""
+    from .. import logs  # noqa: PLC0415
+
     logs.configure("auto", "warning")
     try:
         _run(_simulate(host, port, username, password, _load_certificate(tls_cert, tls_key)))

@@ -13,8 +13,9 @@ import nats.errors
 from nats.aio.client import Client, RawCredentials
 
 from ..domain.errors import NatsUnavailable
-from ..settings import NatsSettings
+from ..settings.nats import NatsSettings
 from ..settings.values import read_credentials
+from ..tls import create_client_context, explain_refusal
 from .nats_py_workarounds import (
     accept_any_message,
     accept_late_pongs,
@@ -65,7 +66,7 @@ def tls_context(settings: NatsSettings) -> ssl.SSLContext | None:
     """Return the trusted authorities and the client's certificate; None when no setting asks for TLS."""
     if not (settings.tls_ca_file or settings.tls_cert_file or any(url.startswith("tls:") for url in settings.urls)):
         return None
-    context = ssl.create_default_context(cafile=settings.tls_ca_file)
+    context = create_client_context(settings.tls_ca_file)
     if settings.tls_cert_file:
         context.load_cert_chain(settings.tls_cert_file, settings.tls_key_file)
     return context
@@ -127,6 +128,8 @@ async def connect(settings: NatsSettings, timeout_s: float, *, inbox: str = INBO
 
 def error_message(error: Exception) -> str:
     """Return the error's text without nats-py's prefix, or its type where it has none."""
+    if isinstance(error, ssl.SSLCertVerificationError):
+        return f"its certificate is refused ({explain_refusal(error)})"
     return (str(error) or type(error).__name__).removeprefix("nats: ")
 
 

@@ -144,11 +144,11 @@ class Connection:
         await cancel_and_wait(stopping)
 
     async def _on_error(self, error: Exception) -> None:
-        message = str(error) or type(error).__name__
+        message = error_message(error)
         if any(words in message.lower() for words in _REFUSALS):
-            self._on_refused(error_message(error))
+            self._on_refused(message)
         elif PERMISSION_VIOLATION in message.lower():
-            self._on_permission_violation(error_message(error))
+            self._on_permission_violation(message)
         elif self.reason is None:
             log.warning("nats_error", reason=message)
         else:

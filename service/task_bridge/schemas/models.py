@@ -7,6 +7,7 @@ them, read the schemas the same way.
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterator
 from functools import cache
 from typing import Any
@@ -106,6 +107,8 @@ def _build_open_components() -> dict[str, Schema]:
     _, generated = msgspec.json.schema_components([*_EVENTS, ErrorBody, *_REPLIES], ref_template=_DEFS + "{name}")
     models: dict[str, Schema] = {name: _describe_fields(name, schema) for name, schema in generated.items()}
     for model in models.values():
+        if "description" in model:
+            model["description"] = inspect.cleandoc(model["description"])  # Python 3.13 did that, earlier ones didn't
         for field in model["properties"].values():
             field.pop("default", None)  # every key is present, so a reader doesn't need defaults
         model["required"] = [name for name, field in model["properties"].items() if "x-since" not in field]

@@ -16,23 +16,24 @@ from pydantic import BaseModel, ValidationError
 
 from ..domain.errors import CannotStart
 from ..domain.subjects import is_vcenter_name
-from .models import LogFormat, NatsSettings, Settings, VCenterSettings
-from .sources import VCENTER_NAME_RULE, VCENTERS, VariablesSource, read_variables, vcenter_variable
+from .models import LogFormat, Settings, VCenterSettings
+from .nats import (
+    DOT_ENV,
+    NATS_VARIABLES,
+    check_contradictions,
+    describe_mistake,
+    is_set,
+    read_nats_settings,
+    read_variables,
+)
+from .sources import VCENTER_NAME_RULE, VCENTERS, VariablesSource, vcenter_variable
 
-_DOT_ENV = Path(".env")
 _DEFAULT_VCENTER = "BRIDGE_DEFAULT_VCENTER"
-_SECRET_WORDS = ("USERNAME", "PASSWORD", "TOKEN", "SEED", "CREDS", "KEY")
 _PLAIN_MESSAGES = {
     "bool_parsing": "must be true or false",
     "int_parsing": "must be a whole number",
     "float_parsing": "must be a number",
 }
-_PAIRS = (
-    ("BRIDGE_NATS_USER", "BRIDGE_NATS_PASSWORD"),
-    ("BRIDGE_NATS_TLS_CERT_FILE", "BRIDGE_NATS_TLS_KEY_FILE"),
-    ("BRIDGE_HTTP_TLS_CERT_FILE", "BRIDGE_HTTP_TLS_KEY_FILE"),
-)
-_NATS_LOGINS = ("BRIDGE_NATS_CREDS_FILE", "BRIDGE_NATS_NKEY_SEED_FILE", "BRIDGE_NATS_USER", "BRIDGE_NATS_TOKEN")
 
 VCenters = dict[str, dict[str, str]]
 
@@ -47,8 +48,8 @@ def load(
     with one line per mistake.
     """
     if environ is None:
-        environ, env_file = os.environ, env_file or _DOT_ENV
-    variables = read_variables(Settings, environ, env_file)
+        environ, env_file = os.environ, env_file or DOT_ENV
+    variables = read_variables(environ, env_file)
     bridge_variables = {name: value for name, value in variables.items() if not _is_of_vcenters(name)}
     mistakes: list[str] = []
     of_vcenters = _check_vcenter_names(variables, mistakes) if need_vcenters else {}
@@ -63,7 +64,7 @@ def load(
     }
     if need_vcenters:
         mistakes += list(_check_vcenters(vcenters, given, mistakes))
-    mistakes += _check_contradictions(given)
+    mistakes += check_contradictions(given)
     settings = _validate(tree, given, mistakes)
     return settings.model_copy(update={"warnings": (*_warn_of_unknown(bridge_variables), *_warn_of_risks(settings))})
 
@@ -71,7 +72,7 @@ def load(
 def read_log_format() -> LogFormat:
     """Return the format in which mistakes in the settings are reported: what is set, `auto` if that is a mistake."""
     try:
-        given = read_variables(Settings, os.environ, _DOT_ENV).get("BRIDGE_LOG_FORMAT", "").lower()
+        given = read_variables(os.environ, DOT_ENV).get("BRIDGE_LOG_FORMAT", "").lower()
     except CannotStart:
         given = os.environ.get("BRIDGE_LOG_FORMAT", "").lower()
     return next((one for one in get_args(LogFormat) if one == given), "auto")
@@ -134,33 +135,16 @@ def _check_vcenters(vcenters: VCenters, given: Mapping[str, str], mistakes: list
         if url not in mentioned:
             yield f"{url}: missing; set where this vCenter answers, like https://vcenter.example.com"
         for variable in (vcenter_variable(vcenter, key) for key in ("USERNAME", "PASSWORD")):
-            if not _is_set(variable, mentioned):
+            if not is_set(variable, mentioned):
                 yield f"{variable}: missing; set it, or {variable}_FILE"
     default = given.get(_DEFAULT_VCENTER, "").lower()
     if default and default not in vcenters:
         yield f"{_DEFAULT_VCENTER}: {default!r} is not configured (configured: {', '.join(vcenters) or 'none'})"
 
 
-def _check_contradictions(given: Collection[str]) -> Iterator[str]:
-    for name in sorted(name for name in given if name + "_FILE" in given):
-        yield f"{name}: given twice, here and as {name}_FILE; keep one"
-    for pair in _PAIRS:
-        missing = [name for name in pair if not _is_set(name, given)]
-        if len(missing) == 1:
-            (other,) = set(pair) - set(missing)
-            yield f"{missing[0]}: missing; {other} is of no use without it"
-    logins = [name for name in _NATS_LOGINS if _is_set(name, given)]
-    if len(logins) > 1:
-        yield f"{logins[0]}: more than one way to log in to NATS ({', '.join(logins)}); keep one"
-
-
-def _is_set(variable: str, given: Collection[str]) -> bool:
-    return variable in given or variable + "_FILE" in given
-
-
 def _validate(tree: Mapping[str, Any], given: Mapping[str, str], mistakes: list[str]) -> Settings:
     """Return the settings. Refuse a wrong setting with one line per mistake. Raises CannotStart (exit code 2)."""
-    nats = {name: given[name] for name in variable_names(NatsSettings).values() if name in given}
+    nats = read_nats_settings(given, mistakes)
     try:
         settings = Settings(**tree, nats=nats)
     except ValidationError as error:
@@ -179,10 +163,7 @@ def _describe_error(error: Any, given: Mapping[str, str]) -> str:
         message = str(error["ctx"]["error"])
     else:
         message = _PLAIN_MESSAGES.get(error["type"]) or str(error["msg"]).replace("Input should be", "must be")
-    value = given.get(variable, "")
-    if not value or "@" in value or any(word in variable for word in _SECRET_WORDS):
-        return f"{variable}: {message}"
-    return f"{variable}: {message} (got {value[:100]!r})"
+    return describe_mistake(variable, message, given.get(variable, ""))
 
 
 def _find_variable(location: list[str]) -> str:
@@ -190,13 +171,11 @@ def _find_variable(location: list[str]) -> str:
     if location[0] in ("vcenters", VCENTERS):
         vcenter, key = location[1:3]
         return vcenter_variable(vcenter, variable_names(VCenterSettings).get(key, key))
-    if location[0] == "nats":
-        return variable_names(NatsSettings).get(location[1], location[1])
     return variable_names(Settings).get(location[0], location[0])
 
 
 def _warn_of_unknown(variables: Iterable[str]) -> Iterator[str]:
-    known = {*variable_names(Settings).values(), *variable_names(NatsSettings).values()}
+    known = {*variable_names(Settings).values(), *(one.variable for one in NATS_VARIABLES.values())}
     for name in variables:
         if name not in known:
             vcenter_form = VCENTERS + "".join(name.partition("__")[1:])

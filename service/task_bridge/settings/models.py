@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -10,6 +11,7 @@ from pydantic import (
     BeforeValidator,
     ConfigDict,
     Field,
+    InstanceOf,
     PlainSerializer,
     PlainValidator,
     SecretStr,
@@ -18,15 +20,17 @@ from pydantic import (
 )
 from pydantic_settings import BaseSettings, NoDecode, PydanticBaseSettingsSource, SettingsConfigDict
 
+from ..domain.errors import Refused
+from ..domain.follows.order import CONFIGURED_FOLLOW
 from ..domain.follows.request import FollowRequest
+from ..domain.requests import decode_strict_json, parse_request
 from . import values
+from .nats import DEFAULT_SUBJECT_PREFIX, SUBJECT_PREFIX, NatsSettings
 from .values import Listen, SecretFile
 
 Secret = Annotated[SecretFile, PlainValidator(values.open_secret_file), PlainSerializer(repr)]
 ReadableFile = Annotated[Path, BeforeValidator(values.check_readable)]
 CaFile = Annotated[Path, BeforeValidator(values.check_ca_file)]
-CredsFile = Annotated[Path, BeforeValidator(values.check_creds_file)]
-SeedFile = Annotated[Path, BeforeValidator(values.check_seed_file)]
 LogFormat = Literal["auto", "console", "json"]
 Lower = BeforeValidator(lambda text: text.lower() if isinstance(text, str) else text)
 
@@ -44,6 +48,28 @@ def _read_secret(given: SecretStr | None, file: SecretFile | None) -> str | None
     if file is not None:
         return file.read()
     return None if given is None else given.get_secret_value()
+
+
+def _parse_follow(text: object) -> FollowRequest | None:
+    """Return the request of the follow `config`: `all`, or the JSON of a request without `name` and `vcenter`."""
+    if text is None or isinstance(text, FollowRequest):
+        return text
+    if not isinstance(text, str):
+        raise ValueError("must be all, or the JSON of a follow request")  # noqa: TRY004 - pydantic reports ValueError
+    try:
+        fields = {} if text.strip().lower() == "all" else decode_strict_json(text.encode())
+        if not isinstance(fields, dict) or {"name", "vcenter"} & fields.keys():
+            raise ValueError("must be all, or a JSON object without name and vcenter, which are known here")
+        return parse_request(FollowRequest, json.dumps({**fields, "name": CONFIGURED_FOLLOW}).encode())
+    except Refused as refused:
+        raise ValueError(f"isn't the JSON of a follow request: {refused.message}") from refused
+
+
+def _build_nats(given: object) -> object:
+    """Return the settings of NATS, which code can give as their attributes, the URLs as text."""
+    if not isinstance(given, dict):
+        return given
+    return NatsSettings(**{**given, "urls": values.parse_nats_urls(given["urls"])})
 
 
 class VCenterSettings(BaseModel):
@@ -102,7 +128,7 @@ class VCenterSettings(BaseModel):
         "how classic tasks (task-123) are followed over /sdk: push waits for changes, pull polls every 2 s, "
         "auto pushes while that works, off refuses them",
     )
-    follow: Annotated[FollowRequest | None, NoDecode, BeforeValidator(values.parse_follow)] = _setting(
+    follow: Annotated[FollowRequest | None, NoDecode, BeforeValidator(_parse_follow)] = _setting(
         "follow",
         None,
         "watch tasks that nobody requests: all, or the JSON of a follow request without its name; the follow is "
@@ -124,72 +150,6 @@ class VCenterSettings(BaseModel):
         return _read_secret(self.given_password, self.password_file) or ""
 
 
-class NatsSettings(BaseModel):
-    """The address of NATS and the login: at most one of credentials, seed, user and token."""
-
-    model_config = ConfigDict(frozen=True, validate_by_name=True, hide_input_in_errors=True)
-
-    urls: Annotated[tuple[str, ...], BeforeValidator(values.parse_nats_urls)] = _setting(
-        "BRIDGE_NATS_URL", "nats://127.0.0.1:4222", "servers, comma-separated; tls:// requires TLS"
-    )
-    creds_file: CredsFile | None = _setting("BRIDGE_NATS_CREDS_FILE", None, "credentials file (JWT and seed)")
-    nkey_seed_file: SeedFile | None = _setting("BRIDGE_NATS_NKEY_SEED_FILE", None, "a file with an NKey seed")
-    user: str | None = _setting("BRIDGE_NATS_USER", None, "the user name; needs one of the next two")
-    given_password: SecretStr | None = _setting("BRIDGE_NATS_PASSWORD", None, "the user's password")
-    password_file: Secret | None = _setting("BRIDGE_NATS_PASSWORD_FILE", None, "a file that holds the password")
-    given_token: SecretStr | None = _setting("BRIDGE_NATS_TOKEN", None, "the token, if the server requires one")
-    token_file: Secret | None = _setting("BRIDGE_NATS_TOKEN_FILE", None, "a file that holds the token")
-    tls_ca_file: CaFile | None = _setting(
-        "BRIDGE_NATS_TLS_CA_FILE", None, "PEM file of the CA that signs the server's certificate"
-    )
-    tls_cert_file: ReadableFile | None = _setting(
-        "BRIDGE_NATS_TLS_CERT_FILE", None, "PEM file of the client's certificate, if the server requires one"
-    )
-    tls_key_file: ReadableFile | None = _setting(
-        "BRIDGE_NATS_TLS_KEY_FILE", None, "PEM file of its key, without a passphrase"
-    )
-    js_domain: Annotated[str, BeforeValidator(values.check_token)] | None = _setting(
-        "BRIDGE_NATS_JS_DOMAIN", None, "the JetStream domain, if the bridge connects to a leaf node"
-    )
-
-    given_inbox_prefix: Annotated[str, BeforeValidator(values.check_subject)] | None = _setting(
-        "BRIDGE_NATS_INBOX_PREFIX",
-        None,
-        "the subject below which this user gets answers; default: _INBOX_<user> with BRIDGE_NATS_USER, else _INBOX "
-        "(serve: _INBOX.bridge)",
-    )
-
-    @field_validator("tls_key_file")
-    @classmethod
-    def _check_tls_key(cls, key: Path | None, info: ValidationInfo) -> Path | None:
-        certificate = info.data.get("tls_cert_file")
-        return values.check_tls_key(certificate, key, "BRIDGE_NATS_TLS_CERT_FILE") if certificate and key else key
-
-    @property
-    def login(self) -> Literal["creds", "nkey", "user", "token", "none"]:
-        """The kind of login that the bridge uses."""
-        if self.creds_file or self.nkey_seed_file:
-            return "creds" if self.creds_file else "nkey"
-        if self.user is not None:
-            return "user"
-        return "none" if self.token() is None else "token"
-
-    def inbox_prefixes(self, otherwise: str) -> list[str]:
-        """Return the prefixes of inboxes to try: the one that is set, or the user's own, then `otherwise`."""
-        if self.given_inbox_prefix is not None:
-            return [self.given_inbox_prefix]
-        own = f"_INBOX_{self.user}"
-        return [own, otherwise] if self.user and values.is_subject(own) else [otherwise]
-
-    def password(self) -> str | None:
-        """Return the user's password. A file is read again when it has changed."""
-        return _read_secret(self.given_password, self.password_file)
-
-    def token(self) -> str | None:
-        """Return the token. A file is read again when it has changed."""
-        return _read_secret(self.given_token, self.token_file)
-
-
 class Settings(BaseSettings):
     """All settings. `warnings` are for the log: one sentence each, without secrets."""
 
@@ -197,7 +157,10 @@ class Settings(BaseSettings):
         env_nested_delimiter="__", frozen=True, validate_by_name=True, hide_input_in_errors=True
     )
 
-    nats: NatsSettings = Field(default_factory=NatsSettings)
+    nats: Annotated[InstanceOf[NatsSettings], BeforeValidator(_build_nats)] = Field(
+        default_factory=NatsSettings,
+        exclude=True,  # it has secrets
+    )
     vcenters: dict[str, VCenterSettings] = _setting(
         "BRIDGE_VCENTERS",
         {},
@@ -208,7 +171,7 @@ class Settings(BaseSettings):
         "BRIDGE_DEFAULT_VCENTER", None, "the vCenter of requests that name none, when several are configured"
     )
     subject_prefix: Annotated[str, BeforeValidator(values.check_prefix)] = _setting(
-        "BRIDGE_SUBJECT_PREFIX", "vcenter.tasks", "the beginning of every subject; streams are named after it"
+        SUBJECT_PREFIX, DEFAULT_SUBJECT_PREFIX, "the beginning of every subject; streams are named after it"
     )
     stream_replicas: int = _setting(
         "BRIDGE_STREAM_REPLICAS", 1, "how many servers keep each stream, 1 to 5; 3 survive the loss of one", ge=1, le=5

@@ -1,19 +1,16 @@
-"""The bridge's variables as pydantic-settings reads them: the environment over `.env`, vCenters also as JSON."""
+"""The bridge's variables as pydantic-settings reads them: vCenters also as JSON."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 from pydantic.fields import FieldInfo
-from pydantic_settings import BaseSettings, DotEnvSettingsSource, EnvSettingsSource
+from pydantic_settings import BaseSettings, EnvSettingsSource
 
-from ..domain.errors import CannotStart
 from ..domain.subjects import is_vcenter_name
 
-PREFIX = "BRIDGE_"
 VCENTERS = "BRIDGE_VCENTERS"
 VCENTER_NAME_RULE = "it must be letters and digits, in words joined by single underscores, at most 63 characters"
 _SECRETS = ("password", "password_file")
@@ -23,23 +20,6 @@ _JSON_FORM = f'{VCENTERS}: must be a JSON object of objects, like {{"lab": {{"ur
 def vcenter_variable(vcenter: str, key: str) -> str:
     """Return the name of the environment variable that sets `key` of a vCenter."""
     return f"{VCENTERS}__{vcenter}__{key}".upper()
-
-
-def read_variables(
-    settings_class: type[BaseSettings], environ: Mapping[str, str], env_file: Path | None
-) -> dict[str, str]:
-    """Return the variables of the bridge. `environ` wins over `env_file`; empty ones count as not set.
-
-    Raises CannotStart if the file can't be read.
-    """
-    try:
-        source = DotEnvSettingsSource(
-            settings_class, env_file=env_file, env_file_encoding="utf-8-sig", case_sensitive=True
-        )
-    except (OSError, UnicodeDecodeError) as error:
-        raise CannotStart(f"{env_file}: can't be read: {error}", exit_code=2) from None
-    variables = {**source.env_vars, **environ}
-    return {name: value for name, value in variables.items() if name.startswith(PREFIX) and value}
 
 
 class _JsonObject(list[tuple[str, Any]]):

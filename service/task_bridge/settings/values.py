@@ -5,7 +5,6 @@ Each takes a text and returns the value, or raises ValueError with a message tha
 
 from __future__ import annotations
 
-import json
 import re
 import ssl
 from collections.abc import Callable, Collection
@@ -14,10 +13,6 @@ from typing import NamedTuple
 from urllib.parse import SplitResult, urlsplit
 
 from ..domain.durations import parse_duration
-from ..domain.errors import Refused
-from ..domain.follows.order import CONFIGURED_FOLLOW
-from ..domain.follows.request import FollowRequest
-from ..domain.requests import decode_strict_json, parse_request
 from ..domain.subjects import is_prefix
 
 _HOST = re.compile(r"[A-Za-z0-9._-]+|[0-9A-Fa-f:.]+(%[A-Za-z0-9._-]+)?", re.ASCII)
@@ -181,21 +176,6 @@ def parse_proxy_url(text: str) -> str:
     if "@" in text:
         raise ValueError("must not hold credentials; use a proxy that lets this host in without them")
     return _parse_origin(text, ("http", "https"), "must be http://host:port, without a path")
-
-
-def parse_follow(text: object) -> FollowRequest | None:
-    """Return the request of the follow `config`: `all`, or the JSON of a request without `name` and `vcenter`."""
-    if text is None or isinstance(text, FollowRequest):
-        return text
-    if not isinstance(text, str):
-        raise ValueError("must be all, or the JSON of a follow request")  # noqa: TRY004 - pydantic reports ValueError
-    try:
-        fields = {} if text.strip().lower() == "all" else decode_strict_json(text.encode())
-        if not isinstance(fields, dict) or {"name", "vcenter"} & fields.keys():
-            raise ValueError("must be all, or a JSON object without name and vcenter, which are known here")
-        return parse_request(FollowRequest, json.dumps({**fields, "name": CONFIGURED_FOLLOW}).encode())
-    except Refused as refused:
-        raise ValueError(f"isn't the JSON of a follow request: {refused.message}") from refused
 
 
 def parse_nats_urls(text: object) -> tuple[str, ...]:

@@ -22,6 +22,7 @@ import httpx
 from .. import __version__
 from ..domain.errors import VCenterUnavailable, VCenterUnreachable
 from ..metrics import Metrics
+from ..tls import create_client_context
 from ..tracing import span
 from .http_errors import describe_http_error, is_certificate_error
 from .policy import VCenterConfig
@@ -365,17 +366,12 @@ def _build_tls_context(settings: VCenterConfig) -> ssl.SSLContext:
         context.verify_mode = ssl.CERT_NONE
         return context
     try:
-        context = ssl.create_default_context(cafile=settings.ca_file)
+        return create_client_context(settings.ca_file)
     except (OSError, ValueError) as error:
         raise VCenterUnreachable(
             f"The CA file of vCenter {settings.name} ({settings.ca_file}) can't be read: {error}. "
             "It must contain certificates in PEM format."
         ) from error
-    # vCenter's own CA issues certificates that the strict mode of newer Pythons refuses.
-    context.verify_flags &= ~ssl.VERIFY_X509_STRICT
-    if settings.ca_file is not None:
-        context.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN  # the file may contain vCenter's own certificate
-    return context
 
 
 def _parse_retry_after_s(headers: httpx.Headers) -> float | None:

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 
 import httpx
 
+from ..tls import explain_refusal
 from .policy import VCenterConfig
 
 # OpenSSL's codes (X509_V_ERR_…) by what the operator has to do.
@@ -83,21 +84,21 @@ def _describe_certificate_error(error: ssl.SSLCertVerificationError, name: str) 
     setting = f"BRIDGE_VCENTERS__{name.upper()}__CA_FILE"
     if error.verify_code in _HOSTNAME_MISMATCH:
         return (
-            f"has a certificate for another host name ({error.verify_message}). "
+            f"has a certificate for another host name ({explain_refusal(error)}). "
             "Use the certificate's host name in the URL."
         )
     if error.verify_code in _NOT_TRUSTED:
         return (
-            f"has a certificate that isn't trusted ({error.verify_message}). "
+            f"has a certificate that isn't trusted ({explain_refusal(error)}). "
             f"Put the certificate of the CA that signed it into {setting}; "
             "vCenter offers its own at /certs/download.zip."
         )
     if error.verify_code in _OUT_OF_DATE:
         return (
-            f"has a certificate that isn't valid now ({error.verify_message}). "
+            f"has a certificate that isn't valid now ({explain_refusal(error)}). "
             "Renew it, or correct this machine's clock."
         )
-    return f"has a certificate that can't be accepted ({error.verify_message}). Check {setting}."
+    return f"has a certificate that can't be accepted ({explain_refusal(error)}). Check {setting}."
 
 
 def _iterate_causes(error: BaseException) -> Iterator[BaseException]:
