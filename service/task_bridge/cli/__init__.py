@@ -14,7 +14,6 @@ import typer
 from typer.core import TyperCommand, TyperGroup
 
 from .. import __version__
-from .exit_codes import FAILED
 
 _INSTALL = "pip install vcenter-task-bridge"
 
@@ -162,4 +161,4 @@ def main() -> None:
         if (error.name or __package__).startswith(__package__.partition(".")[0]):
             raise
         typer.echo(f"This command needs the whole service, of which {error.name} is missing: {_INSTALL}", err=True)
-        raise SystemExit(FAILED) from None
+        raise SystemExit(1) from None
