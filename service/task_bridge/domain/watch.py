@@ -195,7 +195,9 @@ def view_from_event(last: Event | None) -> TaskView:
 
 
 def record_poll(view: TaskView, last: Event | None, task: Task, now: float) -> None:
-    """Record a successful poll of `task` in the view."""
+    """Record a successful poll of `task` in the view. While it runs, the newest `extra` is kept."""
+    if task.extra is None and view.task is not None and view.task.extra is not None and not task.ended:
+        task = msgspec.structs.replace(task, extra=view.task.extra)
     if view.task:
         changed, other_extra = _is_change(view.task, task), _is_extra_change(last, view.task.extra, task)
     else:
