@@ -20,6 +20,8 @@ async def test_a_round_of_chaos_breaks_no_promise(servers: Servers, tmp_path: Pa
     assert verdict.events > 20
 
 
+# The client of the test, nats-py, may leave a connection open whose server was killed (2.16, measured).
+@pytest.mark.filterwarnings("ignore:.*StreamWriter.__del__:pytest.PytestUnraisableExceptionWarning")
 @pytest.mark.timeout(200)
 async def test_a_round_of_chaos_hides_no_task_from_a_follow(servers: Servers, tmp_path: Path) -> None:
     setup = Setup([({LAB}, {"BRIDGE_VCENTERS__LAB__TIMEOUT": "3s"})] * 2, followed=True)

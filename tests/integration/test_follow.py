@@ -161,6 +161,31 @@ async def test_a_follow_waits_while_vcenter_gives_the_session_no_more_collectors
         assert await endings(lab) == {task: 1, later: 1}
 
 
+@pytest.mark.timeout(120)
+async def test_a_follow_that_begins_long_ago_keeps_no_other_waiting(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(finder, "PAGE", 50)
+    for _ in range(1_000):
+        lab.vcenter.create(scenarios.succeeds_at_once(), flavour="vim", operation="old")
+    async with lab.bridge():
+        await follow(lab, operations=["new"])
+        await following(lab)
+        await follow(lab, name="old", operations=["old"], since="1h")
+        await following(lab, 2)
+        tasks = []
+        for _ in range(4):
+            tasks.append(lab.vcenter.create(scenarios.succeeds_at_once(), flavour="vim", operation="new"))
+            await until_ended(lab, tasks[-1:], within_s=6.0)
+        assert len(await endings(lab)) < 900  # the other one is still catching up
+        lab.vcenter.create(scenarios.succeeds_at_once(), flavour="vim", operation="old")
+
+        async def has_caught_up() -> bool:
+            return len(await endings(lab)) == 1_005
+
+        await until_true(has_caught_up, within_s=60.0)
+        assert set((await endings(lab)).values()) == {1}
+        assert {event["data"]["kind"] for event in await follow_events(lab)} == {"following"}
+
+
 async def test_a_task_that_was_requested_too_has_one_watch(lab: Lab) -> None:
     async with lab.bridge():
         await follow(lab)

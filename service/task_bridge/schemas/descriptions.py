@@ -279,7 +279,8 @@ DESCRIPTIONS: dict[str, dict[str, Schema]] = {
         "name": _FOLLOW_NAME,
         "follow": _FOLLOW,
         "state": _field(
-            "`starting`, `following`, `slowed` (by `BRIDGE_FOLLOW_MAX_RATE`), `waiting` (vCenter can't be read), "
+            "`starting`, `following`, `slowed` (by `BRIDGE_FOLLOW_MAX_RATE`), "
+            "`waiting` (vCenter, or a service of it, can't be read), "
             "`unconfigured` (no replica has the vCenter) or `unheld` (no replica reports it).",
             pattern="^[a-z_]+$",
         ),

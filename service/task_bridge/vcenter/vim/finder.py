@@ -32,6 +32,7 @@ log = structlog.get_logger(__name__)
 RETRY_S = 2.0
 CHECK_CLOCK_S = 60.0
 """How often vCenter's clock is read: its times are compared with where a follow is."""
+FAR_BEHIND_S = 300.0
 _QUEUE_MAX = 8
 """Batches that a follow hasn't taken yet, after which the history isn't read on."""
 _BUILT_BETWEEN_TURNS = 50
@@ -101,20 +102,41 @@ class VimFinder:
         self._readers: dict[HistoryFilter, _HistoryReader] = {}
 
     async def find_tasks(self, follow: Follow, memory: Callable[[], FollowMemory]) -> AsyncGenerator[FoundBatch]:
-        """Yield the tasks that match the follow's filter at vCenter, without end."""
+        """Yield the tasks that match the follow's filter at vCenter, without end.
+
+        A follow that is far behind others with its filter reads by itself until it has caught up: they don't wait.
+        """
         history_filter = build_history_filter(follow)
-        reader = self._readers.get(history_filter)
-        if reader is None:
-            reader = self._readers[history_filter] = _HistoryReader(self._context, history_filter)
+        place = memory().place
+        behind_s = self._context.clock() - (follow.begins_at(0.0) if place is None else place.complete_until)
         subscriber = _Subscriber(follow, lambda: memory().place, asyncio.Queue())
+        if history_filter in self._readers and behind_s > FAR_BEHIND_S:
+            async with contextlib.aclosing(self._read_for(subscriber, None)) as batches:
+                async for batch in batches:
+                    yield batch
+                    if batch.start is not None:
+                        break
+        async with contextlib.aclosing(self._read_for(subscriber, history_filter)) as batches:
+            async for batch in batches:
+                yield batch
+
+    async def _read_for(
+        self, subscriber: _Subscriber, shared_filter: HistoryFilter | None
+    ) -> AsyncGenerator[FoundBatch]:
+        """Yield what the reader with this filter reads, which follows share; without one, what a reader alone does."""
+        reader = None if shared_filter is None else self._readers.get(shared_filter)
+        if reader is None:
+            reader = _HistoryReader(self._context, build_history_filter(subscriber.follow))
+            if shared_filter is not None:
+                self._readers[shared_filter] = reader
         reader.add(subscriber)
         try:
             while True:
                 yield await reader.take(subscriber)
         finally:
             reader.remove(subscriber)
-            if not reader.has_subscribers:
-                self._readers.pop(history_filter, None)
+            if shared_filter is not None and not reader.has_subscribers:
+                self._readers.pop(shared_filter, None)
 
     async def close(self) -> None:
         """End all readers, and their collectors with them."""
