@@ -150,6 +150,7 @@ class Bridge:
         await monitor.start()
         parts = self._build_parts(streams, monitor, lost_memories)
         self.status.watcher, self.status.instance = parts.watcher, parts.instance
+        self.status.follower, self.status.replicas = parts.follower, parts.replicas
         await parts.start(connection, self._names)
         for pull in parts.pulls:
             connection.on_reconnect(pull.reset)
@@ -177,7 +178,7 @@ class Bridge:
         follow_journal = FollowJournal(streams, names, journal.instance)
         follows = FollowStore(streams, names, follow_journal, self._source_of, now, create=settings.provision == "auto")
         follower = Follower(
-            self._sources, follow_journal, watches, self._source_of, now, max_rate=settings.follow_max_rate
+            self._sources, follow_journal, watches, self._source_of, metrics, now, max_rate=settings.follow_max_rate
         )
         reads = ResultReads(JetStreamResultMarks(streams, names))
         watcher = Watcher(self._sources, journal, self._policy_of, metrics, self._clock, reads)
@@ -295,7 +296,8 @@ class _Parts(NamedTuple):
             # A round trip after the subscriptions, so that a request sent after "ready" is received: nats-py's
             # flush() overtakes them (2.16, measured).
             await self.monitor.read()
-        self.monitor.set_pulls(*self.pulls, held=self.replicas.held_count)
+        held, held_follows = self.replicas.held_count, self.replicas.held_follow_count
+        self.monitor.set_pulls(*self.pulls, held=held, held_follows=held_follows)
 
     async def _subscribe_to_unwatched(self, names: SubjectNames) -> None:
         """Subscribe to endings by request, which any replica may publish; without this hint the next publish fails."""
@@ -307,10 +309,11 @@ class _Parts(NamedTuple):
         await self.client.subscribe(f"{names.events}.*.*.abandoned.unwatched", cb=check_ownership)
 
     async def _subscribe_to_follows(self, names: SubjectNames) -> None:
-        """Subscribe to the events of follows: another replica's shows that a follow was ended or replaced."""
+        """Subscribe to the events of follows: a final one, or another replica's, may end a follow here."""
 
         async def check_ownership(message: Msg) -> None:
-            if (message.headers or {}).get("Bridge-Instance") != self.instance:
+            is_own = (message.headers or {}).get("Bridge-Instance") == self.instance
+            if not is_own or message.subject.endswith(".unfollowed"):
                 with contextlib.suppress(NatsUnavailable):
                     await self.follower.check_ownership(*names.parse_follow_event_subject(message.subject))
 
@@ -328,6 +331,7 @@ class _Parts(NamedTuple):
             "the monitor of JetStream": self.monitor.run(),
             "the exchange with other replicas": self.replicas.run(),
             "the sweep of the watches": self.watcher.sweep_ownership(),
+            "the sweep of the follows": self.follower.sweep_ownership(),
             "the check of the watches' memories": self.watcher.check_memories(lambda: self.monitor.events_contents),
             "the end of timed-out watches": timing_out,
         }

@@ -250,6 +250,16 @@ class TaskBridge:
             async for message in messages:
                 yield _parse_stored_event(message)
 
+    async def follow_events(self, *, vcenter: str | None = None) -> AsyncGenerator[bytes, None]:
+        """Yield the stored events of all follows, oldest first, as CloudEvents. Raises Refused for such a vCenter."""
+        if vcenter is not None and not is_vcenter_name(vcenter):
+            raise invalid_request(f"{vcenter!r} can't be a vCenter's name")
+        subjects = [f"{self.names.follows}.{vcenter or '*'}.>"]
+        reader = StreamReader(self._streams, self.names.events_stream, subjects, follow=False)
+        async with aclosing(reader.messages()) as messages:
+            async for message in messages:
+                yield message.body
+
     async def _on_disconnected(self) -> None:
         if self._client.is_reconnecting:  # and wasn't closed, or never opened
             self._report("The connection to NATS is lost; waiting for it.")

@@ -14,6 +14,7 @@ import pytest
 from structlog.testing import capture_logs
 
 from lab import PASSWORD, PREFIX, USERNAME, BridgeProcess, Lab, until
+from task_bridge.app import Bridge
 from task_bridge.simulator import SimulatedTarget, scenarios
 
 
@@ -89,6 +90,25 @@ async def test_tasks_of_an_absence_are_found_afterwards_each_once(lab: Lab) -> N
         assert set((await endings(lab)).values()) == {1}
         reasons = [event["data"]["reason"] for event in await follow_events(lab)]
         assert reasons == ["started", "progressed", "resumed"]
+
+
+async def test_a_follow_that_was_ended_starts_no_more_watches_whichever_replica_was_asked(lab: Lab) -> None:
+    async with lab.bridge() as one, lab.bridge() as two:
+        for _ in range(4):  # any replica may run it, and any other may be asked
+            await follow(lab)
+            await until(lambda: any(list_follows(bridge) == ["following"] for bridge in (one, two)))
+            await call(lab, "unfollow", name="all")
+            await until(lambda: not any(map(list_follows, (one, two))), 5.0)
+        task = lab.vcenter.create(scenarios.succeeds_at_once(), flavour="vim")
+        await follow(lab, name="others", operations=["clone"])
+        clone = lab.vcenter.create(scenarios.succeeds_at_once(), flavour="vim", operation="clone")
+        await until_ended(lab, [clone])
+        assert task not in await endings(lab)
+
+
+def list_follows(bridge: Bridge) -> list[str]:
+    assert bridge.status.follower is not None
+    return [report.state for report in bridge.status.follower.reports()]
 
 
 async def until_ended(lab: Lab, tasks: list[str], within_s: float = 20.0) -> None:

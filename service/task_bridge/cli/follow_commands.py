@@ -2,18 +2,33 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from typing import Annotated, Any
 
 import msgspec
 import typer
-from rich.table import Table
 from rich.text import Text
 
 from ..client import TaskBridge
-from ..domain.follows.event import FollowReply, FollowsReply, FollowView, ListedFollow, UnfollowReply
+from ..domain.errors import Refused
+from ..domain.follows.event import (
+    FollowCloudEvent,
+    FollowReply,
+    FollowsReply,
+    FollowView,
+    ListedFollow,
+    UnfollowReply,
+    describe_gaps,
+    from_follow_cloudevent,
+)
 from . import output
-from .client_commands import FilterVCenter, Json, VCenter, parse_label, run, send
+from .client_commands import Json, parse_label, run, send
 
+VCenter = Annotated[
+    str | None, typer.Option(metavar="NAME", help="The vCenter to follow. Default: the bridge's default vCenter.")
+]
+FilterVCenter = Annotated[str | None, typer.Option("--vcenter", metavar="NAME", help="Only follows of this vCenter.")]
 Name = Annotated[str, typer.Argument(metavar="NAME", help="The follow's name: words of a-z and 0-9, with hyphens.")]
 
 
@@ -67,8 +82,9 @@ async def _request_follow(request: dict[str, Any], as_json: bool) -> int:
         return 0
     reply = msgspec.json.decode(answer, type=FollowReply)
     what = {"accepted": "follows", "updated": "now follows", "already_following": "already follows"}.get(reply.outcome)
-    typer.echo(f"{reply.name} {what or reply.outcome} {_describe(reply.follow)} on {reply.vcenter}.")
-    typer.echo("See them with `task-bridge events --follow`, and how complete it is with `task-bridge follows`.")
+    console = output.console()
+    console.print(Text(f"{reply.name} {what or reply.outcome} {_describe(reply.follow)} on {reply.vcenter}."))
+    console.print("See them with `task-bridge events --follow`, and whether it is complete with `task-bridge follows`.")
     return 0
 
 
@@ -88,9 +104,14 @@ async def _request_unfollow(name: str, vcenter: str | None, as_json: bool) -> in
     return 0
 
 
-def follows(vcenter: FilterVCenter = None, as_json: Json = False) -> None:
+Events = Annotated[
+    bool, typer.Option("--events", help="Print what happened to them instead: begun, changed, ended, and each gap.")
+]
+
+
+def follows(vcenter: FilterVCenter = None, events: Events = False, as_json: Json = False) -> None:
     """List the follows, what they have found, and whether each is complete."""
-    run(_list_follows(vcenter, as_json))
+    run(_print_follow_events(vcenter, as_json) if events else _list_follows(vcenter, as_json))
 
 
 async def _list_follows(vcenter: str | None, as_json: bool) -> int:
@@ -103,34 +124,76 @@ async def _list_follows(vcenter: str | None, as_json: bool) -> int:
     if not listed:
         typer.echo("Nothing is followed.")
         return 0
-    output.console().print(_build_table(listed))
     for one in listed:
-        if one.reason:
-            output.console().print(Text(output.clean(f"{one.name} on {one.vcenter}: {one.reason}")))
+        for line in _format_follow(one):
+            output.console().print(line)
     return 0
 
 
-def _build_table(listed: list[ListedFollow]) -> Table:
-    table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False)
-    for heading in ("NAME", "VCENTER", "STATE", "WATCHES", "GAPS", "LAST TASK", "FOLLOWS"):
-        table.add_column(heading, no_wrap=heading != "FOLLOWS", overflow="fold")
-    for one in listed:
-        last = f"{one.last_task_at[:19]}Z" if one.last_task_at else "none yet"
-        cells = (one.name, one.vcenter, one.state, str(one.started_watches), str(one.gaps), last, _describe(one.follow))
-        table.add_row(*(Text(output.clean(cell)) for cell in cells))
-    return table
+def _format_follow(one: ListedFollow) -> Iterator[Text]:
+    """Yield the lines of a follow: its state and whether it is complete, then what it is about and has found."""
+    is_good = one.state == "following" and not one.gaps
+    state = f"{one.state}, {_describe_completeness(one)}"
+    yield Text(f"{output.clean(f'{one.name} on {one.vcenter}')}: ").append(state, "green" if is_good else "red")
+    if one.reason:
+        yield Text(f"  {output.clean(one.reason)}")
+    watches = f"{_count_watches(one.started_watches)} started"
+    last = f", last task {one.last_task_at[:19]}Z" if one.last_task_at else ""
+    labels = " ".join(f"{key}={value}" for key, value in one.follow.labels.items())
+    yield Text("  " + output.clean(f"{_describe(one.follow)}; {watches}{last}{labels and '; '}{labels}"))
+
+
+def _describe_completeness(one: ListedFollow) -> str:
+    if one.gaps or one.since is None:
+        return describe_gaps(one.gaps) or "nothing read yet"
+    return f"{'complete' if one.state == 'following' else 'no gap so far'} since {one.since[:19]}Z"
+
+
+async def _print_follow_events(vcenter: str | None, as_json: bool) -> int:
+    async with (
+        TaskBridge(on_connection=output.print_error) as bridge,
+        contextlib.aclosing(bridge.follow_events(vcenter=vcenter)) as bodies,
+    ):
+        try:
+            async for body in bodies:
+                event = from_follow_cloudevent(body)
+                if as_json:
+                    output.print_json(body)
+                elif event is not None and event.data.reason != "progressed":
+                    output.console().print(_format_follow_event(event))
+        except Refused as refusal:
+            raise typer.BadParameter(refusal.message) from refusal
+    return 0
+
+
+def _format_follow_event(event: FollowCloudEvent) -> Text:
+    data = event.data
+    text = Text(f"{event.time[:19]}Z {output.clean(f'{data.name} on {data.vcenter}')}: ")
+    if data.kind == "gap":
+        span = output.clean(f"from {data.begin} to {data.end}: {data.reason}")
+        return text.append("gap ", "red").append(span)
+    place = f", complete until {data.place.complete_until[:19]}Z" if data.place else ""
+    reason = f" ({data.reason})" if data.reason else ""
+    return text.append(output.clean(f"{data.kind}{reason}, {_count_watches(data.started_watches)} started{place}"))
+
+
+def _count_watches(count: int) -> str:
+    return f"{count:,} {'watch' if count == 1 else 'watches'}"
 
 
 def _describe(follow: FollowView) -> str:
     """Return what a follow is about, in a few words."""
     kinds = " and ".join({"vim": "classic tasks", "cis": "CIS tasks"}.get(api, api) for api in follow.apis)
-    entity = follow.entity and f"on {follow.entity.id}{' and below' if follow.entity.recursive else ''}"
+    entity = f"on {follow.entity.id}{' and below' if follow.entity.recursive else ''}" if follow.entity else ""
+    wanted = [pattern for pattern in follow.operations if not pattern.startswith("!")]
+    excluded = [pattern[1:] for pattern in follow.operations if pattern.startswith("!")]
     parts = [
         kinds,
-        follow.services and f"of {', '.join(follow.services)}",
-        follow.operations and f"with operation {', '.join(follow.operations)}",
-        follow.users and f"by {', '.join(follow.users)}",
+        f"of {', '.join(follow.services)}" if follow.services else "",
+        f"with operation {', '.join(wanted)}" if wanted else "",
+        f"without operation {', '.join(excluded)}" if excluded else "",
+        f"by {', '.join(follow.users)}" if follow.users else "",
         entity,
-        "endings only" if follow.events == "endings" else "",
     ]
-    return " ".join(part for part in parts if part)
+    limits = ["top-level only" if follow.top_level_only else "", "endings only" if follow.events == "endings" else ""]
+    return ", ".join(filter(None, [" ".join(filter(None, parts)), *limits]))

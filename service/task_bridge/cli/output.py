@@ -208,6 +208,7 @@ def format_watches(watches: Iterable[ListedWatch], total: int) -> Iterable[Text]
             _format_percent(watch.progress),
             describe_target(watch.target),
             _format_span(watch.watch),
+            f"follow {watch.watch.follow}" if watch.watch.follow else "",
             labels,
         ]
         if watch.unconfigured:
@@ -221,6 +222,7 @@ def format_state(reply: GetReply, event: Event | None) -> Table:
     """Return the state of a task as a table, one field per row."""
     fields: dict[str, Any] = {"vcenter": reply.vcenter}
     fields["watch"] = f"{'active' if reply.watching else 'over'}, {_format_span(reply.watch)}"
+    fields["follow"] = reply.watch.follow
     fields["labels"] = " ".join(f"{key}={value}" for key, value in reply.watch.labels.items())
     if event is not None:
         data = event.data

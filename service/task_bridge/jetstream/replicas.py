@@ -151,7 +151,11 @@ class Replicas:
     def list_follows(self) -> dict[tuple[str, str], FollowReport]:
         """Return the follows that replicas run, by vCenter and name."""
         reports = [report for other in self._others.values() for report in other.status.follows]
-        return {(report.vcenter, report.name): report for report in [*reports, *self._own_follows()]}
+        return {report.key: report for report in [*reports, *self._own_follows()]}
+
+    def held_follow_count(self) -> int:
+        """Return how many follows all replicas run, by the last report of each."""
+        return len(self.list_follows())
 
     async def was_survived(self, request: str) -> bool:
         """Ask the other replicas whether one has survived this request. Raises NatsUnavailable."""

@@ -46,7 +46,7 @@ class TaskDetails(TypedDict, total=False):
     """Keyword arguments for a new task. Every one is optional.
 
     Without `service`, the suffix of `id` is the service. Without `target`, a CIS task is about `CLUSTER` and a classic
-    one (flavour `vim`) about a VM of its own.
+    one (flavour `vim`) about a VM of its own. A classic one calls its target `target_name`.
     """
 
     id: str | None
@@ -55,6 +55,7 @@ class TaskDetails(TypedDict, total=False):
     operation: str | None
     description: str | None
     target: SimulatedTarget | None
+    target_name: str
     user: str | None
     parent: str
 
@@ -89,7 +90,7 @@ def build_attributes(
         details.get("user", ADMINISTRATOR),
         details.get("parent", ""),
         flavour != "appliance" if script.cancelable is None else script.cancelable,
-        default_name(target) if flavour == "vim" and target else None,
+        details.get("target_name") or default_name(target) if flavour == "vim" and target else None,
     )
 
 
