@@ -42,7 +42,7 @@ async def find_violations(page: Page, axe: str) -> list[str]:
 async def test_no_page_breaks_a_rule(lab: Lab, browser: Browser, axe: str, screen: dict[str, Any]) -> None:
     fails = lab.vcenter.create(scenarios.fails_with_error(after_s=0.1))
     succeeds = lab.vcenter.create(scenarios.succeeds(after_s=0.1))
-    blocked = lab.vcenter.create(scenarios.blocked_then_succeeds(blocked_s=600.0, after_s=900.0))
+    blocked = lab.vcenter.create(scenarios.blocked_then_succeeds(blocked_s=600.0, after_s=600.2))
     runs = lab.vcenter.create(scenarios.runs_forever())
     async with lab.bridge(not_found_grace_s=600.0) as bridge:
         await lab.listen()

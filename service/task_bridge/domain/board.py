@@ -219,7 +219,7 @@ class WatchBoard:
 
     def count_unread(self) -> int:
         """Return the number of watches whose state hasn't been read yet."""
-        unloaded = sum(not row.is_loaded for row in self._rows.values())
+        unloaded = [row.is_loaded for row in self._rows.values()].count(False)
         return unloaded if self.all_listed else unloaded + self.unlisted.total()
 
     def rows_in_order(self) -> Iterator[WatchRow]:
@@ -248,7 +248,7 @@ def _filter_states(rows: list[WatchRow], state: str) -> list[WatchRow]:
 
 def _count_states(rows: Iterable[WatchRow]) -> Counter[str]:
     counts: Counter[str] = Counter()
-    for states, count in Counter(row.states for row in rows).items():
+    for states, count in Counter([row.states for row in rows]).items():
         counts.update(dict.fromkeys(states, count))
     return counts
 
@@ -274,7 +274,9 @@ def _sort_rows(rows: list[WatchRow], sort: str) -> list[WatchRow]:
     """Sort by a name in `SORT_KEYS`, else by attention. Rows that have nothing to sort by come last."""
     key = SORT_KEYS.get(sort.removeprefix("-"))
     if key is None:
-        return sorted(rows, key=lambda row: rank_attention(row.states))
+        # Once for each of a few combinations: ranking every one of 20,000 rows took twice as long as all the rest.
+        ranks = {states: rank_attention(states) for states in {row.states for row in rows}}
+        return sorted(rows, key=lambda row: ranks[row.states])
     lacking = [row for row in rows if key(row) in (None, "")]
     having = [row for row in rows if key(row) not in (None, "")]
     return sorted(having, key=key, reverse=sort.startswith("-")) + lacking  # type: ignore[arg-type]
