@@ -294,6 +294,8 @@ async def test_only_what_stops_the_service_makes_it_unready(
     state.now = replace(HEALTHY, **change)
     answer = await web.get("/readyz")
     assert (answer.status_code, answer.json()["status"]) == (code, status)
+    state_section = (await web.get("/")).text.partition('<section id="state"')[2].partition("</section>")[0]
+    assert ('<p class="note">' in state_section) == (status == "unready")
 
 
 @pytest.mark.parametrize("path", ["/readyz", "/"])
