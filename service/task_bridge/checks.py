@@ -198,7 +198,8 @@ async def _check_vcenter(settings: VCenterSettings) -> AsyncIterator[CheckResult
             yield result if result.ok or settings.vim != "auto" else _make_optional(result, settings)
             if result.ok:
                 result = await _run_check(f"{about} follows", _check_history(classic), settings)
-                yield result._replace(needed=settings.follow is not None)
+                needed = settings.follow is not None and "vim" in settings.follow.effective_apis
+                yield result._replace(needed=needed)
     finally:
         await classic.close()
         await session.close()

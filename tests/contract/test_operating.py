@@ -17,6 +17,7 @@ from task_bridge.web.health import LAG_LIMIT_S
 
 ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs" / "operating.md").read_text()
+METRICS = (ROOT / "service" / "task_bridge" / "metrics.py").read_text()
 LOGGED = ("info", "warning", "error", "exception", "critical")
 
 
@@ -52,6 +53,13 @@ def test_every_alert_has_its_cure_in_order() -> None:
     for rule in group["rules"]:
         assert rule["labels"]["severity"] in ("critical", "warning")
         assert rule["annotations"]["summary"]
+
+
+def test_every_metric_of_follows_is_explained() -> None:
+    names = {f"task_bridge_{name}" for name in re.findall(r'(?:counter|gauge)\(\s*"(follow\w*)"', METRICS)}
+    assert len(names) == 6
+    explained = set(re.findall(r"`(task_bridge_\w+?)(?:_total)?(?:\{[\w,]+\})?`", section("Follows")))
+    assert explained == names
 
 
 def test_readiness_and_the_alert_find_the_same_lag_too_much() -> None:

@@ -106,6 +106,21 @@ async def test_a_follow_that_was_ended_starts_no_more_watches_whichever_replica_
         assert task not in await endings(lab)
 
 
+async def test_a_replica_that_never_heard_of_the_end_of_its_follow_learns_of_it(
+    lab: Lab, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def subscribe_to_nothing(*_: object) -> None:
+        """As if every hint were lost."""
+
+    monkeypatch.setattr("task_bridge.app._Parts._subscribe_to_follows", subscribe_to_nothing)
+    monkeypatch.setattr("task_bridge.follower._SWEEP_S", 0.3)
+    async with lab.bridge() as bridge:
+        await follow(lab)
+        await following(lab)
+        assert (await call(lab, "unfollow", name="all"))["outcome"] == "unfollowed"
+        await until(lambda: not list_follows(bridge), 5.0)
+
+
 def list_follows(bridge: Bridge) -> list[str]:
     assert bridge.status.follower is not None
     return [report.state for report in bridge.status.follower.reports()]

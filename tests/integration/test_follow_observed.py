@@ -18,6 +18,8 @@ from lab import PASSWORD, PREFIX, USERNAME, Lab
 from task_bridge.app import Bridge
 from task_bridge.simulator import SimulatedTarget, faults, scenarios
 
+CIS_ONLY = '{"apis": ["cis"], "services": ["com.vmware.esx.settings.clusters.software"]}'
+
 
 async def page(bridge: Bridge, path: str) -> httpx.Response:
     assert bridge.web.address
@@ -165,7 +167,11 @@ class TestCheck:
         assert lab.vcenter.sessions.live == []
 
     @pytest.mark.parametrize("method", ["CreateCollectorForTasks", "ReadNextTasks"])
-    @pytest.mark.parametrize(("setting", "word", "code"), [({}, "note", 0), ({"FOLLOW": "all"}, "FAIL", 1)])
+    @pytest.mark.parametrize(
+        ("setting", "word", "code"),
+        [({}, "note", 0), ({"FOLLOW": "all"}, "FAIL", 1), ({"FOLLOW": CIS_ONLY}, "note", 0)],
+        ids=["not followed", "followed", "other tasks followed"],
+    )
     async def test_it_names_the_privilege_that_is_missing(
         self, lab: Lab, tmp_path: Path, method: str, setting: dict[str, str], word: str, code: int
     ) -> None:

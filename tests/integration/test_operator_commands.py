@@ -93,7 +93,7 @@ class TestProvision:
         self, lab: Lab, tmp_path: Path
     ) -> None:
         code, out, _ = await ran("provision", "--check", directory=tmp_path, environment=nats_only(lab))
-        assert (code, len(out)) == (1, 6)
+        assert (code, len(out)) == (1, 10)
         assert await lab.js.streams_info() == []
 
     async def test_what_differs_is_told_and_only_that_is_changed(self, lab: Lab, tmp_path: Path) -> None:

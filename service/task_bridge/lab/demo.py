@@ -150,7 +150,7 @@ CASES = (
         timeout="8s",
     ),
     DemoCase(
-        "Nobody asked: clone",
+        "Found: clone",
         scenarios.succeeds(5.0),
         "completed.succeeded",
         "the follow that found it, and the VM's name",
@@ -159,7 +159,7 @@ CASES = (
         operation="clone",
     ),
     DemoCase(
-        "Nobody asked: migrate",
+        "Found: migrate",
         scenarios.fails_with_error(4.0),
         "completed.failed",
         "the follow that found it, and the VM's name",
