@@ -100,6 +100,13 @@ async def test_what_needs_attention_comes_first_and_chips_choose(lab: Lab, brows
         await expect(watches).to_have_count(3)
         await page.locator("#state").get_by_role("link", name="1 failed").click()
         await expect(endings).to_have_text([fails])
+        await page.evaluate("window.isSamePage = true")
+        await page.get_by_role("link", name="NATS").click()  # a part of this page
+        await expect(page).to_have_url(re.compile("#nats$"))
+        assert await page.evaluate("window.isSamePage") is True
+        await page.go_back()
+        await page.go_back()
+        await expect(page.locator("#endings tbody tr code bdi")).to_have_text([fails, succeeds])
         assert complaints == []
 
 

@@ -19,7 +19,7 @@ from nats.aio.client import Client
 from nats.js.api import StreamState
 
 from ..domain.board import MAX_ENDINGS, MAX_ROWS, PAGE_ROWS, WatchBoard, WatchRow
-from ..domain.errors import BridgeError
+from ..domain.errors import BridgeError, NatsUnavailable
 from ..domain.events import from_cloudevent
 from ..domain.subjects import SubjectNames
 from ..domain.timeline import TaskTimeline
@@ -42,6 +42,7 @@ REREAD_S = 30.0
 _PAGE_MESSAGES, _CONCURRENT_READS = 1000, 50
 _CONCURRENT_TIMELINES = 2
 """They may hold 8 MiB each."""
+_OUTAGES = (BridgeError, nats.errors.Error, OSError, TimeoutError)
 _CONNECTION = {"allow_reconnect": False, "ping_interval": 5, "max_outstanding_pings": 2}
 
 
@@ -83,8 +84,11 @@ class BoardReader:
 
     async def read_timeline(self, vcenter: str, task: str) -> TaskTimeline:
         """Return what is stored about a task, over a connection for this read alone. Raises NatsUnavailable."""
-        async with self._timeline_slots, self._connect("task-bridge task page") as client:
-            return await read_timeline(Streams(client, self._settings.js_domain), self._names, vcenter, task)
+        try:
+            async with self._timeline_slots, self._connect("task-bridge task page") as client:
+                return await read_timeline(Streams(client, self._settings.js_domain), self._names, vcenter, task)
+        except _OUTAGES as error:
+            raise NatsUnavailable(str(error) or type(error).__name__) from error
 
     @contextlib.asynccontextmanager
     async def _connect(self, name: str) -> AsyncIterator[Client]:
@@ -107,7 +111,7 @@ class BoardReader:
         while True:
             try:
                 await self._read_until_failure()
-            except (BridgeError, nats.errors.Error, OSError, TimeoutError) as error:
+            except _OUTAGES as error:
                 self.trouble = str(error) or type(error).__name__
                 log.debug("board_not_current", reason=self.trouble)
             except Exception as error:

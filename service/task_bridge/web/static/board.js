@@ -8,6 +8,7 @@ const form = document.getElementById("filter");
 const receivedHtml = new WeakMap(); // row -> its HTML as received, without ages
 const SILENCE_MS = 40_000; // the bridge says something every 15 s
 let source = null;
+let shownView = location.search;
 let lastMessage = Date.now();
 let clockOffset = Date.now() - Date.parse(live.dataset.now); // this clock minus the bridge's, in ms
 let reconnectTimer = 0;
@@ -91,6 +92,7 @@ function connect() {
   clearTimeout(reconnectTimer);
   source?.close();
   lastMessage = Date.now();
+  shownView = location.search;
   for (const link of document.querySelectorAll("[data-export]")) link.href = link.dataset.export + location.search;
   const opened = source = new EventSource("/live" + location.search);
   opened.onmessage = (message) => {
@@ -163,7 +165,9 @@ function startBoard() {
     form.elements.q.focus();
     form.elements.q.select();
   });
-  window.addEventListener("popstate", () => location.reload());
+  window.addEventListener("popstate", () => {
+    if (location.search !== shownView) location.reload(); // not for a link to a part of the page
+  });
   document.addEventListener("visibilitychange", () => {
     // The bridge reads nothing for a page that nobody sees.
     if (document.hidden) { clearTimeout(reconnectTimer); source?.close(); } else connect();
