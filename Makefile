@@ -60,7 +60,7 @@ sdk-types: setup #: Write the table of the vSphere SDK's data types from the loc
 bench: setup #: Measure costs and update docs/figures.md: ONLY="looks memory" measures some
 	@PYTHONPATH=tests $(BIN)/python -m bench $(ONLY)
 
-soak: setup #: Watch 200 tasks a second for as long as you want: MINUTES=30
+soak: setup #: Watch 300 tasks a second for as long as you want: MINUTES=30
 	@PYTHONPATH=tests MINUTES=$(MINUTES) $(BIN)/python -m bench soak
 
 chaos: setup $(VENV)/oldest/ready #: Run seeded rounds of kills, outages and races, judged by a checker: ROUNDS=10 SEED=7 R=1 or 3

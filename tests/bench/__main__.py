@@ -40,9 +40,9 @@ async def main(only: list[str]) -> None:
 
 
 def write(name: str, rows: list[figures.Figure]) -> None:
-    """Write the part that was measured to docs/figures.md. Of the soak's samples only the last rows are kept."""
+    """Write the part that was measured to docs/figures.md. Of the soak only the last row is kept."""
     command = "`make soak`" if name in ON_DEMAND else f'`make bench ONLY="{name}"`'
-    kept = rows[-2:] if name in ON_DEMAND else rows
+    kept = rows[-1:] if name in ON_DEMAND else rows
     today, machine = datetime.now(UTC).date(), figures.describe_machine()
     figures.save(figures.record(figures.load(), name, kept, on=today, machine=machine, command=command))
 

@@ -6,7 +6,9 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
+from playwright.async_api import Browser
 
+from browser import launched_browser
 from lab import BridgeProcess, Lab, lab_in
 
 
@@ -29,3 +31,9 @@ async def process(lab: Lab, tmp_path: Path) -> AsyncIterator[BridgeProcess]:
     bridge.log.touch()
     yield bridge
     await bridge.close()
+
+
+@pytest.fixture
+async def browser() -> AsyncIterator[Browser]:
+    async with launched_browser() as browser:
+        yield browser

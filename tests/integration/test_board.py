@@ -4,17 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import json
-import shutil
 import time
-from collections.abc import AsyncIterator
 from pathlib import Path
 
 import httpx
 import pytest
-from playwright.async_api import Browser, Page, async_playwright, expect
+from playwright.async_api import Browser, expect
 
+from browser import in_browser, opened, url_of
 from lab import PREFIX, BridgeProcess, Lab, free_ports, until
-from task_bridge.app import Bridge
 from task_bridge.domain.board import WatchBoard
 from task_bridge.domain.subjects import SubjectNames
 from task_bridge.jetstream.board_reader import BoardReader
@@ -22,16 +20,7 @@ from task_bridge.settings import NatsSettings
 from task_bridge.simulator import scenarios
 from task_bridge.simulator.script import std_error
 
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-QUIET = ("--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking")
-ARGUMENTS = ["--headless=new", "--no-sandbox", *QUIET, "--disable-component-update", "--disable-sync"]
 HOSTILE = "<img src=x onerror=\"document.title='owned'\"> \x1b[31m\u202e&amp;"
-in_browser = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium is installed")
-
-
-def url_of(bridge: Bridge) -> str:
-    assert bridge.web.address
-    return f"http://127.0.0.1:{bridge.web.address.port}/"
 
 
 class TestFeed:
@@ -113,25 +102,6 @@ class TestFeed:
 
 def complete(feed: BoardReader) -> WatchBoard | None:
     return feed.board if feed.board and feed.board.complete else None
-
-
-@pytest.fixture
-async def browser() -> AsyncIterator[Browser]:
-    async with async_playwright() as playwright:
-        browser = await playwright.chromium.launch(executable_path=CHROMIUM, args=ARGUMENTS)
-        yield browser
-        await browser.close()
-
-
-async def opened(browser: Browser, url: str, *, javascript: bool = True) -> tuple[Page, list[str]]:
-    """The page, and what its console complains of: a refused script or style would be."""
-    context = await browser.new_context(java_script_enabled=javascript)
-    page = await context.new_page()
-    complaints: list[str] = []
-    page.on("console", lambda message: complaints.append(message.text))
-    page.on("pageerror", lambda error: complaints.append(str(error)))
-    await page.goto(url)
-    return page, complaints
 
 
 @in_browser

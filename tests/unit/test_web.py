@@ -9,6 +9,7 @@ import re
 import signal
 import socket
 import time
+from collections import Counter
 from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -25,13 +26,15 @@ from starlette.types import Receive, Scope, Send
 from task_bridge import __version__
 from task_bridge.domain.board import RowFilter, WatchBoard
 from task_bridge.domain.durations import rfc3339
-from task_bridge.domain.errors import CannotStart
+from task_bridge.domain.errors import CannotStart, NatsUnavailable
 from task_bridge.domain.events import Event, EventData, WatchRef
 from task_bridge.domain.follows.event import FollowReport
 from task_bridge.domain.task import Progress, Target, TaskError
+from task_bridge.domain.timeline import TaskTimeline
+from task_bridge.domain.watch import Watch
 from task_bridge.metrics import Metrics
 from task_bridge.settings import Listen
-from task_bridge.web.board import BoardRenderer, BoardView
+from task_bridge.web.board import BoardRenderer, BoardView, build_task_link
 from task_bridge.web.health import (
     BridgeHealth,
     JetStreamHealth,
@@ -46,6 +49,9 @@ from task_bridge.web.server import WebServer
 PATHS = [
     "/",
     "/live",
+    "/view.json",
+    "/view.csv",
+    "/task/lab/task-1",
     "/static/board.css",
     "/static/board.js",
     "/static/nothing",
@@ -120,6 +126,7 @@ class FakeFeed:
     """Somebody who has read what the test put there, and counts who looks."""
 
     def __init__(self) -> None:
+        self.timeline: TaskTimeline | None = None
         self.board: WatchBoard | None = WatchBoard()
         self.board.complete = True
         self.trouble: str | None = None
@@ -136,6 +143,11 @@ class FakeFeed:
         finally:
             self.looking -= 1
             self.left.set()
+
+    async def read_timeline(self, vcenter: str, task: str) -> TaskTimeline:
+        if self.timeline is None:
+            raise NatsUnavailable("no answer.")
+        return self.timeline
 
 
 class FakeState:
@@ -282,6 +294,8 @@ async def test_only_what_stops_the_service_makes_it_unready(
     state.now = replace(HEALTHY, **change)
     answer = await web.get("/readyz")
     assert (answer.status_code, answer.json()["status"]) == (code, status)
+    state_section = (await web.get("/")).text.partition('<section id="state"')[2].partition("</section>")[0]
+    assert ('<p class="note">' in state_section) == (status == "unready")
 
 
 @pytest.mark.parametrize("path", ["/readyz", "/"])
@@ -459,6 +473,127 @@ async def test_a_filter_is_a_link_that_can_be_shared_and_pages_are_links(
     assert "1 of 450" in one
     nothing = (await web.get("/?vcenter=other&page=no")).text
     assert "No watch matches." in nothing
+
+
+@pytest.mark.parametrize("path", ["/?q=task-9000", "/?q=task-9000&status=stalled", "/?page=7"])
+async def test_a_deep_link_never_says_none_while_rows_are_being_read(
+    web: httpx.AsyncClient, feed: FakeFeed, path: str
+) -> None:
+    assert feed.board
+    feed.board.finish_refresh([("lab", "task-1", WatchRef("w-1", rfc3339(1.0)))], Counter({"lab": 10_000}))
+    text = (await web.get(path)).text
+    assert "10,001 being read…" in text
+    assert "No watch matches." not in text
+    assert "more aren't listed" not in text
+    feed.board.finish_refresh([("lab", "task-1", WatchRef("w-1", rfc3339(1.0)))], Counter())
+    feed.board.all_listed = True
+    (row,) = feed.board.rows_without_events()
+    feed.board.mark_without_events(row)
+    assert "being read" not in (await web.get(path)).text
+
+
+@pytest.mark.parametrize("is_connected", [False, True])
+async def test_a_board_that_was_never_read_says_so_in_each_table(
+    web: httpx.AsyncClient, feed: FakeFeed, state: FakeState, is_connected: bool
+) -> None:
+    feed.board, feed.trouble = None, "no answer"
+    state.now = replace(HEALTHY, nats=NatsHealth(connected=is_connected, reason="gone"), follows=(), streams=())
+    text = (await web.get("/")).text
+    assert text.count("Not read yet.") == 3  # follows, watches, endings
+    for path in ("/view.json", "/view.csv"):
+        answer = await web.get(path)
+        assert (answer.status_code, answer.headers["retry-after"]) == (503, "5")
+        assert answer.text == f"Being read: {'no answer' if is_connected else 'NATS is away: gone'}. Try again.\n"
+
+
+async def test_every_row_says_that_it_is_stale(web: httpx.AsyncClient, feed: FakeFeed, state: FakeState) -> None:
+    assert feed.board
+    feed.board.all_listed = True
+    for number in "123":
+        feed.board.apply_event(event(number, kind="progress"), "x")
+    feed.board.apply_event(event("4", kind="completed", outcome="succeeded"), "x")
+    mark = '<span class="stale">stale</span>'
+    assert mark not in (await web.get("/")).text
+    feed.trouble = "no answer"
+    assert (await web.get("/")).text.count(mark) == 5  # with the follow
+    feed.trouble, state.now = None, replace(HEALTHY, nats=NatsHealth(connected=False, reason="gone"))
+    assert (await web.get("/")).text.count(mark) == 5
+    assert "No watch matched when the streams were last read." in (await web.get("/?q=nothing-like-it")).text
+
+
+async def test_a_watch_of_a_vcenter_that_does_not_answer_says_so_in_its_row(
+    web: httpx.AsyncClient, feed: FakeFeed, state: FakeState
+) -> None:
+    assert feed.board
+    feed.board.apply_event(event("1", kind="progress"), "x")
+    row = 'lab <span class="bad">✗ degraded</span>'
+    assert row not in (await web.get("/")).text
+    state.now = replace(HEALTHY, vcenters=(VCenterHealth("lab", "degraded", "no answer within 10 s"),))
+    assert row in (await web.get("/")).text
+
+
+async def test_what_needs_attention_is_counted_and_leads_to_its_rows(web: httpx.AsyncClient, feed: FakeFeed) -> None:
+    assert feed.board
+    assert "Needs attention" not in (await web.get("/")).text
+    feed.board.apply_event(event("1", kind="stalled"), "x")
+    feed.board.apply_event(event("2", kind="progress"), "x")
+    feed.board.apply_event(event("3", kind="completed", outcome="failed"), "x")
+    text = (await web.get("/")).text
+    assert 'href="/?q=&amp;vcenter=&amp;outcome=failed&amp;page=1#endings">1 failed</a>' in text
+    assert 'href="/?q=&amp;vcenter=&amp;status=stalled&amp;page=1#watches">1 stalled</a>' in text
+    chosen = (await web.get("/?status=stalled&outcome=succeeded&sort=-task")).text
+    watches = chosen.partition('<section id="watches"')[2].partition("</section>")[0]
+    assert ("task-1" in watches, "task-2" in watches) == (True, False)
+    assert watches.count('aria-current="true"') == 1
+    assert 'aria-sort="descending"' in watches
+    assert "None of the latest 1 endings matches." in chosen
+    assert '<option value="-task" selected>by task, reversed</option>' in chosen
+
+
+async def test_the_page_of_a_task_is_found_by_its_id_whatever_is_in_it(web: httpx.AsyncClient, feed: FakeFeed) -> None:
+    asked: list[tuple[str, str]] = []
+
+    async def read_timeline(vcenter: str, task: str) -> TaskTimeline:
+        asked.append((vcenter, task))
+        return TaskTimeline(Watch("w-1", vcenter, task, 1.0), ())
+
+    feed.read_timeline = read_timeline  # type: ignore[method-assign]
+    for task in ("task-1", "a/b", "52f9:com.vmware", "?a=b&c#d", "%2e", "ü ", "x" * 1024):
+        answer = await web.get(build_task_link("lab", task))
+        assert (answer.status_code, asked.pop()) == (200, ("lab", task))
+        assert f"{build_task_link('lab', task)}?format=json" in unescape(answer.text)
+    for path in ("/task/lab/", "/task/*/task-1", "/task/LAB/x", "/task/lab", "/task/lab/" + "x" * 1025):
+        assert (await web.get(path)).status_code == 404
+    assert asked == []
+    assert (await web.head("/task/lab/task-1")).status_code == 200
+    assert asked == []
+
+
+async def test_the_page_of_a_task_that_cannot_be_read_or_is_unknown_says_which(
+    web: httpx.AsyncClient, feed: FakeFeed
+) -> None:
+    for query in ("", "?format=json"):
+        answer = await web.get(f"/task/lab/task-1{query}")
+        assert (answer.status_code, "no answer" in answer.text) == (503, True)
+    assert answer.json()["events"] is None
+    feed.timeline = TaskTimeline(None, ())
+    assert (await web.get("/task/lab/task-1")).status_code == 404
+    unknown = await web.get("/task/lab/task-1?format=json")
+    assert (unknown.status_code, unknown.json()["events"], unknown.json()["trouble"]) == (404, [], None)
+    assert (feed.looks, feed.looking) == (0, 0)  # the board isn't read for it
+
+
+async def test_a_silent_stream_still_says_that_it_lives(
+    state: FakeState, feed: FakeFeed, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("task_bridge.web.live.KEEPALIVE_S", 0.2)
+    server = WebServer(build_web(state, feed), ANY_PORT)
+    await server.start()
+    viewer = await Viewer.of(server)
+    await viewer.told()
+    assert await viewer.told() == {}
+    viewer.writer.close()
+    await server.stop()
 
 
 async def test_nothing_is_read_for_probes(web: httpx.AsyncClient, feed: FakeFeed) -> None:

@@ -19,3 +19,8 @@ def truncate(text: object, width: int) -> str:
     """Return the text on one line, cut to `width` characters."""
     line = to_one_line(text)
     return line if len(line) <= width else line[: max(width - 1, 0)] + "…"
+
+
+def to_printable_lines(text: str) -> str:
+    """Return the text with its line feeds, and without other unprintable characters."""
+    return "".join(char if char.isprintable() or char == "\n" else "\N{REPLACEMENT CHARACTER}" for char in text)

@@ -10,7 +10,7 @@ import asyncio
 import contextlib
 import itertools
 from collections import Counter
-from collections.abc import Coroutine, Iterator
+from collections.abc import AsyncIterator, Coroutine, Iterator
 from contextlib import aclosing, contextmanager
 
 import nats.errors
@@ -19,9 +19,10 @@ from nats.aio.client import Client
 from nats.js.api import StreamState
 
 from ..domain.board import MAX_ENDINGS, MAX_ROWS, PAGE_ROWS, WatchBoard, WatchRow
-from ..domain.errors import BridgeError
+from ..domain.errors import BridgeError, NatsUnavailable
 from ..domain.events import from_cloudevent
 from ..domain.subjects import SubjectNames
+from ..domain.timeline import TaskTimeline
 from ..domain.watch import Watch
 from ..settings import NatsSettings
 from .connect import connect
@@ -29,6 +30,7 @@ from .connection import INBOX
 from .nats_py_workarounds import cancel_and_wait
 from .stream_reader import StreamReader
 from .streams import StoredMessage, Streams, translate_errors
+from .timeline_reader import read_timeline
 from .watch_store import decode_watch
 
 log = structlog.get_logger(__name__)
@@ -38,6 +40,9 @@ LINGER_S = 20.0
 """How long it goes on without viewers: a page without scripts reloads every ten seconds."""
 REREAD_S = 30.0
 _PAGE_MESSAGES, _CONCURRENT_READS = 1000, 50
+_CONCURRENT_TIMELINES = 2
+"""They may hold 8 MiB each."""
+_OUTAGES = (BridgeError, nats.errors.Error, OSError, TimeoutError)
 _CONNECTION = {"allow_reconnect": False, "ping_interval": 5, "max_outstanding_pings": 2}
 
 
@@ -52,6 +57,7 @@ class BoardReader:
         self._viewers = 0
         self._reading: asyncio.Task[None] | None = None
         self._stop_timer: asyncio.TimerHandle | None = None
+        self._timeline_slots = asyncio.Semaphore(_CONCURRENT_TIMELINES)
 
     @contextmanager
     def keep_current(self) -> Iterator[None]:
@@ -76,6 +82,23 @@ class BoardReader:
         if reading is not None:
             await cancel_and_wait(reading)
 
+    async def read_timeline(self, vcenter: str, task: str) -> TaskTimeline:
+        """Return what is stored about a task, over a connection for this read alone. Raises NatsUnavailable."""
+        try:
+            async with self._timeline_slots, self._connect("task-bridge task page") as client:
+                return await read_timeline(Streams(client, self._settings.js_domain), self._names, vcenter, task)
+        except _OUTAGES as error:
+            raise NatsUnavailable(str(error) or type(error).__name__) from error
+
+    @contextlib.asynccontextmanager
+    async def _connect(self, name: str) -> AsyncIterator[Client]:
+        client = await connect(self._settings, CONNECT_S, inbox=INBOX, name=name, **_CONNECTION)
+        try:
+            yield client
+        finally:
+            with contextlib.suppress(nats.errors.Error, OSError, TimeoutError):
+                await client.close()
+
     def _stop(self) -> None:
         if self._stop_timer is not None:
             self._stop_timer.cancel()
@@ -88,7 +111,7 @@ class BoardReader:
         while True:
             try:
                 await self._read_until_failure()
-            except (BridgeError, nats.errors.Error, OSError, TimeoutError) as error:
+            except _OUTAGES as error:
                 self.trouble = str(error) or type(error).__name__
                 log.debug("board_not_current", reason=self.trouble)
             except Exception as error:
@@ -97,15 +120,11 @@ class BoardReader:
             await asyncio.sleep(PAUSE_S)
 
     async def _read_until_failure(self) -> None:
-        client = await connect(self._settings, CONNECT_S, inbox=INBOX, name="task-bridge board", **_CONNECTION)
-        try:
+        async with self._connect("task-bridge board") as client:
             reader = _BoardUpdater(client, Streams(client, self._settings.js_domain), self._names)
             state = await reader.read_watches()
             self.board, self.trouble = reader.board, None
             await _run_until_one_fails(reader.follow_events(state.last_seq + 1), reader.read_history(state))
-        finally:
-            with contextlib.suppress(nats.errors.Error, OSError, TimeoutError):
-                await client.close()
 
 
 class _BoardUpdater:
@@ -162,6 +181,7 @@ class _BoardUpdater:
                 subjects = f"{self._names.watches}.{vcenter}.*"
                 unlisted[vcenter] = await self._count(self._names.watches_stream, subjects) - listed
         self.board.finish_refresh(rows, +unlisted)
+        self.board.all_listed = self.board.all_listed or not remaining or limit >= MAX_ROWS
 
     async def _count(self, stream: str, subjects: str, after: int = 0) -> int:
         """Return how many messages of `subjects` the stream has behind sequence `after`."""
@@ -208,7 +228,7 @@ class _BoardUpdater:
         return endings
 
     def _apply(self, stored: StoredMessage) -> None:
-        event = from_cloudevent(stored.body, stalled_reported=False)
+        event = from_cloudevent(stored.body, stalled_reported="Bridge-Stalled" in stored.headers)
         if event is not None:
             self.board.apply_event(event, stored.headers.get("Bridge-Instance", ""))
 

@@ -12,6 +12,7 @@ from .. import __version__
 from ..domain.board import WatchBoard
 from ..domain.clock import describe_difference
 from ..domain.follows.event import FollowReport
+from ..domain.timeline import TaskTimeline
 
 Readiness = Literal["ok", "degraded", "unready"]
 
@@ -174,6 +175,10 @@ class BoardSource(Protocol):
 
     def keep_current(self) -> AbstractContextManager[None]:
         """Keep the board up to date while the context is entered."""
+        ...
+
+    async def read_timeline(self, vcenter: str, task: str) -> TaskTimeline:
+        """Return what is stored about a task. Raises NatsUnavailable."""
         ...
 
 

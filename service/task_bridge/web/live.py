@@ -20,7 +20,7 @@ TICK_S, UPDATE_INTERVAL_S = 0.25, 1.0
 MAX_CPU_SHARE = 0.1
 """Share of one core for all viewers together. When it is not enough, they get updates less often."""
 KEEPALIVE_S = 15.0
-"""Silence after which a comment is sent: it shows both sides that the connection still works."""
+"""Silence after which a message without changes is sent: it shows both sides that the connection still works."""
 SEND_TIMEOUT_S = 20.0
 _RETRY = b"retry: 2000\n\n"
 
@@ -77,8 +77,8 @@ class LiveStream(Response):
                 chunk += self._render_changes()
                 render_s = loop.time() - now
                 next_update = now + max(UPDATE_INTERVAL_S, render_s * self._viewers.count / MAX_CPU_SHARE)
-            if now - last_sent >= KEEPALIVE_S:
-                chunk += b":\n\n"
+            if not chunk and now - last_sent >= KEEPALIVE_S:
+                chunk += _build_message(self._read_view().now, {})
             if chunk:
                 send_timeout.reschedule(now + SEND_TIMEOUT_S)
                 await send({"type": "http.response.body", "body": chunk, "more_body": True})
@@ -96,7 +96,11 @@ class LiveStream(Response):
         if not changes:
             return b""
         self._sent_sections.update(changes)
-        return b"data: " + msgspec.json.encode({"now": rfc3339(view.now), "parts": changes}) + b"\n\n"
+        return _build_message(view.now, changes)
+
+
+def _build_message(now: float, changes: dict[str, str]) -> bytes:
+    return b"data: " + msgspec.json.encode({"now": rfc3339(now), "parts": changes}) + b"\n\n"
 
 
 async def _wait_for_disconnect(receive: Receive) -> None:

@@ -15,7 +15,10 @@ from starlette.responses import HTMLResponse, JSONResponse, PlainTextResponse, R
 from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from ..domain.board import RowFilter
+from ..domain.board import SORT_KEYS, RowFilter
+from ..domain.errors import NatsUnavailable
+from ..domain.subjects import is_vcenter_name
+from . import export, task_page
 from .board import BoardRenderer, BoardView
 from .health import BoardSource, WebState, build_readiness
 from .live import LiveStream, Viewers
@@ -34,6 +37,7 @@ _HEADERS = {
 _ASSETS = {"board.css": "text/css", "board.js": "text/javascript", "board.svg": "image/svg+xml"}
 _FIRST_READ_S, _TICK_S = 3.0, 0.05
 _MAX_FILTER_LENGTH = 200
+_MAX_TASK_LENGTH = 1024
 
 
 def build_web(state: WebState, source: BoardSource, api: ASGIApp = refuse_all) -> ASGIApp:
@@ -43,6 +47,9 @@ def build_web(state: WebState, source: BoardSource, api: ASGIApp = refuse_all) -
         routes=[
             Route("/", pages.board),
             Route("/live", pages.live),
+            Route("/view.json", pages.view_json),
+            Route("/view.csv", pages.view_csv),
+            Route("/task/{vcenter}/{task:path}", pages.task),
             Route("/static/{name}", pages.asset),
             Route("/livez", pages.livez),
             Route("/readyz", pages.readyz),
@@ -61,6 +68,7 @@ class _Pages:
         self._state = state
         self._source = source
         self._renderer = BoardRenderer()
+        self._task_renderer = task_page.TaskPageRenderer()
         self._viewers = Viewers()
 
     async def board(self, request: Request) -> Response:
@@ -90,6 +98,51 @@ class _Pages:
             return Response(media_type="text/event-stream")
         row_filter = _parse_filter(request.query_params)
         return LiveStream(self._viewers, self._source, self._renderer, lambda: self._read_view(row_filter))
+
+    async def view_json(self, request: Request) -> Response:
+        chosen = await self._select_export(request)
+        if isinstance(chosen, Response):
+            return chosen
+        # In a thread: twenty thousand rows would hold up the event loop.
+        return Response(await asyncio.to_thread(export.build_json, chosen), media_type="application/json")
+
+    async def view_csv(self, request: Request) -> Response:
+        chosen = await self._select_export(request)
+        if isinstance(chosen, Response):
+            return chosen
+        headers = {"Content-Disposition": 'attachment; filename="watches.csv"'}
+        return Response(await asyncio.to_thread(export.build_csv, chosen), media_type="text/csv", headers=headers)
+
+    async def _select_export(self, request: Request) -> export.Export | Response:
+        """Return what a file shows, or 503 while nothing has been read."""
+        if request.method != "HEAD":
+            with self._source.keep_current():
+                await self._wait_for_first_read()
+        view = self._read_view(_parse_filter(request.query_params))
+        if view.board is None:
+            message = f"Being read: {view.stale_reason or 'not done yet'}. Try again.\n"
+            return PlainTextResponse(message, 503, headers={"Retry-After": "5"})
+        return export.select_export(view, view.board)
+
+    async def task(self, request: Request) -> Response:
+        vcenter, task = request.path_params["vcenter"], request.path_params["task"]
+        if not is_vcenter_name(vcenter) or not 0 < len(task) <= _MAX_TASK_LENGTH:
+            return PlainTextResponse("Not Found", 404)
+        if request.method == "HEAD":  # nothing is read for it
+            return Response(media_type="text/html")
+        view = await self._read_task(vcenter, task)
+        status = 503 if view.trouble else 200 if view.is_known else 404
+        if request.query_params.get("format") == "json":
+            return Response(task_page.build_json(view), status, media_type="application/json")
+        return HTMLResponse(self._task_renderer.render(view), status)
+
+    async def _read_task(self, vcenter: str, task: str) -> task_page.TaskView:
+        timeline, trouble = None, None
+        try:
+            timeline = await self._source.read_timeline(vcenter, task)
+        except NatsUnavailable as error:
+            trouble = str(error).rstrip(".")
+        return task_page.TaskView(self._state.health(), vcenter, task, timeline, trouble, self._state.server_time())
 
     def _read_view(self, row_filter: RowFilter) -> BoardView:
         source = self._source
@@ -124,7 +177,12 @@ def _read_asset(name: str) -> bytes:
 def _parse_filter(query: QueryParams) -> RowFilter:
     number = query.get("page", "1")
     page = int(number) if number.isascii() and number.isdigit() and len(number) < 8 else 1
-    return RowFilter(query.get("q", "")[:_MAX_FILTER_LENGTH], query.get("vcenter", "")[:_MAX_FILTER_LENGTH], page)
+    words, vcenter, status, outcome, sort = (
+        query.get(name, "")[:_MAX_FILTER_LENGTH] for name in ("q", "vcenter", "status", "outcome", "sort")
+    )
+    return RowFilter(
+        words, vcenter, page, status.lower(), outcome.lower(), sort if sort.removeprefix("-") in SORT_KEYS else ""
+    )
 
 
 class _Paths:

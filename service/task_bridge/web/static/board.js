@@ -1,17 +1,35 @@
-// Keeps the page up to date. The server sends the sections that changed; their rows are replaced one by one, so that
-// selected text and the reading position stay. Without this script the page reloads from time to time.
+// Keeps the pages up to date. The server sends the sections of the board that changed; their rows are replaced one by
+// one, so that selected text and the reading position stay. The page of a task is fetched again. Without this script the
+// pages reload from time to time.
 "use strict";
 
 const live = document.getElementById("live");
 const form = document.getElementById("filter");
 const receivedHtml = new WeakMap(); // row -> its HTML as received, without ages
+const SILENCE_MS = 40_000; // the bridge says something every 15 s
 let source = null;
+let shownView = location.search;
+let lastMessage = Date.now();
 let clockOffset = Date.now() - Date.parse(live.dataset.now); // this clock minus the bridge's, in ms
 let reconnectTimer = 0;
 
 function showConnection(text, away) {
   if (live.textContent !== text) live.textContent = text; // if unchanged, a screen reader must not repeat it
   live.classList.toggle("away", away);
+  for (const row of document.querySelectorAll("main tbody tr")) markStale(row, away);
+}
+
+// A row that the bridge has marked itself stays marked.
+function markStale(row, away) {
+  const mark = row.querySelector(".stale");
+  if (!away) return row.querySelector(".stale[data-by-script]")?.remove();
+  const cell = row.querySelector("td > div");
+  if (mark || !cell) return;
+  const added = document.createElement("span");
+  added.className = "stale";
+  added.dataset.byScript = "";
+  added.textContent = "stale";
+  cell.prepend(added);
 }
 
 function formatDuration(seconds) {
@@ -27,7 +45,7 @@ function updateAges() {
   for (const time of document.querySelectorAll("time")) {
     const text = formatDuration((now - Date.parse(time.dateTime)) / 1000);
     if (time.textContent !== text) time.textContent = text;
-    time.title = time.dateTime;
+    time.title ||= `${time.dateTime.replace("T", " ").replace(/\.\d+Z$/, " UTC")}, here ${new Date(time.dateTime).toLocaleString()}`;
   }
 }
 
@@ -53,6 +71,7 @@ function replaceRows(before, after) {
 
 function showSection(name, html) {
   const section = document.getElementById(name);
+  const focused = section.contains(document.activeElement) ? document.activeElement : null;
   const part = document.createElement("template");
   part.innerHTML = html; // escaped by the server
   const before = section.querySelectorAll("tbody"), after = part.content.querySelectorAll("tbody");
@@ -63,18 +82,22 @@ function showSection(name, html) {
       body.replaceWith(before[index]);
     });
   }
-  const focused = document.activeElement?.closest("a")?.getAttribute("href");
-  const inside = section.contains(document.activeElement);
+  const href = focused?.getAttribute("href");
   section.replaceChildren(part.content);
-  if (inside && focused) section.querySelector(`a[href="${CSS.escape(focused)}"]`)?.focus();
+  if (focused && section.contains(focused)) focused.focus();
+  else if (href) section.querySelector(`a[href="${CSS.escape(href)}"]`)?.focus();
 }
 
 function connect() {
   clearTimeout(reconnectTimer);
   source?.close();
+  lastMessage = Date.now();
+  shownView = location.search;
+  for (const link of document.querySelectorAll("[data-export]")) link.href = link.dataset.export + location.search;
   const opened = source = new EventSource("/live" + location.search);
   opened.onmessage = (message) => {
     const update = JSON.parse(message.data);
+    lastMessage = Date.now();
     clockOffset = Date.now() - Date.parse(update.now);
     for (const [name, html] of Object.entries(update.parts)) showSection(name, html);
     updateAges();
@@ -86,38 +109,139 @@ function connect() {
   };
 }
 
-function applyFilter() {
-  const parameters = new URLSearchParams();
-  for (const [name, value] of new FormData(form)) if (value) parameters.set(name, value);
+function reconnectAfterSilence() {
+  if (document.hidden || Date.now() - lastMessage < SILENCE_MS) return;
+  showConnection("Not live: the bridge is silent. Trying again.", true);
+  connect();
+}
+
+// The address holds the view: what the form doesn't show of it stays.
+function applyFilter(changed) {
+  const parameters = new URLSearchParams(location.search);
+  if (changed.name !== "page") form.elements.page.value = 1;
+  parameters.delete("page");
+  parameters.set(changed.name, changed.value);
+  if (parameters.get("page") === "1") parameters.delete("page");
+  for (const [name, value] of [...parameters]) if (!value) parameters.delete(name);
   const query = parameters.toString();
   history.replaceState(null, "", query ? `/?${query}` : "/");
   connect();
 }
 
-let typingTimer = 0;
-form.addEventListener("input", () => {
-  clearTimeout(typingTimer);
-  typingTimer = setTimeout(() => applyFilter(), 250);
-});
-form.addEventListener("submit", (event) => {
-  event.preventDefault();
-  clearTimeout(typingTimer);
-  applyFilter();
-});
-document.addEventListener("click", (event) => {
-  const link = event.target.closest("#watches nav a");
-  if (!link || event.ctrlKey || event.metaKey || event.shiftKey || event.button) return;
-  event.preventDefault();
+function openView(link) {
   history.pushState(null, "", link.href);
-  document.getElementById("watches").scrollIntoView();
+  const parameters = new URLSearchParams(location.search);
+  form.elements.page.value = parameters.get("page") ?? 1;
+  const sort = form.elements.sort, chosen = parameters.get("sort") ?? "";
+  if (![...sort.options].some((option) => option.value === chosen)) sort.add(new Option("by column", chosen));
+  sort.value = chosen;
   connect();
-});
-window.addEventListener("popstate", () => location.reload());
-document.addEventListener("visibilitychange", () => {
-  // The bridge reads nothing for a page that nobody sees.
-  if (document.hidden) { clearTimeout(reconnectTimer); source?.close(); } else connect();
-});
+}
 
+function startBoard() {
+  let typingTimer = 0;
+  form.addEventListener("input", (event) => {
+    clearTimeout(typingTimer);
+    typingTimer = setTimeout(() => applyFilter(event.target), 250);
+  });
+  form.addEventListener("submit", (event) => {
+    event.preventDefault();
+    clearTimeout(typingTimer);
+    const field = document.activeElement;
+    applyFilter(field?.form === form && field.name ? field : form.elements.q);
+  });
+  document.addEventListener("click", (event) => {
+    const link = event.target.closest('section a[href^="/?"]');
+    if (!link || event.ctrlKey || event.metaKey || event.shiftKey || event.button) return;
+    event.preventDefault();
+    openView(link);
+    const part = link.hash.slice(1) || (link.rel && "watches");
+    if (part) document.getElementById(part).scrollIntoView();
+  });
+  document.addEventListener("keydown", (event) => {
+    const isTyping = event.target.closest?.("input, select, textarea");
+    if (event.key !== "/" || isTyping || event.ctrlKey || event.metaKey || event.altKey) return;
+    event.preventDefault();
+    form.elements.q.focus();
+    form.elements.q.select();
+  });
+  window.addEventListener("popstate", () => {
+    if (location.search !== shownView) location.reload(); // not for a link to a part of the page
+  });
+  document.addEventListener("visibilitychange", () => {
+    // The bridge reads nothing for a page that nobody sees.
+    if (document.hidden) { clearTimeout(reconnectTimer); source?.close(); } else connect();
+  });
+  setInterval(reconnectAfterSilence, 5000);
+  connect();
+}
+
+// Returns whether more can come.
+async function fetchTask() {
+  const main = document.querySelector("main");
+  try {
+    const answer = await fetch(location.href, { headers: { Accept: "text/html" }, signal: AbortSignal.timeout(10_000) });
+    const page = new DOMParser().parseFromString(await answer.text(), "text/html"); // escaped by the server
+    const found = page.querySelector("main");
+    if (!found) throw new Error(answer.statusText);
+    if (answer.status === 503 && main.querySelector("#timeline")) throw new Error("not read"); // what was known stays
+    clockOffset = Date.now() - Date.parse(page.getElementById("live").dataset.now);
+    const isSelecting = !getSelection().isCollapsed; // a replaced text would lose its selection
+    if (!isSelecting && withoutAges(found) !== withoutAges(main)) replaceMain(main, found);
+    updateAges();
+    showConnection("Live.", false);
+    return found.dataset.ended === "no";
+  } catch {
+    showConnection("Not live: the bridge doesn't answer, or can't read the streams. Trying again.", true);
+    return true;
+  }
+}
+
+function replaceMain(before, after) {
+  const controls = (main) => [...main.querySelectorAll("a, button, summary, pre")];
+  const focused = controls(before).indexOf(document.activeElement);
+  const unfolded = before.querySelector("details")?.open;
+  if (unfolded) after.querySelector("details")?.setAttribute("open", "");
+  before.replaceWith(after);
+  controls(after)[focused]?.focus();
+}
+
+function withoutAges(main) {
+  const copy = main.cloneNode(true);
+  for (const time of copy.querySelectorAll("time")) { time.textContent = ""; time.removeAttribute("title"); }
+  for (const details of copy.querySelectorAll("details")) details.removeAttribute("open");
+  for (const mark of copy.querySelectorAll("[data-by-script]")) mark.remove();
+  return copy.innerHTML;
+}
+
+async function followTask() {
+  const mayChange = document.hidden || await fetchTask();
+  if (mayChange) setTimeout(followTask, 5000);
+  else showConnection("Ended.", false);
+}
+
+async function copyText(button) {
+  const text = button.dataset.copy;
+  try {
+    await navigator.clipboard.writeText(text);
+  } catch { // not allowed, as on a page by plain HTTP from another host
+    const field = document.createElement("textarea");
+    field.value = text;
+    document.body.append(field);
+    field.select();
+    document.execCommand("copy");
+    field.remove();
+    button.focus();
+  }
+  button.textContent = "Copied";
+  setTimeout(() => { button.textContent = "Copy"; }, 2000);
+}
+
+document.addEventListener("click", (event) => {
+  const button = event.target.closest("button[data-copy]");
+  if (button) copyText(button);
+});
 document.documentElement.classList.add("live");
+updateAges();
 setInterval(updateAges, 1000);
-connect();
+if (form) startBoard(); else followTask();
