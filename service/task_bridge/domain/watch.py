@@ -198,15 +198,15 @@ def record_poll(view: TaskView, last: Event | None, task: Task, now: float) -> N
     """Record a successful poll of `task` in the view. While it runs, the newest `extra` is kept."""
     if task.extra is None and view.task is not None and view.task.extra is not None and not task.ended:
         task = msgspec.structs.replace(task, extra=view.task.extra)
+    is_untold_extra = last is not None and _is_extra_change(last, last.data.extra, task)
     if view.task:
-        changed, other_extra = _is_change(view.task, task), _is_extra_change(last, view.task.extra, task)
+        changed = _is_change(view.task, task) or _is_extra_change(last, view.task.extra, task)
     else:
-        changed = last is None or _is_change_since_event(last.data, task)
-        other_extra = last is not None and _is_extra_change(last, last.data.extra, task)
-    if changed or other_extra:
+        changed = last is None or _is_change_since_event(last.data, task) or is_untold_extra
+    if changed:
         view.changed_at = round(now, 3)
-    if other_extra and last is not None:  # even in the same millisecond it came after the event
-        view.changed_at = max(view.changed_at, round(last.time + 0.001, 3))
+        if is_untold_extra and last is not None:  # even in the same millisecond it came after the event
+            view.changed_at = max(view.changed_at, round(last.time + 0.001, 3))
     view.task, view.polled_at, view.absence, view.answer = task, now, None, None
 
 
