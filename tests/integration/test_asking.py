@@ -72,8 +72,8 @@ def named(lab: Lab, name: str, number: int) -> SimulatedTarget:
 @pytest.mark.timeout(150)  # it starts a process beside others that do
 @pytest.mark.parametrize("columns", [80, 200])
 async def test_watch_lines_its_columns_up_and_counts(lab: Lab, columns: int) -> None:
-    good = [lab.vcenter.create(scenarios.runs_forever(), target=named(lab, f"web{n}", n)) for n in range(3)]
-    bad = lab.vcenter.create(scenarios.runs_forever(), target=named(lab, "db1", 9))
+    good = [lab.vcenter.create(scenarios.succeeds(after_s=60), target=named(lab, f"web{n}", n)) for n in range(3)]
+    bad = lab.vcenter.create(scenarios.succeeds(after_s=60), target=named(lab, "db1", 9))
     terminal = Terminal(lab, columns)
     async with lab.bridge():
         watching = asyncio.create_task(terminal.run("watch", *good, bad))
