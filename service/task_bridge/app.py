@@ -22,6 +22,7 @@ from .domain.errors import CannotStart, NatsUnavailable
 from .domain.follows.order import Follow
 from .domain.requests import VCenterRouting
 from .domain.subjects import SubjectNames
+from .domain.vcenter_state import VCenterReport
 from .domain.watch import Policy, Watch
 from .follower import Follower
 from .jetstream.api import Api
@@ -227,7 +228,7 @@ class Bridge:
             watcher,
             self._sources,
             own_follows=follower.reports,
-            own_vcenters=lambda: {name: source.report_state() for name, source in self._sources.items()},
+            own_state=self._own_state,
             ack_wait_s=lambda: monitor.ack_wait_s,
         )
         follow_ownership = Ownership(
@@ -288,6 +289,10 @@ class Bridge:
             follow_ownership=follow_ownership,
             replicas=replicas,
         )
+
+    def _own_state(self, vcenter: str) -> VCenterReport | None:
+        source = self._sources.get(vcenter)
+        return None if source is None else source.report_state()
 
     def _source_of(self, vcenter: str) -> str:
         """Return what events carry as their source: the vCenter's URL."""

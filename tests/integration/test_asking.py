@@ -53,7 +53,7 @@ class Terminal:
             *command, env=self._environment | more, stdin=secondary, stdout=secondary, stderr=secondary
         )
         os.close(secondary)
-        async with asyncio.timeout(40):
+        async with asyncio.timeout(100):
             await asyncio.to_thread(self._read, primary)
             return await process.wait()
 
@@ -69,16 +69,17 @@ def named(lab: Lab, name: str, number: int) -> SimulatedTarget:
     return vm
 
 
+@pytest.mark.timeout(150)  # it starts a process beside others that do
 @pytest.mark.parametrize("columns", [80, 200])
 async def test_watch_lines_its_columns_up_and_counts(lab: Lab, columns: int) -> None:
-    good = [lab.vcenter.create(scenarios.runs_forever(), target=named(lab, f"web{n}", n)) for n in range(3)]
-    bad = lab.vcenter.create(scenarios.runs_forever(), target=named(lab, "db1", 9))
+    good = [lab.vcenter.create(scenarios.succeeds(after_s=60), target=named(lab, f"web{n}", n)) for n in range(3)]
+    bad = lab.vcenter.create(scenarios.succeeds(after_s=60), target=named(lab, "db1", 9))
     terminal = Terminal(lab, columns)
     async with lab.bridge():
         watching = asyncio.create_task(terminal.run("watch", *good, bad))
-        await until(lambda: all(f"apply {name} " in terminal.text for name in ("web0", "web1", "web2", "db1")))
+        await until(lambda: all(f"apply {name} " in terminal.text for name in ("web0", "web1", "web2", "db1")), 45)
         lab.vcenter.set(bad, status="FAILED")
-        await until(lambda: "3 running, 1 failed" in terminal.text)
+        await until(lambda: "3 running, 1 failed" in terminal.text, 45)
         for task in good:
             lab.vcenter.set(task, status="SUCCEEDED")
         code = await watching

@@ -148,7 +148,7 @@ class TestProvision:
         code, out, _ = await ran("provision", "--print", directory=tmp_path, environment=given)
         assert (code, len(out)) == (0, 12)
         assert all(line.startswith("nats --js-domain=hub ") for line in out)
-        assert out[8] == (
+        assert out[10] == (
             "nats --js-domain=hub stream add VCENTER_TASKS_EVENTS '--description=Events of watched tasks, and "
             "rejections' '--subjects=vcenter.tasks.internal.put.>' --subjects=vcenter.tasks.rejected "
             "'--subjects=vcenter.tasks.follows.>' --retention=limits --storage=file --discard=old --replicas=3 "

@@ -21,12 +21,13 @@ _HELP_OPTIONS = {"help_option_names": ["-h", "--help"]}
 
 
 class _Command(NamedTuple):
-    """Where a subcommand is, and the first line of its help. `asks`: it talks to a bridge over NATS."""
+    """Where a subcommand is, and the first line of its help. `asks`: it talks to a bridge; `nats`: to NATS alone."""
 
     module: str
     function: str
     help: str
     asks: bool = False
+    nats: bool = False
 
 
 COMMANDS = {
@@ -78,11 +79,13 @@ COMMANDS = {
         "operator_commands",
         "provision",
         "Create the streams, consumers and bucket; list any difference from the settings, then apply it.",
+        nats=True,
     ),
     "check": _Command(
         "operator_commands",
         "check",
         "Check everything that the bridge depends on: one line each, with the fix if it fails.",
+        nats=True,
     ),
     "token": _Command(
         "token_command",
@@ -110,9 +113,9 @@ class LazyGroup(TyperGroup):
 
 def load_command(name: str) -> Any:
     """Return the subcommand, imported."""
-    module, function, _, asks = COMMANDS[name]
+    module, function, _, asks, nats = COMMANDS[name]
     command_class: type[TyperCommand] = TyperCommand
-    if asks:
+    if asks or nats:
         from .nats_options import AskingCommand  # noqa: PLC0415 - the other commands don't need it
 
         command_class = AskingCommand

@@ -124,6 +124,7 @@ async def _select_events(
     """Yield the stored events, of them the newest `tail`, and with `follow` those that come."""
     if tail is not None:
         newest: deque[StoredCloudEvent] = deque(maxlen=tail)
+        began = time.time()
         async with contextlib.aclosing(bridge.stored_events(**selection)) as stored_events:
             async for stored in stored_events:
                 newest.append(stored)
@@ -131,7 +132,7 @@ async def _select_events(
             yield stored
         if not follow:
             return
-        last = newest[-1].event.time if newest else time.time()
+        last = newest[-1].event.time if newest else began
         selection = selection | {"since": datetime.fromtimestamp(last, UTC)}
     shown = {stored.event.id for stored in newest} if tail is not None else set()
     async with contextlib.aclosing(bridge.stored_events(**selection, follow=follow)) as stored_events:
