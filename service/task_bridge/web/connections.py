@@ -11,6 +11,7 @@ import ipaddress
 import socket
 from typing import Any
 
+import h11
 from starlette.datastructures import Headers
 from starlette.responses import PlainTextResponse
 from starlette.types import ASGIApp, Receive, Scope, Send
@@ -103,6 +104,16 @@ class LimitedProtocol(H11Protocol):
     def on_response_complete(self) -> None:
         super().on_response_complete()
         self._update_deadline()
+
+    def send_400_response(self, msg: str) -> None:
+        """Refuse what isn't HTTP. uvicorn (0.54) fails if an answer has begun, and if one begins afterwards."""
+        if self.cycle is not None and not self.cycle.response_complete:
+            self.cycle.disconnected = True
+            self.cycle.message_event.set()
+        if self.conn.our_state in (h11.IDLE, h11.SEND_RESPONSE):
+            super().send_400_response(msg)
+        else:
+            self.transport.close()
 
     def _update_deadline(self) -> None:
         """Keep a deadline as long as no request is being answered."""
