@@ -14,7 +14,7 @@ _PATHS = (
     *("/v1/events?kind=completd", "/v1/events?since=1e999", "/v1/events?watch=%0d%0a", "/v1/openapi.json", "/"),
     *("http://localhost/v1/watch", "http://evil/v1/watch", "/" + "a" * 20_000, "/v1/watch?" + "x=y&" * 5_000),
 )
-_METHODS = (*("POST",) * 6, "GET", "HEAD", "PUT", "DELETE", "OPTIONS", "TRACE", "CONNECT", "POST\x00", "p", "")
+_METHODS = (*("POST",) * 25, "GET", "HEAD", "PUT", "DELETE", "OPTIONS", "TRACE", "CONNECT", "POST\x00", "p", "")
 _GUESSES = (
     *("", "Bearer", "Bearer ", "Bearer *", "Bearer null", "Basic ZnV6ejpzZWNyZXQ=", "Bearer fuzz-secre", "bearer\tx"),
     *(
@@ -53,11 +53,11 @@ def request(random: Random, task: str) -> bytes:
     headers = ["Host: localhost"] if random.random() < 0.97 else []
     headers += [f"Authorization: Bearer {TOKEN}"] if random.random() < 0.7 else []
     headers += [f"Authorization: {random.choice(_GUESSES)}"] if random.random() < 0.2 else []
-    headers += random.choices(_ODD_HEADERS, k=random.choice((0, 0, 0, 1, 2)))
+    headers += random.choices(_ODD_HEADERS, k=random.choice((0, 0, 0, 0, 0, 1, 2)))
     if random.random() < 0.9:
         headers.append(f"Content-Length: {len(body)}")
     random.shuffle(headers)
-    version = random.choice(("1.1", "1.1", "1.1", "1.0", "2.0", "9"))
+    version = random.choice((*("1.1",) * 20, "1.0", "2.0", "9"))
     start = f"{random.choice(_METHODS)} {random.choice(_PATHS)} HTTP/{version}"
     sent = "\r\n".join((start, *headers, "", "")).encode("latin-1") + body
     if random.random() < 0.1:
