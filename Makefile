@@ -66,7 +66,7 @@ soak: setup #: Watch 300 tasks a second for as long as you want: MINUTES=30
 chaos: setup $(VENV)/oldest/ready #: Run seeded rounds of kills, outages and races, judged by a checker: ROUNDS=10 SEED=7 R=1 or 3
 	PYTHONPATH=tests $(BIN)/python -m chaos.rounds
 
-fuzz: setup #: Send 100,000 hostile requests to a bridge, and 20,000 messages by a raw socket: COUNT=1000 SEED=7
+fuzz: setup #: Send 100,000 hostile requests to a bridge, and 20,000 messages and 5,000 HTTP requests by raw sockets: COUNT=1000 SEED=7
 	@PYTHONPATH=tests $(BIN)/python -m fuzz
 
 audit: setup #: Look for known vulnerabilities of the locked dependencies; needs the package index

@@ -24,6 +24,8 @@ async def main(count: int, seed: int) -> None:
                 spent_s = time.monotonic() - began
                 print(f"{min(done + BATCH, count):>7,} of {count:,} after {spent_s:.0f} s", flush=True)
             await attack.settled(within_s=600)
+            await attack.make_http(count // 20)
+            await attack.crowd(2_000)
             await attack.nothing_leaked()
     tell(attack)
 

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import re
 import time
 from collections import Counter
 from random import Random
 from typing import Any
+from urllib.parse import urlsplit
 
 import httpx
 import nats.errors
 from nats.aio.client import Client
 
-from fuzz import hostile, raw_bytes
+from fuzz import hostile, raw_bytes, raw_http
 from lab import EVENTS, PREFIX, BridgeProcess, Lab
 from raw_nats import MessageRefused, Raw, raw_connection
 from task_bridge.client import TaskBridge
@@ -27,6 +29,7 @@ from validity import check_event, check_reply
 VERBS = ("watch", "get", "list", "unwatch", "cancel")
 AT_ONCE = 50
 ANSWER_S = 30.0
+HTTP_ANSWER_S = 1.0
 _STORED = re.compile(
     r"vcenter\.tasks\.(rejected|events\.lab\.[A-Za-z0-9%~:_-]+"
     r"\.(watching|status|progress|stalled|(completed|abandoned)\.[a-z_]+))"
@@ -118,6 +121,51 @@ class Attack:
         self._watched += b".api.watch" in subject and not subject.endswith(b" $JS")
         self.outcomes["raw"] += 1
         return reply if answered else None
+
+    async def make_http(self, count: int) -> None:
+        """Send requests over HTTP that no client library would. Then the bridge must be there as before.
+
+        Which of them were served isn't known, so this comes after `settled`.
+        """
+        remaining = iter(range(count))
+
+        async def send() -> None:
+            for _ in remaining:
+                sent = raw_http.request(self._random, self._random.choice(self._tasks))
+                status = await self._send_http(sent)
+                self.outcomes[f"http {status or 'without an answer'}"] += 1
+                assert status != 500, sent[:2000]
+
+        await asyncio.gather(*(send() for _ in range(AT_ONCE)))
+        await self.probe()
+
+    async def _send_http(self, sent: bytes) -> int | None:
+        """Return the status of the answer, None if there is none."""
+        reader, writer = await asyncio.open_connection("127.0.0.1", urlsplit(self._http).port)
+        try:
+            writer.write(sent)
+            async with asyncio.timeout(HTTP_ANSWER_S):
+                line = await reader.readline()
+        except OSError:  # TimeoutError too: what isn't whole isn't answered for ten seconds
+            return None
+        finally:
+            writer.close()
+            with contextlib.suppress(OSError):
+                await writer.wait_closed()
+        return int(line.split()[1]) if line else None
+
+    async def crowd(self, count: int) -> None:
+        """Hold so many connections with half of a body at once. Then the bridge must be there as before."""
+        half = f"POST /v1/watch HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer {raw_http.TOKEN}\r\n"
+        opening = [asyncio.open_connection("127.0.0.1", urlsplit(self._http).port) for _ in range(count)]
+        opened = [one for one in await asyncio.gather(*opening, return_exceptions=True) if isinstance(one, tuple)]
+        try:
+            for _, writer in opened:
+                writer.write(half.encode() + b"Content-Length: 100\r\n\r\n{")
+            await self.probe()
+        finally:
+            for _, writer in opened:
+                writer.close()
 
     async def probe(self) -> None:
         """A watch must end as its task, over a connection that the bridge never lost."""

@@ -7,8 +7,10 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
+from fuzz import raw_http
 from fuzz.run import Attack
 from lab import BridgeProcess, lab_in
+from task_bridge.domain.access import hash_token
 
 _QUICK = {
     "BRIDGE_NOT_FOUND_GRACE": "200ms",
@@ -21,7 +23,9 @@ _QUICK = {
 async def attacked(directory: Path, seed: int) -> AsyncIterator[Attack]:
     """The bridge lives on, and ends as it is told to, whatever it was sent."""
     async with lab_in(directory) as lab:
-        bridge = BridgeProcess(lab.environment(**_QUICK), directory)
+        tokens = directory / "tokens"
+        tokens.write_text(f"fuzz {hash_token(raw_http.TOKEN.encode())} *\nno line\n")
+        bridge = BridgeProcess(lab.environment(**_QUICK, BRIDGE_HTTP_TOKENS_FILE=str(tokens)), directory)
         await bridge.start()
         try:
             await bridge.ready(60)

@@ -17,8 +17,11 @@ async def test_hostile_requests_are_answered_or_rejected_and_leak_nowhere(tmp_pa
         await attack.make(600)
         await attack.make_raw(400)
         await attack.settled(within_s=30)
+        await attack.make_http(400)
+        await attack.crowd(300)
         await attack.nothing_leaked()
     assert attack.outcomes["rejected"] > 50
+    assert {"http 200", "http 400", "http 401", "http 404", "http 413"} <= attack.outcomes.keys()
     assert attack.outcomes["watch ok"] > 20
 
 

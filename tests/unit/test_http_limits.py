@@ -233,6 +233,21 @@ async def test_requests_behind_each_other_are_each_checked(stage: Stage) -> None
         assert found == [200, 401, 200]
 
 
+@pytest.mark.parametrize("path", ["/v1/list", "/v1/nothing", "/v1/events"])
+@pytest.mark.parametrize("garbage", [b"\x00\r\n\r\n", b"2\r\n{}\r\nzz\r\n"])
+async def test_what_is_no_http_behind_a_request_fails_nothing(
+    stage: Stage, path: str, garbage: bytes, caplog: pytest.LogCaptureFixture
+) -> None:
+    stage.feed.quiet.clear()
+    async with connected(stage.port) as (reader, writer):
+        method = "GET" if path == "/v1/events" else "POST"
+        chunked = () if garbage[0] == 0 else ("Transfer-Encoding: chunked",)
+        writer.write(head(*chunked, path=path, method=method) + garbage)
+        with contextlib.suppress(ConnectionError, TimeoutError):
+            await asyncio.wait_for(reader.read(), 0.5)
+    assert not [record for record in caplog.records if record.levelname == "ERROR"]
+
+
 async def test_a_reader_who_takes_nothing_costs_no_more_than_his_buffers(stage: Stage) -> None:
     async with connected(stage.port, limit=1024) as (reader, writer):
         writer.write(head(path="/v1/events", method="GET"))

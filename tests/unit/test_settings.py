@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from credentials import nkey
+from credentials import Authority, nkey
 from task_bridge.domain.errors import CannotStart
 from task_bridge.settings import Listen, Settings, VCenterSettings, load
 from task_bridge.settings.loader import variable_names
@@ -545,3 +545,35 @@ def test_the_example_tells_every_setting_with_its_default_and_meaning() -> None:
 
 def test_the_example_can_be_used_as_it_stands() -> None:
     assert load({}, env_file=EXAMPLE).warnings == ()
+
+
+def test_the_api_over_http_is_off_unless_it_has_a_file_of_tokens(tmp_path: Path) -> None:
+    assert load(LAB).http_tokens_file is None
+    file = tmp_path / "tokens"
+    (mistake,) = mistakes_with(BRIDGE_HTTP_TOKENS_FILE=str(file))
+    assert mistake == "BRIDGE_HTTP_TOKENS_FILE: can't be read: No such file or directory"
+    file.touch()  # nobody has a token yet
+    settings = load({**LAB, "BRIDGE_HTTP_TOKENS_FILE": str(file)})
+    assert (settings.http_tokens_file, settings.http_insecure_tokens, settings.warnings) == (file, False, ())
+
+
+def test_the_certificate_of_http_needs_its_own_key(tmp_path: Path) -> None:
+    authority = Authority(tmp_path)
+    pair, other = authority.pair("bridge"), authority.pair("other")
+    given = {"BRIDGE_HTTP_TLS_CERT_FILE": str(pair.certificate)}
+    (mistake,) = mistakes_with(**given)
+    assert mistake.startswith("BRIDGE_HTTP_TLS_KEY_FILE: missing")
+    (mistake,) = mistakes_with(**given, BRIDGE_HTTP_TLS_KEY_FILE=str(other.key))
+    assert "must be the key of BRIDGE_HTTP_TLS_CERT_FILE" in mistake
+    settings = load({**LAB, **given, "BRIDGE_HTTP_TLS_KEY_FILE": str(pair.key)})
+    assert (settings.http_tls_cert_file, settings.http_tls_key_file) == (pair.certificate, pair.key)
+
+
+def test_risks_of_the_api_over_http_are_warned_of(tmp_path: Path) -> None:
+    file = tmp_path / "tokens"
+    file.touch()
+    given = {"BRIDGE_HTTP_TOKENS_FILE": str(file), "BRIDGE_HTTP_INSECURE_TOKENS": "true", "BRIDGE_HTTP_LISTEN": "off"}
+    assert [warning.partition(":")[0] for warning in load({**LAB, **given}).warnings] == [
+        "BRIDGE_HTTP_TOKENS_FILE",
+        "BRIDGE_HTTP_INSECURE_TOKENS",
+    ]

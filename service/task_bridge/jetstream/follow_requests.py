@@ -26,7 +26,7 @@ async def admit_follow_request(context: RequestContext, stalled_after_s: float, 
     stored_at, sequence = message.metadata.timestamp.timestamp(), message.metadata.sequence.stream
     follow_id = f"{int(stored_at * 1000)}-{sequence}"
     admission = await _admit(context, request, vcenter, stored_at, follow_id, stalled_after_s, message.headers)
-    log.info("follow_request", outcome=admission.outcome, **admission.follow.log_keys)
+    log.info("follow_request", outcome=admission.outcome, **admission.follow.log_keys, by=None)
 
 
 async def admit_follow(
@@ -73,7 +73,7 @@ async def follow_as_configured(
         if request is not None:
             request = request.model_copy(update={"vcenter": vcenter})
             admission = await admit_follow(context, stalled_after_s, request, None)
-            log.info("follow_request", outcome=admission.outcome, **admission.follow.log_keys)
+            log.info("follow_request", outcome=admission.outcome, **admission.follow.log_keys, by=None)
         elif await context.follows.read(vcenter, CONFIGURED_FOLLOW) is not None:
             cure = f"task-bridge unfollow {CONFIGURED_FOLLOW} --vcenter {vcenter}"
             log.warning("follow_not_configured", vcenter=vcenter, follow=CONFIGURED_FOLLOW, cure=cure)

@@ -254,7 +254,10 @@ class RequestConsumer:
         await self._finish(key, TERM)
         self._context.metrics.requests.labels("rejected").inc()
         self._context.metrics.rejected.labels(refused.code).inc()
-        log.info("request", outcome="rejected", code=refused.code, reason=refused.message, request=key)
+        verb = self._queue.subject.rpartition(".")[2]
+        log.info(
+            "request", verb=verb, outcome="rejected", code=refused.code, reason=refused.message, request=key, by=None
+        )
 
 
 class UnknownVCenter(Exception):  # noqa: N818 - no failure: another replica may know it
@@ -309,7 +312,8 @@ async def admit_watch_request(context: RequestContext, stalled_after_s: float, m
         admission = await context.watches.admit(watch)
     if admission.outcome != "accepted":  # the replica that takes the watch up counts and logs `accepted`
         context.metrics.requests.labels(admission.outcome).inc()
-        log.info("request", outcome=admission.outcome, **{**watch.log_keys, "watch": admission.watch.id})
+        keys = {**watch.log_keys, "watch": admission.watch.id}
+        log.info("request", verb="watch", outcome=admission.outcome, **keys, by=None)
 
 
 async def keep_raw_message(message: NatsMessage) -> Msg:
@@ -328,7 +332,7 @@ def report_first_take_over(context: RequestContext, watch: Watch, outcome: str) 
     """Count and log the outcome of the request for a watch that a replica took up: only this answers a stored one."""
     if watch.stored_request:
         context.metrics.requests.labels(outcome).inc()
-        log.info("request", outcome=outcome, **watch.log_keys)
+        log.info("request", verb="watch", outcome=outcome, **watch.log_keys, by=None)  # a stream keeps no sender
 
 
 async def quarantine_unreadable_watch(context: RequestContext, message: StoredMessage, reason: str) -> bool:

@@ -9,8 +9,9 @@ from __future__ import annotations
 import asyncio
 import ipaddress
 import socket
-from typing import Any
+from collections.abc import Callable, Collection
 
+import h11
 from starlette.datastructures import Headers
 from starlette.responses import PlainTextResponse
 from starlette.types import ASGIApp, Receive, Scope, Send
@@ -24,6 +25,7 @@ HEADERS_S = 10.0
 
 _HANDSHAKES = 16
 """Connections beyond MAX_CONNECTIONS that may do a TLS handshake, to be answered 503."""
+_ACCEPT_PAUSE_S = 0.1
 _UNREACHABLE_MS = 60_000
 """Time after which a connection ends whose other side takes nothing: it is gone, or reads no more."""
 
@@ -34,47 +36,11 @@ _REFUSAL = (
 
 
 class LimitedProtocol(H11Protocol):
-    """A connection that is closed if its headers are late, and refused with 503 above MAX_CONNECTIONS.
-
-    With a `certificate` it speaks TLS. uvicorn's own TLS would count a connection only after its handshake, and have
-    the certificate of the start.
-    """
+    """A connection that is closed if its headers are late, and refused with 503 above MAX_CONNECTIONS."""
 
     _deadline: asyncio.TimerHandle | None = None
 
-    def __init__(self, *args: Any, certificate: ServerCertificate | None = None, **options: Any) -> None:
-        super().__init__(*args, **options)
-        self._certificate = certificate
-        self._early_data = bytearray()
-        """Received right behind the handshake, before the task that waits for it went on."""
-
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        if self._certificate is None or transport.get_extra_info("sslcontext") is not None:
-            self._begin(transport)
-        elif len(self.connections) + len(self._certificate.handshakes) >= MAX_CONNECTIONS + _HANDSHAKES:
-            transport.abort()
-        else:
-            transport.pause_reading()
-            handshake = asyncio.create_task(self._start_tls(transport, self._certificate))
-            self._certificate.handshakes.add(handshake)
-            handshake.add_done_callback(self._certificate.handshakes.discard)
-
-    async def _start_tls(self, transport: asyncio.Transport, certificate: ServerCertificate) -> None:
-        try:
-            encrypted = await self.loop.start_tls(
-                transport, self, certificate.context(), server_side=True, ssl_handshake_timeout=HEADERS_S
-            )
-        except OSError:  # no TLS, or too late
-            transport.abort()
-            return
-        if encrypted is None or encrypted.is_closing():
-            return
-        self._begin(encrypted)
-        if self._early_data:
-            self.data_received(bytes(self._early_data))
-            self._early_data.clear()
-
-    def _begin(self, transport: asyncio.Transport) -> None:
         _limit_silence(transport)
         if len(self.connections) >= MAX_CONNECTIONS:
             self.transport = transport
@@ -93,8 +59,6 @@ class LimitedProtocol(H11Protocol):
     def data_received(self, data: bytes) -> None:
         if self in self.connections:
             super().data_received(data)
-        elif self._certificate is not None:
-            self._early_data += data
 
     def handle_events(self) -> None:
         super().handle_events()
@@ -103,6 +67,16 @@ class LimitedProtocol(H11Protocol):
     def on_response_complete(self) -> None:
         super().on_response_complete()
         self._update_deadline()
+
+    def send_400_response(self, msg: str) -> None:
+        """Refuse what isn't HTTP. uvicorn (0.54) fails if an answer has begun, and if one begins afterwards."""
+        if self.cycle is not None and not self.cycle.response_complete:
+            self.cycle.disconnected = True
+            self.cycle.message_event.set()
+        if self.conn.our_state in (h11.IDLE, h11.SEND_RESPONSE):
+            super().send_400_response(msg)
+        else:
+            self.transport.close()
 
     def _update_deadline(self) -> None:
         """Keep a deadline as long as no request is being answered."""
@@ -113,6 +87,48 @@ class LimitedProtocol(H11Protocol):
                 self._deadline = None
         elif self._deadline is None:
             self._deadline = self.loop.call_later(HEADERS_S, self.transport.abort)
+
+
+async def accept_tls(
+    listener: socket.socket,
+    create_protocol: Callable[[], LimitedProtocol],
+    connections: Collection[object],
+    certificate: ServerCertificate,
+) -> None:
+    """Accept connections that speak TLS, without end.
+
+    uvicorn's own TLS counts a connection only after its handshake, and keeps the certificate of the start.
+    """
+    loop = asyncio.get_running_loop()
+    handshakes: set[asyncio.Task[None]] = set()
+    try:
+        while True:
+            try:
+                connection, _ = await loop.sock_accept(listener)
+            except OSError:  # no file descriptor is free
+                await asyncio.sleep(_ACCEPT_PAUSE_S)
+                continue
+            if len(connections) + len(handshakes) >= MAX_CONNECTIONS + _HANDSHAKES:
+                connection.close()
+                continue
+            handshake = asyncio.create_task(_start_tls(connection, create_protocol, certificate))
+            handshakes.add(handshake)
+            handshake.add_done_callback(handshakes.discard)
+    finally:
+        for handshake in handshakes:
+            handshake.cancel()
+        listener.close()
+
+
+async def _start_tls(
+    connection: socket.socket, create_protocol: Callable[[], LimitedProtocol], certificate: ServerCertificate
+) -> None:
+    try:
+        await asyncio.get_running_loop().connect_accepted_socket(
+            create_protocol, connection, ssl=certificate.context(), ssl_handshake_timeout=HEADERS_S
+        )
+    except OSError:  # no TLS, or too late
+        connection.close()
 
 
 def _limit_silence(transport: asyncio.Transport) -> None:

@@ -9,7 +9,6 @@ import socket
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from functools import partial
-from typing import Any, cast
 
 import structlog
 import uvicorn
@@ -17,7 +16,7 @@ from starlette.types import ASGIApp
 
 from ..domain.errors import CannotStart
 from ..settings import Listen
-from .connections import LimitedProtocol, LoopbackHosts, is_loopback_name
+from .connections import LimitedProtocol, LoopbackHosts, accept_tls, is_loopback_name
 from .tls import ServerCertificate
 
 _log = structlog.stdlib.get_logger(__name__)
@@ -44,6 +43,7 @@ class WebServer:
         self._certificate = certificate
         self._server: _Server | None = None
         self._serve_task: asyncio.Task[None] | None = None
+        self._accept_task: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
         """Start to listen; return once connections are accepted. Raise CannotStart if the address can't be used."""
@@ -54,7 +54,7 @@ class WebServer:
         self.address = Listen(host, port)
         config = uvicorn.Config(
             LoopbackHosts(self._app) if is_loopback_name(host) else self._app,
-            http=cast(Any, partial(LimitedProtocol, certificate=self._certificate)),
+            http=LimitedProtocol,
             backlog=_BACKLOG,
             lifespan="off",
             ws="none",
@@ -65,7 +65,13 @@ class WebServer:
             timeout_graceful_shutdown=_GRACE_S,
         )
         self._server = _Server(config)
-        self._serve_task = asyncio.create_task(self._server.serve(sockets=[listener]), name="web")
+        sockets = [listener] if self._certificate is None else []
+        self._serve_task = asyncio.create_task(self._server.serve(sockets=sockets), name="web")
+        if self._certificate is not None:
+            listener.setblocking(False)
+            create = partial(LimitedProtocol, config=config, server_state=self._server.server_state, app_state={})
+            accepting = accept_tls(listener, create, self._server.server_state.connections, self._certificate)
+            self._accept_task = asyncio.create_task(accepting, name="web accepts")
         _log.info("http_listening", host=host, port=port, scheme="https" if self._certificate else "http")
 
     async def stop(self) -> None:
@@ -73,10 +79,10 @@ class WebServer:
         if self._server is None or self._serve_task is None:
             return
         self._server.should_exit = True
+        if self._accept_task is not None:
+            self._accept_task.cancel()
         await self._serve_task
         self._server.abort_connections()
-        for handshake in self._certificate.handshakes if self._certificate else ():
-            handshake.cancel()
         self.address = self._server = self._serve_task = None
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import ssl
 from pathlib import Path
 
@@ -14,11 +13,10 @@ log = structlog.get_logger(__name__)
 
 
 class ServerCertificate:
-    """A certificate and its key, as PEM files without a passphrase. `handshakes`: those that are going on with it."""
+    """A certificate and its key, as PEM files without a passphrase."""
 
     def __init__(self, certificate: Path, key: Path) -> None:
         self._files = certificate, key
-        self.handshakes: set[asyncio.Task[None]] = set()
         self._version: object = None
         self._context: ssl.SSLContext | None = None
         self._failures = FailureLog(log, "certificate_unreadable", "certificate_readable_again")
