@@ -82,7 +82,15 @@ def write_sbom(root: Path, wheel: Path, version: str, environment: Path, file: P
     subprocess.run([*pip, "install", "--no-deps", "--force-reinstall", wheel], check=True)
     subprocess.run([*pip, "uninstall", "--yes", "pip", "setuptools"], check=True, stderr=subprocess.DEVNULL)
     python = environment / "bin" / "python"
-    options: list[str | Path] = ["--pyproject", root / "pyproject.toml", "--output-reproducible", "--of", "JSON", "-o", file]
+    options: list[str | Path] = [
+        "--pyproject",
+        root / "pyproject.toml",
+        "--output-reproducible",
+        "--of",
+        "JSON",
+        "-o",
+        file,
+    ]
     subprocess.run([BIN / "cyclonedx-py", "environment", *options, python], check=True)
     bom = json.loads(file.read_text())
     purl = f"pkg:pypi/vcenter-task-bridge@{version}"
