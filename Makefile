@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .PHONY: help setup demo test check test-unit chaos bench soak fuzz audit wheel check-wheel check-image lint format types
-.PHONY: schemas sdk-types release lock clean
+.PHONY: schemas sdk-types tools release lock clean
 
 help: # print this list
 	@echo "The usual ones:"
@@ -91,6 +91,13 @@ check-wheel: wheel #: Run the demo from the wheel in an empty environment, a req
 check-image: wheel #: Do what the Dockerfile does, without Docker: as an unknown user, in a read-only tree
 	PYTHONPATH=tests $(BIN)/python -m deployment.image
 
+# What the tests drive beside their own code: vcsim, govc, helm and the nats CLI, by version in go.mod, by hash in go.sum.
+.tools/ready: $(wildcard tests/tools/go/go.* tests/tools/go/*/*.go)
+	cd tests/tools/go && GOBIN=$(CURDIR)/.tools go install ./... tool
+	@touch $@
+
+tools: .tools/ready #: Build the Go programs that some tests drive; needs Go
+
 release: setup #: Set the version, date the changelog, build wheel, sdist, SBOM and checksums: VERSION=1.1.0, DRY_RUN=1 changes nothing
 	$(if $(DRY_RUN),test -d dist/venv || $(MAKE) check-wheel,$(MAKE) check check-wheel check-image)
 	PYTHONPATH=tests $(BIN)/python -m tools.release $(VERSION) dist/venv $(if $(DRY_RUN),--dry-run)
@@ -104,4 +111,4 @@ lock: setup #: Lock the newest versions of all dependencies, with hashes
 LOCK := --generate-hashes --strip-extras --allow-unsafe --no-emit-index-url --no-emit-trusted-host --no-emit-find-links --no-header
 
 clean: #: Remove everything that these targets made
-	rm -rf $(VENV) dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .coverage
+	rm -rf $(VENV) .tools dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .coverage

@@ -8,7 +8,6 @@ import os
 import re
 import signal
 import socket
-import ssl
 import sys
 from asyncio.subprocess import Process
 from collections.abc import AsyncIterator
@@ -26,6 +25,7 @@ from task_bridge.domain.errors import CannotStart
 from task_bridge.lab.nats_server import run_nats_server
 from task_bridge.simulator import Options, SimulatedVCenter, scenarios
 from task_bridge.simulator.serve import serve_vcenter
+from task_bridge.tls import create_client_context
 
 
 def environment(vcenter_url: str, port: int, **more: str) -> dict[str, str]:
@@ -133,7 +133,7 @@ class TestSimulate:
         async with asyncio.timeout(20):
             text = (await process.stdout.readuntil(b"Ctrl-C")).decode()
         url = re.search(r"https://\S+", text)[0]  # type: ignore[index] # it says so
-        trusting = ssl.create_default_context(cafile=authority.file)
+        trusting = create_client_context(authority.file)
         async with httpx.AsyncClient(trust_env=False, base_url=url, verify=trusting) as http:
             assert (await http.get("/simulator")).status_code == 200
         assert "curl -k -d" in text
