@@ -85,3 +85,6 @@ async def test_no_page_breaks_a_rule_while_nats_is_away(
         of_task, _ = await opened(browser, url_of(bridge) + "task/lab/nobody-has-seen-it", **screen)
         await expect(of_task.locator("main")).to_contain_text("can't be read")
         assert await find_violations(of_task, axe) == []
+        lab.server.start()
+        await expect(page.locator(".stale")).to_have_count(0, timeout=20_000)
+        await expect(of_task.locator("#timeline")).to_contain_text("No event yet", timeout=20_000)
