@@ -17,6 +17,8 @@ from nats.aio.client import Client
 from nats.aio.msg import Msg
 
 from . import __version__, tracing
+from .delivery.deliveries import Deliveries
+from .delivery.metrics import DeliveryMetrics
 from .domain.clock import ServerClock
 from .domain.errors import CannotStart, NatsUnavailable
 from .domain.follows.order import Follow
@@ -152,6 +154,8 @@ class Bridge:
         self.status.watcher, self.status.instance = parts.watcher, parts.instance
         self.status.follower, self.status.replicas = parts.follower, parts.replicas
         await parts.start(connection, self._names)
+        await parts.deliveries.start()
+        connection.on_reconnect(parts.deliveries.reset)
         for pull in parts.pulls:
             connection.on_reconnect(pull.reset)
         stack.push_async_callback(parts.hand_over, parts.start_loops(failed))
@@ -219,6 +223,10 @@ class Bridge:
             failures=FailureLog(log, "follows_not_taken_up", "follows_taken_up_again"),
         )
         follow_ownership.belongs_elsewhere = replicas.is_known_elsewhere
+        delivery_metrics = DeliveryMetrics(metrics.registry, settings.deliveries)
+        deliveries = Deliveries(
+            settings.deliveries, streams, names, delivery_metrics, now, create=settings.provision == "auto"
+        )
         return _Parts(
             client=streams.connection,
             context=context,
@@ -250,6 +258,7 @@ class Bridge:
             follower=follower,
             follow_ownership=follow_ownership,
             replicas=replicas,
+            deliveries=deliveries,
         )
 
     def _source_of(self, vcenter: str) -> str:
@@ -279,6 +288,7 @@ class _Parts(NamedTuple):
     follower: Follower
     follow_ownership: Ownership[Follow]
     replicas: Replicas
+    deliveries: Deliveries
 
     @property
     def pulls(self) -> tuple[PullConsumer, ...]:
@@ -350,6 +360,7 @@ class _Parts(NamedTuple):
                 self.requests.drain(),
                 self.follow_requests.drain(),
                 self.follower.stop(),
+                self.deliveries.stop(),
                 self.watcher.stop(),
             )
         ]

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from .. import __version__
-from . import client_commands, follow_commands, operator_commands, schema, server_commands
+from . import client_commands, delivery_commands, follow_commands, operator_commands, schema, server_commands
 
 app = typer.Typer(name="task-bridge", no_args_is_help=True, pretty_exceptions_enable=False)
 app.command()(server_commands.serve)
@@ -20,6 +20,9 @@ app.command()(client_commands.cancel)
 app.command()(follow_commands.follow)
 app.command()(follow_commands.follows)
 app.command()(follow_commands.unfollow)
+app.command()(delivery_commands.deliver)
+app.command()(delivery_commands.deliveries)
+app.command()(delivery_commands.redeliver)
 app.command()(server_commands.demo)
 app.command()(server_commands.simulate)
 app.command()(operator_commands.provision)
