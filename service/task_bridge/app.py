@@ -154,6 +154,7 @@ class Bridge:
         self.status.watcher, self.status.instance = parts.watcher, parts.instance
         self.status.follower, self.status.replicas = parts.follower, parts.replicas
         await parts.start(connection, self._names)
+        self.status.deliveries = parts.deliveries
         await parts.deliveries.start()
         connection.on_reconnect(parts.deliveries.reset)
         for pull in parts.pulls:

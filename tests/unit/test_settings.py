@@ -12,7 +12,7 @@ import pytest
 
 from credentials import nkey
 from task_bridge.domain.errors import CannotStart
-from task_bridge.settings import Listen, NatsSettings, Settings, VCenterSettings, load
+from task_bridge.settings import DeliverySettings, Listen, NatsSettings, Settings, VCenterSettings, load
 from task_bridge.settings.loader import variable_names
 
 LAB = {
@@ -508,7 +508,13 @@ def test_the_description_tells_every_setting() -> None:
 def every_setting() -> dict[str, tuple[str, str]]:
     """(default as it is written, meaning) by variable."""
     vcenter = {name: f"BRIDGE_VCENTERS__LAB__{key.upper()}" for name, key in variable_names(VCenterSettings).items()}
+    deliveries = {
+        name: f"BRIDGE_DELIVERIES__CHAT__{str(field.validation_alias).upper()}"
+        for name, field in DeliverySettings.model_fields.items()
+        if name != "name"
+    }
     models: tuple[tuple[Any, dict[str, str]], ...] = (
+        (DeliverySettings, deliveries),
         (VCenterSettings, vcenter),
         (NatsSettings, variable_names(NatsSettings)),
         (Settings, variable_names(Settings)),
@@ -523,6 +529,8 @@ def every_setting() -> dict[str, tuple[str, str]]:
 def written(default: object) -> str:
     if isinstance(default, bool):
         return str(default).lower()
+    if isinstance(default, tuple):
+        return ",".join(default)
     if isinstance(default, float):
         return f"{default:g}"
     return str(default) if isinstance(default, str | int) else ""

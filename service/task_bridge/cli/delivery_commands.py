@@ -21,7 +21,7 @@ from ..settings import Settings, load, read_log_format
 from .exit_codes import FAILED, OUT_OF_REACH, exit_with_error
 
 if TYPE_CHECKING:
-    from ..delivery.report import DeliveryReport
+    from ..domain.deliveries import DeliveryReport
     from ..jetstream.delivery_consumer import ConsumerReport
     from ..jetstream.streams import Streams
 
@@ -71,7 +71,7 @@ def _run_process(settings: Settings) -> None:
 
 async def _send_sample(settings: Settings, name: str) -> bool:
     """Send a sample event and print the answer. Return whether the target took it."""
-    from ..delivery.rendering import TemplateFailed  # noqa: PLC0415
+    from ..delivery.rendering import RenderingFailed  # noqa: PLC0415
     from ..delivery.report import build_sample  # noqa: PLC0415
     from ..delivery.sender import Sender  # noqa: PLC0415
 
@@ -81,7 +81,7 @@ async def _send_sample(settings: Settings, name: str) -> bool:
         raise CannotStart(f"No delivery is named {name!r}; configured: {configured}.", exit_code=2)
     try:
         sender = Sender(delivery)
-    except (ValueError, TemplateFailed, OSError) as error:
+    except (ValueError, RenderingFailed, OSError) as error:
         raise CannotStart(f"BRIDGE_DELIVERIES__{name.upper()}: {error}", exit_code=2) from error
     try:
         answer = await sender.send(*build_sample(delivery.name, time.time()))
@@ -174,7 +174,7 @@ async def _show(settings: Settings, *, prune: bool, as_json: bool) -> None:
 
 async def _collect_reports(streams: Streams, names: SubjectNames) -> dict[str, DeliveryReport]:
     """Ask all replicas how their deliveries are; of each delivery, what the replica says that sends counts."""
-    from ..delivery.report import DeliveryReport  # noqa: PLC0415
+    from ..domain.deliveries import DeliveryReport  # noqa: PLC0415
 
     reports: dict[str, DeliveryReport] = {}
     inbox = streams.connection.new_inbox()

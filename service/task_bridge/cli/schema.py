@@ -21,6 +21,7 @@ class Document(StrEnum):
     reply = "reply"
     event = "event"
     follow = "follow"
+    undelivered = "undelivered"
     asyncapi = "asyncapi"
 
 
@@ -29,6 +30,7 @@ _DESCRIPTIONS = {
     Document.reply: "JSON Schema of the replies",
     Document.event: "JSON Schema of the events of watches",
     Document.follow: "JSON Schema of the events of follows",
+    Document.undelivered: "JSON Schema of the reports of events that were not delivered over HTTP",
     Document.asyncapi: "AsyncAPI 3.0 of every subject, with the configured prefix",
 }
 
@@ -36,13 +38,15 @@ _DESCRIPTIONS = {
 def schema(
     document: Annotated[
         Document | None,
-        typer.Argument(metavar="[request|reply|event|follow|asyncapi]", help="The document. Default: list them."),
+        typer.Argument(
+            metavar="[request|reply|event|follow|undelivered|asyncapi]", help="The document. Default: list them."
+        ),
     ] = None,
 ) -> None:
     """Print the JSON Schemas of requests, replies and events, or the AsyncAPI document of every subject."""
     if document is None:
         for name, description in _DESCRIPTIONS.items():
-            typer.echo(f"{name:<10}{description}")
+            typer.echo(f"{name:<13}{description}")
     elif document is Document.asyncapi:
         _print_asyncapi()
     else:

@@ -17,17 +17,16 @@ import random
 import time
 from collections.abc import Callable
 
-import msgspec
 import nats.errors
 import structlog
 from nats.aio.msg import Msg
 
-from ..domain.deliveries import read_task_key
+from ..domain.deliveries import DeliveryReport, DeliveryState, read_task_key
 from ..domain.durations import parse_duration, parse_time, rfc3339
 from ..domain.errors import NatsUnavailable
 from ..domain.events import CONTENT_TYPE, from_cloudevent
 from ..domain.subjects import SubjectNames
-from ..jetstream.delivery_consumer import GROUP, WINDOW, DeliveryConsumers
+from ..jetstream.delivery_consumer import GROUP, WINDOW, ConsumerReport, ConsumerStart, DeliveryConsumers
 from ..jetstream.ownership import parse_ack_subject
 from ..jetstream.pull_consumer import PullConsumer
 from ..jetstream.streams import ACK, IN_PROGRESS, NAK, Streams, send_ack
@@ -36,7 +35,7 @@ from ..settings import DeliverySettings
 from .answers import LAST_RETRY_S, Verdict, compute_retry_delay
 from .metrics import DeliveryMetrics
 from .order import DeliveryOrder
-from .report import DeliveryReport, UndeliveredData, build_undelivered
+from .report import UndeliveredData, build_undelivered
 from .sender import Sender
 
 log = structlog.get_logger(__name__)
@@ -48,16 +47,21 @@ _MARGIN_S = 10.0
 """How much `ack_wait` is longer than a request may take: a missed heartbeat, the lease, and some more."""
 _SETTLE_S = 0.2
 _IDLE_S = 60.0
-_STOP_S = 5.0
+_STOP_S = 1.0
+"""How long a stop waits for answers; a replica that stops has little more time in all."""
+_FINISHED_KEPT = 4 * WINDOW
+_MISSING_LIMIT = 3
+"""How often a replica that doesn't send sees no consumer before it makes one: the one that sends knows from where."""
 
 
 class HeldEvent:
     """An event that this replica holds.
 
     `reply`: where its newest delivery is acknowledged. `is_again`: it was undeliverable, and is sent again.
+    `given_up`: the answer after which it isn't tried again, because the target asks to wait for too long.
     """
 
-    __slots__ = ("body", "event_id", "is_again", "reply", "sequence", "stored_at", "task_key", "tries")
+    __slots__ = ("body", "event_id", "given_up", "is_again", "reply", "sequence", "stored_at", "task_key", "tries")
 
     def __init__(self, message: Msg, names: SubjectNames) -> None:
         about = parse_ack_subject(message.reply)
@@ -67,6 +71,7 @@ class HeldEvent:
         self.reply = message.reply
         self.body = message.data
         self.tries = 0
+        self.given_up: Verdict | None = None
         self.is_again = message.subject.startswith(f"{names.redeliveries}.")
         self.task_key = headers.get("Bridge-Task", "") if self.is_again else read_task_key(names, message.subject)
         numbered = "/".join((headers.get("Bridge-Watch", ""), headers.get("Bridge-Sequence", "")))
@@ -100,26 +105,30 @@ class Deliverer:
             names.events_stream,
             self._consumers.name_consumer(settings.name),
             streams.connection.new_inbox(),
-            lambda: 0 if self._is_paused else WINDOW,  # more than may come, so that the pin stays
+            lambda: WINDOW,  # more than may come, so that the pin stays; also while the delivery is paused
             group=GROUP,
         )
         self._pin: str | None = None
         self._is_settled = False
+        self._is_sent_elsewhere = False
+        self._missing = 0
         self._made_at = 0.0
+        self._next_sequence = 0
+        self._finished: dict[int, None] = {}  # their acknowledgements may be lost; the newest come last
         self._wake = asyncio.Event()
         self._sending: set[asyncio.Task[None]] = set()
         self._failures = FailureLog(log, "delivery_fails", "delivery_succeeds_again")
         self._outage = FailureLog(log, "delivery_waits", "delivery_goes_on")
         self._trouble: str | None = "not started"
         self._is_paused = False
+        self._is_failing = False
         self._last_answer: tuple[str, float] | None = None
         self._delivered = 0
 
     def report(self) -> DeliveryReport:
         """Return how the delivery is at this replica."""
         oldest = min((event.stored_at for event in self._held), default=None)
-        reason = self._trouble or (None if self._pull.pin or self._held else "another replica sends, or nothing came")
-        state = "paused" if self._is_paused else "waiting" if self._trouble or not self._pull.pin else "delivering"
+        state, reason = self._describe_state()
         return DeliveryReport(
             self._settings.name,
             self._settings.origin,
@@ -131,6 +140,17 @@ class Deliverer:
             self._last_answer and rfc3339(self._last_answer[1]),
             self._delivered,
         )
+
+    def _describe_state(self) -> tuple[DeliveryState, str | None]:
+        if self._is_paused:
+            return "paused", "the target answered 410 Gone; nothing is sent until this replica is restarted"
+        if self._trouble is not None:
+            return "blocked", self._trouble
+        if self._pull.pin is None:
+            return "waiting", "another replica sends" if self._is_sent_elsewhere else "no event has come yet"
+        if self._is_failing and self._last_answer is not None:
+            return "failing", self._last_answer[0]
+        return "delivering", None
 
     async def run(self) -> None:
         """Deliver, without end; whatever fails is logged and tried again."""
@@ -164,10 +184,13 @@ class Deliverer:
         """Finish what is being sent, and let another replica have the rest at once. `run` must have been canceled."""
         if self._sending:
             await asyncio.wait(self._sending, timeout=_STOP_S)
+        unanswered = {task.get_name() for task in self._sending}
         for task in self._sending:
             task.cancel()
         for event in list(self._held):
-            await send_ack(self._streams.connection, event.reply, NAK)
+            # The target may still be at work on a request that was cut off, so nobody gets that event at once.
+            if str(event.sequence) not in unanswered:
+                await send_ack(self._streams.connection, event.reply, NAK)
         if self._pin is not None:
             with contextlib.suppress(NatsUnavailable):
                 await self._consumers.unpin(self._settings.name)
@@ -179,16 +202,18 @@ class Deliverer:
         self._is_settled = False
 
     async def _prepare(self) -> None:
-        settings, start = self._settings, self._settings.start
-        since = None if start in ("new", "all") else self._clock() - parse_duration(start)
-        report = await self._consumers.prepare(
-            settings.name,
-            settings.selection.to_filters(self._names),
-            ack_wait_s=settings.timeout_s + _MARGIN_S,
-            start=(start, since),
-            create=self._create,
+        first_held = min((event.sequence for event in self._held), default=self._next_sequence)
+        start = ConsumerStart("by_start_sequence", first_held) if first_held else None
+        report = await prepare_consumer(
+            self._consumers, self._settings, self._names, self._clock(), create=self._create, start=start
         )
-        self._made_at = parse_time(report.created) or 0.0
+        made_at = parse_time(report.created) or 0.0
+        if self._made_at not in (0.0, made_at):
+            if self._sending:
+                await asyncio.wait(self._sending)
+            self._let_go("the consumer was made again")
+            self._pin = self._pull.pin = None
+        self._made_at, self._missing, self._is_settled = made_at, 0, False
 
     # Messages in
 
@@ -200,10 +225,11 @@ class Deliverer:
         if self._pull.pin != self._pin:
             self._let_go("this replica was pinned")
         self._pin = self._pull.pin
-        if self._is_paused:
-            return
         event = HeldEvent(message, self._names)
-        if (held := self._held.find(event.sequence, event.task_key)) is not None:
+        self._next_sequence = max(self._next_sequence, event.sequence + 1)
+        if event.sequence in self._finished:
+            await send_ack(self._streams.connection, event.reply, ACK)
+        elif (held := self._held.find(event.sequence, event.task_key)) is not None:
             held.reply = event.reply
         elif self._selects(event):
             self._held.add(event)
@@ -228,12 +254,18 @@ class Deliverer:
     async def _send_heartbeats(self) -> None:
         while True:
             await asyncio.sleep(_HEARTBEAT_S)
-            self._metrics.oldest.labels(self._settings.name).set(self.report().oldest_s or 0.0)
-            if self._streams.connection.is_connected and not self._is_paused:
+            if self._streams.connection.is_connected:
                 for event in list(self._held):
                     await send_ack(self._streams.connection, event.reply, IN_PROGRESS)
-                if self._pull.trouble is not None and await self._consumers.read(self._settings.name) is None:
-                    raise NatsUnavailable("the delivery's consumer was deleted; it is made again")
+                if self._pull.trouble is not None or self._pull.pin is None:
+                    self._check_consumer(await self._consumers.read(self._settings.name))
+
+    def _check_consumer(self, report: ConsumerReport | None) -> None:
+        """Note whether another replica sends. Raises NatsUnavailable if the consumer has to be made again."""
+        self._is_sent_elsewhere = report is not None and report.is_pinned
+        self._missing = 0 if report is not None else self._missing + 1
+        if self._missing and (self._pin is not None or self._missing >= _MISSING_LIMIT):
+            raise NatsUnavailable("the delivery's consumer was deleted; it is made again")
 
     # Events out
 
@@ -251,7 +283,7 @@ class Deliverer:
             event = self._held.take_due(time.monotonic())
             if event is None:
                 return
-            task = asyncio.create_task(self._try(event))
+            task = asyncio.create_task(self._try(event), name=str(event.sequence))
             self._sending.add(task)
             task.add_done_callback(self._end_try)
 
@@ -295,10 +327,14 @@ class Deliverer:
 
     async def _send(self, event: HeldEvent) -> None:
         name = self._settings.name
+        if event.given_up is not None:
+            await self._report_undelivered(event, event.given_up)
+            return
         event.tries += 1
         verdict = (await self._sender.send(event.event_id, event.body)).verdict
         self._metrics.tries.labels(name, verdict.code).inc()
         self._last_answer = verdict.reason, self._clock()
+        self._is_failing = verdict.outcome != "delivered"
         if verdict.outcome == "delivered":
             self._failures.report_recovery(delivery=name)
             self._delivered += 1
@@ -318,13 +354,15 @@ class Deliverer:
         if left_s <= 0:
             return None
         delay_s = compute_retry_delay(event.tries, verdict.retry_after_s, random.random())  # noqa: S311 - spreads tries
+        if verdict.retry_after_s > left_s:
+            event.given_up = verdict
         return min(delay_s, max(left_s, 0.1))
 
     async def _report_undelivered(self, event: HeldEvent, verdict: Verdict) -> None:
         """Store that the event wasn't delivered, then let go of it. Retries until it is stored."""
         name = self._settings.name
         report_id = f"{name}/{event.event_id}/{event.sequence}"
-        data = _build_undelivered_data(self._settings, event, verdict)
+        data = UndeliveredData.build(name, self._settings.origin, verdict.reason, event.tries, event.body)
         body = build_undelivered(report_id, data, self._clock())
         headers = {
             "Content-Type": CONTENT_TYPE,
@@ -347,13 +385,33 @@ class Deliverer:
 
     async def _finish(self, event: HeldEvent) -> None:
         self._held.remove(event)
+        self._finished[event.sequence] = None
+        if len(self._finished) > _FINISHED_KEPT:
+            del self._finished[next(iter(self._finished))]
         await send_ack(self._streams.connection, event.reply, ACK)
 
     def _pause(self) -> None:
+        """Send nothing more, and keep the pin, so that no other replica goes on either."""
         self._is_paused = True
-        self._trouble = "the target answered 410 Gone; nothing is sent until the bridge is restarted"
-        log.error("delivery_paused", delivery=self._settings.name, target=self._settings.origin, reason=self._trouble)
+        _, reason = self._describe_state()
+        log.error("delivery_paused", delivery=self._settings.name, target=self._settings.origin, reason=reason)
 
 
-def _build_undelivered_data(settings: DeliverySettings, event: HeldEvent, verdict: Verdict) -> UndeliveredData:
-    return UndeliveredData(settings.name, settings.origin, verdict.reason, event.tries, msgspec.Raw(event.body))
+async def prepare_consumer(
+    consumers: DeliveryConsumers,
+    settings: DeliverySettings,
+    names: SubjectNames,
+    now: float,
+    *,
+    create: bool,
+    start: ConsumerStart | None = None,
+) -> ConsumerReport:
+    """Make the durable of a delivery, or give it its filters. `start`: instead of the setting; `now`: Unix seconds."""
+    if start is None and settings.start in ("new", "all"):
+        start = ConsumerStart("new" if settings.start == "new" else "all")
+    elif start is None:
+        start = ConsumerStart("by_start_time", now - parse_duration(settings.start))
+    filters = settings.selection.to_filters(names)
+    return await consumers.prepare(
+        settings.name, filters, ack_wait_s=settings.timeout_s + _MARGIN_S, start=start, create=create
+    )

@@ -9,6 +9,7 @@ import msgspec
 import structlog
 from nats.aio.msg import Msg
 
+from ..domain.deliveries import DeliveryReport
 from ..domain.errors import CannotStart
 from ..domain.subjects import SubjectNames
 from ..jetstream.nats_py_workarounds import cancel_and_wait
@@ -16,8 +17,7 @@ from ..jetstream.streams import Streams
 from ..settings import DeliverySettings
 from .deliverer import Deliverer
 from .metrics import DeliveryMetrics
-from .rendering import TemplateFailed
-from .report import DeliveryReport
+from .rendering import RenderingFailed
 
 log = structlog.get_logger(__name__)
 
@@ -37,17 +37,23 @@ class Deliveries:
     ) -> None:
         self._streams = streams
         self._names = names
+        self._metrics = metrics
         self._deliverers: dict[str, Deliverer] = {}
         self._loops: list[asyncio.Task[None]] = []
         for name, one in settings.items():
             try:
                 self._deliverers[name] = Deliverer(one, streams, names, metrics, clock, create=create)
-            except (ValueError, TemplateFailed, OSError) as error:
+            except (ValueError, RenderingFailed, OSError) as error:
                 raise CannotStart(f"BRIDGE_DELIVERIES__{name.upper()}: {error}", exit_code=2) from error
 
     def reports(self) -> list[DeliveryReport]:
         """Return how each delivery is at this replica."""
         return [deliverer.report() for deliverer in self._deliverers.values()]
+
+    def update_metrics(self) -> None:
+        """Set the gauges that are ages."""
+        for report in self.reports():
+            self._metrics.oldest.labels(report.delivery).set(report.oldest_s or 0.0)
 
     async def start(self) -> None:
         """Begin to deliver, and answer how the deliveries are."""

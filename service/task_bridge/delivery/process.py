@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import signal
 import time
 
-import msgspec
 import structlog
 from prometheus_client import CollectorRegistry
 from prometheus_client.exposition import choose_encoder
@@ -17,15 +17,20 @@ from starlette.routing import Route
 
 from .. import __version__
 from ..domain.clock import ServerClock
+from ..domain.errors import CannotStart, NatsUnavailable
 from ..domain.subjects import SubjectNames
 from ..jetstream.connection import Connection
+from ..jetstream.nats_py_workarounds import cancel_and_wait
 from ..jetstream.streams import Streams
 from ..settings import Settings
+from ..web.health import build_delivery_status
 from ..web.server import WebServer
 from .deliveries import Deliveries
 from .metrics import DeliveryMetrics
 
 log = structlog.get_logger(__name__)
+
+_CLOCK_S = 30.0
 
 
 class DeliveryProcess:
@@ -51,16 +56,20 @@ class DeliveryProcess:
         try:
             streams = Streams(await self._connection.open(), settings.nats.js_domain)
             await streams.open()
-            await streams.measure_clock(names.events_stream, clock)
+            measuring = asyncio.create_task(_measure_clock(streams, names.events_stream, clock))
             deliveries = self._deliveries = Deliveries(
                 settings.deliveries, streams, names, self._metrics, clock.now, create=settings.provision == "auto"
             )
             self._connection.on_reconnect(deliveries.reset)
             await deliveries.start()
             log.info("ready", deliveries=sorted(settings.deliveries))
-            await stop.wait()
+            stopped = asyncio.create_task(stop.wait())
+            await asyncio.wait((stopped, self._connection.closed), return_when=asyncio.FIRST_COMPLETED)
+            await cancel_and_wait(stopped, measuring)
             log.info("stopping")
             await deliveries.stop()
+            if not stop.is_set():
+                raise CannotStart("the connection to NATS has ended for good; see the log above. Start deliver again.")
         finally:
             await self._connection.close()
             await self.web.stop()
@@ -74,15 +83,25 @@ class DeliveryProcess:
         reports = [] if self._deliveries is None else self._deliveries.reports()
         is_ready = self._deliveries is not None and self._connection.reason is None
         body = {
-            "status": "ready" if is_ready else "unready",
+            "status": "unready" if not is_ready else "degraded" if any(one.is_troubled for one in reports) else "ok",
             "nats": {"connected": self._connection.reason is None, "reason": self._connection.reason},
-            "deliveries": msgspec.to_builtins(reports),
+            "deliveries": [build_delivery_status(report) for report in reports],
         }
         return JSONResponse(body, 200 if is_ready else 503)
 
     async def _serve_metrics(self, request: Request) -> Response:
+        if self._deliveries is not None:
+            self._deliveries.update_metrics()
         encode, content_type = choose_encoder(request.headers.get("accept", ""))
         return Response(encode(self._registry), headers={"Content-Type": content_type})
+
+
+async def _measure_clock(streams: Streams, stream: str, clock: ServerClock) -> None:
+    """Measure nats-server's clock, without end: events are given up by it."""
+    while True:
+        with contextlib.suppress(NatsUnavailable):
+            await streams.measure_clock(stream, clock)
+        await asyncio.sleep(_CLOCK_S)
 
 
 async def deliver(settings: Settings) -> None:

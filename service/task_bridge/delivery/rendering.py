@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 from urllib.parse import quote
 
 import jinja2.sandbox
@@ -18,6 +18,9 @@ _PRINTABLE = "".join(map(chr, range(0x21, 0x7F))).translate({ord('"'): None, ord
 _USER_AGENT = "vcenter-task-bridge"
 
 
+T = TypeVar("T")
+
+
 class HttpRequest(NamedTuple):
     """Headers and body of a POST."""
 
@@ -25,12 +28,12 @@ class HttpRequest(NamedTuple):
     body: bytes
 
 
-class TemplateFailed(Exception):  # noqa: N818 - as the other errors of the bridge
-    """A template can't render an event; the text says why."""
+class RenderingFailed(Exception):  # noqa: N818 - as the other errors of the bridge
+    """An event can't be made into a request; the text says why."""
 
 
 class BodyTemplate:
-    """A Jinja2 template in a sandbox: it may read the event, and nothing else. Raises TemplateFailed if it is wrong."""
+    """A Jinja2 template in a sandbox: it may read the event alone. Raises RenderingFailed if it is wrong."""
 
     def __init__(self, text: str) -> None:
         environment = jinja2.sandbox.ImmutableSandboxedEnvironment(
@@ -43,14 +46,14 @@ class BodyTemplate:
         try:
             self._template = environment.from_string(text)
         except jinja2.TemplateError as error:
-            raise TemplateFailed(f"the template is wrong: {error}") from error
+            raise RenderingFailed(f"the template is wrong: {error}") from error
 
     def render(self, event: Mapping[str, Any]) -> bytes:
-        """Return the body for an event, as UTF-8. Raises TemplateFailed."""
+        """Return the body for an event, as UTF-8. Raises RenderingFailed."""
         try:
             return self._template.render(event=event).encode()
         except (jinja2.TemplateError, TypeError, ValueError, ArithmeticError, LookupError, RecursionError) as error:
-            raise TemplateFailed(f"the template can't render the event: {error}") from error
+            raise RenderingFailed(f"the template can't render the event: {error}") from error
 
 
 def _to_json(value: Any, indent: int | None = None) -> str:
@@ -67,8 +70,8 @@ def build_structured(body: bytes) -> HttpRequest:
 
 
 def build_binary(body: bytes) -> HttpRequest:
-    """Return the CloudEvent in binary mode: its attributes are headers, its data is the body."""
-    event = msgspec.json.decode(body, type=dict[str, msgspec.Raw])
+    """Return the CloudEvent in binary mode: attributes are headers, data is the body. Raises RenderingFailed."""
+    event = _decode(body, dict[str, msgspec.Raw])
     data = bytes(event.pop("data", msgspec.Raw(b"null")))
     attributes = {name: msgspec.json.decode(raw) for name, raw in event.items()}
     content_type = str(attributes.pop("datacontenttype", "application/json"))
@@ -77,8 +80,15 @@ def build_binary(body: bytes) -> HttpRequest:
 
 
 def build_rendered(body: bytes, template: BodyTemplate, content_type: str) -> HttpRequest:
-    """Return what the template makes of the event. Raises TemplateFailed."""
-    return HttpRequest({"Content-Type": content_type}, template.render(msgspec.json.decode(body)))
+    """Return what the template makes of the event. Raises RenderingFailed."""
+    return HttpRequest({"Content-Type": content_type}, template.render(_decode(body, dict[str, Any])))
+
+
+def _decode(body: bytes, kind: type[T]) -> T:
+    try:
+        return msgspec.json.decode(body, type=kind)
+    except msgspec.MsgspecError as error:
+        raise RenderingFailed(f"the event isn't a CloudEvent in JSON: {error}") from error
 
 
 def _encode_header(value: str) -> str:
@@ -94,6 +104,7 @@ def add_headers(
     The id is the same on every try, so that a target can tell a repetition.
     """
     headers = {**further, **request.headers, "User-Agent": _USER_AGENT}
+    event_id = _encode_header(event_id)  # another program may have stored any
     headers |= {"webhook-id": event_id, "Idempotency-Key": event_id}
     if keys:
         headers["webhook-timestamp"] = str(now)
@@ -102,8 +113,10 @@ def add_headers(
 
 
 def build_authorization(*, bearer: str | None, basic: str | None) -> dict[str, str]:
-    """Return the Authorization header of a token, or of `user:password`."""
+    """Return the Authorization header of a token, or of `user:password`. Raises ValueError, which quotes neither."""
     if bearer is not None:
+        if not (bearer.isascii() and bearer.isprintable()):
+            raise ValueError("BEARER_FILE must hold one line of ASCII")
         return {"Authorization": f"Bearer {bearer}"}
     if basic is not None:
         return {"Authorization": f"Basic {base64.b64encode(basic.encode()).decode()}"}

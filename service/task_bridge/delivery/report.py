@@ -1,32 +1,14 @@
-"""What deliveries report: events that can't be delivered, and how each delivery is. Pure."""
+"""Reports of events that can't be delivered, and the sample event of a trial. Pure."""
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Self
 
 import msgspec
 
 from ..domain.durations import rfc3339
-from ..domain.events import TYPE_PREFIX
+from ..domain.events import TYPE_PREFIX, UNDELIVERED_TYPE
 from ..domain.subjects import SERVICE
-
-
-class DeliveryReport(msgspec.Struct, frozen=True):
-    """How a delivery is at the replica that sends its events.
-
-    `state`: `delivering`, `paused` (the target answered 410), or `waiting` (NATS is away, or another replica sends);
-    `reason` says why. `held`: events that are being sent or wait for their next try; `oldest_s`: the age of the oldest.
-    """
-
-    delivery: str
-    target: str
-    state: str
-    reason: str | None = None
-    held: int = 0
-    oldest_s: float | None = None
-    last_answer: str | None = None
-    last_answer_at: str | None = None
-    delivered: int = 0
 
 
 class UndeliveredData(msgspec.Struct, frozen=True):
@@ -38,6 +20,15 @@ class UndeliveredData(msgspec.Struct, frozen=True):
     tries: int
     event: msgspec.Raw
 
+    @classmethod
+    def build(cls, delivery: str, target: str, reason: str, tries: int, body: bytes) -> Self:
+        """Return the data for an event with this body. If that isn't JSON, `event` is its text."""
+        try:
+            msgspec.json.decode(body)
+        except msgspec.DecodeError:
+            body = msgspec.json.encode(body.decode(errors="backslashreplace"))
+        return cls(delivery, target, reason, tries, msgspec.Raw(body))
+
 
 class _UndeliveredEvent(msgspec.Struct, frozen=True):
     id: str
@@ -46,9 +37,6 @@ class _UndeliveredEvent(msgspec.Struct, frozen=True):
     subject: str
     time: str
     data: UndeliveredData
-
-
-UNDELIVERED_TYPE = f"{TYPE_PREFIX}.delivery.undelivered.v1"
 
 
 def build_undelivered(report_id: str, data: UndeliveredData, now: float) -> bytes:

@@ -17,7 +17,7 @@ from .answers import Verdict, judge_answer
 from .rendering import (
     BodyTemplate,
     HttpRequest,
-    TemplateFailed,
+    RenderingFailed,
     add_headers,
     build_authorization,
     build_binary,
@@ -50,8 +50,7 @@ class Sender:
     def __init__(self, settings: DeliverySettings) -> None:
         self._settings = settings
         self._template = _TemplateFile(settings.template_file) if settings.template_file is not None else None
-        if settings.secret_file is not None:
-            parse_secrets(settings.secret_file.read())
+        self._read_secrets()
         self._client = httpx.AsyncClient(
             verify=settings.create_ssl_context(),
             proxy=settings.proxy,
@@ -68,21 +67,24 @@ class Sender:
         """Send an event, as it is stored, and return the answer; failures are answers too."""
         try:
             request = self._build_request(event_id, body)
-        except TemplateFailed as error:
+        except RenderingFailed as error:
             return Answer(Verdict("refused", "template", str(error)))
+        except ValueError as error:  # a file of a secret was replaced by a wrong one
+            return Answer(Verdict("retry", "secret", str(error)))
         try:
             async with asyncio.timeout(self._settings.timeout_s):
-                return await self._post(request)
+                response = await self._post(request)
         except TimeoutError:
             return Answer(Verdict("retry", "timeout", f"no answer within {self._settings.timeout_s:g} s"))
         except (httpx.HTTPError, httpx.InvalidURL, httpx.StreamError, OSError) as error:
             return Answer(Verdict("retry", "error", _describe_failure(error)))
+        verdict = judge_answer(response.status_code, response.headers.get("retry-after"), time.time())
+        return Answer(verdict, await _read_beginning(response))
 
-    async def _post(self, request: HttpRequest) -> Answer:
-        url, headers = self._settings.url, request.headers
-        async with self._client.stream("POST", url, content=request.body, headers=headers) as response:
-            verdict = judge_answer(response.status_code, response.headers.get("retry-after"), time.time())
-            return Answer(verdict, await _read_beginning(response))
+    async def _post(self, request: HttpRequest) -> httpx.Response:
+        """Send the request, and return the answer as soon as its headers have come."""
+        posted = self._client.build_request("POST", self._settings.url, content=request.body, headers=request.headers)
+        return await self._client.send(posted, stream=True)
 
     def _build_request(self, event_id: str, body: bytes) -> HttpRequest:
         settings = self._settings
@@ -90,24 +92,37 @@ class Sender:
             request = build_rendered(body, self._template.read(), settings.content_type)
         else:
             request = build_binary(body) if settings.format == "binary" else build_structured(body)
-        authorization = build_authorization(
+        keys, authorization = self._read_secrets()
+        further = {**settings.headers, **authorization}
+        return add_headers(request, event_id, int(time.time()), keys=keys, further=further)
+
+    def _read_secrets(self) -> tuple[tuple[bytes, ...], dict[str, str]]:
+        """Return the keys of signatures, and a header of authorization. Raises ValueError, which quotes no secret."""
+        settings = self._settings
+        keys: tuple[bytes, ...] = ()
+        if settings.secret_file is not None:
+            try:
+                keys = parse_secrets(settings.secret_file.read())
+            except ValueError as error:
+                raise ValueError(f"SECRET_FILE {error}") from None
+        return keys, build_authorization(
             bearer=settings.bearer_file.read() if settings.bearer_file else None,
             basic=settings.basic_file.read() if settings.basic_file else None,
         )
-        keys = parse_secrets(settings.secret_file.read()) if settings.secret_file else ()
-        further = {**settings.headers, **authorization}
-        return add_headers(request, event_id, int(time.time()), keys=keys, further=further)
 
 
 async def _read_beginning(response: httpx.Response) -> bytes:
     """Read the answer's body up to a bound. Whatever becomes of the rest, the status has been answered."""
     taken = bytearray()
-    with contextlib.suppress(httpx.HTTPError, httpx.StreamError, TimeoutError):
-        async with asyncio.timeout(_ANSWER_BODY_S):
-            async for chunk in response.aiter_raw():
-                taken += chunk
-                if len(taken) > _ANSWER_MAX_BYTES:
-                    break
+    try:
+        with contextlib.suppress(httpx.HTTPError, httpx.StreamError, TimeoutError, OSError):
+            async with asyncio.timeout(_ANSWER_BODY_S):
+                async for chunk in response.aiter_raw():
+                    taken += chunk
+                    if len(taken) > _ANSWER_MAX_BYTES:
+                        break
+    finally:
+        await response.aclose()
     return bytes(taken[:_ANSWER_MAX_BYTES])
 
 
@@ -138,7 +153,7 @@ class _TemplateFile:
         try:
             if self._path.stat().st_mtime_ns not in (self._version, self._refused):
                 self._template = self._load()
-        except (OSError, TemplateFailed, UnicodeDecodeError) as error:
+        except (OSError, RenderingFailed, UnicodeDecodeError) as error:
             log.warning("template_not_replaced", file=self._path.name, reason=str(error))
         return self._template
 

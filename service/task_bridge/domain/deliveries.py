@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import re
-from typing import NamedTuple
+from typing import Literal, NamedTuple
+
+import msgspec
 
 from .events import FINAL_OUTCOMES, KINDS, EventData
 from .follows.order import is_operation_selected
@@ -14,6 +16,33 @@ _ALL_KINDS = (
     *FINAL_OUTCOMES,
     *(f"{kind}.{outcome}" for kind, outcomes in FINAL_OUTCOMES.items() for outcome in outcomes),
 )
+
+
+DeliveryState = Literal["delivering", "failing", "paused", "blocked", "waiting"]
+
+
+class DeliveryReport(msgspec.Struct, frozen=True):
+    """How a delivery is at one replica.
+
+    `state`: `delivering`; `failing` (the last try failed); `paused` (the target answered 410); `blocked` (NATS doesn't
+    let the replica take events); `waiting` (another replica sends, or no event has come yet). `reason` says why.
+    `held`: events that are being sent or wait for their next try; `oldest_s`: the age of the oldest.
+    """
+
+    delivery: str
+    target: str
+    state: DeliveryState
+    reason: str | None = None
+    held: int = 0
+    oldest_s: float | None = None
+    last_answer: str | None = None
+    last_answer_at: str | None = None
+    delivered: int = 0
+
+    @property
+    def is_troubled(self) -> bool:
+        """Whether somebody must do something."""
+        return self.state in ("failing", "paused", "blocked")
 
 
 class Selection(NamedTuple):

@@ -7,7 +7,7 @@ redelivered ones too. If that client is silent for `PIN_TIMEOUT_S`, another one 
 from __future__ import annotations
 
 import json
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import msgspec
 import nats.errors
@@ -29,14 +29,29 @@ _NOT_FOUND = (10014, 10059)
 class ConsumerReport(NamedTuple):
     """The state of a delivery's consumer: events that were delivered to a replica and not acknowledged, and the rest.
 
-    `created`: when it was made, RFC 3339.
+    `created`: when it was made, RFC 3339. `is_pinned`: a replica was given an event and hasn't been silent since.
     """
 
     name: str
     ack_pending: int
     pending: int
     created: str
-    filters: list[str]
+    is_pinned: bool
+
+
+class ConsumerStart(NamedTuple):
+    """Where a new durable begins: with `new` events, with `all`, at a time (Unix s), or at a sequence of the stream."""
+
+    policy: Literal["new", "all", "by_start_time", "by_start_sequence"]
+    at: float = 0
+
+    def build(self) -> dict[str, Any]:
+        """Return it as the configuration of a consumer has it."""
+        if self.policy == "by_start_time":
+            return {"deliver_policy": self.policy, "opt_start_time": rfc3339(self.at)}
+        if self.policy == "by_start_sequence":
+            return {"deliver_policy": self.policy, "opt_start_seq": int(self.at)}
+        return {"deliver_policy": self.policy}
 
 
 class DeliveryConsumers:
@@ -51,11 +66,11 @@ class DeliveryConsumers:
         return f"deliver-{delivery}"
 
     async def prepare(
-        self, delivery: str, filters: list[str], *, ack_wait_s: float, start: tuple[str, float | None], create: bool
+        self, delivery: str, filters: list[str], *, ack_wait_s: float, start: ConsumerStart, create: bool
     ) -> ConsumerReport:
         """Make the durable unless it exists, give it these filters, and let the stream store what deliveries report.
 
-        `start`: `new`, `all` or `since` with a time (Unix s); it counts only when the durable is made.
+        `start` counts only when the durable is made. Without `create` nothing is made.
         """
         for subject in delivery_subjects(self._names):
             await add_late_subject(self._streams, self._stream, subject, create=create)
@@ -66,6 +81,8 @@ class DeliveryConsumers:
             raise NatsUnavailable(f"consumer {name}: {found['error'].get('description')}")
         config = found.get("config")
         if config is None:
+            if not create:
+                raise NatsUnavailable(f"consumer {name} is missing: run `task-bridge provision` with these deliveries")
             config = build_consumer(name, start)
         if config.get("filter_subjects") != wanted or config.get("ack_wait") != int(ack_wait_s * 1e9):
             config |= {"filter_subjects": wanted, "ack_wait": int(ack_wait_s * 1e9)}
@@ -127,11 +144,8 @@ class DeliveryConsumers:
         return msgspec.json.decode(answer.data, type=dict[str, Any])
 
 
-def build_consumer(name: str, start: tuple[str, float | None]) -> dict[str, Any]:
+def build_consumer(name: str, start: ConsumerStart) -> dict[str, Any]:
     """Return the configuration of a new durable, without its filters and `ack_wait`."""
-    policy, since = start
-    starts = {"new": {"deliver_policy": "new"}, "all": {"deliver_policy": "all"}}
-    by_time = {"deliver_policy": "by_start_time", "opt_start_time": rfc3339(since or 0.0)}
     return {
         "durable_name": name,
         "description": "Events that are delivered over HTTP",
@@ -141,16 +155,15 @@ def build_consumer(name: str, start: tuple[str, float | None]) -> dict[str, Any]
         "priority_groups": [GROUP],
         "priority_policy": "pinned_client",
         "priority_timeout": int(PIN_TIMEOUT_S * 1e9),
-        **starts.get(policy, by_time),
+        **start.build(),
     }
 
 
 def _build_report(info: dict[str, Any]) -> ConsumerReport:
-    config = info.get("config") or {}
     return ConsumerReport(
         str(info.get("name")),
         int(info.get("num_ack_pending", 0)),
         int(info.get("num_pending", 0)),
         str(info.get("created", "")),
-        list(config.get("filter_subjects") or ()),
+        any(group.get("pinned_client_id") for group in info.get("priority_groups") or ()),
     )

@@ -16,6 +16,7 @@ Schema = dict[str, Any]
 
 KINDS, FINAL_OUTCOMES = events.KINDS, events.FINAL_OUTCOMES
 REJECTED = f"{TYPE_PREFIX}.request.rejected.v1"
+UNDELIVERED = events.UNDELIVERED_TYPE
 
 _N = r"[0-9]+(\.[0-9]+)?"
 _ISO_TIME = f"T({_N}H({_N}M)?({_N}S)?|{_N}M({_N}S)?|{_N}S)"

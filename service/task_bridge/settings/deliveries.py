@@ -167,10 +167,14 @@ class DeliverySettings(BaseModel):
     def _check_format(self) -> Self:
         if (self.format == "template") != (self.template_file is not None):
             raise ValueError("FORMAT=template and TEMPLATE_FILE are of use only together")
-        if self.bearer_file is not None and self.basic_file is not None:
-            raise ValueError("BEARER_FILE and BASIC_FILE: keep one")
-        if any(name.lower() == "authorization" for name in self.headers) and (self.bearer_file or self.basic_file):
-            raise ValueError("HEADERS has an Authorization beside BEARER_FILE or BASIC_FILE; keep one")
+        given = [
+            self.bearer_file is not None,
+            self.basic_file is not None,
+            any(name.lower() == "authorization" for name in self.headers),
+            urlsplit(self.url).username is not None,
+        ]
+        if sum(given) > 1:
+            raise ValueError("BEARER_FILE, BASIC_FILE, Authorization in HEADERS and a user in URL: keep one")
         return self
 
     @property
