@@ -17,12 +17,18 @@ def parse_secrets(text: str) -> tuple[bytes, ...]:
     if not 1 <= len(lines) <= 2:
         raise ValueError("must hold one secret, or two lines while it is being replaced")
     try:
-        keys = [base64.b64decode(line.removeprefix(_PREFIX), validate=True) for line in lines]
+        keys = [_decode(line.removeprefix(_PREFIX)) for line in lines]
     except (binascii.Error, ValueError):
         raise ValueError("must hold a secret of the Standard Webhooks scheme: whsec_ and base64") from None
     if not all(keys):
         raise ValueError("can't be right: the secret is empty")
     return tuple(keys)
+
+
+def _decode(text: str) -> bytes:
+    """Decode base64, with its padding or without."""
+    unpadded = text.rstrip("=")
+    return base64.b64decode(unpadded + "=" * (-len(unpadded) % 4), validate=True)
 
 
 def sign(keys: Sequence[bytes], message_id: str, timestamp: int, body: bytes) -> str:
