@@ -252,7 +252,7 @@ def test_authorization_is_a_header_or_refused() -> None:
 
 @pytest.mark.parametrize("body", [build_sample("hook", NOW)[1], b"\xff no JSON"])
 def test_a_report_of_an_undelivered_event_is_what_the_schema_says(body: bytes) -> None:
-    data = UndeliveredData.build("hook", "https://hook.example.com", "the target answered 404", 1, body)
+    data = UndeliveredData.build("hook", "https://hook.example.com", "the target answered 404", 1, 7, body)
     report = build_undelivered("hook/x/1", data, NOW)
     validator("undelivered").validate(json.loads(report))
     assert read_undelivered(report) == data

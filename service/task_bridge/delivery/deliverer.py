@@ -5,14 +5,16 @@ never under way at once, also across replicas, by these rules:
 
 * Nothing is sent before this replica holds all events that the durable has delivered and not seen acknowledged. After
   a takeover those of the replica before come back once its heartbeats have been missing for `ack_wait`.
-* Nothing is sent once nats-server hasn't been heard for `_LEASE_S`. A request takes `TIMEOUT` at most, and `ack_wait`
-  is longer than both together, so the last request of a replica that was cut off has ended before another one starts.
+* Nothing is sent once nats-server hasn't confirmed the pin for `_LEASE_S`. A request takes `TIMEOUT` at most, and
+  `ack_wait` is longer than both together, so the last request of a replica that was cut off has ended before another
+  one starts.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
 import random
 import time
 from collections.abc import Callable
@@ -42,11 +44,13 @@ log = structlog.get_logger(__name__)
 
 RETRY_S = 1.0
 _HEARTBEAT_S = 3.0
+_CONFIRM_S = 2.0
 _LEASE_S = 5.0
 _MARGIN_S = 10.0
 """How much `ack_wait` is longer than a request may take: a missed heartbeat, the lease, and some more."""
 _SETTLE_S = 0.2
 _IDLE_S = 60.0
+_HEADERS_MAX_BYTES = 4096
 _STOP_S = 1.0
 """How long a stop waits for answers; a replica that stops has little more time in all."""
 _FINISHED_KEPT = 4 * WINDOW
@@ -110,6 +114,7 @@ class Deliverer:
         )
         self._pin: str | None = None
         self._is_settled = False
+        self._confirmed_at = -math.inf
         self._is_sent_elsewhere = False
         self._missing = 0
         self._made_at = 0.0
@@ -262,7 +267,7 @@ class Deliverer:
 
     def _check_consumer(self, report: ConsumerReport | None) -> None:
         """Note whether another replica sends. Raises NatsUnavailable if the consumer has to be made again."""
-        self._is_sent_elsewhere = report is not None and report.is_pinned
+        self._is_sent_elsewhere = report is not None and report.pinned is not None
         self._missing = 0 if report is not None else self._missing + 1
         if self._missing and (self._pin is not None or self._missing >= _MISSING_LIMIT):
             raise NatsUnavailable("the delivery's consumer was deleted; it is made again")
@@ -303,19 +308,35 @@ class Deliverer:
         return max(0.01, due_at - time.monotonic())
 
     async def _may_send(self) -> bool:
-        """Return whether no other replica can be sending events of this delivery."""
-        if not self._streams.connection.is_connected or time.monotonic() - self._pull.heard_at > _LEASE_S:
-            self._is_settled = False
-            return False
-        if not self._is_settled:
+        """Return whether no other replica can be sending events of this delivery.
+
+        Whatever is asked of nats-server arrives behind the heartbeats that were sent before. So while it says that the
+        pin is this replica's, the held events stay here for `ack_wait` from then on.
+        """
+        asked_at = time.monotonic()
+        if not self._is_settled or asked_at - self._confirmed_at > _CONFIRM_S:
             try:
                 report = await self._consumers.read(self._settings.name)
             except NatsUnavailable as error:
                 self._trouble = str(error)
-                return False
-            self._trouble = None
-            self._is_settled = report is not None and report.ack_pending == len(self._held)
+                report = None
+            if report is not None:
+                self._trouble = None
+                self._apply_report(report, asked_at)
+        if time.monotonic() - self._confirmed_at > _LEASE_S:
+            self._is_settled = False
         return self._is_settled
+
+    def _apply_report(self, report: ConsumerReport, asked_at: float) -> None:
+        """Learn from what nats-server said of the consumer whether this replica is pinned and holds all events.
+
+        Events that were delivered after the report are here too, and don't count.
+        """
+        if report.pinned is None or report.pinned != self._pull.pin:
+            self._is_settled = False
+            return
+        self._confirmed_at = asked_at
+        self._is_settled = self._is_settled or report.ack_pending == self._held.count_up_to(report.delivered)
 
     async def _try(self, event: HeldEvent) -> None:
         """Send the event once, and do what the answer asks for. Whatever fails here, it is tried again."""
@@ -362,8 +383,12 @@ class Deliverer:
         """Store that the event wasn't delivered, then let go of it. Retries until it is stored."""
         name = self._settings.name
         report_id = f"{name}/{event.event_id}/{event.sequence}"
-        data = UndeliveredData.build(name, self._settings.origin, verdict.reason, event.tries, event.body)
+        data = UndeliveredData.build(
+            name, self._settings.origin, verdict.reason, event.tries, event.sequence, event.body
+        )
         body = build_undelivered(report_id, data, self._clock())
+        if len(body) > self._streams.connection.max_payload - _HEADERS_MAX_BYTES:
+            body = build_undelivered(report_id, data.without_event(), self._clock())
         headers = {
             "Content-Type": CONTENT_TYPE,
             "Nats-Msg-Id": f"undelivered-{report_id}",

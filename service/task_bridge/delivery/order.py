@@ -50,6 +50,10 @@ class DeliveryOrder(Generic[E]):
         """Return the event of this sequence, if it is held."""
         return next((one for one in self._tasks.get(task_key, ()) if one.sequence == sequence), None)
 
+    def count_up_to(self, sequence: int) -> int:
+        """Return how many of the held events have this sequence at most."""
+        return sum(held <= sequence for held in self._due_at)
+
     def add(self, event: E) -> None:
         """Hold an event. Its turn comes at once if no earlier one of its task is held."""
         events = self._tasks.setdefault(event.task_key, [])

@@ -8,7 +8,7 @@ from datetime import datetime
 from ..domain.events import CONTENT_TYPE
 from ..domain.subjects import SubjectNames
 from ..jetstream.streams import StoredMessage, Streams
-from .report import read_undelivered
+from .report import UndeliveredData, read_undelivered
 
 _PAGE = 100
 
@@ -35,10 +35,19 @@ async def redeliver(streams: Streams, names: SubjectNames, delivery: str, since:
             "Bridge-Event": event_id,
             "Bridge-Task": report.headers.get("Bridge-Task", ""),
         }
-        subject = f"{names.redeliveries}.{delivery}"
-        await streams.publish(names.events_stream, subject, bytes(data.event), headers)
-        ordered.append(event_id)
+        body = await _read_event(streams, names.events_stream, data)
+        if body is not None:
+            await streams.publish(names.events_stream, f"{names.redeliveries}.{delivery}", body, headers)
+            ordered.append(event_id)
     return ordered
+
+
+async def _read_event(streams: Streams, stream: str, data: UndeliveredData) -> bytes | None:
+    """Return the event of a report; one that is too large for it is in the stream, until it expires there."""
+    if bytes(data.event) != b"null":
+        return bytes(data.event)
+    page, _ = await streams.read_page(stream, ">", data.sequence - 1, 1)
+    return page[0].body if page and page[0].sequence == data.sequence else None
 
 
 def _keep_newest(reports: Sequence[StoredMessage]) -> Iterator[StoredMessage]:

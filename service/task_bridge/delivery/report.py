@@ -7,27 +7,35 @@ from typing import Any, Self
 import msgspec
 
 from ..domain.durations import rfc3339
-from ..domain.events import TYPE_PREFIX, UNDELIVERED_TYPE
+from ..domain.events import NULL, TYPE_PREFIX, UNDELIVERED_TYPE
 from ..domain.subjects import SERVICE
 
 
 class UndeliveredData(msgspec.Struct, frozen=True):
-    """`data` of a report of an event that wasn't delivered. `event`: the CloudEvent as it is stored."""
+    """`data` of a report of an event that wasn't delivered.
+
+    `event`: the CloudEvent as it is stored, null if the report would be too large with it; the events stream has it
+    at `sequence`.
+    """
 
     delivery: str
     target: str
     reason: str
     tries: int
+    sequence: int
     event: msgspec.Raw
 
     @classmethod
-    def build(cls, delivery: str, target: str, reason: str, tries: int, body: bytes) -> Self:
+    def build(cls, delivery: str, target: str, reason: str, tries: int, sequence: int, body: bytes) -> Self:
         """Return the data for an event with this body. If that isn't JSON, `event` is its text."""
         try:
             msgspec.json.decode(body)
         except msgspec.DecodeError:
             body = msgspec.json.encode(body.decode(errors="backslashreplace"))
-        return cls(delivery, target, reason, tries, msgspec.Raw(body))
+        return cls(delivery, target, reason, tries, sequence, msgspec.Raw(body))
+
+    def without_event(self) -> Self:
+        return msgspec.structs.replace(self, event=NULL)
 
 
 class _UndeliveredEvent(msgspec.Struct, frozen=True):

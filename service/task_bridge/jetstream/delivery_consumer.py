@@ -29,14 +29,16 @@ _NOT_FOUND = (10014, 10059)
 class ConsumerReport(NamedTuple):
     """The state of a delivery's consumer: events that were delivered to a replica and not acknowledged, and the rest.
 
-    `created`: when it was made, RFC 3339. `is_pinned`: a replica was given an event and hasn't been silent since.
+    `created`: when it was made, RFC 3339. `pinned`: the pin of the replica that was given an event and hasn't been
+    silent since, None if there is none. `delivered`: the sequence in the stream up to which events were delivered.
     """
 
     name: str
     ack_pending: int
     pending: int
     created: str
-    is_pinned: bool
+    pinned: str | None
+    delivered: int
 
 
 class ConsumerStart(NamedTuple):
@@ -165,5 +167,6 @@ def _build_report(info: dict[str, Any]) -> ConsumerReport:
         int(info.get("num_ack_pending", 0)),
         int(info.get("num_pending", 0)),
         str(info.get("created", "")),
-        any(group.get("pinned_client_id") for group in info.get("priority_groups") or ()),
+        next(filter(None, (group.get("pinned_client_id") for group in info.get("priority_groups") or ())), None),
+        int((info.get("delivered") or {}).get("stream_seq", 0)),
     )

@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import math
 import time
 from collections.abc import Callable
 
@@ -43,7 +42,7 @@ class PullConsumer:
     come, None while JetStream answers.
 
     `group`: the priority group of a consumer that serves one of its clients at a time, the pinned one. `pin` is this
-    client's, None while another may be pinned. `heard_at`: when JetStream last answered, in monotonic seconds.
+    client's, None while another may be pinned.
     """
 
     def __init__(
@@ -66,13 +65,12 @@ class PullConsumer:
         self._wake = asyncio.Event()
         self._must_pause = False
         self.trouble: str | None = None
-        self.heard_at = -math.inf
         self._group = group
         self.pin: str | None = None
 
     def handle_status(self, message: Msg) -> bool:
         """Record what arrived. Return whether `message` is JetStream's status of the pull, not a stored message."""
-        self._answered_at = self.heard_at = time.monotonic()
+        self._answered_at = time.monotonic()
         headers = message.headers or {}
         status = headers.get("Status")
         # A stored message can carry any headers, also those of a status, but only it has something to acknowledge.

@@ -255,7 +255,10 @@ def _build_undelivered(event_attributes: Schema) -> Schema:
         "target": {"description": "Scheme, host and port of its URL.", "type": "string"},
         "reason": {"description": "What the target answered at last, or what failed.", "type": "string"},
         "tries": {"description": "Requests since the replica took the event up.", "type": "integer", "minimum": 0},
-        "event": {"description": "The event as it is stored; its text if it isn't JSON."},
+        "sequence": {"description": "The event's sequence in the events stream.", "type": "integer", "minimum": 1},
+        "event": {
+            "description": "The event as it is stored; its text if it isn't JSON, null if it would be too large here."
+        },
     }
     return {
         "title": "Undelivered",
