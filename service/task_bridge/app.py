@@ -17,6 +17,8 @@ from nats.aio.client import Client
 from nats.aio.msg import Msg
 
 from . import __version__, schemas, tracing
+from .delivery.deliveries import Deliveries
+from .delivery.metrics import DeliveryMetrics
 from .domain.clock import ServerClock
 from .domain.errors import CannotStart, NatsUnavailable
 from .domain.follows.order import Follow
@@ -163,6 +165,9 @@ class Bridge:
         self.status.watcher, self.status.instance = parts.watcher, parts.instance
         self.status.follower, self.status.replicas = parts.follower, parts.replicas
         await parts.start(connection, self._names)
+        self.status.deliveries = parts.deliveries
+        await parts.deliveries.start()
+        connection.on_reconnect(parts.deliveries.reset)
         for pull in parts.pulls:
             connection.on_reconnect(pull.reset)
         stack.push_async_callback(parts.hand_over, parts.start_loops(failed))
@@ -244,6 +249,10 @@ class Bridge:
         )
         follow_ownership.belongs_elsewhere = replicas.is_known_elsewhere
         api = Api(context, replicas, stalled_after_s=stalled_after_s, allow_cancel=settings.allow_cancel)
+        delivery_metrics = DeliveryMetrics(metrics.registry, settings.deliveries)
+        deliveries = Deliveries(
+            settings.deliveries, streams, names, delivery_metrics, now, create=settings.provision == "auto"
+        )
         return _Parts(
             client=streams.connection,
             context=context,
@@ -288,6 +297,7 @@ class Bridge:
             follower=follower,
             follow_ownership=follow_ownership,
             replicas=replicas,
+            deliveries=deliveries,
         )
 
     def _own_state(self, vcenter: str) -> VCenterReport | None:
@@ -323,6 +333,7 @@ class _Parts(NamedTuple):
     follower: Follower
     follow_ownership: Ownership[Follow]
     replicas: Replicas
+    deliveries: Deliveries
 
     @property
     def pulls(self) -> tuple[PullConsumer, ...]:
@@ -399,6 +410,7 @@ class _Parts(NamedTuple):
                 self.api_service.stop(),
                 *(consumer.drain() for consumer in self.request_consumers),
                 self.follower.stop(),
+                self.deliveries.stop(),
                 self.watcher.stop(),
             )
         ]

@@ -20,6 +20,7 @@ from .domain.errors import CannotStart, NatsUnavailable, VCenterUnavailable
 from .domain.subjects import SubjectNames
 from .jetstream import permissions
 from .jetstream.connection import Connection, server_version
+from .jetstream.delivery_consumer import DeliveryConsumers
 from .jetstream.permissions import Right
 from .jetstream.provision import Difference, JetStreamConfig, check_version, expected_config, provision
 from .jetstream.streams import Streams
@@ -136,6 +137,7 @@ async def _check_streams_and_permissions(
     client, api, names = streams.connection, streams.prefix, SubjectNames(settings.subject_prefix)
     to_create = permissions.creation_rights(names, api, differences or ()) if settings.provision == "auto" else []
     needed = permissions.required_rights(names, api, client.new_inbox()) + to_create
+    needed += await _list_delivery_rights(settings, streams)
     optional = permissions.reply_rights()
     try:
         lacking = await permissions.find_missing_rights(client, needed + optional)
@@ -145,6 +147,16 @@ async def _check_streams_and_permissions(
     results = [] if differences is None else _describe_streams(differences, settings.provision, may_create=may_create)
     denied = [right for right in lacking if right in needed]
     return [*results, *_describe_permissions(denied, [right for right in lacking if right in optional])]
+
+
+async def _list_delivery_rights(settings: Settings, streams: Streams) -> list[Right]:
+    names, create = SubjectNames(settings.subject_prefix), settings.provision == "auto"
+    existing = []
+    for delivery in settings.deliveries:
+        with contextlib.suppress(NatsUnavailable):  # without the right to read it: reported below
+            if await DeliveryConsumers(streams, names).read(delivery) is not None:
+                existing.append(delivery)
+    return permissions.delivery_rights(names, streams.prefix, settings.deliveries, existing=existing, create=create)
 
 
 def _describe_streams(differences: list[Difference], provision_mode: str, *, may_create: bool) -> list[CheckResult]:

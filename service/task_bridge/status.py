@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping
 from prometheus_client import CollectorRegistry
 
 from . import schemas
+from .delivery.deliveries import Deliveries
 from .domain.clock import ServerClock
 from .domain.follows.event import FollowReport
 from .domain.subjects import SubjectNames
@@ -58,6 +59,7 @@ class BridgeStatus:
         self.watcher: Watcher | None = None
         self.follower: Follower | None = None
         self.replicas: Replicas | None = None
+        self.deliveries: Deliveries | None = None
         self.instance = ""
         self.consuming = False
         self.stopping = False
@@ -77,6 +79,7 @@ class BridgeStatus:
             follows=tuple(follows[key] for key in sorted(follows)),
             own_follows=frozenset(report.key for report in self._own_follows()),
             unheld_follows=monitor.unheld_follows if monitor else 0,
+            deliveries=tuple(self.deliveries.reports()) if self.deliveries else (),
             held=self.watcher.held_count if self.watcher else 0,
             waiting=monitor.unheld_count if monitor else None,
             capacity=self._capacity,
@@ -100,6 +103,8 @@ class BridgeStatus:
         if self.monitor and self.monitor.unheld_count is not None:
             metrics.watches_waiting.set(self.monitor.unheld_count)
         self._set_follow_metrics()
+        if self.deliveries:
+            self.deliveries.update_metrics()
         for name, source in self._sources.items():
             metrics.budget_used.labels(name).set(max(0.0, source.budget_used))
             apis = source.report_health()

@@ -26,6 +26,7 @@ def test_every_subject_is_named_with_the_configured_prefix() -> None:
         None,  # inboxes
         NAMES.requests,
         NAMES.rejected,
+        f"{NAMES.undelivered}.{{delivery}}",
         *(f"{NAMES.api}.{verb}" for verb in VERBS),
         NAMES.follow_requests,
         *(f"{root}.{{vcenter}}" for root in (NAMES.requests, NAMES.follow_requests)),
@@ -59,6 +60,6 @@ def test_the_official_parser_finds_it_valid_and_a_broken_one_not(tmp_path: Path)
         files[name].write_text(json.dumps(text))
     command: list[str | Path] = [node, PARSER / "validate.mjs", *files.values()]
     ended = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert ended.stdout == f"{files['good']}: 43 channels, 34 messages\n", ended.stderr
+    assert ended.stdout == f"{files['good']}: 44 channels, 35 messages\n", ended.stderr
     errors = [line.split(": ")[0] for line in ended.stderr.splitlines() if " error " in f"{line} "]
     assert set(errors) == {str(files["broken"])}

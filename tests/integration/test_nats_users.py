@@ -23,11 +23,13 @@ from structlog.testing import capture_logs
 
 from commands import ran
 from integration.test_examples import command, ended, started, workflows, working
-from lab import EVENTS, Lab, NatsServer, as_user, guarded, until
+from lab import EVENTS, BridgeProcess, Lab, NatsServer, as_user, guarded, until
+from receiver import Receiver, Reply, receiving
+from task_bridge.settings import DeliverySettings
 from task_bridge.simulator import scenarios
 
 DEPLOYED = Path(__file__).parents[2] / "deploy" / "nats"
-USERS = ("bridge", "operator", "requester", "requester_lab", "consumer", "workflow")
+USERS = ("bridge", "operator", "deliverer", "requester", "requester_lab", "consumer", "workflow")
 REQUESTS = "VCENTER_TASKS_REQUESTS"
 DOMAIN = "tasks"  # where the accounts of others see the bridge's JetStream
 PUT = "vcenter.tasks.internal.put.lab.t.completed.succeeded"
@@ -64,7 +66,7 @@ class Users:
 
     def environment(self, user: str) -> dict[str, str]:
         login = {"BRIDGE_NATS_USER": user, "BRIDGE_NATS_PASSWORD": f"{user}-secret"}
-        domain = {} if user == "operator" else {"BRIDGE_NATS_JS_DOMAIN": DOMAIN}
+        domain = {} if user in ("operator", "deliverer") else {"BRIDGE_NATS_JS_DOMAIN": DOMAIN}
         return {"BRIDGE_NATS_URL": self.server.url, **login, **domain}
 
     async def connect(self, user: str) -> Client:
@@ -125,6 +127,53 @@ async def test_check_finds_that_the_bridges_user_may_do_all_it_needs(users: User
     assert "ok    permissions: may subscribe and publish as the bridge does" in checked.out
     assert not any(line.startswith("note  permissions") for line in checked.out)
     assert any("run `task-bridge provision`" in line for line in again.out)
+
+
+def _hook(receiver: Receiver) -> dict[str, str]:
+    return {"BRIDGE_DELIVERIES__HOOK__URL": receiver.url, "BRIDGE_DELIVERIES__HOOK__START": "all"}
+
+
+@pytest.mark.parametrize("user", ["bridge", "deliverer"])
+async def test_deliveries_work_as_the_bridges_user_and_as_one_of_their_own(
+    users: Users, tmp_path: Path, user: str
+) -> None:
+    receiver, command = Receiver(), [sys.executable, "-m", "task_bridge", "deliver"]
+    receiver.decide = lambda _headers, _body: Reply(200 if len(receiver.got) else 400)
+    async with receiving(receiver):
+        hook = DeliverySettings.model_validate({"name": "hook", "url": receiver.url, "start": "all"})
+        given = {**users.environment("deliverer"), **_hook(receiver), "BRIDGE_HTTP_LISTEN": "off"}
+        async with users.bridge(deliveries={"hook": hook} if user == "bridge" else {}):
+            alone = BridgeProcess({"PATH": os.environ["PATH"], **given}, tmp_path, command)
+            if user == "deliverer":
+                await alone.start()
+            try:
+                task = users.lab.vcenter.create(scenarios.succeeds(0.1))
+                workflow = await users.connect("workflow")
+                await workflow.request("vcenter.tasks.api.watch", json.dumps(task).encode(), timeout=10)
+                await until(lambda: len(receiver.got) == 1)
+                async with asyncio.timeout(20):
+                    while not (again := await ran("redeliver", "hook", directory=tmp_path, environment=given)).out:
+                        assert again.code == 0, again
+                await until(lambda: len(receiver.got) == 2)
+                shown = await ran("deliveries", "--json", directory=tmp_path, environment=given)
+                assert (shown.code, json.loads(shown.out[0])["state"]) == (0, "delivering"), shown
+            finally:
+                await alone.close()
+        pruned = {**users.environment("deliverer"), "BRIDGE_HTTP_LISTEN": "off"}
+        ended = await ran("deliveries", "--prune", directory=tmp_path, environment=pruned)
+        assert ended.code == 0
+        assert any("hook: removed" in line for line in ended.err)
+    assert "permissions violation" not in (users.server._directory / "nats.log").read_text().lower()
+
+
+async def test_check_names_what_deliveries_need(users: Users, tmp_path: Path) -> None:
+    hook = {"BRIDGE_DELIVERIES__HOOK__URL": "https://127.0.0.1:1/", "BRIDGE_NATS_JS_DOMAIN": ""}
+    given = users.lab.environment(**{**users.environment("bridge"), **hook})
+    checked = await ran("check", directory=tmp_path, environment=given)
+    assert "ok    permissions: may subscribe and publish as the bridge does" in checked.out
+    other = {**given, "BRIDGE_NATS_USER": "operator", "BRIDGE_NATS_PASSWORD": "operator-secret"}
+    lacking = await ran("check", directory=tmp_path, environment=other)
+    assert any("publish to vcenter.tasks.undelivered.hook" in line for line in lacking.out), lacking.out
 
 
 async def until_shown(http: httpx.AsyncClient, board: str, task: str, within_s: float = 20.0) -> None:

@@ -178,4 +178,6 @@ async def test_ids_of_strangers_stay_in_their_token(lab: Lab) -> None:
         f"{PREFIX}.internal.put.>",
         f"{PREFIX}.rejected",
         f"{PREFIX}.follows.>",
+        f"{PREFIX}.undelivered.*",
+        f"{PREFIX}.internal.redeliver.*",
     ]

@@ -13,7 +13,7 @@ import pytest
 
 from credentials import Authority, nkey
 from task_bridge.domain.errors import CannotStart
-from task_bridge.settings import Listen, Settings, VCenterSettings, load
+from task_bridge.settings import DeliverySettings, Listen, Settings, VCenterSettings, load
 from task_bridge.settings.loader import variable_names
 from task_bridge.settings.nats import NATS_VARIABLES, NatsSettings
 
@@ -510,7 +510,16 @@ def test_the_description_tells_every_setting() -> None:
 def every_setting() -> dict[str, tuple[str, str]]:
     """(default as it is written, meaning) by variable."""
     vcenter = {name: f"BRIDGE_VCENTERS__LAB__{key.upper()}" for name, key in variable_names(VCenterSettings).items()}
-    models: tuple[tuple[Any, dict[str, str]], ...] = ((VCenterSettings, vcenter), (Settings, variable_names(Settings)))
+    deliveries = {
+        name: f"BRIDGE_DELIVERIES__CHAT__{str(field.validation_alias).upper()}"
+        for name, field in DeliverySettings.model_fields.items()
+        if name != "name"
+    }
+    models: tuple[tuple[Any, dict[str, str]], ...] = (
+        (DeliverySettings, deliveries),
+        (VCenterSettings, vcenter),
+        (Settings, variable_names(Settings)),
+    )
     nats = {
         one.variable: (",".join(getattr(NatsSettings(), name) or ()), one.meaning)
         for name, one in NATS_VARIABLES.items()
@@ -526,6 +535,8 @@ def every_setting() -> dict[str, tuple[str, str]]:
 def written(default: object) -> str:
     if isinstance(default, bool):
         return str(default).lower()
+    if isinstance(default, tuple):
+        return ",".join(default)
     if isinstance(default, float):
         return f"{default:g}"
     return str(default) if isinstance(default, str | int) else ""

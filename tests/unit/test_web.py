@@ -245,6 +245,7 @@ async def test_readiness_tells_everything_it_rests_on(web: httpx.AsyncClient) ->
             }
         ],
         "follows_reason": None,
+        "deliveries": [],
         "held": 3,
         "waiting": 1,
         "capacity": 50_000,

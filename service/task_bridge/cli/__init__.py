@@ -65,6 +65,23 @@ COMMANDS = {
         "End a follow. The watches that it has started go on.",
         asks=True,
     ),
+    "deliver": _Command(
+        "delivery_commands",
+        "deliver",
+        "Send events to HTTP targets (BRIDGE_DELIVERIES__…, see .env.example). Needs NATS, and no vCenter.",
+    ),
+    "deliveries": _Command(
+        "delivery_commands",
+        "deliveries",
+        "Show each delivery: how many events wait, how old the oldest is, the last answer, what wasn't delivered.",
+        nats=True,
+    ),
+    "redeliver": _Command(
+        "delivery_commands",
+        "redeliver",
+        "Send the events again that couldn't be delivered.",
+        nats=True,
+    ),
     "demo": _Command(
         "server_commands",
         "demo",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import time
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -49,7 +50,7 @@ def provision(
 
     logs.configure("auto", "error")
     try:
-        settings = load(need_vcenters=False)
+        settings = load(need_vcenters=False, need_deliveries=True)
         expected = _expected_jetstream(settings, consumer, filters or [])
         if only_print:
             is_good = _print_nats_commands(settings, expected)
@@ -109,6 +110,7 @@ async def _provision(settings: Settings, expected: JetStreamConfig, check_only: 
                 typer.echo(line if as_json else f"{difference}.")
             if not check_only:
                 differences, all_applied = await _apply(streams, expected, differences, to_stderr=as_json)
+                await _prepare_deliveries(settings, streams)
     except NatsUnavailable as error:
         raise CannotStart(str(error), exit_code=OUT_OF_REACH) from error
     is_good = all_applied and not any(difference.unsafe for difference in differences)
@@ -116,6 +118,16 @@ async def _provision(settings: Settings, expected: JetStreamConfig, check_only: 
         message = "The bridge can work with this." if differences else "Everything matches the settings."
         typer.echo(message, err=as_json)
     return is_good
+
+
+async def _prepare_deliveries(settings: Settings, streams: Streams) -> None:
+    from ..delivery.deliverer import prepare_consumer  # noqa: PLC0415
+    from ..domain.subjects import SubjectNames  # noqa: PLC0415
+    from ..jetstream.delivery_consumer import DeliveryConsumers  # noqa: PLC0415
+
+    names = SubjectNames(settings.subject_prefix)
+    for delivery in settings.deliveries.values():
+        await prepare_consumer(DeliveryConsumers(streams, names), delivery, names, time.time(), create=True)
 
 
 async def _apply(

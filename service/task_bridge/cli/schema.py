@@ -21,6 +21,7 @@ class Document(StrEnum):
     reply = "reply"
     event = "event"
     follow = "follow"
+    undelivered = "undelivered"
     asyncapi = "asyncapi"
     openapi = "openapi"
 
@@ -30,6 +31,7 @@ _DESCRIPTIONS = {
     Document.reply: "JSON Schema of the replies",
     Document.event: "JSON Schema of the events of watches",
     Document.follow: "JSON Schema of the events of follows",
+    Document.undelivered: "JSON Schema of the reports of events that were not delivered over HTTP",
     Document.asyncapi: "AsyncAPI 3.0 of every subject, with the configured prefix",
     Document.openapi: "OpenAPI 3.1 of the API over HTTP",
 }
@@ -44,7 +46,7 @@ def schema(
     """Print a JSON Schema of requests, replies or events, or the AsyncAPI or OpenAPI document."""
     if document is None:
         for name, description in _DESCRIPTIONS.items():
-            typer.echo(f"{name:<10}{description}")
+            typer.echo(f"{name:<13}{description}")
     elif document is Document.asyncapi:
         _print_asyncapi()
     elif document is Document.openapi:

@@ -16,6 +16,7 @@ from .task import Initiator, Progress, Result, Target, TaskError
 
 TYPE_PREFIX = "io.vcenter-task-bridge"
 CONTENT_TYPE = "application/cloudevents+json"
+UNDELIVERED_TYPE = f"{TYPE_PREFIX}.delivery.undelivered.v1"
 KINDS = ("watching", "status", "progress", "stalled")
 FINAL_OUTCOMES = {
     "completed": ("succeeded", "failed", "canceled"),

@@ -106,6 +106,21 @@ class SubjectNames:
         return f"{self.prefix}.internal.follows"
 
     @property
+    def undelivered(self) -> str:
+        """Root of the subjects on which deliveries report events that they can't deliver."""
+        return f"{self.prefix}.undelivered"
+
+    @property
+    def redeliveries(self) -> str:
+        """Root of the subjects of events that are to be delivered again."""
+        return f"{self.prefix}.internal.redeliver"
+
+    @property
+    def deliveries(self) -> str:
+        """Subject on which each replica answers how its deliveries are."""
+        return f"{self.prefix}.internal.deliveries"
+
+    @property
     def replicas(self) -> str:
         """Subject on which each replica reports its status to the others."""
         return f"{self.prefix}.internal.replicas"

@@ -167,7 +167,12 @@ def expected_config(
     events = _events_stream(names, replicas, events_max_age_s)
     queues = (requests, vcenter_requests, watches, follow_requests, follows)
     streams = (*((queue, durable) for queue in queues), (events, None))
-    return JetStreamConfig(streams, bucket, late_subjects=frozenset({follow_events(names)}))
+    return JetStreamConfig(streams, bucket, late_subjects=frozenset({follow_events(names), *delivery_subjects(names)}))
+
+
+def delivery_subjects(names: SubjectNames) -> tuple[str, str]:
+    """Return the subjects in the events stream of what deliveries report, and of what they are to send again."""
+    return f"{names.undelivered}.*", f"{names.redeliveries}.*"
 
 
 def follow_events(names: SubjectNames) -> str:
@@ -194,7 +199,7 @@ def _events_stream(names: SubjectNames, replicas: int, max_age_s: float) -> Stre
     return StreamConfig(
         name=names.events_stream,
         description="Events of watched tasks, and rejections",
-        subjects=[f"{names.put}.>", names.rejected, follow_events(names)],
+        subjects=[f"{names.put}.>", names.rejected, follow_events(names), *delivery_subjects(names)],
         retention=RetentionPolicy.LIMITS,
         storage=StorageType.FILE,
         discard=DiscardPolicy.OLD,

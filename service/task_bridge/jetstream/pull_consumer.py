@@ -32,6 +32,7 @@ IDLE_HEARTBEAT_S = 2.0
 SILENCE_S = 5.0
 PAUSE_S = 1.0
 _EXPIRED = ("404", "408")
+_WRONG_PIN = "423"
 
 
 class PullConsumer:
@@ -39,10 +40,20 @@ class PullConsumer:
 
     The owner subscribes to `inbox` and passes each message to `handle_status` first. `trouble` says why no messages
     come, None while JetStream answers.
+
+    `group`: the priority group of a consumer that serves one of its clients at a time, the pinned one. `pin` is this
+    client's, None while another may be pinned.
     """
 
     def __init__(
-        self, streams: Streams, stream: str, consumer: str, inbox: str, free_capacity: Callable[[], int]
+        self,
+        streams: Streams,
+        stream: str,
+        consumer: str,
+        inbox: str,
+        free_capacity: Callable[[], int],
+        *,
+        group: str | None = None,
     ) -> None:
         self.inbox = inbox
         self._streams = streams
@@ -54,6 +65,8 @@ class PullConsumer:
         self._wake = asyncio.Event()
         self._must_pause = False
         self.trouble: str | None = None
+        self._group = group
+        self.pin: str | None = None
 
     def handle_status(self, message: Msg) -> bool:
         """Record what arrived. Return whether `message` is JetStream's status of the pull, not a stored message."""
@@ -64,9 +77,12 @@ class PullConsumer:
         if status is None or message.reply.startswith("$JS.ACK."):
             self.trouble = None
             self._requested -= 1
+            self.pin = headers.get("Nats-Pin-Id", self.pin)
             self._wake.set()
             return False
-        if status in _EXPIRED:
+        if status == _WRONG_PIN:
+            self._requested, self.pin = 0, None
+        elif status in _EXPIRED:
             self._requested -= int(headers.get("Nats-Pending-Messages", self._requested))
         elif status != "100":
             # 409: consumer or leader gone, server shutting down; 503: nobody serves this consumer.
@@ -121,6 +137,8 @@ class PullConsumer:
             "batch": missing,
             "expires": int(EXPIRES_S * 1e9),
             "idle_heartbeat": int(IDLE_HEARTBEAT_S * 1e9),
+            **({"group": self._group} if self._group else {}),
+            **({"id": self.pin} if self.pin else {}),
         }
         try:
             await self._streams.connection.publish(self._subject, json.dumps(request).encode(), self.inbox)

@@ -10,16 +10,16 @@ import json
 from importlib.resources import files
 from typing import Any
 
-NAMES = ("request", "reply", "event", "follow")
+NAMES = ("request", "reply", "event", "follow", "undelivered")
 
 
 def read_text(name: str) -> str:
-    """Return the text of the schema `request`, `reply`, `event` or `follow`."""
+    """Return the text of the schema `request`, `reply`, `event`, `follow` or `undelivered`."""
     return (files(__name__) / f"{name}.json").read_text(encoding="utf-8")
 
 
 def load_schema(name: str) -> dict[str, Any]:
-    """Return the schema `request`, `reply`, `event` or `follow` as an object."""
+    """Return the schema `request`, `reply`, `event`, `follow` or `undelivered` as an object."""
     return json.loads(read_text(name))  # type: ignore[no-any-return]
 
 

@@ -147,6 +147,15 @@ def _build_channels(names: SubjectNames) -> Iterator[tuple[str, Schema]]:
             "messages": _message_refs("Rejection"),
         },
     )
+    yield (
+        "undelivered",
+        {
+            "address": f"{names.undelivered}.{{delivery}}",
+            "description": f"Stored in {names.events_stream}. A core subscriber can receive a report twice.",
+            "parameters": {"delivery": {"description": "The name of the delivery over HTTP."}},
+            "messages": _message_refs("Undelivered"),
+        },
+    )
 
 
 _BY_VCENTER = "Permissions by subject can so allow requests for one vCenter. A body that names another one is refused."
@@ -175,7 +184,8 @@ def _build_operations() -> Iterator[tuple[str, Schema]]:
         yield f"events.{kind}", {"action": "send", "channel": _channel_ref(f"events.{kind}")}
     for kind in _FOLLOW_SUMMARIES:
         yield f"follows.{kind}", {"action": "send", "channel": _channel_ref(f"follows.{kind}")}
-    yield "rejected", {"action": "send", "channel": _channel_ref("rejected")}
+    for report in ("rejected", "undelivered"):
+        yield report, {"action": "send", "channel": _channel_ref(report)}
 
 
 def _channel_ref(name: str) -> Schema:
@@ -210,15 +220,9 @@ def _build_messages(names: SubjectNames) -> Iterator[tuple[str, Schema]]:
         message = _build_message(summary, "FollowCloudEvent", content_type, required=["Content-Type"])
         name = f"Follow{_name_event_message(kind)}"
         yield name, {**message, "contentType": "application/cloudevents+json"}
-    yield (
-        "Rejection",
-        {
-            **_build_message(
-                "A stored request that can never be served", "Rejection", content_type, required=["Content-Type"]
-            ),
-            "contentType": "application/cloudevents+json",
-        },
-    )
+    for name, summary in _REPORT_SUMMARIES.items():
+        message = _build_message(summary, name, content_type, required=["Content-Type"])
+        yield name, {**message, "contentType": "application/cloudevents+json"}
 
 
 def _build_message(summary: str, payload: str, headers: Schema, *, required: list[str] | None = None) -> Schema:
@@ -261,6 +265,10 @@ _EVENT_SUMMARIES = {
     "abandoned.denied": "vCenter refuses to show the task (final)",
     "abandoned.watch_timed_out": "The watch's timeout passed (final)",
     "abandoned.unwatched": "The watch was ended on request (final)",
+}
+_REPORT_SUMMARIES = {
+    "Rejection": "A stored request that can never be served",
+    "Undelivered": "An event that a delivery over HTTP couldn't deliver",
 }
 _FOLLOW_SUMMARIES = {
     "following": "A follow started, was resumed or replaced, or stored its place again",

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from ..domain import events
 from ..domain.durations import MAX_DURATION_S
 from ..domain.events import TYPE_PREFIX
 from ..domain.task_ids import BLANKS, CONTROL, MAX_BYTES, PUNCTUATION, QUOTES
@@ -15,6 +16,7 @@ from ..domain.task_ids import BLANKS, CONTROL, MAX_BYTES, PUNCTUATION, QUOTES
 Schema = dict[str, Any]
 
 REJECTED = f"{TYPE_PREFIX}.request.rejected.v1"
+UNDELIVERED = events.UNDELIVERED_TYPE
 
 _N = r"[0-9]+(\.[0-9]+)?"
 _ISO_TIME = f"T({_N}H({_N}M)?({_N}S)?|{_N}M({_N}S)?|{_N}S)"

@@ -20,7 +20,7 @@ from ..domain.follows.event import FollowCloudEvent, FollowReply, FollowsReply, 
 from ..domain.follows.request import FollowNameRequest, FollowRequest, FollowsRequest
 from ..domain.replies import CancelReply, ErrorBody, GetReply, ListReply, UnwatchReply, WatchReply
 from ..domain.requests import REQUEST_MAX_KEPT_BYTES, ListRequest, TaskRequest, WatchRequest
-from .descriptions import DESCRIPTIONS, REJECTED, TASK_ID, Schema
+from .descriptions import DESCRIPTIONS, REJECTED, TASK_ID, UNDELIVERED, Schema
 
 DIALECT = "https://json-schema.org/draft/2020-12/schema"
 _DEFS = "#/$defs/"
@@ -52,6 +52,11 @@ def build_schema_files() -> dict[str, Schema]:
         ),
         "follow": _build_file(
             "An event of a follow, in the events stream", ["FollowCloudEvent"], {"allOf": [ref("FollowCloudEvent")]}
+        ),
+        "undelivered": _build_file(
+            "A report of an event that wasn't delivered over HTTP, in the events stream",
+            ["Undelivered"],
+            {"allOf": [ref("Undelivered")]},
         ),
     }
 
@@ -89,6 +94,7 @@ def build_components() -> dict[str, Schema]:
         "ErrorReply": _ERROR_REPLY,
     }
     components["Rejection"] = _build_rejection(components["CloudEvent"]["properties"])
+    components["Undelivered"] = _build_undelivered(components["CloudEvent"]["properties"])
     return components
 
 
@@ -231,4 +237,33 @@ def _build_rejection(event_attributes: Schema) -> Schema:
             "data": {"type": "object", "properties": data, "required": list(data)},
         },
         "required": ["specversion", "id", "source", "type", "time", "datacontenttype", "data"],
+    }
+
+
+def _build_undelivered(event_attributes: Schema) -> Schema:
+    """Return the schema of a report of a delivery, which `delivery/report.py` builds."""
+    shared = ("specversion", "source", "time", "datacontenttype")
+    data = {
+        "delivery": {"description": "The name of the delivery.", "type": "string"},
+        "target": {"description": "Scheme, host and port of its URL.", "type": "string"},
+        "reason": {"description": "What the target answered at last, or what failed.", "type": "string"},
+        "tries": {"description": "Requests since the replica took the event up.", "type": "integer", "minimum": 0},
+        "sequence": {"description": "The event's sequence in the events stream.", "type": "integer", "minimum": 1},
+        "event": {
+            "description": "The event as it is stored; its text if it isn't JSON, null if it would be too large here."
+        },
+    }
+    return {
+        "title": "Undelivered",
+        "description": "An event that a delivery over HTTP couldn't deliver. `task-bridge redeliver` sends it again. "
+        "Since 1.1.",
+        "type": "object",
+        "properties": {
+            **{name: event_attributes[name] for name in shared},
+            "id": {"description": "The delivery, the event's id and its sequence in the stream.", "type": "string"},
+            "type": {"const": UNDELIVERED},
+            "subject": {"description": "The name of the delivery.", "type": "string"},
+            "data": {"type": "object", "properties": data, "required": list(data)},
+        },
+        "required": ["specversion", "id", "source", "type", "subject", "time", "datacontenttype", "data"],
     }

@@ -6,14 +6,25 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from .deliveries import DeliverySettings
     from .loader import load, read_log_format
     from .models import Settings, VCenterSettings
     from .nats import NatsSettings
     from .values import Listen, SecretFile
 
-__all__ = ["Listen", "NatsSettings", "SecretFile", "Settings", "VCenterSettings", "load", "read_log_format"]
+__all__ = [
+    "DeliverySettings",
+    "Listen",
+    "NatsSettings",
+    "SecretFile",
+    "Settings",
+    "VCenterSettings",
+    "load",
+    "read_log_format",
+]
 
 _MODULES = {
+    "DeliverySettings": "deliveries",
     "load": "loader",
     "read_log_format": "loader",
     "Settings": "models",

@@ -16,6 +16,7 @@ from pydantic import BaseModel, ValidationError
 
 from ..domain.errors import CannotStart
 from ..domain.subjects import is_vcenter_name
+from .deliveries import build_deliveries, delivery_variable, is_of_deliveries
 from .models import LogFormat, Settings, VCenterSettings
 from .nats import (
     DOT_ENV,
@@ -39,18 +40,23 @@ VCenters = dict[str, dict[str, str]]
 
 
 def load(
-    environ: Mapping[str, str] | None = None, *, env_file: Path | None = None, need_vcenters: bool = True
+    environ: Mapping[str, str] | None = None,
+    *,
+    env_file: Path | None = None,
+    need_vcenters: bool = True,
+    need_deliveries: bool | None = None,
 ) -> Settings:
     """Return the settings of the process: its environment, over `.env` in the working directory.
 
     `environ` replaces both; with `env_file` it replaces the environment only. Without `need_vcenters` (for commands
-    that only talk to NATS) the settings of vCenters are neither read nor refused. Raises CannotStart (exit code 2)
-    with one line per mistake.
+    that only talk to NATS) the settings of vCenters are neither read nor refused. The same is true for deliveries,
+    which are needed by default where vCenters are. Raises CannotStart (exit code 2) with one line per mistake.
     """
     if environ is None:
         environ, env_file = os.environ, env_file or DOT_ENV
     variables = read_variables(environ, env_file)
-    bridge_variables = {name: value for name, value in variables.items() if not _is_of_vcenters(name)}
+    groups = [name for name in variables if _is_of_vcenters(name) or is_of_deliveries(name)]
+    bridge_variables = {name: value for name, value in variables.items() if name not in groups}
     mistakes: list[str] = []
     of_vcenters = _check_vcenter_names(variables, mistakes) if need_vcenters else {}
     source = VariablesSource(Settings, {**bridge_variables, **of_vcenters})
@@ -65,6 +71,8 @@ def load(
     if need_vcenters:
         mistakes += list(_check_vcenters(vcenters, given, mistakes))
     mistakes += check_contradictions(given)
+    if need_vcenters if need_deliveries is None else need_deliveries:
+        tree["deliveries"] = build_deliveries(variables, mistakes)
     settings = _validate(tree, given, mistakes)
     return settings.model_copy(update={"warnings": (*_warn_of_unknown(bridge_variables), *_warn_of_risks(settings))})
 
@@ -191,6 +199,12 @@ def _warn_of_risks(settings: Settings) -> Iterator[str]:
         elif not vcenter.verify_tls:
             variable = vcenter_variable(name, "VERIFY_TLS")
             yield f"{variable}: false accepts any certificate, so anyone in between can read the password"
+    for name, delivery in settings.deliveries.items():
+        if delivery.url.startswith("http:"):
+            yield f"{delivery_variable(name, 'URL')}: http:// sends events unencrypted; use https://"
+        elif not delivery.verify_tls:
+            variable = delivery_variable(name, "VERIFY_TLS")
+            yield f"{variable}: false accepts any certificate, so anyone in between can read the events"
 
 
 def _warn_of_http(settings: Settings) -> Iterator[str]:

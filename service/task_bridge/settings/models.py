@@ -25,6 +25,7 @@ from ..domain.follows.order import CONFIGURED_FOLLOW
 from ..domain.follows.request import FollowRequest
 from ..domain.requests import decode_strict_json, parse_request
 from . import values
+from .deliveries import DeliverySettings
 from .nats import DEFAULT_SUBJECT_PREFIX, SUBJECT_PREFIX, NatsSettings
 from .values import Listen, SecretFile
 
@@ -167,6 +168,12 @@ class Settings(BaseSettings):
         'all vCenters as one JSON object, like {"lab": {"url": "https://…"}}; added to the other variables, '
         "which win over it; a password in both is a mistake",
     )
+    deliveries: dict[str, DeliverySettings] = _setting(
+        "BRIDGE_DELIVERIES",
+        {},
+        'all deliveries as one JSON object, like {"chat": {"url": "https://…"}}; added to the other variables, '
+        "which win over it",
+    )
     default_vcenter: Annotated[str, Lower] | None = _setting(
         "BRIDGE_DEFAULT_VCENTER", None, "the vCenter of requests that name none, when several are configured"
     )
@@ -289,5 +296,6 @@ class Settings(BaseSettings):
         """Return what the log shows at the start: all settings without secrets, files by name."""
         nats = {"urls": list(self.nats.urls), "login": self.nats.login, "tls": self.nats.tls_ca_file is not None}
         vcenters = {name: vcenter.url for name, vcenter in self.vcenters.items()}
-        plain = self.model_dump(mode="json", exclude={"nats", "vcenters", "warnings"})
-        return {"nats": nats, "vcenters": vcenters, **plain}
+        deliveries = {name: delivery.origin for name, delivery in self.deliveries.items()}
+        plain = self.model_dump(mode="json", exclude={"nats", "vcenters", "deliveries", "warnings"})
+        return {"nats": nats, "vcenters": vcenters, "deliveries": deliveries, **plain}

@@ -11,6 +11,7 @@ from prometheus_client import CollectorRegistry
 from .. import __version__
 from ..domain.board import WatchBoard
 from ..domain.clock import describe_difference
+from ..domain.deliveries import DeliveryReport
 from ..domain.follows.event import FollowReport
 from ..domain.timeline import TaskTimeline
 
@@ -85,7 +86,7 @@ class BridgeHealth:
     if unknown). Streams and consumers are listed once they have been checked; none at all means unready. `follows`
     are those of all replicas, and `own_follows` the keys of those that this replica runs; `unheld_follows` are stored
     and run by no replica. `instance` is the id that this replica writes into its events. `clock_difference_s`: this
-    host's clock minus nats-server's.
+    host's clock minus nats-server's. `deliveries` are those of the settings, as this replica sees them.
     """
 
     nats: NatsHealth
@@ -96,6 +97,7 @@ class BridgeHealth:
     follows: tuple[FollowReport, ...] = ()
     own_follows: frozenset[tuple[str, str]] = frozenset()
     unheld_follows: int = 0
+    deliveries: tuple[DeliveryReport, ...] = ()
     held: int = 0
     waiting: int | None = None
     capacity: int = 0
@@ -106,12 +108,13 @@ class BridgeHealth:
 
     @property
     def status(self) -> Readiness:
-        """`unready` only if the service can't work; an unreachable vCenter or a late follow makes it `degraded`."""
+        """`unready` only if the service can't work; what else is late or out of reach makes it `degraded`."""
         nats_ok = self.nats.connected and self.nats.reason is None
         if self.stopping or not nats_ok or not _all_ok(self.streams) or not _all_ok(self.consumers):
             return "unready"
         is_late = any(follow.is_late and follow.key in self.own_follows for follow in self.follows)
-        return "degraded" if is_late or any(vcenter.state == "degraded" for vcenter in self.vcenters) else "ok"
+        is_failing = is_late or any(delivery.is_troubled for delivery in self.deliveries)
+        return "degraded" if is_failing or any(vcenter.state == "degraded" for vcenter in self.vcenters) else "ok"
 
     @property
     def capacity_reason(self) -> str | None:
@@ -205,6 +208,7 @@ def build_readiness(health: BridgeHealth) -> dict[str, Any]:
         ],
         "follows": [_build_follow(follow, health) for follow in health.follows],
         "follows_reason": health.follows_reason,
+        "deliveries": [build_delivery_status(delivery) for delivery in health.deliveries],
         "held": health.held,
         "waiting": health.waiting,
         "capacity": health.capacity,
@@ -239,6 +243,20 @@ def _build_follow(follow: FollowReport, health: BridgeHealth) -> dict[str, Any]:
         "last_read_age_seconds": _round_age(follow.read_age_s),
         "started_watches": follow.started_watches,
         "gaps": follow.gaps,
+    }
+
+
+def build_delivery_status(delivery: DeliveryReport) -> dict[str, Any]:
+    """Build what `/readyz` says of a delivery."""
+    return {
+        "name": delivery.delivery,
+        "target": delivery.target,
+        "state": delivery.state,
+        "reason": delivery.reason,
+        "held": delivery.held,
+        "oldest_seconds": _round_age(delivery.oldest_s),
+        "last_answer": delivery.last_answer,
+        "last_answer_at": delivery.last_answer_at,
     }
 
 

@@ -1,0 +1,1 @@
+"""Events out over HTTP: each delivery sends the events that it selects to one target, at least once and in order."""
