@@ -25,6 +25,7 @@ from starlette.types import Receive, Scope, Send
 
 from task_bridge import __version__
 from task_bridge.domain.board import RowFilter, WatchBoard
+from task_bridge.domain.deliveries import DeliveryReport
 from task_bridge.domain.durations import rfc3339
 from task_bridge.domain.errors import CannotStart, NatsUnavailable
 from task_bridge.domain.events import Event, EventData, WatchRef
@@ -331,6 +332,23 @@ async def test_the_board_says_of_each_follow_whether_it_is_complete(web: httpx.A
     assert "Nothing is followed." in shown[4]
 
 
+async def test_the_board_shows_each_delivery_and_what_keeps_it_from_sending(
+    web: httpx.AsyncClient, state: FakeState
+) -> None:
+    assert "This replica delivers no events over HTTP" in (await web.get("/")).text
+    fine = DeliveryReport("awx", "https://awx", "delivering", None, 1200, 3.0, "the target answered 202 Accepted")
+    gone = DeliveryReport("gone", "https://gone", "paused", "the target answered 410 Gone")
+    failing = DeliveryReport("slow", "https://slow", "failing", "<b>no answer", 2, 90.0)
+    state.now = replace(HEALTHY, deliveries=(fine, gone, failing))
+    section = (await web.get("/")).text.partition('<section id="deliveries"')[2].partition("</section>")[0]
+    shown = [" ".join(re.sub(r"<[^>]+>", " ", row).split()) for row in section.split("<tr ")[2:]]
+    assert [row.partition("> ")[2] for row in shown] == [
+        "gone https://gone ✗ paused 0 the target answered 410 Gone",
+        "slow https://slow ✗ failing 2 1 min &lt;b&gt;no answer",
+        "awx https://awx delivering 1,200 3 s the target answered 202 Accepted",
+    ]
+
+
 async def test_metrics_are_those_of_the_moment_in_the_form_that_is_asked_for(
     web: httpx.AsyncClient, state: FakeState
 ) -> None:
@@ -500,7 +518,7 @@ async def test_a_board_that_was_never_read_says_so_in_each_table(
     feed.board, feed.trouble = None, "no answer"
     state.now = replace(HEALTHY, nats=NatsHealth(connected=is_connected, reason="gone"), follows=(), streams=())
     text = (await web.get("/")).text
-    assert text.count("Not read yet.") == 3  # follows, watches, endings
+    assert text.count("Not read yet.") == 4  # follows, deliveries, watches, endings
     for path in ("/view.json", "/view.csv"):
         answer = await web.get(path)
         assert (answer.status_code, answer.headers["retry-after"]) == (503, "5")
@@ -652,7 +670,7 @@ async def test_what_changes_is_told_live_and_only_that(state: FakeState, feed: F
     first = await viewer.told()
     feed.board.apply_event(event("1", kind="progress"), "x")
     second = await viewer.told()
-    assert set(first) == {"state", "vcenters", "follows", "watches", "endings", "nats"}
+    assert set(first) == {"state", "vcenters", "follows", "deliveries", "watches", "endings", "nats"}
     assert "task-1" in second["watches"]
     assert not {"nats", "endings", "state", "follows"} & set(second)
     assert feed.looking == 1

@@ -13,6 +13,7 @@ import httpx
 import structlog
 
 from ..settings import DeliverySettings
+from ..tls import create_client_context, explain_refusal
 from .answers import Verdict, judge_answer
 from .rendering import (
     BodyTemplate,
@@ -52,7 +53,7 @@ class Sender:
         self._template = _TemplateFile(settings.template_file) if settings.template_file is not None else None
         self._read_secrets()
         self._client = httpx.AsyncClient(
-            verify=settings.create_ssl_context(),
+            verify=_create_tls_context(settings),
             proxy=settings.proxy,
             trust_env=False,
             follow_redirects=False,
@@ -126,12 +127,19 @@ async def _read_beginning(response: httpx.Response) -> bytes:
     return bytes(taken[:_ANSWER_MAX_BYTES])
 
 
+def _create_tls_context(settings: DeliverySettings) -> ssl.SSLContext:
+    context = create_client_context(settings.ca_file)
+    if not settings.verify_tls:
+        context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+    return context
+
+
 def _describe_failure(error: Exception) -> str:
     """Return what failed, without the URL, which may hold secrets."""
     cause: BaseException | None = error
     while cause is not None:
         if isinstance(cause, ssl.SSLCertVerificationError):
-            return f"the target's certificate isn't trusted: {cause.verify_message}; set CA_FILE"
+            return f"the target's certificate isn't trusted: {explain_refusal(cause)}; set CA_FILE"
         cause = cause.__cause__ or cause.__context__
     if isinstance(error, httpx.ConnectTimeout | httpx.ReadTimeout | httpx.WriteTimeout | httpx.PoolTimeout):
         return f"no answer in time ({type(error).__name__})"

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import difflib
 import json
-import ssl
 from collections.abc import Iterator, Mapping
 from typing import Annotated, Any, Literal, Self
 from urllib.parse import urlsplit
@@ -187,13 +186,6 @@ class DeliverySettings(BaseModel):
         parts = urlsplit(self.url)
         host = f"[{parts.hostname}]" if ":" in (parts.hostname or "") else parts.hostname
         return f"{parts.scheme}://{host}" + (f":{parts.port}" if parts.port else "")
-
-    def create_ssl_context(self) -> ssl.SSLContext:
-        """Return what checks the target's certificate."""
-        context = ssl.create_default_context(cafile=self.ca_file)
-        if not self.verify_tls:
-            context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
-        return context
 
 
 def delivery_variable(name: str, key: str) -> str:

@@ -31,6 +31,7 @@ _SECTIONS = {
     "state": "State",
     "vcenters": "vCenters",
     "follows": "Follows",
+    "deliveries": "Deliveries",
     "watches": "Active watches",
     "endings": "Latest endings",
     "nats": "NATS",
