@@ -40,6 +40,7 @@ from ..domain.requests import (
 from ..domain.subjects import SERVICE, VERBS, is_vcenter_name
 from ..tracing import span
 from .follow_requests import admit_follow
+from .follow_setup import FollowsOff
 from .journal import JournalEntry
 from .nats_py_workarounds import drain_endpoints, reply_subject
 from .replicas import Replicas
@@ -109,6 +110,9 @@ class Api:
             headers, body = _encode_error(refused)
         except VCenterUnavailable as error:
             headers, body = _encode_error(Refused(503, "vcenter_unavailable", str(error)))
+        except FollowsOff as error:
+            reason = str(error)
+            headers, body = _encode_error(Refused(503, "unavailable", f"{reason[:1].upper()}{reason[1:]}."))
         except (NatsUnavailable, TimeoutError) as error:
             reason = f"JetStream failed: {error}" if str(error) else f"No answer within {DEADLINE_S:.0f} s"
             headers, body = _encode_error(Refused(503, "unavailable", f"{reason}. Try again."))
