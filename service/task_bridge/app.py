@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 import structlog
 from nats.aio.client import Client
 from nats.aio.msg import Msg
+from nats.aio.subscription import Subscription
 
 from . import __version__, schemas, tracing
 from .delivery.deliveries import Deliveries
@@ -34,6 +35,7 @@ from .jetstream.connection import Connection, server_version
 from .jetstream.event_feed import JetStreamEventFeed
 from .jetstream.follow_journal import FollowJournal
 from .jetstream.follow_requests import admit_follow_request, follow_as_configured
+from .jetstream.follow_setup import FollowSetup
 from .jetstream.follow_store import FollowStore, hold_follows, quarantine_unreadable_follow
 from .jetstream.journal import JetStreamJournal
 from .jetstream.lost_memories import LostMemories
@@ -101,7 +103,13 @@ class Bridge:
         self._routing = _build_routing(settings)
         self._watchdog = Watchdog(self._metrics.event_loop_lag)
         self.status = BridgeStatus(
-            settings.capacity, self._names, self._sources, self._metrics, self._clock, lambda: self._watchdog.lag_s
+            settings.capacity,
+            self._names,
+            self._sources,
+            self._metrics,
+            self._clock,
+            lambda: self._watchdog.lag_s,
+            follows_are_configured=any(vcenter.follow for vcenter in settings.vcenters.values()),
         )
         self._board_reader = BoardReader(settings.nats, self._names)
         self._http_api = self._build_http_api()
@@ -157,11 +165,14 @@ class Bridge:
             events_max_age_s=settings.events_max_age_s,
         )
         lost_memories = LostMemories(self._metrics, self._names.events_stream)
+        may_create = settings.provision == "auto"
+        follow_setup = self.status.follow_setup = FollowSetup(streams, self._names, config, create=may_create)
+        connection.on_denied(follow_setup.note_denied)
         monitor = self.status.monitor = Monitor(
-            streams, self._names, config, self._clock, lost_memories, create=settings.provision == "auto"
+            streams, self._names, config, follow_setup, self._clock, lost_memories, create=may_create
         )
         await monitor.start()
-        parts = self._build_parts(streams, monitor, lost_memories)
+        parts = self._build_parts(streams, monitor, follow_setup, lost_memories)
         self.status.watcher, self.status.instance = parts.watcher, parts.instance
         self.status.follower, self.status.replicas = parts.follower, parts.replicas
         await parts.start(connection, self._names)
@@ -175,7 +186,7 @@ class Bridge:
         if self._http_api is not None:
             self._http_api.handler = parts.api
         log.info("ready", capacity=settings.capacity, vcenters=sorted(self._sources))
-        await self._follow_as_configured(parts.context)
+        await self._follow_as_configured(parts.context, follow_setup)
 
     def _build_http_api(self) -> HttpApi | None:
         settings = self._settings
@@ -187,9 +198,10 @@ class Bridge:
         feed = JetStreamEventFeed(settings.nats, self._names, self._clock.now)
         return HttpApi(gate, feed, settings.vcenters, schemas.format_document(build_openapi()).encode(), self._metrics)
 
-    async def _follow_as_configured(self, context: RequestContext) -> None:
+    async def _follow_as_configured(self, context: RequestContext, setup: FollowSetup) -> None:
         configured = {name: vcenter.follow for name, vcenter in self._settings.vcenters.items()}
         while True:
+            await setup.wait_until_on()
             try:
                 await follow_as_configured(context, configured, self._settings.stalled_after_s)
             except NatsUnavailable as error:
@@ -198,13 +210,16 @@ class Bridge:
             else:
                 return
 
-    def _build_parts(self, streams: Streams, monitor: Monitor, lost_memories: LostMemories) -> _Parts:
+    def _build_parts(
+        self, streams: Streams, monitor: Monitor, follow_setup: FollowSetup, lost_memories: LostMemories
+    ) -> _Parts:
         settings, names, metrics, now = self._settings, self._names, self._metrics, self._clock.now
         stalled_after_s = settings.stalled_after_s
         journal = JetStreamJournal(streams, names, metrics, now, lost_memories=lost_memories)
         watches = WatchStore(streams, names, journal, self._policy_of, self._sources, now)
         follow_journal = FollowJournal(streams, names, journal.instance)
-        follows = FollowStore(streams, names, follow_journal, self._source_of, now, create=settings.provision == "auto")
+        may_create = settings.provision == "auto"
+        follows = FollowStore(follow_setup, streams, names, follow_journal, self._source_of, now, create=may_create)
         follower = Follower(
             self._sources, follow_journal, watches, self._source_of, metrics, now, max_rate=settings.follow_max_rate
         )
@@ -258,6 +273,8 @@ class Bridge:
             context=context,
             instance=journal.instance,
             monitor=monitor,
+            follow_setup=follow_setup,
+            names=names,
             clock=self._clock,
             watches=watches,
             watcher=watcher,
@@ -321,6 +338,8 @@ class _Parts(NamedTuple):
     context: RequestContext
     instance: str
     monitor: Monitor
+    follow_setup: FollowSetup
+    names: SubjectNames
     clock: ServerClock
     watches: WatchStore
     watcher: Watcher
@@ -350,7 +369,6 @@ class _Parts(NamedTuple):
             consumer.subscribe(connection.broker)
         await connection.broker.start()
         await self._subscribe_to_unwatched(names)
-        await self._subscribe_to_follows(names)
         await self.api_service.start()
         with contextlib.suppress(NatsUnavailable):
             # A round trip after the subscriptions, so that a request sent after "ready" is received: nats-py's
@@ -368,7 +386,30 @@ class _Parts(NamedTuple):
 
         await self.client.subscribe(f"{names.events}.*.*.abandoned.unwatched", cb=check_ownership)
 
-    async def _subscribe_to_follows(self, names: SubjectNames) -> None:
+    async def _run_follows(self) -> None:
+        """Run what follows need whenever NATS is prepared for them, without end."""
+        while True:
+            await self.follow_setup.wait_until_on()
+            subscription = await self._subscribe_to_follows(self.names)
+            try:
+                async with asyncio.TaskGroup() as group:
+                    loops = (
+                        self.vcenter_requests.run(),
+                        self.follow_requests.run(),
+                        self.follow_ownership.run(),
+                        self.follower.sweep_ownership(),
+                    )
+                    running = [group.create_task(loop) for loop in loops]
+                    await self.follow_setup.wait_until_off()
+                    for task in running:
+                        task.cancel()
+            finally:
+                if not self.client.is_closed:
+                    await subscription.unsubscribe()
+            await self.follower.stop(must_store=False)
+            await self.follow_ownership.hand_all_back()
+
+    async def _subscribe_to_follows(self, names: SubjectNames) -> Subscription:
         """Subscribe to the events of follows: a final one, or another replica's, may end a follow here."""
 
         async def check_ownership(message: Msg) -> None:
@@ -377,7 +418,7 @@ class _Parts(NamedTuple):
                 with contextlib.suppress(NatsUnavailable):
                     await self.follower.check_ownership(*names.parse_follow_event_subject(message.subject))
 
-        await self.client.subscribe(f"{names.follows}.>", cb=check_ownership)
+        return await self.client.subscribe(f"{names.follows}.>", cb=check_ownership)
 
     def start_loops(self, failed: asyncio.Future[None]) -> list[asyncio.Task[None]]:
         """Start everything that must never end; if one does, the replica fails."""
@@ -386,13 +427,10 @@ class _Parts(NamedTuple):
             "the watcher": self.watcher.run(),
             "the ownership of watches": self.ownership.run(),
             "the intake of requests": self.requests.run(),
-            "the intake of requests by vCenter": self.vcenter_requests.run(),
-            "the intake of follows": self.follow_requests.run(),
-            "the ownership of follows": self.follow_ownership.run(),
+            "the follows": self._run_follows(),
             "the monitor of JetStream": self.monitor.run(),
             "the exchange with other replicas": self.replicas.run(),
             "the sweep of the watches": self.watcher.sweep_ownership(),
-            "the sweep of the follows": self.follower.sweep_ownership(),
             "the check of the watches' memories": self.watcher.check_memories(lambda: self.monitor.events_contents),
             "the end of timed-out watches": timing_out,
         }

@@ -136,7 +136,8 @@ async def _check_streams_and_permissions(
     """Check streams and permissions. `differences` is None if the streams couldn't be read."""
     client, api, names = streams.connection, streams.prefix, SubjectNames(settings.subject_prefix)
     to_create = permissions.creation_rights(names, api, differences or ()) if settings.provision == "auto" else []
-    needed = permissions.required_rights(names, api, client.new_inbox()) + to_create
+    needed = permissions.required_rights(names, api, client.new_inbox())
+    needed += permissions.follow_rights(names, api) + to_create
     needed += await _list_delivery_rights(settings, streams)
     optional = permissions.reply_rights()
     try:

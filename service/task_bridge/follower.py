@@ -172,14 +172,14 @@ class Follower:
                 with contextlib.suppress(NatsUnavailable):
                     await self.check_ownership(*key)
 
-    async def stop(self) -> None:
-        """Start no more watches, and store how far each follow has come."""
+    async def stop(self, *, must_store: bool = True) -> None:
+        """Start no more watches, and store how far each follow has come, unless NATS lets nobody store it."""
         held_follows = list(self._held.values())
         for key in list(self._held):
             self._stop_running(key)
         await asyncio.gather(*(held.running for held in held_follows if held.running), return_exceptions=True)
         for held in held_follows:
-            if held.memory != held.saved:
+            if must_store and held.memory != held.saved:
                 with contextlib.suppress(_NotOwner):
                     await self._publish_following(held, "progressed")
 

@@ -16,6 +16,7 @@ from .domain.follows.event import FollowReport
 from .domain.subjects import SubjectNames
 from .follower import Follower
 from .jetstream.connection import Connection
+from .jetstream.follow_setup import FollowSetup
 from .jetstream.monitor import Monitor, MonitoredPart
 from .jetstream.replicas import Replicas
 from .metrics import Metrics
@@ -45,7 +46,10 @@ class BridgeStatus:
         metrics: Metrics,
         clock: ServerClock,
         lag_s: Callable[[], float],
+        *,
+        follows_are_configured: bool,
     ) -> None:
+        self.follows_are_configured = follows_are_configured
         self._capacity = capacity
         self._names = names
         self._sources = sources
@@ -56,6 +60,7 @@ class BridgeStatus:
         self._lag_s = lag_s
         self.connection: Connection | None = None
         self.monitor: Monitor | None = None
+        self.follow_setup: FollowSetup | None = None
         self.watcher: Watcher | None = None
         self.follower: Follower | None = None
         self.replicas: Replicas | None = None
@@ -80,6 +85,8 @@ class BridgeStatus:
             own_follows=frozenset(report.key for report in self._own_follows()),
             unheld_follows=monitor.unheld_follows if monitor else 0,
             deliveries=tuple(self.deliveries.reports()) if self.deliveries else (),
+            follows_off=self.follow_setup.off_reason if self.follow_setup and self.consuming else None,
+            has_follows=self.follows_are_configured or bool(monitor and monitor.stored_follows),
             held=self.watcher.held_count if self.watcher else 0,
             waiting=monitor.unheld_count if monitor else None,
             capacity=self._capacity,

@@ -13,6 +13,7 @@ from urllib.parse import quote, unquote
 CONSUMER = "bridge"
 SERVICE = "vcenter-task-bridge"
 VERBS = ("watch", "unwatch", "get", "list", "cancel", "follow", "unfollow", "follows")
+FOLLOW_VERBS = ("follow", "unfollow", "follows")
 
 _PREFIX = re.compile(r"[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+)*", re.ASCII)
 _CONSUMER_NAME = re.compile(r"[A-Za-z0-9_-]{1,64}", re.ASCII)

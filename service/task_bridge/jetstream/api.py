@@ -37,6 +37,7 @@ from ..domain.subjects import VERBS
 from ..domain.vcenter_state import VCenterState
 from ..tracing import span
 from .follow_requests import admit_follow
+from .follow_setup import FollowsOff
 from .journal import JournalEntry
 from .replicas import Replicas
 from .request_consumer import RequestContext, check_headers
@@ -99,6 +100,9 @@ class Api:
             return None, refused
         except VCenterUnavailable as error:
             return None, Refused(503, "vcenter_unavailable", str(error))
+        except FollowsOff as error:
+            reason = str(error)
+            return None, Refused(503, "unavailable", f"{reason[:1].upper()}{reason[1:]}.")
         except (NatsUnavailable, TimeoutError) as error:
             reason = f"JetStream failed: {error}" if str(error) else f"No answer within {DEADLINE_S:.0f} s"
             return None, Refused(503, "unavailable", f"{reason}. Try again.")

@@ -35,6 +35,7 @@ from .nats_py_workarounds import (
     replace_error_callback,
     wait_until_connected,
 )
+from .permissions import REFUSED_REPLY
 
 log = structlog.get_logger(__name__)
 
@@ -57,6 +58,7 @@ class Connection:
         self._settings = settings
         self._refused_at_start: asyncio.Future[str] = asyncio.get_running_loop().create_future()
         self._on_reconnect: list[Callable[[], None]] = []
+        self._on_denied: list[Callable[[str], bool]] = []
         self._closing = False
         self._violation = (-math.inf, "")
         self._resubscribing: asyncio.Task[None] | None = None
@@ -130,6 +132,10 @@ class Connection:
         replace_error_callback(client, self._on_error)
         return client
 
+    def on_denied(self, callback: Callable[[str], bool]) -> None:
+        """Let `callback` say of each permission violation whether the bridge works without; it is no trouble then."""
+        self._on_denied.append(callback)
+
     def on_reconnect(self, callback: Callable[[], None]) -> None:
         """Call `callback` each time a lost connection is back."""
         self._on_reconnect.append(callback)
@@ -183,6 +189,8 @@ class Connection:
     def _on_permission_violation(self, message: str) -> None:
         if _SERVICE_DISCOVERY in message:
             log.warning("nats_error", reason=message)  # a reply to $SRV.PING and the like; nothing depends on it
+            return
+        if REFUSED_REPLY.lower() in message.lower() or any(is_optional(message) for is_optional in self._on_denied):
             return
         if self.missing_permission is None:
             log.warning("nats_forbids", reason=message, cure="give the bridge's user this permission (deploy/nats)")

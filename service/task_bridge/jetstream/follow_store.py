@@ -14,6 +14,7 @@ from ..domain.follows.event import FollowMemory, build_draft, read_memory
 from ..domain.follows.order import Follow
 from ..domain.subjects import SubjectNames
 from .follow_journal import FollowJournal
+from .follow_setup import FollowSetup
 from .ownership import HeldStream
 from .provision import add_late_subject, follow_events
 from .streams import StoredMessage, StoreRefused, Streams
@@ -45,13 +46,14 @@ def hold_follows(names: SubjectNames) -> HeldStream[Follow]:
 
 
 class FollowStore:
-    """The follows of all replicas. Every method raises NatsUnavailable.
+    """The follows of all replicas. Every method raises NatsUnavailable: FollowsOff if NATS isn't prepared for them.
 
     `create`: the bridge may change the events stream, so that it stores the events of follows.
     """
 
     def __init__(
         self,
+        setup: FollowSetup,
         streams: Streams,
         names: SubjectNames,
         journal: FollowJournal,
@@ -61,6 +63,7 @@ class FollowStore:
         create: bool,
     ) -> None:
         self._create = create
+        self._setup = setup
         self._streams = streams
         self._names = names
         self._journal = journal
@@ -69,6 +72,7 @@ class FollowStore:
 
     async def admit(self, follow: Follow) -> FollowAdmission:
         """Start the follow, or replace the one of its name; a replaced one keeps its id, and so its place in time."""
+        self._setup.require_on()
         events, subject = self._names.events_stream, follow_events(self._names)
         await add_late_subject(self._streams, events, subject, create=self._create)
         for _ in range(_TRIES):
@@ -100,12 +104,14 @@ class FollowStore:
 
     async def read(self, vcenter: str, name: str) -> StoredFollow | None:
         """Return the follow of this name, None if there is none that this release can read."""
+        self._setup.require_on()
         subject = self._names.held_follow_subject(vcenter, name)
         stored = await self._streams.read_last(self._names.follows_stream, subject, leader=True)
         return stored and decode_follow(stored)
 
     async def read_all(self, vcenter: str | None) -> list[StoredFollow]:
         """Return all follows of a vCenter, or of all, oldest first."""
+        self._setup.require_on()
         follows: list[StoredFollow] = []
         after, following = 0, 1
         while following:

@@ -10,12 +10,13 @@ from typing import NamedTuple
 
 import nats.errors
 import structlog
-from nats.js.api import ConsumerInfo, StreamConfig
+from nats.js.api import ConsumerConfig, ConsumerInfo, StreamConfig
 
 from ..domain.clock import ServerClock, describe_difference
 from ..domain.errors import CannotStart, NatsUnavailable
 from ..domain.ports import StreamContents
 from ..domain.subjects import CONSUMER, SubjectNames
+from .follow_setup import FollowSetup
 from .lost_memories import LostMemories
 from .provision import Difference, JetStreamConfig, provision
 from .pull_consumer import PullConsumer
@@ -50,8 +51,8 @@ class _Unknown(NamedTuple):
 class Monitor:
     """The state of the bridge's part of JetStream.
 
-    `unheld_count`: stored watches that no replica holds; `unheld_follows`: the same of follows. `trouble`: why
-    JetStream doesn't work, None if it does.
+    `unheld_count`: stored watches that no replica holds; `stored_follows`, `unheld_follows`: all follows, and those
+    that no replica runs. `trouble`: why JetStream doesn't work, None if it does.
     """
 
     def __init__(
@@ -59,6 +60,7 @@ class Monitor:
         streams: Streams,
         names: SubjectNames,
         expected: JetStreamConfig,
+        follow_setup: FollowSetup,
         clock: ServerClock,
         lost_memories: LostMemories,
         *,
@@ -66,7 +68,9 @@ class Monitor:
     ) -> None:
         self._streams = streams
         self._names = names
-        self._expected = expected
+        self._expected = expected.without_follows()
+        self._expected_by_follows = expected.only_follows()
+        self._follow_setup = follow_setup
         self._clock = clock
         self._clock_differs = False
         self._create = create
@@ -83,7 +87,7 @@ class Monitor:
         self._count_held_follows: Callable[[], float] = lambda: math.inf
         self._unheld_before = self._unheld_follows_before = 0.0
         self.unheld_count: int | None = None
-        self.unheld_follows = 0
+        self.stored_follows = self.unheld_follows = 0
         self.ack_wait_s: float = 10.0
         self.events_max_age_s: float = 0.0
 
@@ -95,6 +99,7 @@ class Monitor:
                 self._log_new(differences)
                 if unsafe := [difference for difference in differences if difference.unsafe]:
                     raise CannotStart(*map(_explain, unsafe))
+                await self._follow_setup.check()
                 await self.read()
             except NatsUnavailable as error:
                 self._set_trouble(str(error))
@@ -119,6 +124,7 @@ class Monitor:
                 )
                 missing = [difference for difference in differences if difference.field == "missing"]
                 if not missing:
+                    await self._follow_setup.check(first_sequence)
                     await self.read()
             except (NatsUnavailable, CannotStart) as error:
                 self._set_trouble(str(error))
@@ -134,13 +140,18 @@ class Monitor:
 
     def streams(self) -> tuple[MonitoredPart, ...]:
         """Return the state of each stream and of the bucket."""
-        wheres = [f"stream {config.name}" for config, _ in self._expected.streams]
-        return tuple(map(self._part, [*wheres, f"bucket {self._expected.bucket.bucket}"]))
+        wheres = [f"stream {config.name}" for config, _ in self._needed_streams()]
+        return tuple(map(self._part, [*wheres, f"bucket {self._names.results_bucket}"]))
 
     def consumers(self) -> tuple[MonitoredPart, ...]:
         """Return the state of each durable consumer."""
-        streams = [config.name for config, durable in self._expected.streams if durable]
+        streams = [config.name for config, durable in self._needed_streams() if durable]
         return tuple(self._part(f"consumer {stream}/{CONSUMER}") for stream in streams)
+
+    def _needed_streams(self) -> list[tuple[StreamConfig, ConsumerConfig | None]]:
+        *queues, events = self._expected.streams
+        by_follows = () if self._follow_setup.off_reason else self._expected_by_follows.streams
+        return [*queues, *by_follows, events]
 
     def _part(self, where: str) -> MonitoredPart:
         name = where.split(" ", 1)[1]
@@ -162,10 +173,8 @@ class Monitor:
         """Read the unheld watches and the settings that an operator may have tuned. Raises NatsUnavailable."""
         try:
             await self._read_queue(self._names.requests_stream)
-            await self._read_queue(self._names.vcenter_requests_stream)
             _, consumer = await self._read_queue(self._names.watches_stream)
-            await self._read_queue(self._names.follow_requests_stream)
-            follow_count, _ = await self._read_queue(self._names.follows_stream)
+            await self._read_follows()
             events = await self._streams.js.stream_info(self._names.events_stream)
             await self._streams.measure_clock(self._names.events_stream, self._clock)
         except (TimeoutError, nats.errors.Error) as error:
@@ -177,12 +186,19 @@ class Monitor:
         unheld = (consumer.num_ack_pending or 0) - self._count_held()
         self.unheld_count = (consumer.num_pending or 0) + int(max(0, min(unheld, self._unheld_before)))
         self._unheld_before = unheld
-        unheld_follows = follow_count - self._count_held_follows()
-        self.unheld_follows = int(max(0, min(unheld_follows, self._unheld_follows_before)))
-        self._unheld_follows_before = unheld_follows
         self.ack_wait_s = consumer.config.ack_wait or self.ack_wait_s
         self.events_max_age_s = events.config.max_age or 0.0
         self._log_clock()
+
+    async def _read_follows(self) -> None:
+        """Read the unheld follows; what was read before stays known while follows are off."""
+        if self._follow_setup.off_reason is None:
+            await self._read_queue(self._names.vcenter_requests_stream)
+            await self._read_queue(self._names.follow_requests_stream)
+            self.stored_follows, _ = await self._read_queue(self._names.follows_stream)
+            unheld = self.stored_follows - self._count_held_follows()
+            self.unheld_follows = int(max(0, min(unheld, self._unheld_follows_before)))
+            self._unheld_follows_before = unheld
 
     def _log_clock(self) -> None:
         reason = describe_difference(self._clock.difference_s)

@@ -14,7 +14,7 @@ import nats.errors
 from nats.aio.client import Client
 
 from ..domain.errors import NatsUnavailable
-from ..domain.subjects import CONSUMER, VERBS, SubjectNames
+from ..domain.subjects import CONSUMER, FOLLOW_VERBS, VERBS, SubjectNames
 from .connect import last_permission_violation
 from .nats_py_workarounds import flush_and_wait
 from .provision import Difference
@@ -35,18 +35,43 @@ class Right(NamedTuple):
 
 
 def required_rights(names: SubjectNames, api: str, inbox: str) -> list[Right]:
-    """Return the rights that the bridge needs. `api` is JetStream's prefix, `inbox` an inbox of the connection."""
+    """Return the rights that the bridge needs, but for follows. `api`: JetStream's prefix; `inbox`: one of its own."""
     subscriptions = [Right(_SUBSCRIBE, f"{inbox.rpartition('.')[0]}.>", inbox)]
-    subscriptions += [_subscribe(f"{names.api}.{verb}{vcenter}") for vcenter in ("", ".*") for verb in VERBS]
-    subscriptions += [_subscribe(f"{names.events}.*.*.abandoned.unwatched"), _subscribe(f"{names.follows}.>")]
-    subscriptions.append(_subscribe(names.replicas))
+    subscriptions += [_subscribe(f"{names.api}.{verb}") for verb in VERBS if verb not in FOLLOW_VERBS]
+    subscriptions += [_subscribe(f"{names.events}.*.*.abandoned.unwatched"), _subscribe(names.replicas)]
     subscriptions += [Right(_SUBSCRIBE, "$SRV.>", "$SRV.PING")]
     return [
         *subscriptions,
         *_publish_rights(names),
-        *_consumer_rights(names, api),
+        *_consumer_rights((names.requests_stream, names.watches_stream), api),
         *_read_rights(names, api),
     ]
+
+
+def follow_rights(names: SubjectNames, api: str) -> list[Right]:
+    """Return the additional rights that follows, and subjects per vCenter, need.
+
+    Subscriptions come first, then reads, then what stores something.
+    """
+    queues = (names.vcenter_requests_stream, names.follow_requests_stream, names.follows_stream)
+    held = names.follows_stream
+    return [
+        subscribe_to_follows(names),
+        *(_subscribe(f"{names.api}.{verb}") for verb in FOLLOW_VERBS),
+        *(_subscribe(f"{names.api}.{verb}.*") for verb in VERBS),
+        *(_publish(f"{api}.STREAM.INFO.{stream}") for stream in queues),
+        *_consumer_rights(queues, api),
+        _publish(f"{api}.STREAM.MSG.GET.{held}"),
+        _publish(f"{api}.DIRECT.GET.{held}"),
+        _publish(f"{api}.STREAM.MSG.DELETE.{held}"),
+        _publish(f"{names.held_follows}.>", names.held_follow_subject("check", "check")),
+        _publish(f"{names.follows}.>", names.follow_event_subject("check", "check", "following")),
+    ]
+
+
+def subscribe_to_follows(names: SubjectNames) -> Right:
+    """Return the right to read the events of follows as they come."""
+    return _subscribe(f"{names.follows}.>")
 
 
 def creation_rights(names: SubjectNames, api: str, differences: Iterable[Difference]) -> list[Right]:
@@ -90,8 +115,6 @@ def _publish_rights(names: SubjectNames) -> list[Right]:
     return [
         _publish(f"{names.watches}.>", names.watch_subject("check", "check")),
         _publish(f"{names.put}.>", names.put_subject("check", "check", "completed.succeeded")),
-        _publish(f"{names.held_follows}.>", names.held_follow_subject("check", "check")),
-        _publish(f"{names.follows}.>", names.follow_event_subject("check", "check", "following")),
         _publish(names.rejected),
         _publish(names.replicas),
         _publish(f"{objects}.C.>", f"{objects}.C.check"),
@@ -99,9 +122,9 @@ def _publish_rights(names: SubjectNames) -> list[Right]:
     ]
 
 
-def _consumer_rights(names: SubjectNames, api: str) -> list[Right]:
+def _consumer_rights(queues: Iterable[str], api: str) -> list[Right]:
     rights = []
-    for consumer in (f"{stream}.{CONSUMER}" for stream in _queues(names)):
+    for consumer in (f"{stream}.{CONSUMER}" for stream in queues):
         rights += [_publish(f"{api}.CONSUMER.{request}.{consumer}") for request in ("INFO", "MSG.NEXT")]
         rights.append(_publish(f"$JS.ACK.{consumer}.>", f"$JS.ACK.{consumer}.1.1.1.1.0"))
     return rights
@@ -109,21 +132,16 @@ def _consumer_rights(names: SubjectNames, api: str) -> list[Right]:
 
 def _read_rights(names: SubjectNames, api: str) -> list[Right]:
     events, objects = names.events_stream, _bucket_stream(names)
-    held = (names.watches_stream, names.follows_stream)
+    requests, watches = names.requests_stream, names.watches_stream
     direct = f"{api}.DIRECT.GET.{events}"
     return [
-        *(_publish(f"{api}.STREAM.INFO.{stream}") for stream in (*_queues(names), events, objects)),
-        *(_publish(f"{api}.STREAM.MSG.GET.{stream}") for stream in (*held, events, objects)),
-        *(_publish(f"{api}.DIRECT.GET.{stream}") for stream in (*held, events)),
+        *(_publish(f"{api}.STREAM.INFO.{stream}") for stream in (requests, watches, events, objects)),
+        *(_publish(f"{api}.STREAM.MSG.GET.{stream}") for stream in (watches, events, objects)),
+        *(_publish(f"{api}.DIRECT.GET.{stream}") for stream in (watches, events)),
         _publish(f"{direct}.>", f"{direct}.{names.event_filter('check', 'check')}"),
-        *(_publish(f"{api}.STREAM.MSG.DELETE.{stream}") for stream in held),
+        _publish(f"{api}.STREAM.MSG.DELETE.{watches}"),
         _publish(f"{api}.STREAM.PURGE.{objects}"),
     ]
-
-
-def _queues(names: SubjectNames) -> tuple[str, ...]:
-    requests = (names.requests_stream, names.vcenter_requests_stream, names.follow_requests_stream)
-    return *requests, names.watches_stream, names.follows_stream
 
 
 def _bucket_stream(names: SubjectNames) -> str:
@@ -145,6 +163,17 @@ async def find_missing_rights(client: Client, rights: Iterable[Right]) -> list[R
         return [right for right in rights if not await _has_right(client, right)]
     except (TimeoutError, nats.errors.Error) as error:
         raise NatsUnavailable(f"nats-server doesn't say which permissions are missing: {error}") from error
+
+
+async def find_missing_right(client: Client, rights: Iterable[Right]) -> Right | None:
+    """Return the first of `rights` that the user lacks, and try no others. Raises NatsUnavailable."""
+    try:
+        for right in rights:
+            if not await _has_right(client, right):
+                return right
+    except (TimeoutError, nats.errors.Error) as error:
+        raise NatsUnavailable(f"nats-server doesn't say which permissions are missing: {error}") from error
+    return None
 
 
 async def _has_right(client: Client, right: Right) -> bool:

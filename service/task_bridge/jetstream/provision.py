@@ -83,12 +83,22 @@ class JetStreamConfig(NamedTuple):
     """The streams, the durable consumer of each (or None), and the bucket.
 
     `late_subjects`: subjects that a stream of release 1.0 doesn't have. They are added when they are first needed, so
-    that release can still be returned to.
+    that release can still be returned to. `follow_streams`: those that only follows, and subjects per vCenter, need.
     """
 
     streams: tuple[tuple[StreamConfig, ConsumerConfig | None], ...]
     bucket: ObjectStoreConfig
     late_subjects: frozenset[str] = frozenset()
+    follow_streams: frozenset[str] = frozenset()
+
+    def without_follows(self) -> JetStreamConfig:
+        """Return the part that watches need, which release 1.0 has too."""
+        return self._replace(streams=tuple(one for one in self.streams if one[0].name not in self.follow_streams))
+
+    def only_follows(self) -> JetStreamConfig:
+        """Return the part that only follows need."""
+        streams = tuple(one for one in self.streams if one[0].name in self.follow_streams)
+        return self._replace(streams=streams)
 
     def with_events_consumer(self, durable: ConsumerConfig) -> JetStreamConfig:
         """Return the same with a durable consumer of the events stream, which comes last."""
@@ -167,7 +177,12 @@ def expected_config(
     events = _events_stream(names, replicas, events_max_age_s)
     queues = (requests, vcenter_requests, watches, follow_requests, follows)
     streams = (*((queue, durable) for queue in queues), (events, None))
-    return JetStreamConfig(streams, bucket, late_subjects=frozenset({follow_events(names), *delivery_subjects(names)}))
+    return JetStreamConfig(
+        streams,
+        bucket,
+        late_subjects=frozenset({follow_events(names), *delivery_subjects(names)}),
+        follow_streams=frozenset({names.vcenter_requests_stream, names.follow_requests_stream, names.follows_stream}),
+    )
 
 
 def delivery_subjects(names: SubjectNames) -> tuple[str, str]:
@@ -222,13 +237,21 @@ async def provision(
     `first_sequence`: that of a work queue that is created. Raises NatsUnavailable, and CannotStart where JetStream
     refuses to create.
     """
+    differences = await provision_streams(streams, expected, create=create, first_sequence=first_sequence)
+    return differences + await _provision_bucket(streams, expected.bucket, create=create)
+
+
+async def provision_streams(
+    streams: Streams, expected: JetStreamConfig, *, create: bool, first_sequence: int | None = None
+) -> list[Difference]:
+    """Do the same without the bucket."""
     differences: list[Difference] = []
     for config, durable in expected.streams:
         queue = config.evolve(first_seq=first_sequence) if durable and first_sequence else config
         differences += await _provision_stream(streams, queue, expected.late_subjects, create=create)
         if durable is not None:
             differences += await _provision_consumer(streams, str(config.name), durable, create=create)
-    return differences + await _provision_bucket(streams, expected.bucket, create=create)
+    return differences
 
 
 def check_version(version: tuple[int, int, int]) -> None:

@@ -110,6 +110,7 @@ class PullConsumer:
 
     async def run(self) -> None:
         """Send pull requests as capacity becomes free, without end."""
+        self._requested, self.trouble = 0, None
         while True:
             await self._send_request()
             try:

@@ -85,8 +85,10 @@ class BridgeHealth:
     The replica holds `held` of at most `capacity` watches. `waiting` watches are stored and held by no replica (None
     if unknown). Streams and consumers are listed once they have been checked; none at all means unready. `follows`
     are those of all replicas, and `own_follows` the keys of those that this replica runs; `unheld_follows` are stored
-    and run by no replica. `instance` is the id that this replica writes into its events. `clock_difference_s`: this
-    host's clock minus nats-server's. `deliveries` are those of the settings, as this replica sees them.
+    and run by no replica. `follows_off` says why NATS lets nobody follow, None if it does; `has_follows`: the settings
+    or the streams have follows. `instance` is the id that this replica writes into its events.
+    `clock_difference_s`: this host's clock minus nats-server's. `deliveries` are those of the settings, as this replica
+    sees them.
     """
 
     nats: NatsHealth
@@ -98,6 +100,8 @@ class BridgeHealth:
     own_follows: frozenset[tuple[str, str]] = frozenset()
     unheld_follows: int = 0
     deliveries: tuple[DeliveryReport, ...] = ()
+    follows_off: str | None = None
+    has_follows: bool = False
     held: int = 0
     waiting: int | None = None
     capacity: int = 0
@@ -112,6 +116,8 @@ class BridgeHealth:
         nats_ok = self.nats.connected and self.nats.reason is None
         if self.stopping or not nats_ok or not _all_ok(self.streams) or not _all_ok(self.consumers):
             return "unready"
+        if self.follows_off and self.has_follows:
+            return "degraded"
         is_late = any(follow.is_late and follow.key in self.own_follows for follow in self.follows)
         is_failing = is_late or any(delivery.is_troubled for delivery in self.deliveries)
         return "degraded" if is_failing or any(vcenter.state == "degraded" for vcenter in self.vcenters) else "ok"
@@ -125,7 +131,9 @@ class BridgeHealth:
 
     @property
     def follows_reason(self) -> str | None:
-        """The reason why follows that are stored find nothing. None if each is run by a replica."""
+        """The reason why follows are off, or why stored ones find nothing. None if each is run by a replica."""
+        if self.follows_off:
+            return self.follows_off
         count = self.unheld_follows
         if not count:
             return None
