@@ -6,7 +6,7 @@ import asyncio
 import json
 import ssl
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ from structlog.testing import capture_logs
 
 from credentials import Authority
 from lab import EVENTS, PREFIX, Lab, until
-from receiver import Receiver, Reply, check_order, receiving
+from receiver import Receiver, Reply, check_order, listening, receiving
 from task_bridge.checks import expected_jetstream
 from task_bridge.delivery.deliverer import prepare_consumer
 from task_bridge.delivery.deliveries import Deliveries
@@ -56,17 +56,19 @@ class Replica:
 @asynccontextmanager
 async def replica(lab: Lab, *settings: DeliverySettings, create: bool = True) -> AsyncIterator[Replica]:
     connection = Connection(NatsSettings.model_validate({"urls": lab.server.url}), "deliverer")
-    streams = Streams(await connection.open(), None)
-    await streams.open()
-    registry = CollectorRegistry()
-    metrics = DeliveryMetrics(registry, [one.name for one in settings])
-    deliveries = Deliveries({one.name: one for one in settings}, streams, NAMES, metrics, time.time, create=create)
-    connection.on_reconnect(deliveries.reset)
-    await deliveries.start()
     try:
-        yield Replica(deliveries, streams, registry)
+        streams = Streams(await connection.open(), None)
+        await streams.open()
+        registry = CollectorRegistry()
+        metrics = DeliveryMetrics(registry, [one.name for one in settings])
+        deliveries = Deliveries({one.name: one for one in settings}, streams, NAMES, metrics, time.time, create=create)
+        connection.on_reconnect(deliveries.reset)
+        await deliveries.start()
+        try:
+            yield Replica(deliveries, streams, registry)
+        finally:
+            await deliveries.stop()
     finally:
-        await deliveries.stop()
         await connection.close()
 
 
@@ -104,7 +106,6 @@ async def until_undelivered(lab: Lab, within_s: float = 20.0) -> dict[str, Any]:
 async def test_an_event_is_given_up_in_time_also_over_a_restart(lab: Lab, streams: Streams) -> None:
     receiver = Receiver()
     receiver.decide = lambda *_: Reply(500)
-    settings = hook(receiver, give_up_after="5s")
     async with receiving(receiver):
         settings = hook(receiver, give_up_after="5s")
         await prepare_consumer(DeliveryConsumers(streams, NAMES), settings, NAMES, time.time(), create=True)
@@ -320,15 +321,6 @@ async def test_a_certificate_must_be_trusted(lab: Lab, streams: Streams, tmp_pat
     assert receiver.got[0].headers["host"] == f"127.0.0.1:{receiver.port}"
 
 
-@asynccontextmanager
-async def listening(answer: Callable[[asyncio.StreamReader, asyncio.StreamWriter], Any]) -> AsyncIterator[int]:
-    server = await asyncio.start_server(answer, "127.0.0.1", 0)
-    try:
-        yield server.sockets[0].getsockname()[1]
-    finally:
-        server.close()
-
-
 async def test_a_status_counts_though_its_body_never_ends(lab: Lab, streams: Streams) -> None:
     requests = 0
 
@@ -339,7 +331,6 @@ async def test_a_status_counts_though_its_body_never_ends(lab: Lab, streams: Str
         await asyncio.sleep(0.8)
         writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 1000000\r\n\r\nbegin")
         await reader.read()
-        writer.close()
 
     receiver = Receiver()
     async with listening(answer) as receiver.port, replica(lab, hook(receiver, timeout="1s")) as one:
@@ -351,7 +342,6 @@ async def test_a_status_counts_though_its_body_never_ends(lab: Lab, streams: Str
 async def test_a_target_that_reads_nothing_is_no_answer(lab: Lab, streams: Streams) -> None:
     async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await asyncio.sleep(30)
-        writer.close()
 
     receiver = Receiver()
     async with listening(answer) as receiver.port, replica(lab, hook(receiver, timeout="500ms")) as one:
@@ -373,14 +363,15 @@ async def test_a_stop_does_not_wait_for_a_target_that_hangs(lab: Lab, streams: S
 async def test_a_delivery_that_is_paused_is_paused_on_all_replicas(lab: Lab, streams: Streams) -> None:
     receiver = Receiver()
     receiver.decide = lambda *_: Reply(410)
-    settings = hook(receiver, max_in_flight=1)
-    async with receiving(receiver), replica(lab, settings) as first, replica(lab, settings) as second:
-        for number in range(3):
-            await put(streams, f"t{number}")
-        await until(lambda: "paused" in (first.report.state, second.report.state))
-        await asyncio.sleep(13)  # beyond the time after which a silent client loses its pin
-        assert {first.report.state, second.report.state} == {"paused", "waiting"}
-        assert "another replica sends" in (first.report.reason, second.report.reason)
+    async with receiving(receiver):
+        settings = hook(receiver, max_in_flight=1)
+        async with replica(lab, settings) as first, replica(lab, settings) as second:
+            for number in range(3):
+                await put(streams, f"t{number}")
+            await until(lambda: "paused" in (first.report.state, second.report.state))
+            await asyncio.sleep(13)  # beyond the time after which a silent client loses its pin
+            assert {first.report.state, second.report.state} == {"paused", "waiting"}
+            assert "another replica sends" in (first.report.reason, second.report.reason)
     assert len(receiver.got) == 1
 
 
@@ -393,7 +384,6 @@ async def test_a_proxy_is_used(lab: Lab, streams: Streams) -> None:
         body = await reader.read(1_000)
         assert body
         writer.write(b"HTTP/1.1 204 No Content\r\n\r\n")
-        writer.close()
 
     receiver.port = 9
     async with listening(connect) as port, replica(lab, hook(receiver, proxy=f"http://127.0.0.1:{port}")) as one:
