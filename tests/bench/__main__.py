@@ -9,7 +9,7 @@ import asyncio
 import sys
 from datetime import UTC, datetime
 
-from bench import figures, looks, memory, names, promptness, scale, soak, vim
+from bench import deliver, figures, looks, memory, names, promptness, scale, soak, vim
 
 PARTS = {
     "promptness": promptness.measure,
@@ -19,6 +19,7 @@ PARTS = {
     "memory": memory.measure,
     "vim": vim.measure,
     "names": names.measure,
+    "deliver": deliver.measure,
 }
 
 
