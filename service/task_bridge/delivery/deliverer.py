@@ -216,8 +216,7 @@ class Deliverer:
         if self._made_at not in (0.0, made_at):
             if self._sending:
                 await asyncio.wait(self._sending)
-            self._let_go("the consumer was made again")
-            self._pin = self._pull.pin = None
+            self._pin = self._pull.pin = None  # the events that are held come again with the new pin
         self._made_at, self._missing, self._is_settled = made_at, 0, False
 
     # Messages in
