@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import ssl
 import time
@@ -390,6 +391,35 @@ async def test_a_proxy_is_used(lab: Lab, streams: Streams) -> None:
         await put(streams)
         await until(lambda: one.report.delivered == 1)
     assert lines == [b"POST http://127.0.0.1:9/hook?token=query-secret HTTP/1.1"]
+
+
+async def test_a_proxy_to_a_target_with_tls_sees_its_address_alone(lab: Lab, streams: Streams, tmp_path: Path) -> None:
+    receiver, authority = Receiver(), Authority(tmp_path)
+    pair = authority.pair("target")
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    context.load_cert_chain(pair.certificate, pair.key)
+    heads: list[bytes] = []
+
+    async def tunnel(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        heads.append(await reader.readuntil(b"\r\n\r\n"))
+        target_reader, target_writer = await asyncio.open_connection("127.0.0.1", receiver.port)
+        writer.write(b"HTTP/1.1 200 Connected\r\n\r\n")
+        await asyncio.gather(pump(reader, target_writer), pump(target_reader, writer))
+
+    async with receiving(receiver, tls=context), listening(tunnel) as port:
+        settings = hook(receiver, proxy=f"http://127.0.0.1:{port}", ca_file=str(authority.file))
+        async with replica(lab, settings):
+            await put(streams)
+            await until(lambda: receiver.delivered())
+    assert heads[0].startswith(f"CONNECT 127.0.0.1:{receiver.port} HTTP/1.1\r\n".encode())
+    assert b"secret" not in heads[0]
+
+
+async def pump(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    with contextlib.suppress(ConnectionError):
+        while data := await reader.read(65_536):
+            writer.write(data)
+    writer.close()
 
 
 async def test_however_many_events_wait_a_replica_holds_few(lab: Lab, streams: Streams) -> None:
