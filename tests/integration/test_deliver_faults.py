@@ -14,6 +14,7 @@ from typing import Any
 
 import nats.js.errors
 import pytest
+from nats.aio.msg import Msg
 from prometheus_client import CollectorRegistry, generate_latest
 from structlog.testing import capture_logs
 
@@ -210,30 +211,40 @@ async def test_where_operators_own_the_streams_they_make_the_durable(lab: Lab, s
         await until(lambda: receiver.delivered())
 
 
+REPLIES = [Reply(400), Reply(500), Reply(0), Reply(302, (("Location", "http://x/?s3cret"),)), Reply(410)]
+
+
 async def test_no_secret_appears_anywhere(lab: Lab, streams: Streams, tmp_path: Path) -> None:
-    receiver = Receiver()
-    answers = iter([Reply(400), Reply(500), Reply(0), Reply(302, (("Location", "http://x/?s3cret"),)), Reply(410)])
-    receiver.decide = lambda *_: next(answers)
     (tmp_path / "key").write_text("whsec_czNjcmV0a2V5")
-    secrets = {"secret_file": str(tmp_path / "key"), "headers": {"X-Key": "s3cret-header"}}
+    more = {"secret_file": str(tmp_path / "key"), "headers": {"X-Key": "s3cret-header"}, "give_up_after": "1s"}
+    receivers = [Receiver() for _ in REPLIES]
+    settings = []
     with capture_logs() as logs:
-        async with receiving(receiver):
-            url = f"http://s3cret-user:s3cret-pass@127.0.0.1:{receiver.port}/s3cret-path?s3cret-query=1"
-            settings = hook(receiver, url=url, **secrets)
-            async with replica(lab, settings) as one:
-                for number in range(4):
-                    await put(streams, f"t{number}")
-                await until(lambda: one.report.state == "paused")
-                shown = [repr(one.report), repr(settings.origin), generate_latest(one.registry).decode()]
-        async with replica(lab, hook(receiver, name="gone", url=url, **secrets)) as one:
-            await until(lambda: one.report.state == "failing")
-            shown.append(repr(one.report))
+        async with contextlib.AsyncExitStack() as stack:
+            for reply, receiver in zip(REPLIES, receivers, strict=True):
+                receiver.decide = lambda *_, reply=reply: reply
+                await stack.enter_async_context(receiving(receiver))
+                url = f"http://s3cret-user:s3cret-pass@127.0.0.1:{receiver.port}/s3cret-path?s3cret-query=1"
+                settings.append(hook(receiver, name=f"h{reply.status}", url=url, **more))
+            gone = "https://s3cret-user:s3cret-pass@127.0.0.1:9/s3cret-path?s3cret-query=1"
+            settings.append(hook(receivers[0], name="gone", url=gone, **more))
+            one = await stack.enter_async_context(replica(lab, *settings))
+            reported: set[str] = set()
+
+            async def hear(message: Msg) -> None:
+                reported.add(message.subject)
+
+            await lab.client.subscribe(f"{PREFIX}.undelivered.*", cb=hear)
+            await put(streams)
+            await until(lambda: len(reported) == len(settings))
+            shown = [repr(one.deliveries.reports()), generate_latest(one.registry).decode(), repr(settings)]
     shown += [repr(logs), *(bytes(message.data or b"").decode() for message in await lab.messages())]
+    assert len(shown) == 4 + 1 + len(settings)
     for text in shown:
         assert "s3cret" not in text
         assert "czNjcmV0a2V5" not in text
-    assert receiver.got[0].headers["authorization"].startswith("Basic ")
-    assert receiver.got[0].headers["x-key"] == "s3cret-header"
+    assert receivers[0].got[0].headers["authorization"].startswith("Basic ")
+    assert receivers[0].got[0].headers["x-key"] == "s3cret-header"
 
 
 async def test_a_wrong_secret_stops_the_start_and_later_only_waits(lab: Lab, streams: Streams, tmp_path: Path) -> None:
