@@ -297,7 +297,7 @@ class Deliverer:
 
     def _wait_s(self) -> float:
         """Return for how long nothing can be due, unless something happens."""
-        if not self._held:
+        if not self._held or self._is_paused:
             return _IDLE_S
         if not self._is_settled:
             return _SETTLE_S
