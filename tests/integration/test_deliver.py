@@ -115,12 +115,14 @@ async def test_an_answer_that_is_final_is_reported_and_can_be_sent_again(
         assert reason in report["data"]["reason"]
         assert report["data"]["event"]["data"]["task"] == task
         assert "query-secret" not in json.dumps(report)
+        assert (await show(lab, receiver, tmp_path))["undelivered"] == 1
         receiver.decide = lambda _headers, _body: Reply()
         ran = await run_command(lab, receiver, tmp_path, "redeliver", "hook")
         assert ran[0] == 0, ran
         await until(lambda: finals(receiver))
         assert receiver.delivered()[0].json == report["data"]["event"]
         assert (await run_command(lab, receiver, tmp_path, "redeliver", "hook"))[2] == "Nothing is undelivered.\n"
+        assert (await show(lab, receiver, tmp_path))["undelivered"] == 0
     assert len(receiver.got) == 2
 
 
@@ -211,6 +213,12 @@ async def run_command(lab: Lab, receiver: Receiver, directory: Path, *words: str
     )
     out, err = await process.communicate()
     return process.returncode or 0, out.decode(), err.decode()
+
+
+async def show(lab: Lab, receiver: Receiver, directory: Path) -> dict[str, Any]:
+    code, out, err = await run_command(lab, receiver, directory, "deliveries", "--json")
+    assert code == 0, err
+    return json.loads(out)  # type: ignore[no-any-return]
 
 
 async def test_readiness_and_metrics_show_a_target_that_fails(lab: Lab, receiver: Receiver) -> None:
