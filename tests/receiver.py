@@ -7,7 +7,7 @@ import contextlib
 import json
 import ssl
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from typing import Any, NamedTuple
 
@@ -60,7 +60,6 @@ class Receiver:
         with contextlib.suppress(asyncio.IncompleteReadError, ConnectionError):
             while await self._answer(reader, writer):
                 pass
-        writer.close()
 
     async def _answer(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> bool:
         head = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1")
@@ -89,14 +88,41 @@ class Receiver:
 @asynccontextmanager
 async def receiving(receiver: Receiver, *, tls: ssl.SSLContext | None = None) -> AsyncIterator[Receiver]:
     """Listens on the receiver's port, the same each time."""
-    server = await asyncio.start_server(receiver.serve, "127.0.0.1", receiver.port, ssl=tls, limit=2**22)
-    receiver.port = server.sockets[0].getsockname()[1]
-    receiver.scheme = "https" if tls else "http"
-    try:
+    async with listening(receiver.serve, port=receiver.port, tls=tls) as receiver.port:
+        receiver.scheme = "https" if tls else "http"
         yield receiver
+
+
+@asynccontextmanager
+async def listening(
+    answer: Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]],
+    *,
+    port: int = 0,
+    tls: ssl.SSLContext | None = None,
+) -> AsyncIterator[int]:
+    """Listens, and yields the port. At the end each connection is reset, whatever it waits for."""
+    tasks: set[asyncio.Task[None]] = set()
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        tasks.add(task)
+        try:
+            await answer(reader, writer)
+        except asyncio.CancelledError:  # asyncio's server would log it
+            pass
+        finally:
+            writer.transport.abort()
+            tasks.discard(task)
+
+    server = await asyncio.start_server(serve, "127.0.0.1", port, ssl=tls, limit=2**22)
+    try:
+        yield server.sockets[0].getsockname()[1]
     finally:
         server.close()
-        server.close_clients() if hasattr(server, "close_clients") else None
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks)
 
 
 def check_order(receiver: Receiver) -> None:

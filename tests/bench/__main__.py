@@ -9,7 +9,7 @@ import asyncio
 import sys
 from datetime import UTC, datetime
 
-from bench import figures, follow, looks, memory, names, promptness, scale, soak, vim
+from bench import deliver, figures, follow, looks, memory, names, promptness, scale, soak, vim
 
 PARTS = {
     "promptness": promptness.measure,
@@ -20,6 +20,7 @@ PARTS = {
     "vim": vim.measure,
     "names": names.measure,
     "follow": follow.measure,
+    "deliver": deliver.measure,
 }
 
 

@@ -135,10 +135,10 @@ class Stage:
         return (int(fields[11]) + int(fields[12])) * PER_SECOND
 
     def rss_mb(self) -> float:
-        return _rss_mb(self.bridge.pid)
+        return rss_mb(self.bridge.pid)
 
     def nats_mb(self) -> float:
-        return _rss_mb(self._server.pid)
+        return rss_mb(self._server.pid)
 
     def open_files(self) -> int:
         """The bridge's open files, sockets among them."""
@@ -183,7 +183,7 @@ async def staged(environment: dict[str, str], options: Options, serve: list[str]
                 server.stop()
 
 
-def _rss_mb(pid: int) -> float:
+def rss_mb(pid: int) -> float:
     pages = int(Path(f"/proc/{pid}/statm").read_text().split()[1])
     return pages * os.sysconf("SC_PAGE_SIZE") / 1e6
 

@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import base64
+import json
 import re
+import shutil
+import subprocess
+import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from contract.reference import reference
+from task_bridge.delivery.signature import parse_secrets, sign
 
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "SECURITY.md")]
@@ -51,3 +58,29 @@ def test_the_tests_that_prove_a_guarantee_are_there() -> None:
 def test_a_link_that_leads_nowhere_is_found() -> None:
     assert links_of("[a](b.md) and `[x]` [c](https://d)\n```\n[e](f)\n```\n[g](#h)") == ["b.md", "#h"]
     assert anchors_of("# A title, of `data`\n") == {"a-title-of-data"}
+
+
+def code_of(page: str, language: str) -> str:
+    """The first block of code in this language."""
+    return (ROOT / page).read_text().partition(f"```{language}\n")[2].partition("```")[0]
+
+
+def test_the_checks_of_signatures_on_the_page_of_deliveries_work() -> None:
+    secret = "whsec_" + base64.b64encode(b"the new key of 24 bytes!").decode()
+    keys = parse_secrets(f"whsec_b2xk\n{secret}")
+    now, body = int(time.time()), b'{"text": "\xc3\xa4"}'
+    signature = sign(keys, "1-2/3", now, body)
+    headers = {"webhook-id": "1-2/3", "webhook-timestamp": str(now), "webhook-signature": signature}
+    names: dict[str, Any] = {}
+    exec(code_of("docs/deliveries.md", "python"), names)  # noqa: S102 - it is ours
+    assert names["is_genuine"](secret, headers, body)
+    assert not names["is_genuine"](secret, headers, body + b" ")
+    assert not names["is_genuine"](secret, headers | {"webhook-timestamp": str(now - 400)}, body)
+    if (node := shutil.which("node")) is None:
+        pytest.skip("there is no node here; the check in Python works")
+    given = json.dumps([secret, headers, body.decode()])
+    check = f"const [secret, headers, body] = {given}; const good = isGenuine(secret, headers, Buffer.from(body)); "
+    check += "console.log(good, isGenuine(secret, headers, Buffer.from(body + ' ')))"
+    program = code_of("docs/deliveries.md", "js") + check
+    ended = subprocess.run([node, "-e", program], capture_output=True, text=True, check=False)
+    assert ended.stdout == "true false\n", ended.stderr

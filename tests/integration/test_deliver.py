@@ -6,6 +6,7 @@ import asyncio
 import base64
 import itertools
 import json
+import os
 import signal
 import sys
 import time
@@ -14,10 +15,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 from structlog.testing import capture_logs
 
-from lab import EVENTS, PREFIX, BridgeProcess, Lab, until
+from lab import EVENTS, PREFIX, BridgeProcess, Lab, free_ports, until
 from receiver import Receiver, Reply, check_order, receiving
 from task_bridge.settings import DeliverySettings
 from task_bridge.simulator import scenarios
@@ -113,12 +115,14 @@ async def test_an_answer_that_is_final_is_reported_and_can_be_sent_again(
         assert reason in report["data"]["reason"]
         assert report["data"]["event"]["data"]["task"] == task
         assert "query-secret" not in json.dumps(report)
+        assert (await show(lab, receiver, tmp_path))["undelivered"] == 1
         receiver.decide = lambda _headers, _body: Reply()
         ran = await run_command(lab, receiver, tmp_path, "redeliver", "hook")
         assert ran[0] == 0, ran
         await until(lambda: finals(receiver))
         assert receiver.delivered()[0].json == report["data"]["event"]
         assert (await run_command(lab, receiver, tmp_path, "redeliver", "hook"))[2] == "Nothing is undelivered.\n"
+        assert (await show(lab, receiver, tmp_path))["undelivered"] == 0
     assert len(receiver.got) == 2
 
 
@@ -209,6 +213,67 @@ async def run_command(lab: Lab, receiver: Receiver, directory: Path, *words: str
     )
     out, err = await process.communicate()
     return process.returncode or 0, out.decode(), err.decode()
+
+
+async def show(lab: Lab, receiver: Receiver, directory: Path) -> dict[str, Any]:
+    code, out, err = await run_command(lab, receiver, directory, "deliveries", "--json")
+    assert code == 0, err
+    return json.loads(out)  # type: ignore[no-any-return]
+
+
+async def test_readiness_and_metrics_show_a_target_that_fails(lab: Lab, receiver: Receiver) -> None:
+    receiver.decide = lambda *_: Reply(503)
+    async with receiving(receiver), lab.bridge(deliveries=delivery(receiver)) as bridge, httpx.AsyncClient() as http:
+        assert bridge.web.address is not None
+        page = f"http://127.0.0.1:{bridge.web.address.port}"
+        await lab.listen()
+        await end_tasks(lab, 1)
+        await until(lambda: bridge.status.health().deliveries[0].state == "failing")
+        ready = await http.get(f"{page}/readyz")
+        assert (ready.status_code, ready.json()["status"]) == (200, "degraded")
+        (shown,) = ready.json()["deliveries"]
+        assert (shown["name"], shown["target"]) == ("hook", f"http://127.0.0.1:{receiver.port}")
+        assert (shown["state"], shown["reason"]) == ("failing", "the target answered 503 Service Unavailable")
+        assert shown["oldest_seconds"] >= 0
+        metrics = (await http.get(f"{page}/metrics")).text
+        assert 'task_bridge_deliveries_total{code="503",delivery="hook"}' in metrics
+        assert 'task_bridge_delivery_oldest_seconds{delivery="hook"}' in metrics
+        assert 'task_bridge_undelivered_total{delivery="hook"} 0.0' in metrics
+
+
+async def test_deliver_alone_needs_no_vcenter_and_serves_its_own_pages(
+    lab: Lab, receiver: Receiver, tmp_path: Path
+) -> None:
+    (port,) = free_ports(1)
+    async with receiving(receiver):
+        given = {
+            "PATH": os.environ["PATH"],
+            "BRIDGE_NATS_URL": lab.server.url,
+            "BRIDGE_SUBJECT_PREFIX": PREFIX,
+            "BRIDGE_HTTP_LISTEN": f"127.0.0.1:{port}",
+            "BRIDGE_DELIVERIES": json.dumps({"hook": {"url": receiver.url, "start": "all"}}),
+        }
+        alone = BridgeProcess(given, tmp_path, [sys.executable, "-m", "task_bridge", "deliver"])
+        async with lab.bridge(), httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}") as http:
+            await alone.start()
+            try:
+                await alone.ready()
+                await lab.listen()
+                await end_tasks(lab, 1)
+                await until(lambda: finals(receiver))
+                assert (await http.get("/livez")).status_code == 200
+                await until_async(lambda: is_ready(http))
+                metrics = (await http.get("/metrics")).text
+                assert 'task_bridge_deliveries_total{code="200",delivery="hook"} 1.0' in metrics
+            finally:
+                assert await alone.end(signal.SIGTERM) == 0
+    assert '"event": "stopped"' in alone.log.read_text()
+    assert "query-secret" not in alone.log.read_text()
+
+
+async def is_ready(http: httpx.AsyncClient) -> bool:
+    body = (await http.get("/readyz")).json()
+    return (body["status"], body["deliveries"][0]["state"]) == ("ok", "delivering")
 
 
 async def test_the_commands_show_how_deliveries_are(lab: Lab, receiver: Receiver, tmp_path: Path) -> None:

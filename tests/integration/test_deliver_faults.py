@@ -3,22 +3,24 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import ssl
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
 import nats.js.errors
 import pytest
+from nats.aio.msg import Msg
 from prometheus_client import CollectorRegistry, generate_latest
 from structlog.testing import capture_logs
 
 from credentials import Authority
 from lab import EVENTS, PREFIX, Lab, until
-from receiver import Receiver, Reply, check_order, receiving
+from receiver import Receiver, Reply, check_order, listening, receiving
 from task_bridge.checks import expected_jetstream
 from task_bridge.delivery.deliverer import prepare_consumer
 from task_bridge.delivery.deliveries import Deliveries
@@ -56,17 +58,19 @@ class Replica:
 @asynccontextmanager
 async def replica(lab: Lab, *settings: DeliverySettings, create: bool = True) -> AsyncIterator[Replica]:
     connection = Connection(NatsSettings(urls=(lab.server.url,)), "deliverer")
-    streams = Streams(await connection.open(), None)
-    await streams.open()
-    registry = CollectorRegistry()
-    metrics = DeliveryMetrics(registry, [one.name for one in settings])
-    deliveries = Deliveries({one.name: one for one in settings}, streams, NAMES, metrics, time.time, create=create)
-    connection.on_reconnect(deliveries.reset)
-    await deliveries.start()
     try:
-        yield Replica(deliveries, streams, registry)
+        streams = Streams(await connection.open(), None)
+        await streams.open()
+        registry = CollectorRegistry()
+        metrics = DeliveryMetrics(registry, [one.name for one in settings])
+        deliveries = Deliveries({one.name: one for one in settings}, streams, NAMES, metrics, time.time, create=create)
+        connection.on_reconnect(deliveries.reset)
+        await deliveries.start()
+        try:
+            yield Replica(deliveries, streams, registry)
+        finally:
+            await deliveries.stop()
     finally:
-        await deliveries.stop()
         await connection.close()
 
 
@@ -104,7 +108,6 @@ async def until_undelivered(lab: Lab, within_s: float = 20.0) -> dict[str, Any]:
 async def test_an_event_is_given_up_in_time_also_over_a_restart(lab: Lab, streams: Streams) -> None:
     receiver = Receiver()
     receiver.decide = lambda *_: Reply(500)
-    settings = hook(receiver, give_up_after="5s")
     async with receiving(receiver):
         settings = hook(receiver, give_up_after="5s")
         await prepare_consumer(DeliveryConsumers(streams, NAMES), settings, NAMES, time.time(), create=True)
@@ -208,30 +211,40 @@ async def test_where_operators_own_the_streams_they_make_the_durable(lab: Lab, s
         await until(lambda: receiver.delivered())
 
 
+REPLIES = [Reply(400), Reply(500), Reply(0), Reply(302, (("Location", "http://x/?s3cret"),)), Reply(410)]
+
+
 async def test_no_secret_appears_anywhere(lab: Lab, streams: Streams, tmp_path: Path) -> None:
-    receiver = Receiver()
-    answers = iter([Reply(400), Reply(500), Reply(0), Reply(302, (("Location", "http://x/?s3cret"),)), Reply(410)])
-    receiver.decide = lambda *_: next(answers)
     (tmp_path / "key").write_text("whsec_czNjcmV0a2V5")
-    secrets = {"secret_file": str(tmp_path / "key"), "headers": {"X-Key": "s3cret-header"}}
+    more = {"secret_file": str(tmp_path / "key"), "headers": {"X-Key": "s3cret-header"}, "give_up_after": "1s"}
+    receivers = [Receiver() for _ in REPLIES]
+    settings = []
     with capture_logs() as logs:
-        async with receiving(receiver):
-            url = f"http://s3cret-user:s3cret-pass@127.0.0.1:{receiver.port}/s3cret-path?s3cret-query=1"
-            settings = hook(receiver, url=url, **secrets)
-            async with replica(lab, settings) as one:
-                for number in range(4):
-                    await put(streams, f"t{number}")
-                await until(lambda: one.report.state == "paused")
-                shown = [repr(one.report), repr(settings.origin), generate_latest(one.registry).decode()]
-        async with replica(lab, hook(receiver, name="gone", url=url, **secrets)) as one:
-            await until(lambda: one.report.state == "failing")
-            shown.append(repr(one.report))
+        async with contextlib.AsyncExitStack() as stack:
+            for reply, receiver in zip(REPLIES, receivers, strict=True):
+                receiver.decide = lambda *_, reply=reply: reply
+                await stack.enter_async_context(receiving(receiver))
+                url = f"http://s3cret-user:s3cret-pass@127.0.0.1:{receiver.port}/s3cret-path?s3cret-query=1"
+                settings.append(hook(receiver, name=f"h{reply.status}", url=url, **more))
+            gone = "https://s3cret-user:s3cret-pass@127.0.0.1:9/s3cret-path?s3cret-query=1"
+            settings.append(hook(receivers[0], name="gone", url=gone, **more))
+            one = await stack.enter_async_context(replica(lab, *settings))
+            reported: set[str] = set()
+
+            async def hear(message: Msg) -> None:
+                reported.add(message.subject)
+
+            await lab.client.subscribe(f"{PREFIX}.undelivered.*", cb=hear)
+            await put(streams)
+            await until(lambda: len(reported) == len(settings))
+            shown = [repr(one.deliveries.reports()), generate_latest(one.registry).decode(), repr(settings)]
     shown += [repr(logs), *(bytes(message.data or b"").decode() for message in await lab.messages())]
+    assert len(shown) == 4 + 1 + len(settings)
     for text in shown:
         assert "s3cret" not in text
         assert "czNjcmV0a2V5" not in text
-    assert receiver.got[0].headers["authorization"].startswith("Basic ")
-    assert receiver.got[0].headers["x-key"] == "s3cret-header"
+    assert receivers[0].got[0].headers["authorization"].startswith("Basic ")
+    assert receivers[0].got[0].headers["x-key"] == "s3cret-header"
 
 
 async def test_a_wrong_secret_stops_the_start_and_later_only_waits(lab: Lab, streams: Streams, tmp_path: Path) -> None:
@@ -320,15 +333,6 @@ async def test_a_certificate_must_be_trusted(lab: Lab, streams: Streams, tmp_pat
     assert receiver.got[0].headers["host"] == f"127.0.0.1:{receiver.port}"
 
 
-@asynccontextmanager
-async def listening(answer: Callable[[asyncio.StreamReader, asyncio.StreamWriter], Any]) -> AsyncIterator[int]:
-    server = await asyncio.start_server(answer, "127.0.0.1", 0)
-    try:
-        yield server.sockets[0].getsockname()[1]
-    finally:
-        server.close()
-
-
 async def test_a_status_counts_though_its_body_never_ends(lab: Lab, streams: Streams) -> None:
     requests = 0
 
@@ -339,7 +343,6 @@ async def test_a_status_counts_though_its_body_never_ends(lab: Lab, streams: Str
         await asyncio.sleep(0.8)
         writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 1000000\r\n\r\nbegin")
         await reader.read()
-        writer.close()
 
     receiver = Receiver()
     async with listening(answer) as receiver.port, replica(lab, hook(receiver, timeout="1s")) as one:
@@ -351,7 +354,6 @@ async def test_a_status_counts_though_its_body_never_ends(lab: Lab, streams: Str
 async def test_a_target_that_reads_nothing_is_no_answer(lab: Lab, streams: Streams) -> None:
     async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await asyncio.sleep(30)
-        writer.close()
 
     receiver = Receiver()
     async with listening(answer) as receiver.port, replica(lab, hook(receiver, timeout="500ms")) as one:
@@ -373,14 +375,15 @@ async def test_a_stop_does_not_wait_for_a_target_that_hangs(lab: Lab, streams: S
 async def test_a_delivery_that_is_paused_is_paused_on_all_replicas(lab: Lab, streams: Streams) -> None:
     receiver = Receiver()
     receiver.decide = lambda *_: Reply(410)
-    settings = hook(receiver, max_in_flight=1)
-    async with receiving(receiver), replica(lab, settings) as first, replica(lab, settings) as second:
-        for number in range(3):
-            await put(streams, f"t{number}")
-        await until(lambda: "paused" in (first.report.state, second.report.state))
-        await asyncio.sleep(13)  # beyond the time after which a silent client loses its pin
-        assert {first.report.state, second.report.state} == {"paused", "waiting"}
-        assert "another replica sends" in (first.report.reason, second.report.reason)
+    async with receiving(receiver):
+        settings = hook(receiver, max_in_flight=1)
+        async with replica(lab, settings) as first, replica(lab, settings) as second:
+            for number in range(3):
+                await put(streams, f"t{number}")
+            await until(lambda: "paused" in (first.report.state, second.report.state))
+            await asyncio.sleep(13)  # beyond the time after which a silent client loses its pin
+            assert {first.report.state, second.report.state} == {"paused", "waiting"}
+            assert "another replica sends" in (first.report.reason, second.report.reason)
     assert len(receiver.got) == 1
 
 
@@ -393,13 +396,41 @@ async def test_a_proxy_is_used(lab: Lab, streams: Streams) -> None:
         body = await reader.read(1_000)
         assert body
         writer.write(b"HTTP/1.1 204 No Content\r\n\r\n")
-        writer.close()
 
     receiver.port = 9
     async with listening(connect) as port, replica(lab, hook(receiver, proxy=f"http://127.0.0.1:{port}")) as one:
         await put(streams)
         await until(lambda: one.report.delivered == 1)
     assert lines == [b"POST http://127.0.0.1:9/hook?token=query-secret HTTP/1.1"]
+
+
+async def test_a_proxy_to_a_target_with_tls_sees_its_address_alone(lab: Lab, streams: Streams, tmp_path: Path) -> None:
+    receiver, authority = Receiver(), Authority(tmp_path)
+    pair = authority.pair("target")
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    context.load_cert_chain(pair.certificate, pair.key)
+    heads: list[bytes] = []
+
+    async def tunnel(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        heads.append(await reader.readuntil(b"\r\n\r\n"))
+        target_reader, target_writer = await asyncio.open_connection("127.0.0.1", receiver.port)
+        writer.write(b"HTTP/1.1 200 Connected\r\n\r\n")
+        await asyncio.gather(pump(reader, target_writer), pump(target_reader, writer))
+
+    async with receiving(receiver, tls=context), listening(tunnel) as port:
+        settings = hook(receiver, proxy=f"http://127.0.0.1:{port}", ca_file=str(authority.file))
+        async with replica(lab, settings):
+            await put(streams)
+            await until(lambda: receiver.delivered())
+    assert heads[0].startswith(f"CONNECT 127.0.0.1:{receiver.port} HTTP/1.1\r\n".encode())
+    assert b"secret" not in heads[0]
+
+
+async def pump(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    with contextlib.suppress(ConnectionError):
+        while data := await reader.read(65_536):
+            writer.write(data)
+    writer.close()
 
 
 async def test_however_many_events_wait_a_replica_holds_few(lab: Lab, streams: Streams) -> None:

@@ -151,8 +151,9 @@ class TestProvision:
         assert out[10] == (
             "nats --js-domain=hub stream add VCENTER_TASKS_EVENTS '--description=Events of watched tasks, and "
             "rejections' '--subjects=vcenter.tasks.internal.put.>' --subjects=vcenter.tasks.rejected "
-            "'--subjects=vcenter.tasks.follows.>' --retention=limits --storage=file --discard=old --replicas=3 "
-            "--max-age=86400s --compression=s2 "
+            "'--subjects=vcenter.tasks.follows.>' '--subjects=vcenter.tasks.undelivered.*' "
+            "'--subjects=vcenter.tasks.internal.redeliver.*' --retention=limits --storage=file --discard=old "
+            "--replicas=3 --max-age=86400s --compression=s2 "
             "--allow-direct '--transform-source=vcenter.tasks.internal.put.>' "
             "'--transform-destination=vcenter.tasks.events.>' '--republish-source=vcenter.tasks.events.>' "
             "'--republish-destination=vcenter.tasks.events.>' --defaults"

@@ -367,6 +367,7 @@ def test_what_is_unsafe_is_warned_of() -> None:
         ({"TIMEOUT": "0"}, "TIMEOUT:"),
         ({"MAX_IN_FLIGHT": "0"}, "MAX_IN_FLIGHT:"),
         ({"GIVE_UP_AFTER": "-1"}, "GIVE_UP_AFTER:"),
+        ({"CONTENT_TYPE": "text/plain\r\nX: s3cret"}, "CONTENT_TYPE:"),
         ({"URLL": "x"}, "did you mean URL?"),
     ],
 )

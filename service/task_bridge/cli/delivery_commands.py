@@ -151,6 +151,7 @@ async def _redeliver(settings: Settings, name: str, since: datetime | None) -> N
 
 async def _show(settings: Settings, *, prune: bool, as_json: bool) -> None:
     from ..checks import connect_or_explain  # noqa: PLC0415
+    from ..delivery.redelivery import find_undelivered  # noqa: PLC0415
     from ..jetstream.delivery_consumer import DeliveryConsumers  # noqa: PLC0415
     from ..jetstream.streams import Streams  # noqa: PLC0415
 
@@ -158,7 +159,11 @@ async def _show(settings: Settings, *, prune: bool, as_json: bool) -> None:
     async with connect_or_explain(settings) as client:
         streams = Streams(client, settings.nats.js_domain)
         consumers = DeliveryConsumers(streams, names)
-        found, undelivered = await consumers.list_all(), await consumers.count_undelivered()
+        await streams.open()
+        found = await consumers.list_all()
+        undelivered = {
+            name: len(await find_undelivered(streams, names, name)) for name in {*found, *settings.deliveries}
+        }
         reports = await _collect_reports(streams, names)
         if prune:
             for name in found.keys() - settings.deliveries.keys():

@@ -216,8 +216,7 @@ class Deliverer:
         if self._made_at not in (0.0, made_at):
             if self._sending:
                 await asyncio.wait(self._sending)
-            self._let_go("the consumer was made again")
-            self._pin = self._pull.pin = None
+            self._pin = self._pull.pin = None  # the events that are held come again with the new pin
         self._made_at, self._missing, self._is_settled = made_at, 0, False
 
     # Messages in
@@ -298,7 +297,7 @@ class Deliverer:
 
     def _wait_s(self) -> float:
         """Return for how long nothing can be due, unless something happens."""
-        if not self._held:
+        if not self._held or self._is_paused:
             return _IDLE_S
         if not self._is_settled:
             return _SETTLE_S

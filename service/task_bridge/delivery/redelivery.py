@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
 from datetime import datetime
 
 from ..domain.events import CONTENT_TYPE
@@ -14,20 +13,12 @@ _PAGE = 100
 
 
 async def redeliver(streams: Streams, names: SubjectNames, delivery: str, since: datetime | None) -> list[str]:
-    """Order every event that is undelivered, by its newest report since a time, and return the ids of the events.
-
-    An event that has been ordered since its report is left out. Raises NatsUnavailable.
-    """
-    orders = {
-        message.headers.get("Bridge-Event", ""): message.sequence
-        for message in await _read_all(streams, names.events_stream, f"{names.redeliveries}.{delivery}", None)
-    }
+    """Order every event that is undelivered, and return the ids of the events. Raises NatsUnavailable."""
     ordered: list[str] = []
-    reports = await _read_all(streams, names.events_stream, f"{names.undelivered}.{delivery}", since)
-    for report in _keep_newest(reports):
+    for report in await find_undelivered(streams, names, delivery, since):
         event_id = report.headers.get("Bridge-Event", "")
         data = read_undelivered(report.body)
-        if data is None or orders.get(event_id, 0) > report.sequence:
+        if data is None:
             continue
         headers = {
             "Content-Type": CONTENT_TYPE,
@@ -42,17 +33,25 @@ async def redeliver(streams: Streams, names: SubjectNames, delivery: str, since:
     return ordered
 
 
+async def find_undelivered(
+    streams: Streams, names: SubjectNames, delivery: str, since: datetime | None = None
+) -> list[StoredMessage]:
+    """Return the newest report since a time of each event that hasn't been ordered since. Raises NatsUnavailable."""
+    orders = {
+        message.headers.get("Bridge-Event", ""): message.sequence
+        for message in await _read_all(streams, names.events_stream, f"{names.redeliveries}.{delivery}", None)
+    }
+    reports = await _read_all(streams, names.events_stream, f"{names.undelivered}.{delivery}", since)
+    newest = {report.headers.get("Bridge-Event", ""): report for report in reports}
+    return [report for event_id, report in newest.items() if orders.get(event_id, 0) < report.sequence]
+
+
 async def _read_event(streams: Streams, stream: str, data: UndeliveredData) -> bytes | None:
     """Return the event of a report; one that is too large for it is in the stream, until it expires there."""
     if bytes(data.event) != b"null":
         return bytes(data.event)
     page, _ = await streams.read_page(stream, ">", data.sequence - 1, 1)
     return page[0].body if page and page[0].sequence == data.sequence else None
-
-
-def _keep_newest(reports: Sequence[StoredMessage]) -> Iterator[StoredMessage]:
-    """Yield the newest report of each event, in the order in which the events were stored first."""
-    yield from {report.headers.get("Bridge-Event", ""): report for report in reports}.values()
 
 
 async def _read_all(streams: Streams, stream: str, subject: str, since: datetime | None) -> list[StoredMessage]:

@@ -128,13 +128,6 @@ class DeliveryConsumers:
         subject = f"CONSUMER.UNPIN.{self._stream}.{self.name_consumer(delivery)}"
         await self._request(subject, {"group": GROUP})
 
-    async def count_undelivered(self) -> dict[str, int]:
-        """Return how many events of each delivery were reported as undeliverable and are still stored."""
-        prefix = f"{self._names.undelivered}."
-        info = await self._request(f"STREAM.INFO.{self._stream}", {"subjects_filter": f"{prefix}>"})
-        subjects = (info.get("state") or {}).get("subjects") or {}
-        return {subject.removeprefix(prefix): count for subject, count in subjects.items()}
-
     async def _request(self, subject: str, body: dict[str, Any] | None = None) -> dict[str, Any]:
         payload = b"" if body is None else json.dumps(body).encode()
         try:

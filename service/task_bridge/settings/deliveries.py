@@ -105,7 +105,7 @@ class DeliverySettings(BaseModel):
 
     name: str = Field(description="its name in metrics, logs and subjects: <NAME> in lower case")
     url: Annotated[str, BeforeValidator(_parse_url)] = Field(
-        validation_alias="url", description="where events are sent, by POST; redirects are not followed"
+        validation_alias="url", repr=False, description="where events are sent, by POST; redirects are not followed"
     )
     events: Annotated[tuple[str, ...], _pass_default(parse_kinds)] = _setting(
         "events",
@@ -130,7 +130,9 @@ class DeliverySettings(BaseModel):
     template_file: Annotated[Any, _pass_default(values.check_readable)] = _setting(
         "template_file", None, "a Jinja2 template that renders the body from event, with FORMAT=template"
     )
-    content_type: str = _setting("content_type", "application/json", "the Content-Type of what the template renders")
+    content_type: str = _setting(
+        "content_type", "application/json", "the Content-Type of what the template renders", pattern=r"^[ -~]+$"
+    )
     secret_file: Secret | None = _setting(
         "secret_file",
         None,
@@ -140,7 +142,7 @@ class DeliverySettings(BaseModel):
     bearer_file: Secret | None = _setting("bearer_file", None, "a file with a token for Authorization: Bearer")
     basic_file: Secret | None = _setting("basic_file", None, "a file with user:password for Authorization: Basic")
     headers: Annotated[dict[str, str], BeforeValidator(_parse_headers)] = _setting(
-        "headers", None, 'further headers, a JSON object like {"X-Team": "platform"}; values are secrets'
+        "headers", None, 'further headers, a JSON object like {"X-Team": "platform"}; values are secrets', repr=False
     )
     ca_file: Annotated[Any, _pass_default(values.check_ca_file)] = _setting(
         "ca_file", None, "PEM file of the CA that signs the target's certificate, instead of the system's CAs"
@@ -149,7 +151,10 @@ class DeliverySettings(BaseModel):
         "verify_tls", True, "false accepts any certificate, so any server that answers gets the events"
     )
     proxy: Annotated[str | None, _pass_default(values.parse_proxy_url)] = _setting(
-        "proxy", None, "http://host:port of a proxy to the target; HTTPS_PROXY and similar variables are ignored"
+        "proxy",
+        None,
+        "http://host:port of a proxy to the target; HTTPS_PROXY and similar variables are ignored",
+        repr=False,
     )
     timeout_s: Annotated[float, BeforeValidator(values.duration_parser("100ms", "5m"))] = _setting(
         "timeout", "10s", "how long a request may take in all (duration)"
