@@ -1,4 +1,7 @@
-"""Start a workflow for every `completed` event with an HTTP POST of the event to WORKFLOW_URL. Needs nats-py only.
+"""Start a workflow for every ending of a task with an HTTP POST of the event to WORKFLOW_URL. Needs nats-py only.
+
+A task ends as `completed` (succeeded, failed, canceled) or `abandoned` (its end can't be known); `outcome` says which.
+The endings from the first start on are handled, also those from while no worker ran.
 
 You can run several workers; they share one durable consumer. A worker acks an event after the work, so after a crash
 the event is redelivered. A bucket keeps the ids of handled events, so that a redelivered event starts nothing. Both are
@@ -6,13 +9,14 @@ created unless an operator made them, as with deploy/nats: examples/README.md ha
 """
 
 import asyncio
+import contextlib
 import json
 import os
 import urllib.request
 
 import nats
 from nats.js import JetStreamContext
-from nats.js.api import AckPolicy, ConsumerConfig
+from nats.js.api import AckPolicy, ConsumerConfig, DeliverPolicy
 from nats.js.kv import KeyValue
 
 NATS_URL = os.environ.get("BRIDGE_NATS_URL", "nats://127.0.0.1:4222")
@@ -20,7 +24,15 @@ JS_DOMAIN = os.environ.get("BRIDGE_NATS_JS_DOMAIN")
 USER = os.environ.get("BRIDGE_NATS_USER")
 WORKFLOW_URL = os.environ["WORKFLOW_URL"]
 STREAM = "VCENTER_TASKS_EVENTS"
-COMPLETED = "vcenter.tasks.events.*.*.completed.*"
+ENDINGS = ["vcenter.tasks.events.*.*.completed.*", "vcenter.tasks.events.*.*.abandoned.*"]
+CONSUMER = ConsumerConfig(
+    durable_name="workflows",
+    deliver_policy=DeliverPolicy.NEW,
+    ack_policy=AckPolicy.EXPLICIT,
+    ack_wait=60,
+    max_deliver=1000,  # an event that no worker can handle is given up
+    filter_subjects=ENDINGS,
+)
 KEEP_IDS_S = 14 * 86_400  # longer than events are kept
 
 
@@ -40,18 +52,29 @@ async def connect() -> nats.NATS:
 
 
 async def open_bucket(js: JetStreamContext) -> KeyValue:
+    """Open the bucket that all workers share, in whichever language; the first one creates it."""
     try:
         return await js.key_value("workflows_started")
     except nats.js.errors.BucketNotFoundError:
-        return await js.create_key_value(bucket="workflows_started", ttl=KEEP_IDS_S)
+        with contextlib.suppress(nats.js.errors.BadRequestError):  # another one has just created it
+            await js.create_key_value(bucket="workflows_started", ttl=KEEP_IDS_S)
+        return await js.key_value("workflows_started")
+
+
+async def open_consumer(js: JetStreamContext) -> JetStreamContext.PullSubscription:
+    """Pull from the durable that all workers share; the first one creates it."""
+    try:
+        await js.consumer_info(STREAM, "workflows")
+    except nats.js.errors.NotFoundError:
+        await js.add_consumer(STREAM, CONSUMER)
+    return await js.pull_subscribe_bind("workflows", stream=STREAM)
 
 
 async def main() -> None:
     nc = await connect()
     js = nc.jetstream(domain=JS_DOMAIN)
     handled = await open_bucket(js)
-    config = ConsumerConfig(durable_name="workflows", ack_policy=AckPolicy.EXPLICIT, ack_wait=60)
-    events = await js.pull_subscribe(COMPLETED, durable="workflows", stream=STREAM, config=config)
+    events = await open_consumer(js)
     while True:
         try:
             (message,) = await events.fetch(1, timeout=30)

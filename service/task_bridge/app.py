@@ -22,6 +22,7 @@ from .domain.errors import CannotStart, NatsUnavailable
 from .domain.follows.order import Follow
 from .domain.requests import VCenterRouting
 from .domain.subjects import SubjectNames
+from .domain.vcenter_state import VCenterReport
 from .domain.watch import Policy, Watch
 from .follower import Follower
 from .jetstream.api import Api
@@ -150,6 +151,7 @@ class Bridge:
         await monitor.start()
         parts = self._build_parts(streams, monitor, lost_memories)
         self.status.watcher, self.status.instance = parts.watcher, parts.instance
+        self.status.follower, self.status.replicas = parts.follower, parts.replicas
         await parts.start(connection, self._names)
         for pull in parts.pulls:
             connection.on_reconnect(pull.reset)
@@ -177,7 +179,7 @@ class Bridge:
         follow_journal = FollowJournal(streams, names, journal.instance)
         follows = FollowStore(streams, names, follow_journal, self._source_of, now, create=settings.provision == "auto")
         follower = Follower(
-            self._sources, follow_journal, watches, self._source_of, now, max_rate=settings.follow_max_rate
+            self._sources, follow_journal, watches, self._source_of, metrics, now, max_rate=settings.follow_max_rate
         )
         reads = ResultReads(JetStreamResultMarks(streams, names))
         watcher = Watcher(self._sources, journal, self._policy_of, metrics, self._clock, reads)
@@ -204,7 +206,7 @@ class Bridge:
             watcher,
             self._sources,
             own_follows=follower.reports,
-            own_vcenters=lambda: {name: source.report_state() for name, source in self._sources.items()},
+            own_state=self._own_state,
             ack_wait_s=lambda: monitor.ack_wait_s,
         )
         follow_ownership = Ownership(
@@ -264,6 +266,10 @@ class Bridge:
             replicas=replicas,
         )
 
+    def _own_state(self, vcenter: str) -> VCenterReport | None:
+        source = self._sources.get(vcenter)
+        return None if source is None else source.report_state()
+
     def _source_of(self, vcenter: str) -> str:
         """Return what events carry as their source: the vCenter's URL."""
         return self._routing.urls.get(vcenter, f"urn:vcenter:{vcenter}")
@@ -314,7 +320,8 @@ class _Parts(NamedTuple):
             # A round trip after the subscriptions, so that a request sent after "ready" is received: nats-py's
             # flush() overtakes them (2.16, measured).
             await self.monitor.read()
-        self.monitor.set_pulls(*self.pulls, held=self.replicas.held_count)
+        held, held_follows = self.replicas.held_count, self.replicas.held_follow_count
+        self.monitor.set_pulls(*self.pulls, held=held, held_follows=held_follows)
 
     async def _subscribe_to_unwatched(self, names: SubjectNames) -> None:
         """Subscribe to endings by request, which any replica may publish; without this hint the next publish fails."""

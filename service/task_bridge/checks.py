@@ -6,6 +6,7 @@ A check creates nothing and publishes no event. It tries a password once, becaus
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 from collections.abc import AsyncIterator, Coroutine
 from contextlib import asynccontextmanager
@@ -30,6 +31,7 @@ from .vcenter.cis.session import CisSession
 from .vcenter.http import VCenterHttp
 from .vcenter.shared import ResultQueue, SharedVCenter
 from .vcenter.vim.api import fetch_labels
+from .vcenter.vim.history import close_history, open_history, read_page
 from .vcenter.vim.session import VimSession
 
 REACH_S, ANSWER_S = 5.0, 20.0
@@ -132,8 +134,7 @@ async def _check_streams_and_permissions(
 ) -> list[CheckResult]:
     """Check streams and permissions. `differences` is None if the streams couldn't be read."""
     client, api, names = streams.connection, streams.prefix, SubjectNames(settings.subject_prefix)
-    missing = [difference for difference in differences or () if difference.field == "missing"]
-    to_create = permissions.creation_rights(names, api, missing) if settings.provision == "auto" else []
+    to_create = permissions.creation_rights(names, api, differences or ()) if settings.provision == "auto" else []
     needed = permissions.required_rights(names, api, client.new_inbox()) + to_create
     optional = permissions.reply_rights()
     try:
@@ -195,6 +196,9 @@ async def _check_vcenter(settings: VCenterSettings) -> AsyncIterator[CheckResult
         if settings.vim != "off" and not session.login_throttle.is_refused:
             result = await _run_check(f"{about} classic tasks", _check_classic_tasks(classic), settings)
             yield result if result.ok or settings.vim != "auto" else _make_optional(result, settings)
+            if result.ok:
+                result = await _run_check(f"{about} follows", _check_history(classic), settings)
+                yield result._replace(needed=settings.follow is not None)
     finally:
         await classic.close()
         await session.close()
@@ -250,6 +254,27 @@ async def _check_classic_tasks(session: VimSession) -> str:
     """Read the labels of task types, which every user who can see tasks may read."""
     await fetch_labels(session)
     return "the Web Services API answers at /sdk"
+
+
+async def _check_history(session: VimSession) -> str:
+    """Read one task of the history, as a follow does. Raises VCenterUnavailable.
+
+    The API reference names System.View for the collector, and nothing for reading it.
+    """
+    try:
+        collector = await open_history(session, "<filter/>")
+        try:
+            await read_page(session, collector, 1)
+        finally:
+            with contextlib.suppress(VCenterUnavailable):
+                await close_history(session, collector)
+    except VCenterUnavailable as error:
+        raise VCenterUnavailable(
+            f"the history of classic tasks can't be read, which follows need: {error} Following needs the privilege "
+            "System.View on the vCenter object, and sees the tasks of objects for which the user has a role; the role "
+            "Read-only with propagation has all of that. Other watches work without."
+        ) from error
+    return "the history of classic tasks can be read, as follows do (privilege System.View, in the role Read-only)"
 
 
 def _add_fix(message: str, settings: VCenterSettings) -> str:

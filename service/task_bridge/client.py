@@ -25,9 +25,10 @@ import nats.errors
 from nats.aio.client import Client
 
 from .domain.errors import BridgeError, NatsUnavailable, Problem, Refused, invalid_request
-from .domain.events import FINAL_KINDS, Event, from_cloudevent
+from .domain.events import FINAL_KINDS, FINAL_OUTCOMES, KINDS, Event, from_cloudevent
 from .domain.replies import CancelReply, ErrorBody, GetReply, ListReply, UnwatchReply, WatchReply
 from .domain.subjects import SubjectNames, is_vcenter_name, task_token
+from .domain.task_ids import parse_task_id
 from .jetstream.connect import connect, denied_permission
 from .jetstream.stream_reader import StreamReader
 from .jetstream.streams import StoredMessage, Streams
@@ -253,12 +254,29 @@ class TaskBridge:
             async for message in messages:
                 yield _parse_stored_event(message)
 
+    async def follow_events(self, *, vcenter: str | None = None) -> AsyncGenerator[bytes, None]:
+        """Yield the stored events of all follows, oldest first, as CloudEvents. Raises Refused for such a vCenter."""
+        if vcenter is not None and not is_vcenter_name(vcenter):
+            raise invalid_request(f"{vcenter!r} can't be a vCenter's name")
+        subjects = [f"{self.names.follows}.{vcenter or '*'}.>"]
+        reader = StreamReader(self._streams, self.names.events_stream, subjects, follow=False)
+        async with aclosing(reader.messages()) as messages:
+            async for message in messages:
+                yield message.body
+
     async def _on_disconnected(self) -> None:
         if self._client.is_reconnecting:  # and wasn't closed, or never opened
             self._report("The connection to NATS is lost; waiting for it.")
 
     async def _on_reconnected(self) -> None:
         self._report("NATS is back.")
+
+
+_EVENT_KINDS = (
+    *KINDS,
+    *FINAL_OUTCOMES,
+    *(f"{kind}.{outcome}" for kind, outcomes in FINAL_OUTCOMES.items() for outcome in outcomes),
+)
 
 
 class _ErrorReply(msgspec.Struct):
@@ -276,11 +294,12 @@ def _event_filter(names: SubjectNames, vcenter: str | None, task: str | None, ki
     """Return the subject of these events. Raises Refused if no event can have it."""
     if vcenter is not None and not is_vcenter_name(vcenter):
         raise invalid_request(f"{vcenter!r} can't be a vCenter's name")
-    if task == "":
-        raise invalid_request("a task id isn't empty")
-    if kind is not None and not kind.replace(".", "", 1).replace("_", "").isalpha():
-        raise invalid_request(
-            f"{kind!r} can't be a kind of event; kinds are like progress, completed, completed.failed"
-        )
+    if task is not None:
+        try:
+            task = parse_task_id(task)
+        except ValueError as error:
+            raise invalid_request(f"{task!r} {error}") from error
+    if kind is not None and kind not in _EVENT_KINDS:
+        raise invalid_request(f"{kind!r} isn't a kind of event; there are {', '.join(_EVENT_KINDS)}")
     kinds = ">" if kind is None else f"{kind}.*" if kind in FINAL_KINDS else kind
     return f"{names.events}.{vcenter or '*'}.{'*' if task is None else task_token(task)}.{kinds}"

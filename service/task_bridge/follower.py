@@ -25,6 +25,7 @@ from .domain.follows.place import FollowPlace, Pace, find_gap, restart_after_gap
 from .domain.follows.ports import FollowEventJournal, HistoryStart, StoredFollowEvent, TaskFinder, WatchStarter
 from .domain.ports import WatchHandle
 from .domain.watch import Watch
+from .metrics import Metrics
 
 log = structlog.get_logger(__name__)
 
@@ -44,7 +45,8 @@ class HeldFollow:
 
     `fence`: the stream sequence of its last event. `state`: `starting`, `following`, `slowed` (by the maximum rate) or
     `waiting` (vCenter can't be read; `trouble` says why). `saved`: what its last event says; `saved_at`: when it was
-    stored. `started`: the ids of the watches that it has started, newest last.
+    stored. `started`: the ids of the watches that it has started, newest last. `read_at`: the monotonic time of the
+    last answer of vCenter.
     """
 
     def __init__(
@@ -59,6 +61,7 @@ class HeldFollow:
         self.saved = memory
         self.saved_at = now
         self.started: dict[str, None] = {}
+        self.read_at: float | None = None
         self.pace = Pace(max_rate)
         self.running: asyncio.Task[None] | None = None
 
@@ -74,6 +77,7 @@ class HeldFollow:
             rfc3339(newest.queued_at) if newest else None,
             memory.started_watches,
             memory.gaps,
+            None if self.read_at is None else time.monotonic() - self.read_at,
         )
 
 
@@ -86,6 +90,7 @@ class Follower:
         journal: FollowEventJournal,
         watches: WatchStarter,
         source_of: Callable[[str], str],
+        metrics: Metrics,
         clock: Callable[[], float],
         *,
         max_rate: float,
@@ -94,6 +99,7 @@ class Follower:
         self._journal = journal
         self._watches = watches
         self._source_of = source_of
+        self._metrics = metrics
         self._clock = clock
         self._max_rate = max_rate
         self._held: dict[tuple[str, str], HeldFollow] = {}
@@ -170,6 +176,7 @@ class Follower:
             if batch.trouble is not None:
                 held.state, reading, has_newest = "waiting", None, False
                 continue
+            held.read_at = time.monotonic()
             held.memory = held.memory._replace(place=held.memory.place or batch.place)
             if not is_announced:
                 await self._publish_following(held, reason)
@@ -195,6 +202,7 @@ class Follower:
         """Start a watch for each of these tasks, at the maximum rate at most; retry until NATS took them all."""
         watches = [build_watch(held.follow, task, self._clock()) for task in selected]
         new = [watch for watch in watches if watch.id not in held.started]
+        self._metrics.follow_found.labels(held.follow.vcenter).inc(len(new))
         for first in range(0, len(new), _AT_ONCE):
             some = new[first : first + _AT_ONCE]
             if (pause_s := held.pace.take(len(some), time.monotonic())) > 0:
@@ -210,6 +218,7 @@ class Follower:
             try:
                 if not (is_reread and await self._watches.has_ended(watch)) and await self._watches.start(watch):
                     held.memory = held.memory._replace(started_watches=held.memory.started_watches + 1)
+                    self._metrics.follow_watches.labels(held.follow.vcenter).inc()
             except NatsUnavailable as error:
                 log.debug("followed_task_not_watched_yet", **watch.log_keys, reason=str(error))
                 await asyncio.sleep(RETRY_S)
@@ -225,6 +234,7 @@ class Follower:
         gap = find_gap(place, start.vcenter_now, start.oldest, has_newest=has_newest)
         if gap is None:
             return None
+        self._metrics.follow_gaps.labels(held.follow.vcenter).inc()
         log.warning("follow_gap", **held.follow.log_keys, begin=gap.begin, end=gap.end, reason=gap.reason)
         behind = restart_after_gap(place, gap, start.vcenter_now)
         memory = held.memory._replace(place=behind)

@@ -42,6 +42,14 @@ class Metrics:
         self.publish_retries = counter("publish_retries", "Publishes of an event that were retried")
         self.lost_memories = counter("lost_memories", "Watches whose last event had gone from the stream")
         self.fenced = counter("fenced", "Publishes refused because another owner wrote first")
+        self.follows = gauge("follows", "Follows run by this replica now", "vcenter", "state")
+        self.follows_unheld = gauge("follows_unheld", "Follows stored and run by no replica")
+        self.follow_read_age = gauge(
+            "follow_read_age_seconds", "Seconds since a follow last read vCenter's tasks", "vcenter", "follow"
+        )
+        self.follow_found = counter("follow_found", "Tasks that follows found and that match them", "vcenter")
+        self.follow_watches = counter("follow_watches", "Watches that follows started", "vcenter")
+        self.follow_gaps = counter("follow_gaps", "Gaps: spans for which a follow can't be shown complete", "vcenter")
         # Further metrics for operators.
         self.ready = gauge("ready", "1 while /readyz returns 200")
         self.capacity = gauge("capacity", "The most watches that this replica holds")
@@ -76,5 +84,6 @@ class Metrics:
                 self.vcenter_logins.labels(name, result)
             for outcome in ("lost", "denied"):
                 self.events.labels(name, "abandoned", outcome)
+            self.follow_gaps.labels(name)
         for code in ("invalid_request", "unknown_vcenter"):
             self.rejected.labels(code)

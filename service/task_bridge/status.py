@@ -11,9 +11,12 @@ from prometheus_client import CollectorRegistry
 
 from . import schemas
 from .domain.clock import ServerClock
+from .domain.follows.event import FollowReport
 from .domain.subjects import SubjectNames
+from .follower import Follower
 from .jetstream.connection import Connection
 from .jetstream.monitor import Monitor, MonitoredPart
+from .jetstream.replicas import Replicas
 from .metrics import Metrics
 from .schemas.asyncapi import build_document
 from .vcenter.health import combine_apis, find_apis_in_use
@@ -53,6 +56,8 @@ class BridgeStatus:
         self.connection: Connection | None = None
         self.monitor: Monitor | None = None
         self.watcher: Watcher | None = None
+        self.follower: Follower | None = None
+        self.replicas: Replicas | None = None
         self.instance = ""
         self.consuming = False
         self.stopping = False
@@ -62,13 +67,16 @@ class BridgeStatus:
         watches: Counter[str] = Counter()
         for (vcenter, _), count in self._count_held_watches().items():
             watches[vcenter] += count
-        monitor = self.monitor
+        monitor, follows = self.monitor, self.replicas.list_follows() if self.replicas else {}
         return BridgeHealth(
             nats=self._nats_health(),
             jetstream=self._jetstream_health(),
             streams=_resource_healths(monitor.streams()) if monitor else (),
             consumers=_resource_healths(monitor.consumers()) if monitor and self.consuming else (),
             vcenters=tuple(self._vcenter_health(name, watches[name]) for name in sorted({*self._sources, *watches})),
+            follows=tuple(follows[key] for key in sorted(follows)),
+            own_follows=frozenset(report.key for report in self._own_follows()),
+            unheld_follows=monitor.unheld_follows if monitor else 0,
             held=self.watcher.held_count if self.watcher else 0,
             waiting=monitor.unheld_count if monitor else None,
             capacity=self._capacity,
@@ -91,6 +99,7 @@ class BridgeStatus:
             metrics.watches.labels(vcenter, status).set(count)
         if self.monitor and self.monitor.unheld_count is not None:
             metrics.watches_waiting.set(self.monitor.unheld_count)
+        self._set_follow_metrics()
         for name, source in self._sources.items():
             metrics.budget_used.labels(name).set(max(0.0, source.budget_used))
             apis = source.report_health()
@@ -109,6 +118,20 @@ class BridgeStatus:
 
     def _count_held_watches(self) -> Counter[tuple[str, str]]:
         return self.watcher.held_by_status() if self.watcher else Counter()
+
+    def _own_follows(self) -> list[FollowReport]:
+        return self.follower.reports() if self.follower else []
+
+    def _set_follow_metrics(self) -> None:
+        metrics, reports = self._metrics, self._own_follows()
+        metrics.follows.clear()
+        metrics.follow_read_age.clear()
+        for (vcenter, state), count in Counter((report.vcenter, report.state) for report in reports).items():
+            metrics.follows.labels(vcenter, state).set(count)
+        for report in reports:
+            age_s = math.nan if report.read_age_s is None else report.read_age_s
+            metrics.follow_read_age.labels(report.vcenter, report.name).set(age_s)
+        metrics.follows_unheld.set(self.monitor.unheld_follows if self.monitor else 0)
 
     def _nats_health(self) -> NatsHealth:
         connection = self.connection

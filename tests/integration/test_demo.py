@@ -34,7 +34,15 @@ async def test_keep_goes_on_until_a_signal_and_leaves_nothing_behind(tmp_path: P
     assert process.stdout is not None
     async with asyncio.timeout(30):
         places = await process.stdout.readuntil(b"Ctrl-C")
-    assert re.search(rb"http://127\.0\.0\.1:\d+\s+NATS: nats://127\.0\.0\.1:\d+", places)
+    assert re.search(rb"Board: http://127\.0\.0\.1:\d+\s+NATS: nats://127\.0\.0\.1:\d+", places)
+    assert re.search(rb"vCenter: http://127\.0\.0\.1:\d+", places)
+    (to_try,) = re.findall(rb"^  task-bridge (events --follow --nats-url nats://\S+)$", places, re.M)
+    trying = await begun(*to_try.decode().split(), directory=tmp_path)
+    assert trying.stdout is not None
+    async with asyncio.timeout(20):
+        assert await trying.stdout.readline()
+    trying.send_signal(signal.SIGINT)
+    assert (await ended(trying, within_s=10))[0] == 0
     assert len(processes_of(tmp_path)) == 1
     process.send_signal(number)
     code, _, err = await ended(process, within_s=10)

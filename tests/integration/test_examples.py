@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import os
 import shutil
@@ -15,7 +16,9 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import nats.js.errors
 import pytest
+from nats.js.api import DeliverPolicy
 
 from lab import PASSWORD, USERNAME, Lab, until
 from node import node_with_packages_of
@@ -151,23 +154,27 @@ async def test_a_worker_starts_one_workflow_an_ending_over_refusals_and_a_kill(
     async with lab.bridge(), workflows() as (taken, url):
         env = environment(lab, WORKFLOW_URL=url)
         await lab.listen()
-        tasks = [await _completed(lab), await _completed(lab)]
+        await _completed(lab)  # before the first start, so no worker's
         async with working(words, tmp_path, env):
+            await _durable(lab)
+            tasks = [await _completed(lab), await _completed(lab)]
             await until(lambda: len(taken.started) == 2, 30)
-            tasks.append(await _completed(lab))
+            tasks.append(await _completed(lab, "a-task-that-nobody-knows"))
             await until(lambda: len(taken.started) == 3, 30)
             await _acked(lab)
-        await _forget_the_place(lab)  # all events come again, and none starts anything again
+        await _begin_anew(lab)  # all events come again, and none that was handled starts anything again
         async with working(words, tmp_path, env) as process:
-            await _said_of(process, 3)
+            await _said_of(process, 4)
             tasks.append(await _completed(lab))
-            await until(lambda: len(taken.started) >= 4, 30)
+            await until(lambda: len(taken.started) >= 5, 30)
+    tasks.insert(0, taken.started[3]["subject"])  # the one before the first start, since the durable began anew
     assert sorted(event["subject"] for event in taken.started) == sorted(tasks)
     assert taken.keys == [event["id"] for event in taken.started]
 
 
-async def _completed(lab: Lab) -> str:
-    task = lab.vcenter.create(scenarios.succeeds_at_once())
+async def _completed(lab: Lab, task: str | None = None) -> str:
+    """A task that has ended: one that succeeded, or one that vCenter doesn't know."""
+    task = task or lab.vcenter.create(scenarios.succeeds_at_once())
     await lab.publish(task)
     await lab.ended(task)
     return task
@@ -180,8 +187,20 @@ async def _acked(lab: Lab) -> None:
             await asyncio.sleep(0.05)
 
 
-async def _forget_the_place(lab: Lab) -> None:
+async def _durable(lab: Lab) -> Any:
+    """The durable of the workers, as soon as it is there."""
+    async with asyncio.timeout(30):
+        while True:
+            with contextlib.suppress(nats.js.errors.NotFoundError):
+                return (await lab.js.consumer_info("VCENTER_TASKS_EVENTS", "workflows")).config
+            await asyncio.sleep(0.05)
+
+
+async def _begin_anew(lab: Lab) -> None:
+    config = await _durable(lab)
+    assert (config.deliver_policy, config.max_deliver) == (DeliverPolicy.NEW, 1000)
     await lab.js.delete_consumer("VCENTER_TASKS_EVENTS", "workflows")
+    await lab.js.add_consumer("VCENTER_TASKS_EVENTS", config.evolve(deliver_policy=DeliverPolicy.ALL))
 
 
 async def _said_of(process: Process, count: int) -> None:
@@ -197,10 +216,11 @@ async def test_a_worker_in_shell_runs_its_command_once_an_ending(lab: Lab, tmp_p
     (tmp_path / "work.jsonl").touch()
     async with lab.bridge():
         await lab.listen()
-        tasks = [await _completed(lab), await _completed(lab)]
         async with working(words, tmp_path, environment(lab)):
+            await until(lambda: (tmp_path / "done" / ".first").exists())
+            tasks = [await _completed(lab), await _completed(lab, "a-task-that-nobody-knows")]
             await until(lambda: len(work()) == 2)
-            await until(lambda: len(list((tmp_path / "done").iterdir())) == 2)
+            await until(lambda: len(list((tmp_path / "done").glob("*-*"))) == 2)
         async with working(words, tmp_path, environment(lab)):
             tasks.append(await _completed(lab))
             await until(lambda: len(work()) >= 3)

@@ -27,7 +27,7 @@ from lab import EVENTS, Lab, NatsServer, as_user, guarded, until
 from task_bridge.simulator import scenarios
 
 DEPLOYED = Path(__file__).parents[2] / "deploy" / "nats"
-USERS = ("bridge", "operator", "requester", "consumer", "workflow")
+USERS = ("bridge", "operator", "requester", "requester_lab", "consumer", "workflow")
 REQUESTS = "VCENTER_TASKS_REQUESTS"
 DOMAIN = "tasks"  # where the accounts of others see the bridge's JetStream
 PUT = "vcenter.tasks.internal.put.lab.t.completed.succeeded"
@@ -177,6 +177,8 @@ async def test_who_asks_gets_answers_and_can_do_nothing_else(users: Users) -> No
             "vcenter.tasks.rejected",
             PUT,
             "vcenter.tasks.internal.watches.lab.t",
+            "vcenter.tasks.internal.follows.lab.all",
+            "vcenter.tasks.follows.lab.all.gap",
             f"$JS.API.STREAM.DELETE.{EVENTS}",
             f"$JS.API.CONSUMER.CREATE.{EVENTS}",
             f"$JS.API.STREAM.MSG.GET.{EVENTS}",
@@ -187,10 +189,37 @@ async def test_who_asks_gets_answers_and_can_do_nothing_else(users: Users) -> No
         await requester.subscribe("vcenter.tasks.events.>")
         await until(lambda: len(users.refused) > refused)
         # A reply subject is checked by nobody: in the bridge's own account these would become events.
-        for subject in ("vcenter.tasks.watch", "vcenter.tasks.api.list", "$SRV.PING"):
-            await requester.publish(subject, json.dumps(task).encode(), reply=PUT)
+        for subject in ("vcenter.tasks.watch", "vcenter.tasks.follow", "vcenter.tasks.api.list", "$SRV.PING"):
+            for reply in (PUT, "vcenter.tasks.follows.lab.all.gap"):
+                await requester.publish(subject, json.dumps(task).encode(), reply=reply)
         await requester.request("vcenter.tasks.api.list", b"{}", timeout=10)
-        assert await stored() == count
+        async with asyncio.timeout(10):
+            while await stored() < count + 2:  # noqa: ASYNC110 - an id is no request to follow: two rejections
+                await asyncio.sleep(0.02)
+        assert await stored() == count + 2
+
+
+async def test_who_may_ask_for_one_vcenter_can_ask_for_no_other(users: Users) -> None:
+    lab = users.lab.vcenter_settings()
+    async with users.bridge(vcenters={"lab": lab, "other": lab}):
+        requester = await users.connect("requester_lab")
+        task = users.lab.vcenter.create(scenarios.runs_forever())
+        ack = await requester.request("vcenter.tasks.watch.lab", task.encode(), timeout=10)
+        assert json.loads(ack.data)["stream"] == "VCENTER_TASKS_VCENTER_REQUESTS"
+        ack = await requester.request("vcenter.tasks.follow.lab", b'{"name": "clones"}', timeout=10)
+        assert json.loads(ack.data)["stream"] == "VCENTER_TASKS_FOLLOW_REQUESTS"
+        for verb, body in (("watch", {"task": task}), ("get", {"task": task}), ("list", {}), ("follows", {})):
+            subject = f"vcenter.tasks.api.{verb}.lab"
+            answer = json.loads((await requester.request(subject, json.dumps(body).encode(), timeout=10)).data)
+            assert "error" not in answer
+            named = json.dumps(body | {"vcenter": "other"}).encode()
+            error = json.loads((await requester.request(subject, named, timeout=10)).data)["error"]
+            assert (error["code"], error["details"][0]["field"]) == ("invalid_request", "vcenter")
+            for other in (f"vcenter.tasks.api.{verb}", f"vcenter.tasks.api.{verb}.other"):
+                await users.may_not(requester, other)
+        for kind in ("watch", "follow"):
+            for subject in (f"vcenter.tasks.{kind}", f"vcenter.tasks.{kind}.other"):
+                await users.may_not(requester, subject)
 
 
 async def test_who_reads_reads_and_can_do_nothing_else(users: Users) -> None:
@@ -208,6 +237,8 @@ async def test_who_reads_reads_and_can_do_nothing_else(users: Users) -> None:
         count = await stored()
         for subject in (
             "vcenter.tasks.watch",
+            "vcenter.tasks.follow",
+            "vcenter.tasks.follows.lab.all.gap",
             "vcenter.tasks.api.list",
             "vcenter.tasks.events.lab.t.completed.succeeded",
             PUT,
@@ -218,6 +249,7 @@ async def test_who_reads_reads_and_can_do_nothing_else(users: Users) -> None:
             f"$JS.tasks.API.STREAM.PURGE.{EVENTS}",
             f"$JS.tasks.API.STREAM.MSG.DELETE.{EVENTS}",
             "$JS.tasks.API.STREAM.INFO.VCENTER_TASKS_WATCHES",
+            "$JS.tasks.API.STREAM.INFO.VCENTER_TASKS_FOLLOWS",
             "$JS.tasks.API.CONSUMER.MSG.NEXT.VCENTER_TASKS_WATCHES.bridge",
             "$JS.tasks.API.CONSUMER.DELETE.VCENTER_TASKS_WATCHES.bridge",
             f"$JS.tasks.API.CONSUMER.DELETE.{EVENTS}.workflows",
@@ -259,14 +291,18 @@ async def test_answers_of_jetstream_never_become_requests_of_who_may_not_ask(use
         await workflow.request("vcenter.tasks.api.watch", json.dumps(task).encode(), timeout=10)
         await _final(workflow, "vcenter.tasks.events.>")
         everything = json.dumps({"seq": 1, "next_by_subj": "vcenter.tasks.events.>", "batch": 100}).encode()
-        for reply in ("vcenter.tasks.watch", "vcenter.tasks.api.watch"):
+        for reply in ("vcenter.tasks.watch", "vcenter.tasks.follow", "vcenter.tasks.api.watch"):
             await consumer.publish(f"$JS.tasks.API.DIRECT.GET.{EVENTS}", everything, reply=reply)
         await consumer.jetstream(domain=DOMAIN).stream_info(EVENTS)
-        assert (await operator.jetstream().stream_info(REQUESTS)).state.last_seq == 0
+        for stream in (REQUESTS, "VCENTER_TASKS_FOLLOW_REQUESTS"):
+            assert (await operator.jetstream().stream_info(stream)).state.last_seq == 0
 
 
+@pytest.mark.parametrize("requests", ["vcenter.tasks.watch", "vcenter.tasks.follow"])
 @pytest.mark.parametrize("way", ["direct get", "pull"])
-async def test_answers_of_jetstream_as_requests_of_who_may_ask_are_dropped(users: Users, way: str) -> None:
+async def test_answers_of_jetstream_as_requests_of_who_may_ask_are_dropped(
+    users: Users, way: str, requests: str
+) -> None:
     async with users.bridge() as bridge:
         workflow, stored = await users.connect("workflow"), await operator(users)
         await (
@@ -282,7 +318,7 @@ async def test_answers_of_jetstream_as_requests_of_who_may_ask_are_dropped(users
             "direct get": (f"DIRECT.GET.{EVENTS}", {"seq": 1, "next_by_subj": "vcenter.tasks.events.>", "batch": 100}),
             "pull": (f"CONSUMER.MSG.NEXT.{EVENTS}.d", {"batch": 100, "expires": 10_000_000_000}),
         }[way]
-        await workflow.publish(f"$JS.tasks.API.{subject}", json.dumps(body).encode(), reply="vcenter.tasks.watch")
+        await workflow.publish(f"$JS.tasks.API.{subject}", json.dumps(body).encode(), reply=requests)
         sample = bridge.status.metrics().get_sample_value
         # JetStream itself refuses those that carry the fence of their publish.
         await until(lambda: (sample("task_bridge_requests_total", {"outcome": "dropped"}) or 0) >= 1)
@@ -417,6 +453,69 @@ async def test_an_operator_provisions_and_a_workflow_uses_the_commands(users: Us
         assert watched.code == 0, watched.err
         read = await ran("events", "--json", directory=tmp_path, environment=users.environment("consumer"))
         assert [json.loads(line)["data"]["kind"] for line in read.out][-1] == "completed"
+
+
+@pytest.mark.parametrize("provision", ["auto", "verify"])
+async def test_tasks_are_followed_as_these_users(users: Users, tmp_path: Path, provision: str) -> None:
+    if provision == "verify":
+        made = await ran("provision", directory=tmp_path, environment=users.environment("operator"))
+        assert made.code == 0, made.err
+    async with users.bridge(provision=provision) as bridge:
+        workflow, consumer = await users.connect("workflow"), await users.connect("consumer")
+        requester = await users.connect("requester")
+        live = await consumer.subscribe("vcenter.tasks.follows.>")
+        await consumer.flush()
+        assert (await _ask(workflow, "follow", name="all"))["outcome"] == "accepted"
+        stored = await requester.request("vcenter.tasks.follow", b'{"name": "clones", "operations": ["clone"]}')
+        assert json.loads(stored.data)["stream"] == "VCENTER_TASKS_FOLLOW_REQUESTS"
+        begun = [json.loads((await live.next_msg(timeout=10)).data) for _ in range(2)]
+        assert {event["data"]["name"] for event in begun} == {"all", "clones"}
+        task = users.lab.vcenter.create(scenarios.succeeds(0.1), flavour="vim")
+        final = await _final(consumer, "vcenter.tasks.events.>")
+        assert (final["task"], final["watch"]["follow"]) == (task, "all")
+        js = consumer.jetstream(domain=DOMAIN)
+        last = await js.get_last_msg(EVENTS, "vcenter.tasks.follows.lab.clones.>", direct=True)
+        assert json.loads(last.data or b"")["data"]["kind"] == "following"
+        assert len((await _ask(workflow, "follows"))["follows"]) == 2
+        for name in ("all", "clones"):
+            assert (await _ask(workflow, "unfollow", name=name))["outcome"] == "unfollowed"
+        async with httpx.AsyncClient() as http:
+            health = (await http.get(f"http://127.0.0.1:{bridge.web.address.port}/readyz")).json()
+        assert health["status"] == "ok", health
+        log = await users.connect("bridge")
+    assert log.last_error is None
+    assert users.refused == []
+    assert "permissions violation" not in (users.server._directory / "nats.log").read_text().lower()
+
+
+async def _ask(client: Client, verb: str, **request: Any) -> dict[str, Any]:
+    answer = await client.request(f"vcenter.tasks.api.{verb}", json.dumps(request).encode(), timeout=10)
+    return dict(json.loads(answer.data))
+
+
+@pytest.mark.parametrize("provision", ["auto", "verify"])
+async def test_the_events_stream_of_release_1_0_stores_events_of_follows_when_they_are_needed(
+    users: Users, tmp_path: Path, provision: str
+) -> None:
+    by_operator = users.environment("operator")
+    made = await ran("provision", directory=tmp_path, environment=by_operator)
+    assert made.code == 0, made.err
+    operator = (await users.connect("operator")).jetstream()
+    config = (await operator.stream_info(EVENTS)).config
+    subjects = [subject for subject in config.subjects or [] if "follows" not in subject]
+    await operator.update_stream(config.evolve(subjects=subjects))
+    async with users.bridge(provision=provision):
+        workflow = await users.connect("workflow")
+        assert (await operator.stream_info(EVENTS)).config.subjects == subjects
+        reply = await _ask(workflow, "follow", name="all")
+        if provision == "verify":
+            assert (reply["error"]["status"], "task-bridge provision" in reply["error"]["message"]) == (503, True)
+            made = await ran("provision", directory=tmp_path, environment=by_operator)
+            assert made.code == 0, made.err
+            reply = await _ask(workflow, "follow", name="all")
+        assert reply["outcome"] == "accepted"
+        assert (await operator.stream_info(EVENTS)).config.subjects == [*subjects, "vcenter.tasks.follows.>"]
+    assert users.refused == []
 
 
 async def test_a_cancel_tells_the_log_who_asked(users: Users, capfd: pytest.CaptureFixture[str]) -> None:

@@ -133,7 +133,7 @@ async def test_metrics_name_no_task_and_stay_bounded(lab: Lab) -> None:
 
 async def test_what_alerts_ask_the_growth_of_is_there_at_0_before_it_happens(lab: Lab) -> None:
     asked = re.findall(r"increase\(task_bridge_(\w+_total)", (GRAFANA / "alerts.yaml").read_text())
-    assert len(asked) == 6
+    assert len(asked) == 7
     async with lab.bridge() as bridge, httpx.AsyncClient(trust_env=False) as http:
         assert bridge.web.address is not None
         text = (await http.get(f"http://127.0.0.1:{bridge.web.address.port}/metrics")).text
@@ -144,6 +144,7 @@ async def test_what_alerts_ask_the_growth_of_is_there_at_0_before_it_happens(lab
         'vcenter_logins_total{result="session_limit",vcenter="lab"}',
         'events_total{kind="abandoned",outcome="lost",vcenter="lab"}',
         'events_total{kind="abandoned",outcome="denied",vcenter="lab"}',
+        'follow_gaps_total{vcenter="lab"}',
         'rejected_total{code="invalid_request"}',
         'rejected_total{code="unknown_vcenter"}',
     ):

@@ -27,18 +27,22 @@ from task_bridge.simulator import faults, scenarios
 from task_bridge.simulator.serve import serve_vcenter
 
 REQUESTS, WATCHES, OBJECTS = "VCENTER_TASKS_REQUESTS", "VCENTER_TASKS_WATCHES", "OBJ_VCENTER_TASKS_RESULTS"
+FOLLOW_REQUESTS, FOLLOWS = "VCENTER_TASKS_FOLLOW_REQUESTS", "VCENTER_TASKS_FOLLOWS"
+QUEUES = (REQUESTS, WATCHES, FOLLOW_REQUESTS, FOLLOWS)
 PUBLISHED = (
     f"{PREFIX}.internal.watches.>",
     f"{PREFIX}.internal.put.>",
+    f"{PREFIX}.internal.follows.>",
+    f"{PREFIX}.follows.>",
     f"{PREFIX}.internal.replicas",
     f"{PREFIX}.rejected",
-    *(f"$JS.API.STREAM.INFO.{stream}" for stream in (REQUESTS, WATCHES, EVENTS, OBJECTS)),
-    *(f"$JS.API.CONSUMER.INFO.{stream}.bridge" for stream in (REQUESTS, WATCHES)),
-    *(f"$JS.API.CONSUMER.MSG.NEXT.{stream}.bridge" for stream in (REQUESTS, WATCHES)),
-    *(f"$JS.ACK.{stream}.bridge.>" for stream in (REQUESTS, WATCHES)),
-    *(f"$JS.API.STREAM.MSG.GET.{stream}" for stream in (WATCHES, EVENTS, OBJECTS)),
-    *(f"$JS.API.DIRECT.GET.{stream}" for stream in (WATCHES, EVENTS, f"{EVENTS}.>")),
-    f"$JS.API.STREAM.MSG.DELETE.{WATCHES}",
+    *(f"$JS.API.STREAM.INFO.{stream}" for stream in (*QUEUES, EVENTS, OBJECTS)),
+    *(f"$JS.API.CONSUMER.INFO.{stream}.bridge" for stream in QUEUES),
+    *(f"$JS.API.CONSUMER.MSG.NEXT.{stream}.bridge" for stream in QUEUES),
+    *(f"$JS.ACK.{stream}.bridge.>" for stream in QUEUES),
+    *(f"$JS.API.STREAM.MSG.GET.{stream}" for stream in (WATCHES, FOLLOWS, EVENTS, OBJECTS)),
+    *(f"$JS.API.DIRECT.GET.{stream}" for stream in (WATCHES, FOLLOWS, EVENTS, f"{EVENTS}.>")),
+    *(f"$JS.API.STREAM.MSG.DELETE.{stream}" for stream in (WATCHES, FOLLOWS)),
     f"$JS.API.STREAM.PURGE.{OBJECTS}",
     "$O.VCENTER_TASKS_RESULTS.C.>",
     "$O.VCENTER_TASKS_RESULTS.M.>",
@@ -89,7 +93,7 @@ class TestProvision:
         self, lab: Lab, tmp_path: Path
     ) -> None:
         code, out, _ = await ran("provision", "--check", directory=tmp_path, environment=nats_only(lab))
-        assert (code, len(out)) == (1, 6)
+        assert (code, len(out)) == (1, 12)
         assert await lab.js.streams_info() == []
 
     async def test_what_differs_is_told_and_only_that_is_changed(self, lab: Lab, tmp_path: Path) -> None:
@@ -142,12 +146,13 @@ class TestProvision:
     async def test_print_needs_no_nats(self, tmp_path: Path) -> None:
         given = {"BRIDGE_EVENTS_MAX_AGE": "1d", "BRIDGE_STREAM_REPLICAS": "3", "BRIDGE_NATS_JS_DOMAIN": "hub"}
         code, out, _ = await ran("provision", "--print", directory=tmp_path, environment=given)
-        assert (code, len(out)) == (0, 6)
+        assert (code, len(out)) == (0, 12)
         assert all(line.startswith("nats --js-domain=hub ") for line in out)
-        assert out[4] == (
+        assert out[10] == (
             "nats --js-domain=hub stream add VCENTER_TASKS_EVENTS '--description=Events of watched tasks, and "
             "rejections' '--subjects=vcenter.tasks.internal.put.>' --subjects=vcenter.tasks.rejected "
-            "--retention=limits --storage=file --discard=old --replicas=3 --max-age=86400s --compression=s2 "
+            "'--subjects=vcenter.tasks.follows.>' --retention=limits --storage=file --discard=old --replicas=3 "
+            "--max-age=86400s --compression=s2 "
             "--allow-direct '--transform-source=vcenter.tasks.internal.put.>' "
             "'--transform-destination=vcenter.tasks.events.>' '--republish-source=vcenter.tasks.events.>' "
             "'--republish-destination=vcenter.tasks.events.>' --defaults"
@@ -243,6 +248,7 @@ class TestProvisionConsumer:
             (["--consumer", "w", "--filter", f"{PREFIX}.watch"], "matches no event"),
             (["--consumer", "w", "--filter", f"{PREFIX}.events.>.x"], "matches no event"),
             (["--consumer", "w", "--filter", f"{PREFIX}.events."], "matches no event"),
+            (["--consumer", "w", "--filter", f"{PREFIX}.follow"], "matches no event"),
         ],
     )
     async def test_what_cannot_be_a_consumer_is_told_with_exit_code_2(
@@ -326,6 +332,7 @@ class TestCheck:
         [
             *(("publish", subject) for subject in PUBLISHED),
             *(("subscribe", f"{PREFIX}.api.{verb}") for verb in VERBS),
+            ("subscribe", f"{PREFIX}.follows.>"),
             ("subscribe", f"{PREFIX}.internal.replicas"),
             ("subscribe", "$SRV.>"),
         ],

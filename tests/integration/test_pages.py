@@ -23,7 +23,7 @@ from task_bridge.simulator import scenarios
 from validity import validator
 
 ROOT = Path(__file__).parents[2]
-PAGES = ("README.md", "docs/consumers.md", "examples/README.md")
+PAGES = ("README.md", "docs/consumers.md", "docs/follows.md", "examples/README.md")
 _BLOCK = re.compile(r"^```(\w+)\n(.*?)^```$", re.M | re.S)
 TASK = "52f9f1b0-160a-25fe-fd1e-e7526df80e0d:com.vmware.esx.settings.clusters.software"
 
@@ -110,7 +110,39 @@ def test_there_are_examples_of_each_sort() -> None:
     assert len(examples("json")) >= 3
 
 
-@pytest.mark.parametrize("example", [one for one in examples("json") if "specversion" not in one.text], ids=str)
+def requests(key: str) -> list[Example]:
+    return [one for one in examples("json") if key in _json(one)]
+
+
+def events(kind: str) -> list[Example]:
+    return [one for one in examples("json") if f".{kind}." in _json(one).get("type", "")]
+
+
+@pytest.mark.parametrize("example", requests("name"), ids=str)
+async def test_a_request_to_follow_in_the_pages_is_taken(lab: Lab, example: Example) -> None:
+    request = _json(example)
+    assert validator("request", "FollowRequest").is_valid(request)
+    async with lab.bridge():
+        reply = await lab.ask("follow", request)
+        assert reply["outcome"] == "accepted"
+        assert request.items() <= {**reply["follow"], "name": reply["name"], "timeout": request.get("timeout")}.items()
+
+
+@pytest.mark.parametrize("example", events("follow"), ids=str)
+async def test_an_event_of_a_follow_in_the_pages_looks_like_one(lab: Lab, example: Example) -> None:
+    shown = _json(example)
+    async with lab.bridge():
+        await lab.listen()
+        news = await lab.client.subscribe(f"{PREFIX}.follows.>")
+        await lab.ask("follow", {"name": shown["data"]["name"]})
+        real = json.loads((await news.next_msg(timeout=20)).data)
+    shown["data"].pop("…", None)
+    assert shown.keys() <= real.keys()
+    assert shown["data"].keys() <= real["data"].keys()
+    assert shown["id"].endswith(f"/{shown['data']['sequence']}")
+
+
+@pytest.mark.parametrize("example", requests("task"), ids=str)
 async def test_a_request_in_the_pages_is_taken(lab: Lab, example: Example) -> None:
     request = _json(example)
     assert validator("request").is_valid(request)
@@ -122,7 +154,7 @@ async def test_a_request_in_the_pages_is_taken(lab: Lab, example: Example) -> No
         assert reply["events"] == f"{PREFIX}.events.lab.{TASK.replace('.', '%2E')}.>"
 
 
-@pytest.mark.parametrize("example", [one for one in examples("json") if "specversion" in one.text], ids=str)
+@pytest.mark.parametrize("example", events("task"), ids=str)
 async def test_an_event_in_the_pages_looks_like_one(lab: Lab, example: Example) -> None:
     shown = _json(example)
     task = lab.vcenter.create(scenarios.succeeds(after_s=0.3))

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from lab import EVENTS, PREFIX, Lab, until
+from task_bridge.domain.subjects import VERBS
 from task_bridge.simulator import faults, scenarios
 from task_bridge.vcenter import source as kinds
 
@@ -86,7 +87,8 @@ async def test_the_list_pages_over_all_watches_oldest_first(lab: Lab) -> None:
         ("RUNNING", False),
         ("PENDING", False),
     }
-    assert set(listed[0]) == {"vcenter", "task", "watch", "status", "progress", "unconfigured", "target"}
+    fields = {"vcenter", "task", "watch", "status", "progress", "unconfigured", "target", "vcenter_state"}
+    assert set(listed[0]) == fields
 
 
 async def test_get_tells_what_is_watched_what_ended_and_what_nobody_knows(lab: Lab) -> None:
@@ -133,7 +135,7 @@ async def test_it_is_a_nats_service(lab: Lab) -> None:
         info = json.loads((await lab.client.request("$SRV.INFO.vcenter-task-bridge", timeout=5)).data)
     assert ping["name"] == "vcenter-task-bridge"
     assert {endpoint["subject"] for endpoint in info["endpoints"]} == {
-        f"{PREFIX}.api.{verb}" for verb in ("watch", "unwatch", "get", "list", "cancel")
+        f"{PREFIX}.api.{verb}{vcenter}" for verb in VERBS for vcenter in ("", ".*")
     }
 
 
@@ -163,7 +165,7 @@ async def test_a_cancel_that_vcenter_does_not_answer_is_answered(lab: Lab, monke
 
 
 async def test_ids_of_strangers_stay_in_their_token(lab: Lab) -> None:
-    hostile = ["a.b:c", "*", ">", "a b", "ünïcode:x", "%2E", "a:b.>"]
+    hostile = ["a.b:c", "*", ">", "ünïcode:x", "%2E", "a:b.>"]
     async with lab.bridge(not_found_grace_s=60.0):
         await lab.listen()
         for task in hostile:
@@ -172,4 +174,8 @@ async def test_ids_of_strangers_stay_in_their_token(lab: Lab) -> None:
             assert reply["events"].count(".") == 5
         listed = await lab.ask("list")
     assert [watch["task"] for watch in listed["watches"]] == hostile
-    assert (await lab.js.stream_info(EVENTS)).config.subjects == [f"{PREFIX}.internal.put.>", f"{PREFIX}.rejected"]
+    assert (await lab.js.stream_info(EVENTS)).config.subjects == [
+        f"{PREFIX}.internal.put.>",
+        f"{PREFIX}.rejected",
+        f"{PREFIX}.follows.>",
+    ]

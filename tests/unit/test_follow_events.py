@@ -103,15 +103,15 @@ def test_the_last_event_is_final() -> None:
 def test_the_next_owner_reads_what_the_last_one_wrote() -> None:
     for memory in (MEMORY, FollowMemory(4, FollowPlace(T, T)), FollowMemory(9)):
         body = to_follow_cloudevent(build_draft(FOLLOW, memory, "following", URL, T))
-        data = from_follow_cloudevent(body)
-        assert data is not None
-        assert read_memory(data) == memory._replace(sequence=memory.sequence + 1)
+        event = from_follow_cloudevent(body)
+        assert event is not None
+        assert read_memory(event.data) == memory._replace(sequence=memory.sequence + 1)
 
 
 def test_a_later_release_may_add_keys_and_a_foreign_body_is_none() -> None:
     event = FOLLOWING | {"data": {**FOLLOWING["data"], "more": 1}}
-    data = from_follow_cloudevent(json.dumps(event).encode())
-    assert data is not None
-    assert read_memory(data) == MEMORY._replace(sequence=3)
+    read = from_follow_cloudevent(json.dumps(event).encode())
+    assert read is not None
+    assert read_memory(read.data) == MEMORY._replace(sequence=3)
     assert from_follow_cloudevent(b"{}") is None
     assert from_follow_cloudevent(b"\xff") is None

@@ -5,7 +5,8 @@ from __future__ import annotations
 import msgspec
 import pytest
 
-from task_bridge.cli import output
+from task_bridge.cli import output, tables
+from task_bridge.domain.durations import parse_time
 from task_bridge.domain.events import WatchRef
 from task_bridge.domain.replies import ListedWatch
 from task_bridge.domain.task import Progress, Target
@@ -53,8 +54,9 @@ def test_a_listed_watch_has_its_target_also_where_a_bridge_of_1_0_lists_it_witho
     new = msgspec.convert({**WATCH, **STATE, "target": {"type": "VirtualMachine", "id": "vm-7"}}, ListedWatch)
     assert (old.target, new.target) == (None, UNNAMED)
     assert old.watch == WatchRef("1", "2026-11-28T00:00:00.000Z")
-    lines = [line.plain for line in output.format_watches([old, new], 2)]
-    assert [line.split()[2:4] for line in lines[1:4:2]] == [
-        ["since", "2026-11-28T00:00:00Z"],
-        ["VirtualMachine", "vm-7"],
-    ]
+    now = parse_time("2026-11-28T00:01:05.000Z") or 0.0
+    header, first, second = tables.format_rows([tables.row_of_listed(one, now) for one in (old, new)], wide=False)
+    assert header.split() == ["VCENTER", "STATUS", "PROGRESS", "AGE", "TARGET", "TASK"]
+    assert first.split() == ["lab", "RUNNING", "-", "1m05s", "-", "task-1"]
+    assert second.split() == ["lab", "RUNNING", "-", "1m05s", "VirtualMachine", "vm-7", "task-1"]
+    assert first.index("task-1") == second.index("task-1") == header.index("TASK")

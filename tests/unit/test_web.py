@@ -12,9 +12,11 @@ import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from html import unescape
 from typing import Any
 
 import httpx
+import msgspec
 import pytest
 from lxml import etree
 from prometheus_client import CollectorRegistry
@@ -25,6 +27,7 @@ from task_bridge.domain.board import RowFilter, WatchBoard
 from task_bridge.domain.durations import rfc3339
 from task_bridge.domain.errors import CannotStart
 from task_bridge.domain.events import Event, EventData, WatchRef
+from task_bridge.domain.follows.event import FollowReport
 from task_bridge.domain.task import Progress, Target, TaskError
 from task_bridge.metrics import Metrics
 from task_bridge.settings import Listen
@@ -72,6 +75,8 @@ HEALTHY = BridgeHealth(
             ),
         ),
     ),
+    follows=(FollowReport("lab", "all", "following", None, "2026-11-24T20:00:00.000Z", None, 12, 0, 0.31),),
+    own_follows=frozenset({("lab", "all")}),
     held=3,
     waiting=1,
     capacity=50_000,
@@ -213,6 +218,21 @@ async def test_readiness_tells_everything_it_rests_on(web: httpx.AsyncClient) ->
                 },
             }
         ],
+        "follows": [
+            {
+                "vcenter": "lab",
+                "name": "all",
+                "state": "following",
+                "reason": None,
+                "here": True,
+                "since": "2026-11-24T20:00:00.000Z",
+                "last_task_at": None,
+                "last_read_age_seconds": 0.3,
+                "started_watches": 12,
+                "gaps": 0,
+            }
+        ],
+        "follows_reason": None,
         "held": 3,
         "waiting": 1,
         "capacity": 50_000,
@@ -242,6 +262,13 @@ async def test_a_full_replica_and_a_late_event_loop_have_their_reasons_and_stop_
         ({"vcenters": (VCenterHealth("new", "unknown"),)}, 200, "ok"),
         ({"vcenters": (VCenterHealth("gone", "unconfigured", watches=1),)}, 200, "ok"),
         ({"vcenters": ()}, 200, "ok"),
+        ({"follows": (FollowReport("lab", "all", "starting"),)}, 200, "ok"),
+        ({"follows": (FollowReport("lab", "all", "following", gaps=2),)}, 200, "ok"),
+        ({"follows": (FollowReport("lab", "all", "slowed"),)}, 200, "degraded"),
+        ({"follows": (FollowReport("lab", "all", "waiting", "no answer"),)}, 200, "degraded"),
+        ({"follows": (FollowReport("lab", "all", "unconfigured"),)}, 200, "degraded"),
+        ({"follows": (FollowReport("lab", "another replica's", "waiting"),)}, 200, "ok"),
+        ({"unheld_follows": 1}, 200, "ok"),
         ({"nats": NatsHealth(connected=False, reason="no connection")}, 503, "unready"),
         ({"streams": (ResourceHealth("EVENTS", ok=False, reason="differs"),)}, 503, "unready"),
         ({"streams": ()}, 503, "unready"),  # not looked for yet
@@ -255,6 +282,36 @@ async def test_only_what_stops_the_service_makes_it_unready(
     state.now = replace(HEALTHY, **change)
     answer = await web.get("/readyz")
     assert (answer.status_code, answer.json()["status"]) == (code, status)
+
+
+@pytest.mark.parametrize("path", ["/readyz", "/"])
+async def test_a_follow_that_is_late_or_has_a_gap_has_its_reason(
+    web: httpx.AsyncClient, state: FakeState, path: str
+) -> None:
+    waiting = FollowReport("lab", "clones", "waiting", "vCenter lab refuses to show its history", gaps=2)
+    slowed = FollowReport("lab", "all", "slowed", None, "2026-11-24T20:00:00.000Z", gaps=1)
+    state.now = replace(HEALTHY, follows=(waiting, slowed), unheld_follows=1)
+    answer = await web.get(path)
+    assert answer.status_code == 200
+    text = unescape(answer.text)
+    assert "waits for vCenter: vCenter lab refuses to show its history; 2 gaps, in which tasks may be missing" in text
+    assert "finds more tasks than BRIDGE_FOLLOW_MAX_RATE lets it watch at once" in text
+    assert "1 gap, in which tasks may be missing: see `task-bridge follows --events`" in text
+    assert "1 follow is stored and run by no replica" in text
+
+
+async def test_the_board_says_of_each_follow_whether_it_is_complete(web: httpx.AsyncClient, state: FakeState) -> None:
+    report = HEALTHY.follows[0]
+    shown = []
+    with_gap, unread = msgspec.structs.replace(report, gaps=1), FollowReport("lab", "all", "starting")
+    for follows in ((report,), (with_gap,), (unread,), ()):
+        state.now = replace(HEALTHY, follows=follows)
+        section = (await web.get("/")).text.partition('<section id="follows"')[2].partition("</section>")[0]
+        shown.append(" ".join(re.sub(r"<[^>]+>", " ", section).split()))
+    assert "yes, nothing is missing" in shown[0]
+    assert "✗ 1 gap : tasks may be missing" in shown[1]
+    assert "not read yet" in shown[2]
+    assert "Nothing is followed." in shown[3]
 
 
 async def test_metrics_are_those_of_the_moment_in_the_form_that_is_asked_for(
@@ -457,9 +514,9 @@ async def test_what_changes_is_told_live_and_only_that(state: FakeState, feed: F
     first = await viewer.told()
     feed.board.apply_event(event("1", kind="progress"), "x")
     second = await viewer.told()
-    assert set(first) == {"state", "vcenters", "watches", "endings", "nats"}
+    assert set(first) == {"state", "vcenters", "follows", "watches", "endings", "nats"}
     assert "task-1" in second["watches"]
-    assert not {"nats", "endings", "state"} & set(second)
+    assert not {"nats", "endings", "state", "follows"} & set(second)
     assert feed.looking == 1
     viewer.writer.close()
     await asyncio.wait_for(feed.left.wait(), 5)

@@ -1,33 +1,132 @@
-"""The command `task-bridge`. Each subcommand is thin; the exit codes are part of the public interface."""
+"""The command `task-bridge`. Each subcommand is thin; the exit codes are part of the public interface.
+
+A subcommand's module is imported when it runs: `--version`, `--help` and completion need none of the service.
+"""
 
 from __future__ import annotations
 
-from typing import Annotated
+import io
+import sys
+from importlib import import_module
+from typing import Annotated, Any, NamedTuple
 
 import typer
+from typer.core import TyperCommand, TyperGroup
 
 from .. import __version__
-from . import client_commands, follow_commands, operator_commands, schema, server_commands
-from .exit_codes import FAILED
 
 _INSTALL = "pip install vcenter-task-bridge"
 
-app = typer.Typer(name="task-bridge", no_args_is_help=True, pretty_exceptions_enable=False)
-app.command()(server_commands.serve)
-app.command()(client_commands.watch)
-app.command()(client_commands.events)
-app.command("list")(client_commands.list_)
-app.command()(client_commands.get)
-app.command()(client_commands.unwatch)
-app.command()(client_commands.cancel)
-app.command()(follow_commands.follow)
-app.command()(follow_commands.follows)
-app.command()(follow_commands.unfollow)
-app.command()(server_commands.demo)
-app.command()(server_commands.simulate)
-app.command()(operator_commands.provision)
-app.command()(operator_commands.check)
-app.command()(schema.schema)
+_HELP_OPTIONS = {"help_option_names": ["-h", "--help"]}
+
+
+class _Command(NamedTuple):
+    """Where a subcommand is, and the first line of its help. `asks`: it talks to a bridge; `nats`: to NATS alone."""
+
+    module: str
+    function: str
+    help: str
+    asks: bool = False
+    nats: bool = False
+
+
+COMMANDS = {
+    "serve": _Command(
+        "server_commands",
+        "serve",
+        "Run the service. Settings come from the environment and from .env (see .env.example).",
+    ),
+    "watch": _Command("watch_command", "watch", "Watch tasks and follow them until all have ended.", asks=True),
+    "events": _Command("client_commands", "events", "Print the stored events, oldest first.", asks=True),
+    "list": _Command("client_commands", "list_", "List the active watches, oldest first.", asks=True),
+    "get": _Command("client_commands", "get", "Show the state of tasks that are watched or were watched.", asks=True),
+    "unwatch": _Command("client_commands", "unwatch", "End watches. The tasks themselves go on.", asks=True),
+    "cancel": _Command(
+        "client_commands",
+        "cancel",
+        "Cancel tasks in vCenter, if the bridge allows it (BRIDGE_ALLOW_CANCEL).",
+        asks=True,
+    ),
+    "follow": _Command(
+        "follow_commands",
+        "follow",
+        "Watch every task of a vCenter that matches, whoever starts it. The same name again changes the follow.",
+        asks=True,
+    ),
+    "follows": _Command(
+        "follow_commands",
+        "follows",
+        "List the follows, what they have found, and whether each is complete.",
+        asks=True,
+    ),
+    "unfollow": _Command(
+        "follow_commands",
+        "unfollow",
+        "End a follow. The watches that it has started go on.",
+        asks=True,
+    ),
+    "demo": _Command(
+        "server_commands",
+        "demo",
+        "Run a demo on this machine: nats-server, a simulated vCenter with a task of every outcome, and the bridge.",
+    ),
+    "simulate": _Command(
+        "server_commands",
+        "simulate",
+        "Run the simulated vCenter alone, to test workflows. Its control API needs no login.",
+    ),
+    "provision": _Command(
+        "operator_commands",
+        "provision",
+        "Create the streams, consumers and bucket; list any difference from the settings, then apply it.",
+        nats=True,
+    ),
+    "check": _Command(
+        "operator_commands",
+        "check",
+        "Check everything that the bridge depends on: one line each, with the fix if it fails.",
+        nats=True,
+    ),
+    "schema": _Command(
+        "schema",
+        "schema",
+        "Print the JSON Schemas of requests, replies and events, or the AsyncAPI document of every subject.",
+    ),
+}
+
+
+class LazyGroup(TyperGroup):
+    """The subcommands of `COMMANDS`. Only the one that runs is imported; the others are known by name and help."""
+
+    def list_commands(self, ctx: Any) -> list[str]:
+        return list(self.commands)
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> tuple[str | None, Any, list[str]]:
+        name, command, rest = super().resolve_command(ctx, args)
+        return name, load_command(name) if command is not None and name in COMMANDS else command, rest
+
+
+def load_command(name: str) -> Any:
+    """Return the subcommand, imported."""
+    module, function, _, asks, nats = COMMANDS[name]
+    command_class: type[TyperCommand] = TyperCommand
+    if asks or nats:
+        from .nats_options import AskingCommand  # noqa: PLC0415 - the other commands don't need it
+
+        command_class = AskingCommand
+    alone = typer.Typer(add_completion=False)
+    run = getattr(import_module(f".{module}", __package__), function)
+    alone.command(name, cls=command_class, context_settings=_HELP_OPTIONS)(run)
+    return typer.main.get_command(alone)
+
+
+app = typer.Typer(
+    name="task-bridge",
+    cls=LazyGroup,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings=_HELP_OPTIONS,
+)
 
 
 def _print_version(wanted: bool) -> None:
@@ -47,9 +146,18 @@ def task_bridge(
 
 def main() -> None:
     """Run the command line. If a command needs what a requester's install lacks, say how to install it."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # a terminal without some character must not end a command
+    group = typer.main.get_command(app)
+    if isinstance(group, LazyGroup):
+        for name, command in COMMANDS.items():
+            group.add_command(TyperCommand(name, help=command.help))
     try:
-        app()
+        group()
     except ModuleNotFoundError as error:
+        from .exit_codes import FAILED  # noqa: PLC0415 - as the commands
+
         if (error.name or __package__).startswith(__package__.partition(".")[0]):
             raise
         typer.echo(f"This command needs the whole service, of which {error.name} is missing: {_INSTALL}", err=True)

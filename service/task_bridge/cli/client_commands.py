@@ -1,13 +1,13 @@
-"""The commands that talk to a bridge over NATS: `watch`, `events`, `list`, `get`, `unwatch`, `cancel`."""
+"""The commands that ask a bridge over NATS: `events`, `list`, `get`, `unwatch`, `cancel`."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
 import json
-import sys
-from collections import Counter
-from collections.abc import Callable, Coroutine
+import time
+from collections import deque
+from collections.abc import AsyncGenerator, Callable, Coroutine, Iterable
 from datetime import UTC, datetime, timedelta
 from typing import Annotated, Any, NoReturn
 
@@ -15,26 +15,27 @@ import msgspec
 import typer
 from rich.text import Text
 
-from ..client import ErrorAnswer, TaskBridge
-from ..domain.durations import parse_duration
+from ..client import ErrorAnswer, StoredCloudEvent, TaskBridge
+from ..domain.durations import parse_duration, parse_time
 from ..domain.errors import BridgeError, CannotStart, NatsUnavailable, Refused
 from ..domain.events import from_cloudevent
-from ..domain.replies import CancelReply, GetReply, ListedWatch, UnwatchReply, WatchReply
-from . import output
-from .exit_codes import ABANDONED, FAILED, INTERRUPTED, OUT_OF_REACH, REFUSED, exit_with_error
+from ..domain.replies import CancelReply, GetReply, ListedWatch, UnwatchReply
+from . import output, tables
+from .exit_codes import FAILED, INTERRUPTED, OUT_OF_REACH, exit_with_error
 
-_CONCURRENT_REQUESTS = 64
+_PAGE = 1000
+_UNKNOWN_VCENTER_S = 3.0
+"""For the bridge's answer whether it knows a vCenter: who reads events may not be allowed to ask."""
 
-Task = Annotated[str, typer.Argument(metavar="TASK", help="The task id that vCenter returns for ?vmw-task=true.")]
-Tasks = Annotated[
-    list[str] | None,
-    typer.Argument(metavar="TASK...", help="Task ids. Without any, they are read from standard input, one per line."),
-]
+Tasks = Annotated[list[str], typer.Argument(metavar="TASK...", help="Task ids, as vCenter and its tools print them.")]
 VCenter = Annotated[
     str | None, typer.Option(metavar="NAME", help="The task's vCenter. Default: the bridge's default vCenter.")
 ]
 FilterVCenter = Annotated[
     str | None, typer.Option("--vcenter", metavar="NAME", help="Only watches of tasks on this vCenter.")
+]
+Output = Annotated[
+    tables.Form | None, typer.Option("--output", "-o", help="Another form than a line each with a header.")
 ]
 Json = Annotated[
     bool, typer.Option("--json", help="Print JSON on standard output, and everything else on standard error.")
@@ -54,108 +55,18 @@ FilterLabels = Annotated[
 ]
 
 
-def _parse_duration_option(text: str) -> float:
+def parse_duration_option(text: str) -> float:
     try:
         return parse_duration(text)
     except ValueError as error:
         raise typer.BadParameter(str(error)) from error
 
 
-def watch(
-    tasks: Tasks = None,
-    vcenter: VCenter = None,
-    timeout: Annotated[
-        float | None,
-        typer.Option(
-            parser=_parse_duration_option,
-            metavar="DURATION",
-            help="End the watch (never the task) after this time: 90s, 15m, 2h.",
-        ),
-    ] = None,
-    label: Annotated[
-        list[Any] | None,
-        typer.Option(
-            parser=parse_label, metavar="KEY=VALUE", help="A label that every event of the watch carries; repeatable."
-        ),
-    ] = None,
-    as_json: Json = False,
-) -> None:
-    """Watch tasks and follow them until all have ended.
-
-    Exit code: 0 all succeeded, 1 any failed or canceled, 2 refused, 3 any abandoned, 4 out of reach.
-    """
-    ids = list(dict.fromkeys(tasks or _read_ids_from_stdin()))
-    request = {"vcenter": vcenter, "timeout": timeout, "labels": dict(label) if label else None}
-    run(_watch_and_follow(ids, request, as_json))
-
-
-def _read_ids_from_stdin() -> list[str]:
-    """Return the task ids on standard input: plain text or JSON strings."""
-    if sys.stdin.isatty():
-        raise typer.BadParameter("name a task, or send ids to standard input, one per line", param_hint="TASK")
-    try:
-        text = sys.stdin.buffer.read().decode("utf-8-sig")  # some editors and shells write a byte order mark
-    except UnicodeDecodeError as error:
-        raise typer.BadParameter("standard input isn't UTF-8", param_hint="TASK") from error
-
-    def parse(line: str) -> str:
-        with contextlib.suppress(ValueError):
-            value = json.loads(line) if line.startswith('"') else line
-            return value if isinstance(value, str) else line
-        return line
-
-    ids = [parse(line) for line in map(str.strip, text.splitlines()) if line]
-    if not ids:
-        raise typer.BadParameter("there is no task id on standard input", param_hint="TASK")
-    return ids
-
-
-async def _watch_and_follow(tasks: list[str], request: dict[str, Any], as_json: bool) -> int:
-    async with TaskBridge(on_connection=output.print_error) as bridge:
-        slots = asyncio.Semaphore(_CONCURRENT_REQUESTS)
-
-        async def request_watch(task: str) -> WatchReply | Refused:
-            async with slots:
-                try:
-                    reply = await bridge.watch(task, **request)
-                except Refused as refusal:
-                    output.print_error(f"{output.shorten(task, 40)}: {refusal.message}")
-                    return refusal
-            if reply.outcome == "already_watching" and (request["timeout"] or request["labels"]):
-                output.print_error(f"{output.shorten(task, 40)}: {output.describe_existing_watch(reply.watch)}")
-            return reply
-
-        answers = await asyncio.gather(*map(request_watch, tasks))
-        replies = [answer for answer in answers if isinstance(answer, WatchReply)]
-        refusals = [answer for answer in answers if isinstance(answer, Refused)]
-        try:
-            return _choose_exit_code(await _follow(bridge, replies, as_json), refusals)
-        except asyncio.CancelledError:
-            subject = "watch goes" if len(replies) == 1 else "watches go"
-            output.print_error(f"The {subject} on; task-bridge unwatch ends one.")
-            raise
-
-
-async def _follow(bridge: TaskBridge, replies: list[WatchReply], as_json: bool) -> Counter[str]:
-    """Print the events of the watches until all have ended. Return how many ended with each outcome."""
-    outcomes: Counter[str] = Counter()
-    printer_class = output.JsonLines if as_json else output.Bars if output.is_terminal() else output.Lines
-    with printer_class(replies) as printer:
-        async with contextlib.aclosing(bridge.follow(*replies)) as events_of_watches:
-            async for stored in events_of_watches:
-                printer.print_event(stored)
-                data = stored.event.data
-                if data.final:
-                    outcomes[data.kind if data.kind == "abandoned" else data.outcome or ""] += 1
-    return outcomes
-
-
-def _choose_exit_code(outcomes: Counter[str], refusals: list[Refused]) -> int:
-    if outcomes.total() > outcomes["succeeded"] + outcomes["abandoned"]:
-        return FAILED
-    if refusals:
-        return OUT_OF_REACH if all(refusal.status == 503 for refusal in refusals) else REFUSED
-    return ABANDONED if outcomes["abandoned"] else 0
+def parse_moment(text: str) -> datetime:
+    """Return the moment that is a time (RFC 3339), or a duration ago."""
+    if (moment := parse_time(text)) is not None:
+        return datetime.fromtimestamp(moment, UTC)
+    return datetime.now(UTC) - timedelta(seconds=parse_duration_option(text))
 
 
 def events(
@@ -165,101 +76,217 @@ def events(
     vcenter: Annotated[str | None, typer.Option(metavar="NAME", help="Only tasks on this vCenter.")] = None,
     task: Annotated[str | None, typer.Option(metavar="TASK", help="Only this task.")] = None,
     since: Annotated[
-        float | None,
+        Any,
         typer.Option(
-            parser=_parse_duration_option, metavar="DURATION", help="Only events younger than this: 90s, 15m, 1h."
+            parser=parse_moment, metavar="TIME", help="Only events since then: a time, or so long ago: 90s, 15m, 1h."
         ),
+    ] = None,
+    tail: Annotated[
+        int | None, typer.Option(min=1, metavar="N", help="Only the newest N of the stored events.")
     ] = None,
     follow: Annotated[bool, typer.Option("--follow", help="Continue with live events until Ctrl-C.")] = False,
     as_json: Json = False,
 ) -> None:
     """Print the stored events, oldest first."""
-    moment = None if since is None else datetime.now(UTC) - timedelta(seconds=since)
-    selection = {"kind": kind, "vcenter": vcenter, "task": task, "since": moment, "follow": follow}
-    run(_print_events(selection, as_json), on_interrupt=0 if follow else INTERRUPTED)
+    selection = {"kind": kind, "vcenter": vcenter, "task": task, "since": since}
+    run(_print_events(selection, tail, follow, as_json), on_interrupt=0 if follow else INTERRUPTED)
 
 
-async def _print_events(selection: dict[str, Any], as_json: bool) -> int:
+async def _print_events(selection: dict[str, Any], tail: int | None, follow: bool, as_json: bool) -> int:
     printer = output.JsonLines() if as_json else output.Lines()
-    async with (
-        TaskBridge(on_connection=output.print_error) as bridge,
-        contextlib.aclosing(bridge.stored_events(**selection)) as stored_events,
-    ):
+    count = 0
+    async with TaskBridge(on_connection=output.print_error) as bridge:
+        unknown = asyncio.create_task(_describe_unknown_vcenter(bridge, selection["vcenter"]))
+        if follow:
+            unknown.add_done_callback(_print_problem)
         try:
-            async for stored in stored_events:
-                printer.print_event(stored)
+            async with contextlib.aclosing(_select_events(bridge, selection, tail, follow)) as selected:
+                async for stored in selected:
+                    printer.print_event(stored)
+                    count += 1
         except Refused as refusal:
-            raise typer.BadParameter(refusal.message) from refusal
+            raise typer.BadParameter(output.describe_refusal(refusal)) from refusal
+        if not count and (problem := await unknown):
+            output.print_error(problem)
+            return FAILED
+        unknown.cancel()
     return 0
 
 
-def list_(vcenter: FilterVCenter = None, label: FilterLabels = None, as_json: Json = False) -> None:
+def _print_problem(found: asyncio.Task[str | None]) -> None:
+    if not found.cancelled() and (problem := found.result()):
+        output.print_error(problem)
+
+
+async def _select_events(
+    bridge: TaskBridge, selection: dict[str, Any], tail: int | None, follow: bool
+) -> AsyncGenerator[StoredCloudEvent, None]:
+    """Yield the stored events, of them the newest `tail`, and with `follow` those that come."""
+    if tail is not None:
+        newest: deque[StoredCloudEvent] = deque(maxlen=tail)
+        began = time.time()
+        async with contextlib.aclosing(bridge.stored_events(**selection)) as stored_events:
+            async for stored in stored_events:
+                newest.append(stored)
+        for stored in newest:
+            yield stored
+        if not follow:
+            return
+        last = newest[-1].event.time if newest else began
+        selection = selection | {"since": datetime.fromtimestamp(last, UTC)}
+    shown = {stored.event.id for stored in newest} if tail is not None else set()
+    async with contextlib.aclosing(bridge.stored_events(**selection, follow=follow)) as stored_events:
+        async for stored in stored_events:
+            if stored.event.id not in shown:
+                yield stored
+
+
+async def _describe_unknown_vcenter(bridge: TaskBridge, vcenter: str | None) -> str | None:
+    """Return what the bridge says of a vCenter that it doesn't know, None if it does or doesn't answer."""
+    if vcenter is None:
+        return None
+    try:
+        async with asyncio.timeout(_UNKNOWN_VCENTER_S):
+            await bridge.request("list", {"vcenter": vcenter, "limit": 1})
+    except ErrorAnswer as error:
+        return error.message if error.code == "unknown_vcenter" else None
+    except (BridgeError, TimeoutError):
+        return None
+    return None
+
+
+def list_(
+    vcenter: FilterVCenter = None,
+    label: FilterLabels = None,
+    limit: Annotated[int | None, typer.Option(min=1, metavar="N", help="At most so many, the oldest first.")] = None,
+    form: Output = None,
+    as_json: Json = False,
+) -> None:
     """List the active watches, oldest first."""
-    run(_list_watches(vcenter, dict(label or ()), as_json))
+    run(_list_watches(vcenter, dict(label or ()), limit, tables.Form.json if as_json else form))
 
 
-async def _list_watches(vcenter: str | None, labels: dict[str, str], as_json: bool) -> int:
+async def _list_watches(
+    vcenter: str | None, labels: dict[str, str], limit: int | None, form: tables.Form | None
+) -> int:
     """Print the watches that have these labels. All pages are printed as one."""
-    request: dict[str, Any] = {"vcenter": vcenter, "limit": 1000}
     async with TaskBridge(on_connection=output.print_error) as bridge:
-        page = json.loads(await send(bridge, "list", request, as_json))
-        while page["cursor"]:
-            next_page = json.loads(await bridge.request("list", {**request, "cursor": page["cursor"]}))
-            page = {**next_page, "watches": page["watches"] + next_page["watches"]}
+        page = await _read_watches(bridge, vcenter, None if labels else limit, is_json=form is tables.Form.json)
     if labels:
         page["watches"] = [one for one in page["watches"] if labels.items() <= one["watch"]["labels"].items()]
         page["total"] = len(page["watches"])
-    if as_json:
-        typer.echo(json.dumps(page, ensure_ascii=False, separators=(",", ":")))
-        return 0
-    for line in output.format_watches(msgspec.convert(page["watches"], list[ListedWatch]), page["total"]):
-        output.console().print(line)
+    page["watches"] = page["watches"][:limit]
+    watches = msgspec.convert(page["watches"], list[ListedWatch])
+    _print_watches(page, [tables.row_of_listed(watch, tables.now()) for watch in watches], form)
     return 0
 
 
-def get(task: Task, vcenter: VCenter = None, as_json: Json = False) -> None:
-    """Show the state of a task that is watched or was watched."""
-
-    def show(answer: bytes) -> None:
-        reply = msgspec.json.decode(answer, type=GetReply)
-        event = from_cloudevent(reply.last_event, stalled_reported=False)
-        console = output.console()
-        console.print(Text(output.clean(reply.task), "bold"))
-        console.print(output.format_state(reply, event))
-
-    run(_send_about_task("get", task, vcenter, as_json, show))
+async def _read_watches(bridge: TaskBridge, vcenter: str | None, limit: int | None, *, is_json: bool) -> dict[str, Any]:
+    """Return the replies of `list` as one, up to `limit` watches."""
+    request: dict[str, Any] = {"vcenter": vcenter, "limit": min(limit or _PAGE, _PAGE)}
+    page: dict[str, Any] = json.loads(await send(bridge, "list", request, is_json))
+    while page["cursor"] and (limit is None or len(page["watches"]) < limit):
+        following = json.loads(await bridge.request("list", {**request, "cursor": page["cursor"]}))
+        page = {**following, "watches": page["watches"] + following["watches"]}
+    return page
 
 
-def unwatch(task: Task, vcenter: VCenter = None, as_json: Json = False) -> None:
-    """End a watch. The task itself goes on."""
-
-    def show(answer: bytes) -> None:
-        reply = msgspec.json.decode(answer, type=UnwatchReply)
-        typer.echo(f"{output.clean(reply.task)} on {reply.vcenter} isn't watched anymore; the task goes on.")
-
-    run(_send_about_task("unwatch", task, vcenter, as_json, show))
-
-
-def cancel(task: Task, vcenter: VCenter = None, as_json: Json = False) -> None:
-    """Cancel a task in vCenter, if the bridge allows it (BRIDGE_ALLOW_CANCEL)."""
-
-    def show(answer: bytes) -> None:
-        reply = msgspec.json.decode(answer, type=CancelReply)
-        typer.echo(f"Asked {reply.vcenter} to cancel {output.clean(reply.task)}; its final event shows the outcome.")
-
-    run(_send_about_task("cancel", task, vcenter, as_json, show))
-
-
-async def _send_about_task(
-    verb: str, task: str, vcenter: str | None, as_json: bool, show: Callable[[bytes], None]
-) -> int:
-    async with TaskBridge(on_connection=output.print_error) as bridge:
-        answer = await send(bridge, verb, {"task": task, "vcenter": vcenter}, as_json)
-    if as_json:
-        output.print_json(answer)
+def _print_watches(page: dict[str, Any], rows: list[tables.Row], form: tables.Form | None) -> None:
+    if form is tables.Form.json:
+        output.print_json(json.dumps(page, ensure_ascii=False, separators=(",", ":")).encode())
+    elif form is tables.Form.yaml:
+        output.print_lines(tables.format_yaml(page))
+    elif form is tables.Form.name:
+        output.print_lines(output.clean(row.task) for row in rows)
+    elif not page["watches"]:
+        typer.echo("Nothing is watched.")
     else:
-        show(answer)
-    return 0
+        output.print_lines(tables.format_rows(rows, wide=form is tables.Form.wide))
+        for line in tables.describe_states(rows):
+            output.print_error(line)
+        if (more := page["total"] - len(rows)) > 0:
+            output.print_error(f"… and {more:,} more; --limit shows more of them.")
+
+
+def get(tasks: Tasks, vcenter: VCenter = None, form: Output = None, as_json: Json = False) -> None:
+    """Show the state of tasks that are watched or were watched."""
+    form = tables.Form.json if as_json else form
+
+    def show(answers: list[bytes]) -> None:
+        if form is tables.Form.yaml:
+            output.print_lines(line for answer in answers for line in ("---", *tables.format_yaml(json.loads(answer))))
+            return
+        replies = [msgspec.json.decode(answer, type=GetReply) for answer in answers]
+        if form is tables.Form.name:
+            output.print_lines(output.clean(reply.task) for reply in replies)
+        elif form is tables.Form.wide:
+            _print_details(replies)
+        else:
+            _print_states(replies)
+
+    run(_send_about_tasks("get", tasks, vcenter, form is tables.Form.json, show))
+
+
+def _print_details(replies: list[GetReply]) -> None:
+    console = output.console()
+    for reply in replies:
+        console.print(Text(output.clean(reply.task), "bold"), soft_wrap=True)
+        console.print(output.format_state(reply, from_cloudevent(reply.last_event, stalled_reported=False)))
+
+
+def _print_states(replies: list[GetReply]) -> None:
+    """Print a line each, and below them what went wrong."""
+    events = [from_cloudevent(reply.last_event, stalled_reported=False) for reply in replies]
+    rows = [tables.row_of_reply(reply, event, tables.now()) for reply, event in zip(replies, events, strict=True)]
+    output.print_lines(tables.format_rows(rows, wide=False))
+    for event in events:
+        if event is not None and event.data.error is not None:
+            output.print_lines([output.clean(f"{event.data.task}: {event.data.error.message}")])
+    active = [row for row, reply in zip(rows, replies, strict=True) if reply.watching]
+    for line in tables.describe_states(active):
+        output.print_error(line)
+
+
+def unwatch(tasks: Tasks, vcenter: VCenter = None, as_json: Json = False) -> None:
+    """End watches. The tasks themselves go on."""
+
+    def show(answers: list[bytes]) -> None:
+        for reply in (msgspec.json.decode(answer, type=UnwatchReply) for answer in answers):
+            typer.echo(f"{output.clean(reply.task)} on {reply.vcenter} isn't watched anymore; the task goes on.")
+
+    run(_send_about_tasks("unwatch", tasks, vcenter, as_json, show))
+
+
+def cancel(tasks: Tasks, vcenter: VCenter = None, as_json: Json = False) -> None:
+    """Cancel tasks in vCenter, if the bridge allows it (BRIDGE_ALLOW_CANCEL)."""
+
+    def show(answers: list[bytes]) -> None:
+        for reply in (msgspec.json.decode(answer, type=CancelReply) for answer in answers):
+            task = output.clean(reply.task)
+            typer.echo(f"Asked {reply.vcenter} to cancel {task}; its final event shows the outcome.")
+
+    run(_send_about_tasks("cancel", tasks, vcenter, as_json, show))
+
+
+async def _send_about_tasks(
+    verb: str, tasks: Iterable[str], vcenter: str | None, as_json: bool, show: Callable[[list[bytes]], None]
+) -> int:
+    """Ask about each task, and print the answers. A refusal of one keeps none of the others back."""
+    answers: list[bytes] = []
+    code = 0
+    async with TaskBridge(on_connection=output.print_error) as bridge:
+        for task in dict.fromkeys(tasks):
+            try:
+                answers.append(await send(bridge, verb, {"task": task, "vcenter": vcenter}, as_json))
+            except Refused as refusal:
+                output.print_error(output.describe_refusal(refusal))
+                code = FAILED
+            else:
+                if as_json:
+                    output.print_json(answers[-1])
+    if answers and not as_json:
+        show(answers)
+    return code
 
 
 async def send(bridge: TaskBridge, verb: str, request: dict[str, Any], as_json: bool) -> bytes:
@@ -281,6 +308,6 @@ def run(main: Coroutine[Any, Any, int], *, on_interrupt: int = INTERRUPTED) -> N
     except KeyboardInterrupt:
         code = on_interrupt
     except BridgeError as error:
-        output.print_error(str(error))
+        output.print_error(output.describe_refusal(error) if isinstance(error, Refused) else str(error))
         code = OUT_OF_REACH if isinstance(error, NatsUnavailable) else FAILED
     raise SystemExit(code)

@@ -16,6 +16,16 @@ from ..lab.demo import DemoAddresses, DemoRun, DemoView
 _COLORS = {"watching": "cyan", "status": "yellow", "completed.succeeded": "green", "completed.failed": "red"}
 
 
+_WHERE = """\
+Board: {http}
+NATS: {nats}
+Simulated vCenter: {vcenter}
+Log: {log}
+Try, in another terminal:
+  task-bridge events --follow --nats-url {nats}
+Ctrl-C ends it."""
+
+
 class LineView:
     """Prints a line per event, with the seconds since the start."""
 
@@ -26,9 +36,9 @@ class LineView:
 
     def show_addresses(self, addresses: DemoAddresses) -> None:
         self._print("nats-server, a simulated vCenter and the bridge are up. Starting the tasks.")
+        self._print("Some are requested; vCenter runs the others by itself, and the bridge follows those.")
         if self._keep:
-            where = f"Pages: {addresses.http}\nNATS: {addresses.nats}\nLog: {addresses.log}\nCtrl-C ends it."
-            self._console.print(where, highlight=False, soft_wrap=True)
+            self._console.print(_WHERE.format(**addresses._asdict()), highlight=False, soft_wrap=True, markup=False)
 
     def show_start(self, run: DemoRun) -> None:
         """Print nothing: the first event shows the start."""
@@ -112,6 +122,6 @@ def _describe(event: Event) -> str:
         return data.error.message
     if data.result_ref is not None:
         return f"result of {data.result_ref.size:,} bytes in {data.result_ref.bucket}"
-    if data.progress is not None and data.progress.percent is not None:
-        return f"{data.status} {data.progress.percent:.0f} %"
-    return data.status or ""
+    percent = "" if data.progress is None or data.progress.percent is None else f"{data.progress.percent:.0f} %"
+    found = f"{data.operation} on {data.target.name}" if data.watch.follow and data.target and data.target.name else ""
+    return " ".join(filter(None, (data.status, percent, found)))

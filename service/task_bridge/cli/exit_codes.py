@@ -14,7 +14,7 @@ def exit_with_error(error: CannotStart, *, in_json: bool = False) -> NoReturn:
     """Print one line per mistake on stderr, or log it if the log is JSON, and exit with the error's code."""
     for line in error.lines:
         if in_json:
-            import structlog  # noqa: PLC0415 - clients are installed without it
+            import structlog  # noqa: PLC0415 - only `serve` logs
 
             structlog.get_logger(__name__).error("cannot_run", reason=line, exit_code=error.exit_code)
         else:

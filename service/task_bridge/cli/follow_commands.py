@@ -2,15 +2,26 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from typing import Annotated, Any
 
 import msgspec
 import typer
-from rich.table import Table
 from rich.text import Text
 
 from ..client import TaskBridge
-from ..domain.follows.event import FollowReply, FollowsReply, FollowView, ListedFollow, UnfollowReply
+from ..domain.errors import Refused
+from ..domain.follows.event import (
+    FollowCloudEvent,
+    FollowReply,
+    FollowsReply,
+    FollowView,
+    ListedFollow,
+    UnfollowReply,
+    describe_gaps,
+    from_follow_cloudevent,
+)
 from . import output
 from .client_commands import FilterVCenter, Json, VCenter, parse_label, run, send
 
@@ -88,9 +99,14 @@ async def _request_unfollow(name: str, vcenter: str | None, as_json: bool) -> in
     return 0
 
 
-def follows(vcenter: FilterVCenter = None, as_json: Json = False) -> None:
+Events = Annotated[
+    bool, typer.Option("--events", help="Print what happened to them instead: begun, changed, ended, and each gap.")
+]
+
+
+def follows(vcenter: FilterVCenter = None, events: Events = False, as_json: Json = False) -> None:
     """List the follows, what they have found, and whether each is complete."""
-    run(_list_follows(vcenter, as_json))
+    run(_print_follow_events(vcenter, as_json) if events else _list_follows(vcenter, as_json))
 
 
 async def _list_follows(vcenter: str | None, as_json: bool) -> int:
@@ -103,22 +119,56 @@ async def _list_follows(vcenter: str | None, as_json: bool) -> int:
     if not listed:
         typer.echo("Nothing is followed.")
         return 0
-    output.console().print(_build_table(listed))
     for one in listed:
-        if one.reason:
-            output.console().print(Text(output.clean(f"{one.name} on {one.vcenter}: {one.reason}")))
+        for line in _format_follow(one):
+            output.console().print(line)
     return 0
 
 
-def _build_table(listed: list[ListedFollow]) -> Table:
-    table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False)
-    for heading in ("NAME", "VCENTER", "STATE", "WATCHES", "GAPS", "LAST TASK", "FOLLOWS"):
-        table.add_column(heading, no_wrap=heading != "FOLLOWS", overflow="fold")
-    for one in listed:
-        last = f"{one.last_task_at[:19]}Z" if one.last_task_at else "none yet"
-        cells = (one.name, one.vcenter, one.state, str(one.started_watches), str(one.gaps), last, _describe(one.follow))
-        table.add_row(*(Text(output.clean(cell)) for cell in cells))
-    return table
+def _format_follow(one: ListedFollow) -> Iterator[Text]:
+    """Yield the lines of a follow: its state and whether it is complete, then what it is about and has found."""
+    is_good = one.state == "following" and not one.gaps
+    yield Text(output.clean(f"{one.name} on {one.vcenter}: ")).append(
+        f"{one.state}, {_describe_completeness(one)}", "green" if is_good else "red"
+    )
+    if one.reason:
+        yield Text(output.clean(f"  {one.reason}"))
+    watches = f"{one.started_watches:,} {'watch' if one.started_watches == 1 else 'watches'} started"
+    last = f", last task {one.last_task_at[:19]}Z" if one.last_task_at else ""
+    labels = " ".join(f"{key}={value}" for key, value in one.follow.labels.items())
+    yield Text("  " + output.clean(f"{_describe(one.follow)}; {watches}{last}{labels and '; '}{labels}"))
+
+
+def _describe_completeness(one: ListedFollow) -> str:
+    since = f" since {one.since[:19]}Z" if one.since else ""
+    return describe_gaps(one.gaps) or (f"complete{since}" if since else "nothing read yet")
+
+
+async def _print_follow_events(vcenter: str | None, as_json: bool) -> int:
+    async with (
+        TaskBridge(on_connection=output.print_error) as bridge,
+        contextlib.aclosing(bridge.follow_events(vcenter=vcenter)) as bodies,
+    ):
+        try:
+            async for body in bodies:
+                event = from_follow_cloudevent(body)
+                if as_json:
+                    output.print_json(body)
+                elif event is not None and event.data.reason != "progressed":
+                    output.console().print(_format_follow_event(event))
+        except Refused as refusal:
+            raise typer.BadParameter(refusal.message) from refusal
+    return 0
+
+
+def _format_follow_event(event: FollowCloudEvent) -> Text:
+    data = event.data
+    text = Text(f"{event.time[:19]}Z {output.clean(f'{data.name} on {data.vcenter}')}: ")
+    if data.kind == "gap":
+        return text.append("gap", "red").append(output.clean(f" from {data.begin} to {data.end}: {data.reason}"))
+    place = f", complete from {data.place.begins_at} until {data.place.complete_until}" if data.place else ""
+    reason = f" ({data.reason})" if data.reason else ""
+    return text.append(output.clean(f"{data.kind}{reason}, {data.started_watches:,} watches started{place}"))
 
 
 def _describe(follow: FollowView) -> str:

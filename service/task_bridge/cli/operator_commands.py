@@ -76,7 +76,8 @@ def _expected_jetstream(settings: Settings, consumer: str | None, filters: list[
     for subject in filters:
         if not names.is_filter_of_stored(subject):
             raise typer.BadParameter(
-                f"{subject!r} matches no event: filters begin with {names.events}., or are {names.rejected}"
+                f"{subject!r} matches no event: filters begin with {names.events}. or {names.follows}., "
+                f"or are {names.rejected}"
             )
     return expected.with_events_consumer(worker_consumer(consumer, list(dict.fromkeys(filters))))
 

@@ -6,22 +6,20 @@ import sys
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from rich.console import Console, Group
-from rich.live import Live
-from rich.progress import BarColumn, Progress, TaskID, TaskProgressColumn, TextColumn, TimeElapsedColumn
+from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 from ..client import StoredCloudEvent
 from ..domain.durations import rfc3339
+from ..domain.errors import Refused
 from ..domain.events import Event, WatchRef
-from ..domain.replies import GetReply, ListedWatch, WatchReply
+from ..domain.replies import GetReply, WatchReply
 from ..domain.task import Progress as Percentage
 from ..domain.task import Target
 
 _STYLES = {"completed.succeeded": "green", "completed.failed": "red", "completed.canceled": "yellow"}
 _SHORT_ID_WIDTH, _UNLIMITED_WIDTH = 24, 10_000
-_BAR_WIDTH = _SHORT_ID_WIDTH + 16 + 4 + 7 + 4  # the columns beside the message of a bar
 
 
 def clean(text: object) -> str:
@@ -58,6 +56,17 @@ def print_error(text: str) -> None:
     Console(stderr=True, highlight=False, markup=False, emoji=False, width=width).print(Text(clean(text)))
 
 
+def print_trouble(vcenter: str, trouble: str | None) -> None:
+    print_error(trouble if trouble is not None else f"vCenter {vcenter} is ok again.")
+
+
+def describe_refusal(refusal: Refused) -> str:
+    """Return the refusal's message with the details that it doesn't contain."""
+    details = [f"{detail.field or 'request'}: {detail.problem}" for detail in refusal.details]
+    more = [detail for detail, one in zip(details, refusal.details, strict=True) if one.problem not in refusal.message]
+    return f"{refusal.message} ({'; '.join(more)})" if more else refusal.message
+
+
 def describe_existing_watch(watch: WatchRef) -> str:
     """Explain to a user who gave a timeout or labels that the existing watch keeps its own."""
     until = f"timeout at {watch.timeout_at}" if watch.timeout_at else "no timeout"
@@ -65,18 +74,18 @@ def describe_existing_watch(watch: WatchRef) -> str:
     return f"already watched, with what was asked for first: {until}, {labels if watch.labels else 'no labels'}."
 
 
-def _choose_style(event: Event) -> str:
+def choose_style(event: Event) -> str:
     return _STYLES.get(event.kind, "magenta" if event.data.final else "default")
 
 
-def _format_percent(progress: Percentage | None) -> str:
+def format_percent(progress: Percentage | None) -> str:
     return "" if progress is None or progress.percent is None else f"{progress.percent:.0f} %"
 
 
 def describe(event: Event, *, with_target: bool = False) -> str:
     """Return the event in a few words: the status of the task, the name of its target if known, and its error."""
     data = event.data
-    parts = [data.status or "", _format_percent(data.progress)]
+    parts = [data.status or "", format_percent(data.progress)]
     if data.final and data.duration_seconds is not None:
         parts.append(f"{data.duration_seconds:.1f} s")
     message = "" if data.final or data.progress is None else data.progress.message or ""
@@ -99,15 +108,22 @@ def format_event(event: Event) -> Text:
     if not is_terminal():
         words = (time, clean(event.data.vcenter), clean(event.data.task), event.kind, describe(event, with_target=True))
         return Text(" ".join(words).rstrip())
-    text = Text(f"{time[5:10]} {time[11:19]} ")
-    text.append(f"{clean(event.kind):<19} ", _choose_style(event))
-    return text.append(f"{shorten(event.data.task)} {describe(event, with_target=True)}")
+    text = Text(f"{time[:10]} {time[11:19]}Z ")
+    text.append(f"{clean(event.kind):<19} ", choose_style(event))
+    task = clean(event.data.task) if event.data.final else shorten(event.data.task)
+    return text.append(f"{task} {describe(event, with_target=True)}")
 
 
 def print_json(body: bytes) -> None:
     """Print one JSON document on a line of standard output, byte for byte."""
     sys.stdout.buffer.write(body + b"\n")
     sys.stdout.buffer.flush()
+
+
+def print_lines(lines: Iterable[str]) -> None:
+    """Print lines on standard output. A terminal wraps what is too long for it, so that ids can be copied whole."""
+    for line in lines:
+        sys.stdout.write(line + "\n")
 
 
 class Lines:
@@ -123,8 +139,15 @@ class Lines:
         """Do nothing: every line is flushed."""
 
     def print_event(self, stored: StoredCloudEvent) -> None:
-        self._console.print(format_event(stored.event), no_wrap=True, overflow="ellipsis")
+        if stored.event.data.final:  # with the whole id, which users copy
+            self._console.print(format_event(stored.event), soft_wrap=True)
+        else:
+            self._console.print(format_event(stored.event), no_wrap=True, overflow="ellipsis")
         self._console.file.flush()
+
+    def show_trouble(self, vcenter: str, trouble: str | None) -> None:
+        """Say why nothing comes from a vCenter; None: it is well again."""
+        print_trouble(vcenter, trouble)
 
 
 class JsonLines:
@@ -142,55 +165,9 @@ class JsonLines:
     def print_event(self, stored: StoredCloudEvent) -> None:
         print_json(stored.body)
 
-
-class Bars:
-    """Shows a bar for each running task, as many as fit, and above them a line for each that ended."""
-
-    def __init__(self, replies: Sequence[WatchReply]) -> None:
-        columns = (
-            TextColumn("{task.description}", markup=False),
-            BarColumn(bar_width=16),
-            TaskProgressColumn(),
-            TimeElapsedColumn(),
-            TextColumn("{task.fields[message]}", markup=False),
-        )
-        self._progress = Progress(*columns)
-        self._console = console()
-        self._live = Live(get_renderable=self._render, console=self._console, refresh_per_second=10)
-        self._bars: dict[str, TaskID] = {
-            reply.watch.id: self._progress.add_task(shorten(reply.task), total=None, message="requested")
-            for reply in replies
-        }
-
-    def __enter__(self) -> Bars:
-        self._live.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._live.stop()
-
-    def _render(self) -> Group:
-        running, room = self._progress.tasks, max(self._console.height - 2, 1)
-        more = [Text(f"… and {len(running) - room} more")] if len(running) > room else []
-        return Group(self._progress.make_tasks_table(running[:room]), *more)
-
-    def print_event(self, stored: StoredCloudEvent) -> None:
-        data, bar = stored.event.data, self._bars[stored.event.data.watch.id]
-        if data.final:
-            self._progress.remove_task(bar)
-            end = Text(f"{shorten(data.task)}  ").append(stored.event.kind, _choose_style(stored.event))
-            self._console.print(end.append(f"  {describe(stored.event, with_target=True)}"))
-            return
-        known = data.progress is not None and data.progress.percent is not None
-        message = (data.progress.message if data.progress else None) or ""
-        name = f"on {data.target.name}: " if data.target is not None and data.target.name else ""
-        status = "stalled" if data.kind == "stalled" else data.status or data.kind
-        self._progress.update(
-            bar,
-            total=100 if known else None,
-            completed=data.progress.percent if data.progress and known else 0,
-            message=truncate(f"{status} {name}{message}", self._console.width - _BAR_WIDTH),
-        )
+    def show_trouble(self, vcenter: str, trouble: str | None) -> None:
+        """Say why nothing comes from a vCenter; None: it is well again."""
+        print_trouble(vcenter, trouble)
 
 
 def _format_span(watch: WatchRef) -> str:
@@ -198,29 +175,11 @@ def _format_span(watch: WatchRef) -> str:
     return f"since {watch.since[:19]}Z{until}"
 
 
-def format_watches(watches: Iterable[ListedWatch], total: int) -> Iterable[Text]:
-    """Return two lines per watch. The first is the task id alone, because users copy it."""
-    for watch in watches:
-        labels = " ".join(f"{key}={value}" for key, value in watch.watch.labels.items())
-        parts = [
-            watch.vcenter,
-            watch.status or "not seen yet",
-            _format_percent(watch.progress),
-            describe_target(watch.target),
-            _format_span(watch.watch),
-            labels,
-        ]
-        if watch.unconfigured:
-            parts.insert(1, "unconfigured")
-        yield Text(clean(watch.task), "bold")
-        yield Text("  " + "  ".join(clean(part) for part in parts if part))
-    yield Text(f"{total} {'watch' if total == 1 else 'watches'}" if total else "Nothing is watched.")
-
-
 def format_state(reply: GetReply, event: Event | None) -> Table:
     """Return the state of a task as a table, one field per row."""
     fields: dict[str, Any] = {"vcenter": reply.vcenter}
     fields["watch"] = f"{'active' if reply.watching else 'over'}, {_format_span(reply.watch)}"
+    fields["follow"] = reply.watch.follow
     fields["labels"] = " ".join(f"{key}={value}" for key, value in reply.watch.labels.items())
     if event is not None:
         data = event.data

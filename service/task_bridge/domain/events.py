@@ -16,7 +16,12 @@ from .task import Initiator, Progress, Result, Target, TaskError
 
 TYPE_PREFIX = "io.vcenter-task-bridge"
 CONTENT_TYPE = "application/cloudevents+json"
-FINAL_KINDS = ("completed", "abandoned")
+KINDS = ("watching", "status", "progress", "stalled")
+FINAL_OUTCOMES = {
+    "completed": ("succeeded", "failed", "canceled"),
+    "abandoned": ("lost", "denied", "watch_timed_out", "unwatched"),
+}
+FINAL_KINDS = tuple(FINAL_OUTCOMES)
 INLINE_MAX_BYTES = 262_144
 
 NULL = msgspec.Raw(b"null")

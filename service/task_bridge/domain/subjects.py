@@ -127,9 +127,9 @@ class SubjectNames:
         return f"{self.events}.{vcenter}.{task_token(task)}.>"
 
     def is_filter_of_stored(self, subject: str) -> bool:
-        """Return whether `subject` (wildcards allowed) is a filter of events, or of rejections."""
-        is_of_events = subject.startswith(f"{self.events}.") and _FILTER.fullmatch(subject) is not None
-        return is_of_events or subject == self.rejected
+        """Return whether `subject` (wildcards allowed) is a filter of events of tasks or follows, or of rejections."""
+        is_of_events = subject.startswith((f"{self.events}.", f"{self.follows}.")) and _FILTER.fullmatch(subject)
+        return bool(is_of_events) or subject == self.rejected
 
     def parse_named_vcenter(self, subject: str) -> str | None:
         """Return the vCenter that the subject of a request names, None if it names none."""

@@ -40,6 +40,7 @@ from ..domain.requests import (
     unknown_vcenter,
 )
 from ..domain.subjects import SERVICE, VERBS, is_vcenter_name
+from ..domain.vcenter_state import VCenterState
 from ..tracing import span
 from .follow_requests import admit_follow
 from .journal import JournalEntry
@@ -203,16 +204,16 @@ class Api:
         total = await context.watches.count(vcenter) if list_request.after else len(page) + following
         if vcenter is not None and not total and vcenter not in context.routes.urls:
             raise unknown_vcenter(vcenter, context.routes.urls)
-        watches = await asyncio.gather(*map(self._describe_watch, page))
+        states = {name: self._replicas.vcenter_state(name) for name in {stored.watch.vcenter for stored in page}}
+        watches = await asyncio.gather(*(self._describe_watch(one, states[one.watch.vcenter]) for one in page))
         fitting = count_fitting(watches, self._max_reply_bytes - _LIST_AROUND_BYTES)
         has_more = following or fitting < len(watches)
         return ListReply(watches[:fitting], total, str(page[fitting - 1].sequence) if page and has_more else None)
 
-    async def _describe_watch(self, stored: StoredWatch) -> ListedWatch:
+    async def _describe_watch(self, stored: StoredWatch, state: VCenterState) -> ListedWatch:
         watch = stored.watch
         last = event_of_watch(await self._context.journal.read_last(watch.vcenter, watch.task), watch)
         data = last.event.data if last else None
-        state = self._replicas.vcenter_state(watch.vcenter)
         return ListedWatch(
             watch.vcenter,
             watch.task,

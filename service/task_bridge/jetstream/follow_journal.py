@@ -87,9 +87,9 @@ class FollowJournal:
 
 
 def _build_entry(stored: StoredMessage) -> FollowEntry:
-    headers = stored.headers
+    headers, event = stored.headers, from_follow_cloudevent(stored.body)
     return FollowEntry(
-        from_follow_cloudevent(stored.body),
+        event.data if event else None,
         stored.sequence,
         headers.get("Bridge-Instance", ""),
         headers.get("Bridge-Event", ""),

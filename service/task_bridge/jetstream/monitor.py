@@ -50,7 +50,8 @@ class _Unknown(NamedTuple):
 class Monitor:
     """The state of the bridge's part of JetStream.
 
-    `unheld_count`: stored watches that no replica holds. `trouble`: why JetStream doesn't work, None if it does.
+    `unheld_count`: stored watches that no replica holds; `unheld_follows`: the same of follows. `trouble`: why
+    JetStream doesn't work, None if it does.
     """
 
     def __init__(
@@ -79,8 +80,10 @@ class Monitor:
         self._missing_since = math.inf
         self._pulls: dict[str, PullConsumer] = {}
         self._count_held: Callable[[], float] = lambda: math.inf
-        self._unheld_before = 0.0
+        self._count_held_follows: Callable[[], float] = lambda: math.inf
+        self._unheld_before = self._unheld_follows_before = 0.0
         self.unheld_count: int | None = None
+        self.unheld_follows = 0
         self.ack_wait_s: float = 10.0
         self.events_max_age_s: float = 0.0
 
@@ -147,17 +150,22 @@ class Monitor:
         warnings = "; ".join(filter(None, (self._warnings.get(name), lost)))
         return MonitoredPart(name, self.trouble or self._unsafe.get(where) or failure, warnings or None)
 
-    def set_pulls(self, *pulls: PullConsumer, held: Callable[[], float]) -> None:
-        """Include the trouble of these pulls from now on. `held` counts the watches that all replicas hold together."""
+    def set_pulls(self, *pulls: PullConsumer, held: Callable[[], float], held_follows: Callable[[], float]) -> None:
+        """Include the trouble of these pulls from now on.
+
+        `held` counts the watches that all replicas hold together, `held_follows` the follows.
+        """
         self._pulls = {pull.name: pull for pull in pulls}
-        self._count_held = held
+        self._count_held, self._count_held_follows = held, held_follows
 
     async def read(self) -> None:
         """Read the unheld watches and the settings that an operator may have tuned. Raises NatsUnavailable."""
         try:
             await self._read_queue(self._names.requests_stream)
             await self._read_queue(self._names.vcenter_requests_stream)
-            consumer = await self._read_queue(self._names.watches_stream)
+            _, consumer = await self._read_queue(self._names.watches_stream)
+            await self._read_queue(self._names.follow_requests_stream)
+            follow_count, _ = await self._read_queue(self._names.follows_stream)
             events = await self._streams.js.stream_info(self._names.events_stream)
             await self._streams.measure_clock(self._names.events_stream, self._clock)
         except (TimeoutError, nats.errors.Error) as error:
@@ -169,6 +177,9 @@ class Monitor:
         unheld = (consumer.num_ack_pending or 0) - self._count_held()
         self.unheld_count = (consumer.num_pending or 0) + int(max(0, min(unheld, self._unheld_before)))
         self._unheld_before = unheld
+        unheld_follows = follow_count - self._count_held_follows()
+        self.unheld_follows = int(max(0, min(unheld_follows, self._unheld_follows_before)))
+        self._unheld_follows_before = unheld_follows
         self.ack_wait_s = consumer.config.ack_wait or self.ack_wait_s
         self.events_max_age_s = events.config.max_age or 0.0
         self._log_clock()
@@ -181,8 +192,11 @@ class Monitor:
             log.info("clock_agrees")
         self._clock_differs = reason is not None
 
-    async def _read_queue(self, stream: str) -> ConsumerInfo:
-        """Read a work queue's consumer, and warn if it hasn't known messages of the stream for a while."""
+    async def _read_queue(self, stream: str) -> tuple[int, ConsumerInfo]:
+        """Return the number of messages of a work queue, and its consumer.
+
+        Warn if the consumer hasn't known some of them for a while.
+        """
         name = f"{stream}/{CONSUMER}"
         state = (await self._streams.js.stream_info(stream)).state
         consumer: ConsumerInfo = await self._streams.js.consumer_info(stream, CONSUMER)
@@ -201,7 +215,7 @@ class Monitor:
             )
             if self._set_warning(name, reason):
                 log.warning("messages_unknown", consumer=name, messages=before.messages, reason=reason)
-        return consumer
+        return state.messages, consumer
 
     def _warn_about_caps(self, config: StreamConfig) -> None:
         """Warn about limits that remove the oldest events, which may be the memory of quiet watches."""

@@ -10,15 +10,17 @@ import asyncio
 import contextlib
 import re
 from collections.abc import AsyncIterator, Awaitable, Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import nats.errors
 from nats.aio.client import Client
 from nats.aio.msg import Msg
 from nats.js import JetStreamContext
-from nats.micro.request import Request
-from nats.micro.service import Service
 from nats.protocol import parser
+
+if TYPE_CHECKING:  # who only asks needs no service
+    from nats.micro.request import Request
+    from nats.micro.service import Service
 
 _RECOVERABLE = ("permissions violation", "stale connection")
 """Errors of nats-server that nats-py handles as it should."""

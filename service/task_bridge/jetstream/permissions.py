@@ -38,7 +38,8 @@ def required_rights(names: SubjectNames, api: str, inbox: str) -> list[Right]:
     """Return the rights that the bridge needs. `api` is JetStream's prefix, `inbox` an inbox of the connection."""
     subscriptions = [Right(_SUBSCRIBE, f"{inbox.rpartition('.')[0]}.>", inbox)]
     subscriptions += [_subscribe(f"{names.api}.{verb}{vcenter}") for vcenter in ("", ".*") for verb in VERBS]
-    subscriptions += [_subscribe(f"{names.events}.*.*.abandoned.unwatched"), _subscribe(names.replicas)]
+    subscriptions += [_subscribe(f"{names.events}.*.*.abandoned.unwatched"), _subscribe(f"{names.follows}.>")]
+    subscriptions.append(_subscribe(names.replicas))
     subscriptions += [Right(_SUBSCRIBE, "$SRV.>", "$SRV.PING")]
     return [
         *subscriptions,
@@ -48,10 +49,15 @@ def required_rights(names: SubjectNames, api: str, inbox: str) -> list[Right]:
     ]
 
 
-def creation_rights(names: SubjectNames, api: str, missing: Iterable[Difference]) -> list[Right]:
-    """Return the additional rights that `serve` needs to create what is missing."""
+def creation_rights(names: SubjectNames, api: str, differences: Iterable[Difference]) -> list[Right]:
+    """Return the additional rights that `serve` needs to create what is missing, and to add a late subject."""
     rights = []
-    for kind, name in (difference.where.split(" ", 1) for difference in missing):
+    for difference in differences:
+        kind, name = difference.where.split(" ", 1)
+        if difference.field == "subjects" and not difference.unsafe:
+            rights.append(_publish(f"{api}.STREAM.UPDATE.{name}"))
+        if difference.field != "missing":
+            continue
         if kind == "consumer":
             rights.append(_publish(f"{api}.CONSUMER.DURABLE.CREATE.{name.replace('/', '.')}"))
         else:
@@ -69,6 +75,8 @@ def _publish_rights(names: SubjectNames) -> list[Right]:
     return [
         _publish(f"{names.watches}.>", names.watch_subject("check", "check")),
         _publish(f"{names.put}.>", names.put_subject("check", "check", "completed.succeeded")),
+        _publish(f"{names.held_follows}.>", names.held_follow_subject("check", "check")),
+        _publish(f"{names.follows}.>", names.follow_event_subject("check", "check", "following")),
         _publish(names.rejected),
         _publish(names.replicas),
         _publish(f"{objects}.C.>", f"{objects}.C.check"),
@@ -78,25 +86,29 @@ def _publish_rights(names: SubjectNames) -> list[Right]:
 
 def _consumer_rights(names: SubjectNames, api: str) -> list[Right]:
     rights = []
-    streams = (names.requests_stream, names.vcenter_requests_stream, names.watches_stream)
-    for consumer in (f"{stream}.{CONSUMER}" for stream in streams):
+    for consumer in (f"{stream}.{CONSUMER}" for stream in _queues(names)):
         rights += [_publish(f"{api}.CONSUMER.{request}.{consumer}") for request in ("INFO", "MSG.NEXT")]
         rights.append(_publish(f"$JS.ACK.{consumer}.>", f"$JS.ACK.{consumer}.1.1.1.1.0"))
     return rights
 
 
 def _read_rights(names: SubjectNames, api: str) -> list[Right]:
-    watches, events, objects = names.watches_stream, names.events_stream, _bucket_stream(names)
+    events, objects = names.events_stream, _bucket_stream(names)
+    held = (names.watches_stream, names.follows_stream)
     direct = f"{api}.DIRECT.GET.{events}"
-    requests = (names.requests_stream, names.vcenter_requests_stream)
     return [
-        *(_publish(f"{api}.STREAM.INFO.{stream}") for stream in (*requests, watches, events, objects)),
-        *(_publish(f"{api}.STREAM.MSG.GET.{stream}") for stream in (watches, events, objects)),
-        *(_publish(f"{api}.DIRECT.GET.{stream}") for stream in (watches, events)),
+        *(_publish(f"{api}.STREAM.INFO.{stream}") for stream in (*_queues(names), events, objects)),
+        *(_publish(f"{api}.STREAM.MSG.GET.{stream}") for stream in (*held, events, objects)),
+        *(_publish(f"{api}.DIRECT.GET.{stream}") for stream in (*held, events)),
         _publish(f"{direct}.>", f"{direct}.{names.event_filter('check', 'check')}"),
-        _publish(f"{api}.STREAM.MSG.DELETE.{watches}"),
+        *(_publish(f"{api}.STREAM.MSG.DELETE.{stream}") for stream in held),
         _publish(f"{api}.STREAM.PURGE.{objects}"),
     ]
+
+
+def _queues(names: SubjectNames) -> tuple[str, ...]:
+    requests = (names.requests_stream, names.vcenter_requests_stream, names.follow_requests_stream)
+    return *requests, names.watches_stream, names.follows_stream
 
 
 def _bucket_stream(names: SubjectNames) -> str:

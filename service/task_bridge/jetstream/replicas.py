@@ -96,12 +96,12 @@ class Replicas:
         sources: Mapping[str, TaskSource],
         *,
         own_follows: Callable[[], list[FollowReport]],
-        own_vcenters: Callable[[], dict[str, VCenterReport]],
+        own_state: Callable[[str], VCenterReport | None],
         ack_wait_s: Callable[[], float],
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._own_follows = own_follows
-        self._own_vcenters = own_vcenters
+        self._own_state = own_state
         self._connection = connection
         self._subject = subject
         self._own = own
@@ -155,12 +155,16 @@ class Replicas:
     def list_follows(self) -> dict[tuple[str, str], FollowReport]:
         """Return the follows that replicas run, by vCenter and name."""
         reports = [report for other in self._others.values() for report in other.status.follows]
-        return {(report.vcenter, report.name): report for report in [*reports, *self._own_follows()]}
+        return {report.key: report for report in [*reports, *self._own_follows()]}
+
+    def held_follow_count(self) -> int:
+        """Return how many follows all replicas run, by the last report of each."""
+        return len(self.list_follows())
 
     def vcenter_state(self, vcenter: str) -> VCenterState:
         """Return the state of a vCenter as the replicas that poll it see it."""
         reports = [other.status.vcenter_reports.get(vcenter) for other in self._others.values()]
-        return combine_reports(vcenter, filter(None, (self._own_vcenters().get(vcenter), *reports)))
+        return combine_reports(vcenter, filter(None, (self._own_state(vcenter), *reports)))
 
     async def was_survived(self, request: str) -> bool:
         """Ask the other replicas whether one has survived this request. Raises NatsUnavailable."""
@@ -186,7 +190,7 @@ class Replicas:
         own = self._own
         own.held = self._ownership.held_count
         own.follows = self._own_follows()
-        own.vcenter_reports = self._own_vcenters()
+        own.vcenter_reports = {name: state for name in self._sources if (state := self._own_state(name))}
         counts = {name: source.absent_counts for name, source in self._sources.items()}
         own.absent_by_api = {name: by_api for name, by_api in counts.items() if any(by_api.values())}
         own.absent = {name: sum(by_api.values()) for name, by_api in own.absent_by_api.items()}

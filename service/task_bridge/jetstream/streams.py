@@ -141,13 +141,6 @@ class _StreamInfo(msgspec.Struct):
     error: _ApiError | None = None
 
 
-def _get_log() -> Any:
-    """Return the service's logger. Clients, which log nothing here, are installed without structlog."""
-    import structlog  # noqa: PLC0415
-
-    return structlog.get_logger(__name__)
-
-
 class Streams:
     """Reads and publishes of JetStream that the bridge needs. Of NATS's errors they raise only NatsUnavailable."""
 
@@ -193,7 +186,7 @@ class Streams:
             elif self.connection.is_connected:
                 if self.refusal(stream) is None:
                     cure = "run task-bridge check for details"
-                    _get_log().warning("stream_refuses", stream=stream, reason=str(error), cure=cure)
+                    _log().warning("stream_refuses", stream=stream, reason=str(error), cure=cure)
                 self._refusals[stream] = str(error), time.monotonic()
             raise
         self._clear_refusal(stream)
@@ -218,7 +211,7 @@ class Streams:
 
     def _clear_refusal(self, stream: str) -> None:
         if self._refusals.pop(stream, None) is not None:
-            _get_log().info("stream_takes_again", stream=stream)
+            _log().info("stream_takes_again", stream=stream)
 
     async def delete(self, stream: str, sequence: int) -> None:
         """Delete one message; do nothing if it is gone already."""
@@ -379,12 +372,18 @@ class StoreRefused(NatsUnavailable):
         return self.code in (10071, 10158, 10164)
 
 
+def _log() -> Any:
+    import structlog  # noqa: PLC0415 - who only asks and reads needs no log
+
+    return structlog.get_logger(__name__)
+
+
 async def send_ack(connection: Client, reply: str, ack: bytes) -> None:
     """Send an acknowledgement of a delivered message. If it is lost, JetStream delivers the message again."""
     try:
         await connection.publish(reply, ack)
     except nats.errors.Error as error:
-        _get_log().debug("word_lost", word=ack.decode(), reason=str(error))
+        _log().debug("word_lost", word=ack.decode(), reason=str(error))
 
 
 ACK, TERM, IN_PROGRESS, NAK = b"+ACK", b"+TERM", b"+WPI", b"-NAK"

@@ -1,7 +1,7 @@
 """Demo: a nats-server, a simulated vCenter over HTTP, the bridge, and one task per case, all on one machine.
 
 The demo requests its watches and follows their events as any user does. `CASES` contains what vCenter does with each
-task, and the events that must result.
+task, and the events that must result. Nobody requests those with a `machine`: a follow finds them.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from nats.aio.msg import Msg
 
 from ..domain.events import Event, from_cloudevent
 from ..domain.subjects import SubjectNames
-from ..simulator import Script, SimulatedVCenter, scenarios
+from ..simulator import Script, SimulatedTarget, SimulatedVCenter, scenarios
 from .local_stack import run_local_stack
 
 VCENTER = "demo"
@@ -34,13 +34,15 @@ FAST_SETTINGS: dict[str, Any] = {
 }
 """The bridge polls often, so that the demo is short."""
 NAMES = SubjectNames("vcenter.tasks")
+FOLLOW = "all"
 
 
 class DemoCase(NamedTuple):
     """A task with its script, and how its watch must end.
 
     `check` returns whether the events also contain what `must_show` names. `by_api` requests the watch by the API,
-    otherwise by a publish. `timeout` is the watch's. `action` is done once the task is RUNNING.
+    otherwise by a publish. `timeout` is the watch's. `action` is done once the task is RUNNING. `machine`: the task is
+    a classic one, on a VM of that name, and `operation` is what somebody else does with it.
     """
 
     title: str
@@ -51,6 +53,13 @@ class DemoCase(NamedTuple):
     by_api: bool = False
     timeout: str | None = None
     action: Literal["cancel", "forget"] | None = None
+    machine: str | None = None
+    operation: str = ""
+
+
+def _is_found_by_name(events: Sequence[Event]) -> bool:
+    first, last = events[0].data, events[-1].data
+    return first.watch.follow == FOLLOW and last.target is not None and bool(last.target.name)
 
 
 def _has_error(events: Sequence[Event]) -> bool:
@@ -140,6 +149,24 @@ CASES = (
         lambda events: events[-1].data.status == "RUNNING",
         timeout="8s",
     ),
+    DemoCase(
+        "Nobody asked: clone",
+        scenarios.succeeds(5.0),
+        "completed.succeeded",
+        "the follow that found it, and the VM's name",
+        _is_found_by_name,
+        machine="web01",
+        operation="clone",
+    ),
+    DemoCase(
+        "Nobody asked: migrate",
+        scenarios.fails_with_error(4.0),
+        "completed.failed",
+        "the follow that found it, and the VM's name",
+        _is_found_by_name,
+        machine="db02",
+        operation="migrate",
+    ),
 )
 
 
@@ -204,11 +231,17 @@ class DemoRunner:
         await self._client.subscribe(f"{NAMES.events}.>", cb=self._receive)
         await self._client.flush()
 
+    async def follow(self) -> None:
+        """Follow the classic tasks of vCenter, as any user may."""
+        await self._client.request(f"{NAMES.api}.follow", json.dumps({"name": FOLLOW}).encode(), timeout=10)
+
     async def start(self, case: DemoCase) -> DemoRun:
-        """Start the case's task in vCenter and request a watch of it."""
-        run = DemoRun(case, self._vcenter.create(case.script, description=case.title))
+        """Start the case's task in vCenter, and request a watch of it if no follow finds it."""
+        run = DemoRun(case, self._create_task(case))
         self._runs[run.task] = run
         self._view.show_start(run)
+        if case.machine is not None:
+            return run
         # A bare id is a request too: vCenter's answer to `?vmw-task=true`.
         body = json.dumps({"task": run.task, "timeout": case.timeout} if case.timeout else run.task).encode()
         if case.by_api:
@@ -219,6 +252,13 @@ class DemoRunner:
         if (task := asyncio.current_task()) is not None and task.cancelling():
             raise asyncio.CancelledError
         return run
+
+    def _create_task(self, case: DemoCase) -> str:
+        if case.machine is None:
+            return self._vcenter.create(case.script, description=case.title)
+        vm = SimulatedTarget("VirtualMachine", f"vm-{sum(map(ord, case.machine))}")
+        self._vcenter.entities.put(vm, case.machine)
+        return self._vcenter.create(case.script, flavour="vim", operation=case.operation, target=vm)
 
     async def wait_until_ended(self, runs: Sequence[DemoRun], within_s: float) -> None:
         """Wait until all runs have ended, at most `within_s`."""
@@ -265,6 +305,7 @@ async def run_demo(view: DemoView, directory: Path, *, keep: bool) -> list[DemoR
         try:
             runner = DemoRunner(stack.vcenter, client, view)
             await runner.subscribe()
+            await runner.follow()
             runs = [await runner.start(case) for case in CASES]
             await runner.wait_until_ended(runs, DEADLINE_S)
             view.show_results(runs)

@@ -8,17 +8,14 @@ from __future__ import annotations
 
 from typing import Any
 
+from ..domain import events
 from ..domain.durations import MAX_DURATION_S
 from ..domain.events import TYPE_PREFIX
 from ..domain.task_ids import BLANKS, CONTROL, MAX_BYTES, PUNCTUATION, QUOTES
 
 Schema = dict[str, Any]
 
-KINDS = ("watching", "status", "progress", "stalled")
-FINAL_OUTCOMES = {
-    "completed": ("succeeded", "failed", "canceled"),
-    "abandoned": ("lost", "denied", "watch_timed_out", "unwatched"),
-}
+KINDS, FINAL_OUTCOMES = events.KINDS, events.FINAL_OUTCOMES
 REJECTED = f"{TYPE_PREFIX}.request.rejected.v1"
 
 _N = r"[0-9]+(\.[0-9]+)?"

@@ -28,6 +28,7 @@ _LINKS = (
 _SECTIONS = {
     "state": "State",
     "vcenters": "vCenters",
+    "follows": "Follows",
     "watches": "Active watches",
     "endings": "Latest endings",
     "nats": "NATS",
@@ -72,6 +73,7 @@ class BoardRenderer:
         )
         environment.filters.update(duration=format_duration, number="{:,}".format, one_line=to_one_line)
         environment.filters["rfc3339"] = lambda at: rfc3339(int(at))
+        environment.filters["unix"] = parse_time
         environment.globals.update(max_endings=MAX_ENDINGS, page_rows=PAGE_ROWS)
         macros = vars(environment.get_template("rows.html").module)
         # Of ten thousand watches few change within a second, and several viewers see the same ones.

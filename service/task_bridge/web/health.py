@@ -11,6 +11,7 @@ from prometheus_client import CollectorRegistry
 from .. import __version__
 from ..domain.board import WatchBoard
 from ..domain.clock import describe_difference
+from ..domain.follows.event import FollowReport
 
 Readiness = Literal["ok", "degraded", "unready"]
 
@@ -80,8 +81,10 @@ class BridgeHealth:
     """The health of one replica and of everything it needs.
 
     The replica holds `held` of at most `capacity` watches. `waiting` watches are stored and held by no replica (None
-    if unknown). Streams and consumers are listed once they have been checked; none at all means unready. `instance` is
-    the id that this replica writes into its events. `clock_difference_s`: this host's clock minus nats-server's.
+    if unknown). Streams and consumers are listed once they have been checked; none at all means unready. `follows`
+    are those of all replicas, and `own_follows` the keys of those that this replica runs; `unheld_follows` are stored
+    and run by no replica. `instance` is the id that this replica writes into its events. `clock_difference_s`: this
+    host's clock minus nats-server's.
     """
 
     nats: NatsHealth
@@ -89,6 +92,9 @@ class BridgeHealth:
     streams: tuple[ResourceHealth, ...] = ()
     consumers: tuple[ResourceHealth, ...] = ()
     vcenters: tuple[VCenterHealth, ...] = ()
+    follows: tuple[FollowReport, ...] = ()
+    own_follows: frozenset[tuple[str, str]] = frozenset()
+    unheld_follows: int = 0
     held: int = 0
     waiting: int | None = None
     capacity: int = 0
@@ -99,11 +105,12 @@ class BridgeHealth:
 
     @property
     def status(self) -> Readiness:
-        """`unready` only if the service can't work; an unreachable vCenter makes it `degraded`."""
+        """`unready` only if the service can't work; an unreachable vCenter or a late follow makes it `degraded`."""
         nats_ok = self.nats.connected and self.nats.reason is None
         if self.stopping or not nats_ok or not _all_ok(self.streams) or not _all_ok(self.consumers):
             return "unready"
-        return "degraded" if any(vcenter.state == "degraded" for vcenter in self.vcenters) else "ok"
+        is_late = any(follow.is_late and follow.key in self.own_follows for follow in self.follows)
+        return "degraded" if is_late or any(vcenter.state == "degraded" for vcenter in self.vcenters) else "ok"
 
     @property
     def capacity_reason(self) -> str | None:
@@ -111,6 +118,15 @@ class BridgeHealth:
         if self.held < self.capacity:
             return None
         return f"held {self.held} of {self.capacity}: new watches wait for another replica, or until one of these ends"
+
+    @property
+    def follows_reason(self) -> str | None:
+        """The reason why follows that are stored find nothing. None if each is run by a replica."""
+        count = self.unheld_follows
+        if not count:
+            return None
+        follows = "1 follow is" if count == 1 else f"{count} follows are"
+        return f"{follows} stored and run by no replica: see `task-bridge follows`"
 
     @property
     def clock_reason(self) -> str | None:
@@ -182,6 +198,8 @@ def build_readiness(health: BridgeHealth) -> dict[str, Any]:
             }
             for vcenter in health.vcenters
         ],
+        "follows": [_build_follow(follow, health) for follow in health.follows],
+        "follows_reason": health.follows_reason,
         "held": health.held,
         "waiting": health.waiting,
         "capacity": health.capacity,
@@ -201,6 +219,21 @@ def _build_api(api: VCenterApiHealth) -> dict[str, Any]:
         "watches": api.watches,
         "held_back": api.held_back,
         "in_use": api.is_in_use,
+    }
+
+
+def _build_follow(follow: FollowReport, health: BridgeHealth) -> dict[str, Any]:
+    return {
+        "vcenter": follow.vcenter,
+        "name": follow.name,
+        "state": follow.state,
+        "reason": follow.note,
+        "here": follow.key in health.own_follows,
+        "since": follow.since,
+        "last_task_at": follow.last_task_at,
+        "last_read_age_seconds": _round_age(follow.read_age_s),
+        "started_watches": follow.started_watches,
+        "gaps": follow.gaps,
     }
 
 

@@ -172,10 +172,10 @@ def to_follow_cloudevent(draft: FollowDraft) -> bytes:
     return _FIXED + msgspec.json.encode(event)[1:]
 
 
-def from_follow_cloudevent(body: bytes) -> FollowEventData | None:
+def from_follow_cloudevent(body: bytes) -> FollowCloudEvent | None:
     """Decode a stored event of a follow; None if this release can't read it."""
     try:
-        return _decoder.decode(body).data
+        return _decoder.decode(body)
     except (msgspec.DecodeError, msgspec.ValidationError):
         return None
 
@@ -228,7 +228,7 @@ class FollowsReply(msgspec.Struct, frozen=True):
 
 
 class FollowReport(msgspec.Struct, frozen=True):
-    """What the replica that runs a follow reports to the others."""
+    """What the replica that runs a follow reports to the others. `read_age_s`: how long ago vCenter answered it."""
 
     vcenter: str
     name: str
@@ -238,6 +238,34 @@ class FollowReport(msgspec.Struct, frozen=True):
     last_task_at: str | None = None
     started_watches: int = 0
     gaps: int = 0
+    read_age_s: float | None = None
+
+    @property
+    def key(self) -> tuple[str, str]:
+        return self.vcenter, self.name
+
+    @property
+    def is_late(self) -> bool:
+        """True if tasks are found later than usual, or not at all."""
+        return self.state in ("slowed", "waiting", "unconfigured")
+
+    @property
+    def note(self) -> str | None:
+        """Why tasks are found late, and whether some may be missing; None if all is well."""
+        late = {
+            "slowed": "finds more tasks than BRIDGE_FOLLOW_MAX_RATE lets it watch at once; they are watched later",
+            "waiting": f"waits for vCenter: {self.reason or 'no answer yet'}",
+            "unconfigured": "waits: its vCenter isn't in the settings of this replica",
+        }.get(self.state)
+        return "; ".join(filter(None, (late, describe_gaps(self.gaps)))) or None
+
+
+def describe_gaps(gaps: int) -> str | None:
+    """Say that a follow may have missed tasks; None without gaps, since silence means complete."""
+    if not gaps:
+        return None
+    spans = "1 gap" if gaps == 1 else f"{gaps} gaps"
+    return f"{spans}, in which tasks may be missing: see `task-bridge follows --events`"
 
 
 def list_follow(follow: Follow, report: FollowReport | None) -> ListedFollow:
