@@ -20,12 +20,14 @@ import nats.js.errors
 import pytest
 from nats.js.api import DeliverPolicy
 
+from compiled import COMPILED, compile_example
 from lab import PASSWORD, USERNAME, Lab, until
 from node import node_with_packages_of
 from task_bridge.simulator import scenarios
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
-pytestmark = pytest.mark.timeout(240)  # the packages of Node.js come first
+LANGUAGES = ["python", "node", *COMPILED]
+pytestmark = pytest.mark.timeout(600)  # packages and compilers come first
 
 
 def command(language: str, name: str) -> list[str]:
@@ -34,6 +36,8 @@ def command(language: str, name: str) -> list[str]:
         return [sys.executable, str(EXAMPLES / f"python/{name}.py")]
     if language == "node":
         return [node_with_packages_of(EXAMPLES / "node"), str(EXAMPLES / f"node/{name}.mjs")]
+    if language in COMPILED:
+        return compile_example(language, name)
     if missing := [tool for tool in ("jq", "curl") if shutil.which(tool) is None]:
         pytest.skip(f"there is no {missing[0]} here")
     return ["sh", str(EXAMPLES / f"shell/{name}.sh")]
@@ -60,7 +64,7 @@ def _failing() -> Any:
     return scenarios.fails_with_error(after_s=0.3)
 
 
-@pytest.mark.parametrize("language", ["python", "node"])
+@pytest.mark.parametrize("language", LANGUAGES)
 async def test_waiting_for_a_task_tells_how_it_ended(lab: Lab, tmp_path: Path, language: str) -> None:
     words = command(language, "wait")
     tasks = {
@@ -146,7 +150,7 @@ async def working(words: list[str], directory: Path, env: dict[str, str]) -> Asy
         await process.communicate()
 
 
-@pytest.mark.parametrize("language", ["python", "node"])
+@pytest.mark.parametrize("language", LANGUAGES)
 async def test_a_worker_starts_one_workflow_an_ending_over_refusals_and_a_kill(
     lab: Lab, tmp_path: Path, language: str
 ) -> None:

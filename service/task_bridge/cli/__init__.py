@@ -178,6 +178,8 @@ def main() -> None:
     try:
         group()
     except ModuleNotFoundError as error:
+        from .exit_codes import FAILED  # noqa: PLC0415 - as the commands
+
         if (error.name or __package__).startswith(__package__.partition(".")[0]):
             raise
         typer.echo(f"This command needs the whole service, of which {error.name} is missing: {_INSTALL}", err=True)
