@@ -183,4 +183,4 @@ def main() -> None:
         if (error.name or __package__).startswith(__package__.partition(".")[0]):
             raise
         typer.echo(f"This command needs the whole service, of which {error.name} is missing: {_INSTALL}", err=True)
-        raise SystemExit(1) from None
+        raise SystemExit(FAILED) from None
