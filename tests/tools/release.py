@@ -24,8 +24,9 @@ UNRELEASED = "Unreleased"
 VERSIONED = {
     "service/task_bridge/__init__.py": r'(?<=__version__ = ").*(?=")',
     "deploy/kubernetes/production/kustomization.yaml": r"(?<=newTag: ).*",
+    "deploy/helm/Chart.yaml": r"(?<=ersion: )\d.*",
 }
-"""Where the version is written, by the file."""
+"""Where the version is written, by the file: the chart has two, of itself and of the bridge."""
 REQUIREMENTS = ("requirements.txt", "requirements-client.txt")
 
 
@@ -43,10 +44,10 @@ def date_changelog(text: str, version: str, date: str) -> str:
 
 
 def set_version(text: str, pattern: str, version: str) -> str:
-    """Return the text with the version at the one place that the pattern finds. Raises NotReadyError."""
+    """Return the text with the version at each place that the pattern finds. Raises NotReadyError if there is none."""
     changed, count = re.subn(pattern, version, text)
-    if count != 1:
-        raise NotReadyError(f"{pattern!r} is there {count} times, not once")
+    if count == 0:
+        raise NotReadyError(f"there is no {pattern!r}")
     return changed
 
 

@@ -52,10 +52,9 @@ def test_a_changelog_without_changes_is_refused_and_nothing_is_written(checkout:
     assert all((ROOT / name).read_text() == (checkout / name).read_text() for name in VERSIONED)
 
 
-@pytest.mark.parametrize("text", ["nothing", "version: 1\nversion: 2"])
-def test_a_place_that_is_not_there_once_is_refused(text: str) -> None:
+def test_a_place_that_is_not_there_is_refused() -> None:
     with pytest.raises(NotReadyError):
-        set_version(text, r"(?<=version: ).*", "9.9.0")
+        set_version("nothing", r"(?<=version: ).*", "9.9.0")
 
 
 def test_the_changelog_has_each_version_once_newest_first() -> None:
