@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .PHONY: help setup demo test check test-unit chaos bench soak fuzz audit wheel check-wheel check-image lint format types
-.PHONY: schemas sdk-types tools release lock clean
+.PHONY: schemas sdk-types tools eda release lock clean
 
 help: # print this list
 	@echo "The usual ones:"
@@ -98,6 +98,13 @@ check-image: wheel #: Do what the Dockerfile does, without Docker: as an unknown
 
 tools: .tools/ready #: Build the Go programs that some tests drive; needs Go
 
+.venv-eda/ready: tests/eda.txt
+	$(PYTHON) -m venv .venv-eda
+	.venv-eda/bin/pip install --quiet --require-hashes -r tests/eda.txt
+	@touch $@
+
+eda: .venv-eda/ready #: Install ansible-rulebook, which one test runs, into an environment of its own; needs Java 17
+
 release: setup #: Set the version, date the changelog, build wheel, sdist, SBOM and checksums: VERSION=1.1.0, DRY_RUN=1 changes nothing
 	$(if $(DRY_RUN),test -d dist/venv || $(MAKE) check-wheel,$(MAKE) check check-wheel check-image)
 	PYTHONPATH=tests $(BIN)/python -m tools.release $(VERSION) dist/venv $(if $(DRY_RUN),--dry-run)
@@ -107,8 +114,9 @@ lock: setup #: Lock the newest versions of all dependencies, with hashes
 	$(BIN)/pip-compile --quiet --upgrade $(LOCK) --extra embedded --extra otel -o deploy/requirements.txt pyproject.toml
 	$(BIN)/pip-compile --quiet $(LOCK) -c deploy/requirements.txt -o deploy/requirements-client.txt deploy/requirements-client.in
 	$(BIN)/pip-compile --quiet --upgrade $(LOCK) --extra embedded --extra otel --extra testing -c deploy/requirements.txt -o tests/requirements.txt pyproject.toml tests/requirements.in
+	$(BIN)/pip-compile --quiet --upgrade $(LOCK) -o tests/eda.txt tests/eda.in
 
 LOCK := --generate-hashes --strip-extras --allow-unsafe --no-emit-index-url --no-emit-trusted-host --no-emit-find-links --no-header
 
 clean: #: Remove everything that these targets made
-	rm -rf $(VENV) .tools dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .coverage
+	rm -rf $(VENV) .venv-eda .tools dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .coverage

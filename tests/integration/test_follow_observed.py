@@ -212,7 +212,7 @@ class TestCommands:
                 r"vms now follows classic tasks with operation clone* without operation reconfigure "
                 r"by VSPHERE.LOCAL\deploy on group-v3 and below, endings only on lab."
             )
-            listed = await run("list")
+            listed = await run("list", "-o", "wide")
             assert any("follow vms" in line and "team=platform" in line for line in listed.out), listed.out
             assert any("follow" in line and "vms" in line for line in (await run("get", task)).out)
             events = await run("events")

@@ -20,7 +20,7 @@ from starlette.routing import Route
 from structlog.testing import capture_logs
 
 from lab import PASSWORD, USERNAME, BridgeProcess, Lab, until
-from task_bridge.settings import Listen
+from task_bridge.settings import DeliverySettings, Listen
 from task_bridge.simulator import scenarios
 from task_bridge.web.server import WebServer
 
@@ -133,11 +133,12 @@ async def test_metrics_name_no_task_and_stay_bounded(lab: Lab) -> None:
 
 async def test_what_alerts_ask_the_growth_of_is_there_at_0_before_it_happens(lab: Lab) -> None:
     asked = re.findall(r"increase\(task_bridge_(\w+_total)", (GRAFANA / "alerts.yaml").read_text())
-    assert len(asked) == 7
-    async with lab.bridge() as bridge, httpx.AsyncClient(trust_env=False) as http:
+    assert len(asked) == 10
+    chat = DeliverySettings(name="chat", url="https://chat.example.com/hook")
+    async with lab.bridge(deliveries={"chat": chat}) as bridge, httpx.AsyncClient(trust_env=False) as http:
         assert bridge.web.address is not None
         text = (await http.get(f"http://127.0.0.1:{bridge.web.address.port}/metrics")).text
-    for name in asked:
+    for name in set(asked) - {"deliveries_total"}:  # of which a single one calls nobody
         assert f"\ntask_bridge_{name}" in text
     for series in (
         'vcenter_logins_total{result="refused",vcenter="lab"}',
@@ -145,6 +146,7 @@ async def test_what_alerts_ask_the_growth_of_is_there_at_0_before_it_happens(lab
         'events_total{kind="abandoned",outcome="lost",vcenter="lab"}',
         'events_total{kind="abandoned",outcome="denied",vcenter="lab"}',
         'follow_gaps_total{vcenter="lab"}',
+        'undelivered_total{delivery="chat"}',
         'rejected_total{code="invalid_request"}',
         'rejected_total{code="unknown_vcenter"}',
     ):

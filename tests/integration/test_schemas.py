@@ -45,6 +45,6 @@ async def test_the_command_prints_each_schema_and_names_them_without_an_argument
     named, request, unknown = await asyncio.gather(
         *(ran("schema", *words, directory=tmp_path) for words in ([], ["request"], ["nonsense"]))
     )
-    assert (named.code, [line.split()[0] for line in named.out]) == (0, [*schemas.NAMES, "asyncapi"])
+    assert (named.code, [line.split()[0] for line in named.out]) == (0, [*schemas.NAMES, "asyncapi", "openapi"])
     assert (request.code, request.out) == (0, schemas.read_text("request").splitlines())
     assert (unknown.code, unknown.out) == (2, [])
