@@ -213,8 +213,8 @@ class TestCommands:
                 r"by VSPHERE.LOCAL\deploy on group-v3 and below, endings only on lab."
             )
             listed = await run("list", "-o", "wide")
-            assert any("follow vms" in line and "team=platform" in line for line in listed.out), listed.out
-            assert any("follow" in line and "vms" in line for line in (await run("get", task)).out)
+            assert any(" vms " in line and "team=platform" in line for line in listed.out), listed.out
+            assert any(" vms " in line for line in (await run("get", task, "-o", "wide")).out)
             events = await run("events")
             assert any(task in line and "web01" in line for line in events.out), events.out
             await until_shown(bridge, lambda body: state_of(body, "vms") == "following")

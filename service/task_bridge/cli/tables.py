@@ -80,7 +80,7 @@ def format_seconds(seconds: float) -> str:
 
 def format_rows(rows: Iterable[Row], *, wide: bool) -> Iterator[str]:
     """Yield a header and a line per watch, whose columns line up."""
-    header = (*_COLUMNS[:-1], *(("SINCE", "UNTIL", "WATCH", "LABELS") if wide else ()), _COLUMNS[-1])
+    header = (*_COLUMNS[:-1], *(("SINCE", "UNTIL", "WATCH", "FOLLOW", "LABELS") if wide else ()), _COLUMNS[-1])
     table = [header, *(_list_cells(row, wide=wide) for row in rows)]
     cells = [[output.clean(cell) or "-" for cell in line] for line in table]
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
@@ -93,7 +93,7 @@ def _list_cells(row: Row, *, wide: bool) -> tuple[str, ...]:
     cells: tuple[str, ...] = (row.vcenter, row.status, row.progress, row.age, row.target)
     if wide:
         until = f"{row.watch.timeout_at[:19]}Z" if row.watch.timeout_at else ""
-        cells += (f"{row.watch.since[:19]}Z", until, row.watch.id, row.labels)
+        cells += (f"{row.watch.since[:19]}Z", until, row.watch.id, row.watch.follow or "", row.labels)
     return (*cells, row.task)
 
 
