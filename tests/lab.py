@@ -259,7 +259,7 @@ class BridgeProcess:
 
     def __init__(self, environment: dict[str, str], directory: Path, command: list[str] | None = None) -> None:
         self._command = command or [sys.executable, "-m", "task_bridge", "serve"]
-        self._environment = environment
+        self.environment = environment
         self._directory = directory
         self._process: asyncio.subprocess.Process | None = None
         self._ready_before = self._starts_before = 0
@@ -274,7 +274,7 @@ class BridgeProcess:
         with self.log.open("ab") as log:
             self._process = await asyncio.create_subprocess_exec(
                 *self._command,
-                env=self._environment,
+                env=self.environment,
                 cwd=self._directory,
                 stdout=log,
                 stderr=log,

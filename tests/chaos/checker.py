@@ -226,7 +226,10 @@ def _same_throughout(histories: Histories) -> Iterator[str]:
     Where that had gone it may be an earlier one, which is all that a second owner remembers, or none.
     """
     for watch, events in histories.by_watch.items():
-        if any(event.data["watch"] != events[0].data["watch"] for event in events):
+        # Release 1.0 doesn't write `follow`; what this one writes there of a watch of 1.0 is null.
+        if any(
+            {"follow": None} | event.data["watch"] != {"follow": None} | events[0].data["watch"] for event in events
+        ):
             yield f"{watch}: labels, since or timeout changed"
         if events[0].data["previous_status"] is not None:
             yield f"{events[0]}: previous_status {events[0].data['previous_status']}"

@@ -124,8 +124,8 @@ async def played(
         await asyncio.gather(clients.run(chaos_s, 0.06), *later)
         while servers.outdated:
             await troubles.upgrade_nats()
-        wrong = await _settled(here, clients)
-        wrong += await _ended(here)
+        wrong = await settle_world(here, clients)
+        wrong += await end_replicas(here)
         account = await here.account()
         (directory / "history.txt").write_text(
             "\n".join(map(str, (*account.stored, *account.asked, *account.answered)))
@@ -143,7 +143,7 @@ async def _later(after_s: float, trouble: Callable[[], Awaitable[None]]) -> None
     await trouble()
 
 
-async def _settled(here: World, clients: Clients | Starters) -> list[str]:
+async def settle_world(here: World, clients: Clients | Starters) -> list[str]:
     """Everything is well again and every task ends: then nothing may be left to do.
 
     A nats-server that was ended without room on its disk may have a consumer that doesn't know of messages; the
@@ -165,7 +165,7 @@ async def _settled(here: World, clients: Clients | Starters) -> list[str]:
     return [] if left == (0, 0) else [f"settled: {left} requests and watches are left after {SETTLE_S} s"]
 
 
-async def _ended(here: World) -> list[str]:
+async def end_replicas(here: World) -> list[str]:
     """All bridges end; what is wrong with how they do."""
     await here.heard_everything()
     codes = here.book.codes
