@@ -35,7 +35,7 @@ def _compile_java(name: str) -> list[str]:
 
 
 def _compile_rust(name: str) -> list[str]:
-    _run("rust", ("cargo", "build", "--quiet", "--locked"), CARGO_TARGET_DIR=str(BUILT / "rust"))
+    _run("rust", ("cargo", "build", "--quiet"), CARGO_TARGET_DIR=str(BUILT / "rust"))
     return [f"{BUILT}/rust/debug/{name}"]
 
 
