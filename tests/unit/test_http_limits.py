@@ -6,7 +6,6 @@ import asyncio
 import contextlib
 import json
 import shutil
-import ssl
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -24,6 +23,7 @@ from task_bridge.domain.event_query import EventQuery, StoredEvent
 from task_bridge.domain.requests import REQUEST_MAX_BYTES
 from task_bridge.metrics import Metrics
 from task_bridge.settings import Listen
+from task_bridge.tls import create_client_context
 from task_bridge.web import connections, event_stream, v1
 from task_bridge.web.gate import Gate, TokensFile
 from task_bridge.web.server import WebServer
@@ -328,7 +328,7 @@ async def test_tls_has_the_certificate_that_the_files_have_now(
     tmp_path: Path, authority: Authority, caplog: pytest.LogCaptureFixture
 ) -> None:
     first, second = authority.pair("first"), authority.pair("second")
-    trust = ssl.create_default_context(cafile=str(authority.file))
+    trust = create_client_context(authority.file)
 
     async def find_name(stage: Stage) -> str:
         async with connected(stage.port, ssl=trust) as (reader, writer):
@@ -359,7 +359,7 @@ async def test_a_handshake_that_does_not_come_in_time_ends_the_connection(
 
 
 async def test_over_tls_one_connection_too_many_gets_503_too(tmp_path: Path, authority: Authority) -> None:
-    trust = ssl.create_default_context(cafile=str(authority.file))
+    trust = create_client_context(authority.file)
     async with staged(tmp_path, serve_with(authority, "tls")) as stage, contextlib.AsyncExitStack() as opened:
         half_open = [await opened.enter_async_context(connected(stage.port)) for _ in range(60)]
         for _ in range(connections.MAX_CONNECTIONS - len(half_open)):
