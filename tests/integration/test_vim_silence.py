@@ -268,6 +268,7 @@ async def test_an_end_that_the_wait_shows_a_moment_later_is_no_loss(lab: Lab, lo
     assert not count(logs, "push_lost")
 
 
+@pytest.mark.timeout(150)
 @pytest.mark.parametrize("scheme", ["http", "https"])
 async def test_restarts_of_vcenter_are_no_failure_of_push(lab: Lab, logs: list[dict[str, object]], scheme: str) -> None:
     vcenter = lab.vcenter
