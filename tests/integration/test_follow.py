@@ -14,7 +14,7 @@ from follow_lab import call, endings, follow, follow_events, following, has_foll
 from lab import PASSWORD, PREFIX, USERNAME, BridgeProcess, Lab, until
 from task_bridge import follower
 from task_bridge.app import Bridge
-from task_bridge.simulator import SimulatedTarget, scenarios
+from task_bridge.simulator import SimulatedTarget, faults, scenarios
 from task_bridge.simulator.options import Timestamps
 from task_bridge.vcenter.vim import finder
 
@@ -92,6 +92,22 @@ async def test_a_replica_that_never_heard_of_the_end_of_its_follow_learns_of_it(
 def list_follows(bridge: Bridge) -> list[str]:
     assert bridge.status.follower is not None
     return [report.state for report in bridge.status.follower.reports()]
+
+
+async def test_a_found_task_begins_as_it_was_found_without_a_poll(lab: Lab) -> None:
+    async with lab.bridge():
+        await lab.listen()
+        await follow(lab)
+        await following(lab)
+        slow = faults.delayed(10.0)
+        with (
+            lab.vcenter.faults.during(slow, operation="WaitForUpdatesEx"),
+            lab.vcenter.faults.during(slow, operation="RetrievePropertiesEx"),
+        ):
+            target = SimulatedTarget("VirtualMachine", "vm-7")
+            task = lab.vcenter.create(scenarios.runs_forever(), flavour="vim", target=target)
+            begun = await until(lambda: lab.heard(task), 5.0)
+    assert (begun[0]["data"]["kind"], begun[0]["data"]["status"]) == ("watching", "RUNNING")
 
 
 async def test_endings_alone_are_published_if_the_follow_says_so(lab: Lab) -> None:

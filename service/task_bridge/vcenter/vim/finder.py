@@ -74,15 +74,14 @@ class FinderContext(NamedTuple):
     """What the readers of a vCenter share.
 
     `clock` returns Unix seconds by nats-server's clock. `prepare` is called whenever the history is opened.
-    `keep_session` keeps the session open while a history is read. `on_ended` gets each task that had ended when it was
-    found.
+    `keep_session` keeps the session open while a history is read. `on_found` gets each task that is found.
     """
 
     session: VimSession
     clock: Callable[[], float]
     prepare: Callable[[], Awaitable[None]]
     keep_session: Callable[[], AbstractContextManager[None]]
-    on_ended: Callable[[str, Info], None]
+    on_found: Callable[[str, Info], None]
     turns: DiscoveryTurns
 
 
@@ -95,10 +94,10 @@ class VimFinder:
         clock: Callable[[], float],
         prepare: Callable[[], Awaitable[None]],
         keep_session: Callable[[], AbstractContextManager[None]],
-        on_ended: Callable[[str, Info], None],
+        on_found: Callable[[str, Info], None],
         turns: DiscoveryTurns,
     ) -> None:
-        self._context = FinderContext(session, clock, prepare, keep_session, on_ended, turns)
+        self._context = FinderContext(session, clock, prepare, keep_session, on_found, turns)
         self._readers: dict[HistoryFilter, _HistoryReader] = {}
 
     async def find_tasks(self, follow: Follow, memory: Callable[[], FollowMemory]) -> AsyncGenerator[FoundBatch]:
@@ -278,10 +277,8 @@ class _HistoryReader:
         key, task = str(info.get("key")), build_task(info, None, {})
         if task is None or not is_vim_task(key):
             return None
-        found = build_found_task(key, "vim", task, parse_identity(info))
-        if task.ended:
-            self._context.on_ended(key, info)
-        return found
+        self._context.on_found(key, info)
+        return build_found_task(key, "vim", task, parse_identity(info))
 
     def _deliver(self, batch: FoundBatch, places: Mapping[int, FollowPlace] | None = None) -> None:
         for one in self._subscribers:

@@ -355,18 +355,19 @@ class VimPoller:
         self._history_log.report_recovery(vcenter=self._tracker.vcenter)
         for tracked in those:
             tracked.history_read, tracked.history_refused_at = True, None
-            self.apply_end(tracked, infos.get(tracked.id, {}))
+            if has_ended(info := infos.get(tracked.id, {})):
+                self.apply_found(tracked, info)
 
-    def apply_end(self, tracked: TrackedVimTask, info: Info) -> None:
-        """Report a task that has ended, as the history shows it. It needs no poll then."""
+    def apply_found(self, tracked: TrackedVimTask, info: Info) -> None:
+        """Report a task as a history showed it. One that has ended needs no poll then."""
         task = build_task(info, None, self.labels)
-        if task is None or not task.ended or tracked.phase == FORGOTTEN:
+        if task is None or tracked.phase == FORGOTTEN or not tracked.apply_info(info, is_complete=True):
             return
-        if tracked.apply_info(info, is_complete=True):
-            self._tracker.mark_seen(tracked)
+        self._tracker.mark_seen(tracked)
+        if task.ended:
             self._transport.cancel_poll(tracked)
-            if tracked.phase != PARKED:
-                self.report_change(tracked)
+        if tracked.phase != PARKED:
+            self.report_change(tracked)
 
     def _handle_refused_history(self, those: list[TrackedVimTask], fault: SoapFault) -> None:
         self._history_log.report_failure(vcenter=self._tracker.vcenter, reason=str(fault))

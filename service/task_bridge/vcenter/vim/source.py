@@ -42,15 +42,17 @@ from .push import Push
 from .questions import QuestionPoller
 from .session import SessionEnded, VimSession
 from .soap import Ref, SoapFault, XmlOutOfBounds
-from .taskinfo import Info
+from .taskinfo import Info, has_ended
 from .transport import TrackedVimTask, VimTransport
 from .unshown import UnshownTaskPoller
 
 log = structlog.get_logger(__name__)
 
 VimMode = Literal["auto", "push", "pull"]
-_REMEMBERED_ENDS = 5_000
+_REMEMBERED_FOUND = 5_000
 """Found tasks whose watches may not have come to this replica yet, or never do."""
+_FOUND_VALID_S = 2.0
+"""How long a found task that runs counts as it was read. Later it may have changed, and events must not go back."""
 _SLOTS_TAKEN = 3
 """The wait for updates, the polls of tasks and the separate polls of questions take a request each."""
 
@@ -108,9 +110,9 @@ class VimSource:
         self._wake_up = asyncio.Event()
         self._question_poller = self._create_question_poller(settings.max_concurrent_requests)
         self._unshown_poller = self._create_unshown_poller()
-        self._found_ended: dict[str, Info] = {}
+        self._found: dict[str, tuple[Info, float]] = {}
         self._finder = VimFinder(
-            self._session, clock, self._prepare_finding, self._keeping_session, self._remember_ended, shared.turns
+            self._session, clock, self._prepare_finding, self._keeping_session, self._remember_found, shared.turns
         )
         self._loop: asyncio.Task[None] | None = None
         self._listener: asyncio.Task[None] | None = None
@@ -160,12 +162,15 @@ class VimSource:
 
     def track(self, task: str, since: float, *, seen: bool, identity: TaskIdentity | None) -> None:
         self.forget(task)
+        now = self._monotonic()
+        info, read_at = self._found.pop(task, ({}, -math.inf))
+        is_new = now - read_at < _FOUND_VALID_S  # so no event says BLOCKED, which RUNNING would take back
         tracked = TrackedVimTask(
-            task, seen, since=since, identity=identity, awaits_question=seen, shown_at=self._monotonic()
+            task, seen, since=since, identity=identity, awaits_question=seen and not is_new, shown_at=now
         )
         self._tracker.track(tracked)
-        if (info := self._found_ended.pop(task, None)) is not None:
-            self._poller.apply_end(tracked, info)
+        if info and (is_new or has_ended(info)):
+            self._poller.apply_found(tracked, info)
         self._wake_up.set()
 
     def resume(self, task: str) -> None:
@@ -255,11 +260,11 @@ class VimSource:
         await self.prepare_lookup()
         await self._ensure_labels()
 
-    def _remember_ended(self, task: str, info: Info) -> None:
-        """Remember a task that had ended when it was found, so that its watch needs no poll."""
-        self._found_ended[task] = info
-        if len(self._found_ended) > _REMEMBERED_ENDS:
-            del self._found_ended[next(iter(self._found_ended))]
+    def _remember_found(self, task: str, info: Info) -> None:
+        """Remember a task as it was found, so that its watch begins without a poll."""
+        self._found[task] = info, self._monotonic()
+        if len(self._found) > _REMEMBERED_FOUND:
+            del self._found[next(iter(self._found))]
 
     # The loop
 
