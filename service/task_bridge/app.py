@@ -265,9 +265,8 @@ class Bridge:
         follow_ownership.belongs_elsewhere = replicas.is_known_elsewhere
         api = Api(context, replicas, stalled_after_s=stalled_after_s, allow_cancel=settings.allow_cancel)
         delivery_metrics = DeliveryMetrics(metrics.registry, settings.deliveries)
-        deliveries = Deliveries(
-            settings.deliveries, streams, names, delivery_metrics, now, create=settings.provision == "auto"
-        )
+        deliveries = Deliveries(settings.deliveries, streams, names, delivery_metrics, now, create=may_create)
+        consume = partial(RequestConsumer, context, replicas, ack_wait_s=monitor.ack_wait_s)
         return _Parts(
             client=streams.connection,
             context=context,
@@ -278,35 +277,26 @@ class Bridge:
             clock=self._clock,
             watches=watches,
             watcher=watcher,
-            requests=RequestConsumer(
-                context,
-                replicas,
+            requests=consume(
                 RequestQueue(
                     names.requests_stream, names.requests, partial(admit_watch_request, context, stalled_after_s, "")
-                ),
-                ack_wait_s=monitor.ack_wait_s,
+                )
             ),
-            vcenter_requests=RequestConsumer(
-                context,
-                replicas,
+            vcenter_requests=consume(
                 RequestQueue(
                     names.vcenter_requests_stream,
                     names.vcenter_requests,
                     partial(admit_watch_request, context, stalled_after_s, "v"),
                     mark="v",
-                ),
-                ack_wait_s=monitor.ack_wait_s,
+                )
             ),
-            follow_requests=RequestConsumer(
-                context,
-                replicas,
+            follow_requests=consume(
                 RequestQueue(
                     names.follow_requests_stream,
                     names.follow_requests,
                     partial(admit_follow_request, context, stalled_after_s),
                     mark="f",
-                ),
-                ack_wait_s=monitor.ack_wait_s,
+                )
             ),
             api=api,
             api_service=ApiService(api, streams.connection, names),

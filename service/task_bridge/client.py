@@ -25,7 +25,7 @@ import nats.errors
 from nats.aio.client import Client
 
 from .domain.errors import BridgeError, NatsUnavailable, Problem, Refused, invalid_request
-from .domain.events import FINAL_KINDS, FINAL_OUTCOMES, KINDS, Event, from_cloudevent
+from .domain.events import FINAL_KINDS, SUBJECT_KINDS, Event, from_cloudevent
 from .domain.replies import CancelReply, ErrorBody, GetReply, ListReply, UnwatchReply, WatchReply
 from .domain.subjects import SubjectNames, is_vcenter_name
 from .domain.task_ids import parse_task_id
@@ -272,11 +272,7 @@ class TaskBridge:
         self._report("NATS is back.")
 
 
-_EVENT_KINDS = (
-    *KINDS,
-    *FINAL_OUTCOMES,
-    *(f"{kind}.{outcome}" for kind, outcomes in FINAL_OUTCOMES.items() for outcome in outcomes),
-)
+_EVENT_KINDS = (*SUBJECT_KINDS, *FINAL_KINDS)
 
 
 class _ErrorReply(msgspec.Struct):

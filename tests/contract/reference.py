@@ -8,9 +8,9 @@ from collections.abc import Iterator
 from typing import Any
 
 from task_bridge import schemas
-from task_bridge.domain.events import KINDS
+from task_bridge.domain.events import SUBJECT_KINDS
 from task_bridge.domain.subjects import SubjectNames
-from task_bridge.schemas.asyncapi import FINAL_KINDS, build_document
+from task_bridge.schemas.asyncapi import build_document
 from validity import FROZEN
 
 _INTRO = """\
@@ -54,7 +54,7 @@ def _kinds() -> Iterator[str]:
     summaries = build_document(SubjectNames("vcenter.tasks"))["components"]["messages"]
     yield "| end of the subject | when |"
     yield "|---|---|"
-    for kind in (*KINDS, *FINAL_KINDS):
+    for kind in SUBJECT_KINDS:
         (name,) = messages[f"events.{kind}"]["messages"]
         yield f"| `{kind}` | {summaries[name]['summary']} |"
 

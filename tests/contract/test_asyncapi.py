@@ -11,10 +11,10 @@ import pytest
 
 from node import node_with_packages_of
 from task_bridge import schemas
-from task_bridge.domain.events import KINDS
+from task_bridge.domain.events import SUBJECT_KINDS
 from task_bridge.domain.subjects import VERBS, SubjectNames
 from task_bridge.schemas import load_schema
-from task_bridge.schemas.asyncapi import FINAL_KINDS, build_document
+from task_bridge.schemas.asyncapi import build_document
 
 PARSER = Path(__file__).with_name("asyncapi")
 NAMES = SubjectNames("acme.tasks")
@@ -32,7 +32,7 @@ def test_every_subject_is_named_with_the_configured_prefix() -> None:
         *(f"{root}.{{vcenter}}" for root in (NAMES.requests, NAMES.follow_requests)),
         *(f"{NAMES.api}.{verb}.{{vcenter}}" for verb in VERBS),
         *(f"{NAMES.follows}.{{vcenter}}.{{name}}.{kind}" for kind in ("following", "gap", "unfollowed")),
-        *(f"{NAMES.events}.{{vcenter}}.{{task}}.{kind}" for kind in (*KINDS, *FINAL_KINDS)),
+        *(f"{NAMES.events}.{{vcenter}}.{{task}}.{kind}" for kind in SUBJECT_KINDS),
     }
 
 

@@ -13,11 +13,11 @@ from task_bridge.domain.follows.order import (
     Follow,
     FoundTask,
     build_watch_id,
-    find_entity_type,
     is_operation_selected,
     is_selected,
 )
 from task_bridge.domain.follows.request import FollowNameRequest, FollowRequest, build_follow
+from task_bridge.domain.managed_objects import find_object_type
 from task_bridge.domain.requests import parse_request
 from task_bridge.domain.task import Target, TaskIdentity
 
@@ -240,14 +240,16 @@ def test_a_follow_is_about_the_tasks_that_match(fields: dict[str, Any], task: di
         ("resgroup-v8", "VirtualApp"),
         ("datacenter-2", "Datacenter"),
         ("host-12", "HostSystem"),
+        ("network-o5", "OpaqueNetwork"),
         ("vm", None),
+        ("vm7", None),
         ("vm-", None),
         ("", None),
         ("VirtualMachine-vm-98", None),
     ],
 )
 def test_the_type_of_a_managed_object_is_known_by_its_id(entity: str, kind: str | None) -> None:
-    assert find_entity_type(entity) == kind
+    assert find_object_type(entity) == kind
 
 
 def test_the_watch_of_a_task_has_one_id_whenever_it_is_found() -> None:

@@ -7,15 +7,11 @@ from typing import Literal, NamedTuple
 
 import msgspec
 
-from .events import FINAL_OUTCOMES, KINDS, EventData
+from .events import FINAL_KINDS, SUBJECT_KINDS, EventData
 from .follows.order import is_operation_selected
 from .subjects import SubjectNames
 
-_ALL_KINDS = (
-    *KINDS,
-    *FINAL_OUTCOMES,
-    *(f"{kind}.{outcome}" for kind, outcomes in FINAL_OUTCOMES.items() for outcome in outcomes),
-)
+_ALL_KINDS = (*SUBJECT_KINDS, *FINAL_KINDS)
 
 
 DeliveryState = Literal["delivering", "failing", "paused", "blocked", "waiting"]
@@ -69,7 +65,7 @@ class Selection(NamedTuple):
     def to_filters(self, names: SubjectNames) -> list[str]:
         """Return filters of subjects, for nats-server, that no selected event misses. No two of them overlap."""
         kinds = [kind for kind in self.kinds if kind.partition(".")[0] not in self.kinds or "." not in kind]
-        suffixes = [f"{kind}.*" if kind in FINAL_OUTCOMES else kind for kind in kinds]
+        suffixes = [f"{kind}.*" if kind in FINAL_KINDS else kind for kind in kinds]
         return sorted({f"{names.events}.{vcenter}.*.{end}" for vcenter in self.vcenters or ("*",) for end in suffixes})
 
 

@@ -11,11 +11,10 @@ from pydantic import AfterValidator
 
 from .durations import parse_duration, parse_time
 from .errors import Problem, invalid_request
-from .events import FINAL_KINDS, FINAL_OUTCOMES, KINDS
+from .events import FINAL_KINDS, KINDS, SUBJECT_KINDS
 from .requests import StrictRequest, TaskId, validate_request
 from .subjects import is_vcenter_name
 
-EVENT_KINDS = (*KINDS, *(f"{kind}.{outcome}" for kind in FINAL_KINDS for outcome in FINAL_OUTCOMES[kind]))
 _WATCH = re.compile(r"[!-.0-~]{1,256}", re.ASCII)
 _WATCH_TIME = re.compile(r"([0-9]{13})-", re.ASCII)
 _CLOCK_SLACK_S = 60.0
@@ -23,7 +22,7 @@ _CLOCK_SLACK_S = 60.0
 
 
 def _check_kind(kind: str) -> str:
-    if kind not in (*EVENT_KINDS, *FINAL_KINDS):
+    if kind not in (*SUBJECT_KINDS, *FINAL_KINDS):
         raise ValueError(f"must be one of {', '.join((*KINDS, *FINAL_KINDS))}, or a kind with its outcome")
     return kind
 

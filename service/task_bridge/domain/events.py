@@ -23,6 +23,8 @@ FINAL_OUTCOMES = {
     "abandoned": ("lost", "denied", "watch_timed_out", "unwatched"),
 }
 FINAL_KINDS = tuple(FINAL_OUTCOMES)
+SUBJECT_KINDS = (*KINDS, *(f"{kind}.{outcome}" for kind in FINAL_KINDS for outcome in FINAL_OUTCOMES[kind]))
+"""Kinds as subjects end with them."""
 INLINE_MAX_BYTES = 262_144
 
 NULL = msgspec.Raw(b"null")

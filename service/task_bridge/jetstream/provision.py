@@ -117,55 +117,38 @@ def expected_config(
         max_deliver=-1,
         max_ack_pending=-1,  # the default of 1,000 would silently limit the watches
     )
-    requests = StreamConfig(
-        name=names.requests_stream,
-        description="Watch requests, until they are admitted or rejected",
-        subjects=[names.requests],
-        retention=RetentionPolicy.WORK_QUEUE,
-        storage=StorageType.FILE,
-        discard=DiscardPolicy.NEW,
-        num_replicas=replicas,
+    requests = _work_queue(
+        names.requests_stream, "Watch requests, until they are admitted or rejected", [names.requests], replicas
     )
-    vcenter_requests = StreamConfig(
-        name=names.vcenter_requests_stream,
-        description="Watch requests whose subject names the vCenter, until they are admitted or rejected",
-        subjects=[names.vcenter_requests],
-        retention=RetentionPolicy.WORK_QUEUE,
-        storage=StorageType.FILE,
-        discard=DiscardPolicy.NEW,
-        num_replicas=replicas,
+    vcenter_requests = _work_queue(
+        names.vcenter_requests_stream,
+        "Watch requests whose subject names the vCenter, until they are admitted or rejected",
+        [names.vcenter_requests],
+        replicas,
     )
-    watches = StreamConfig(
-        name=names.watches_stream,
-        description="Active watches, one message each, held by their owner",
-        subjects=[f"{names.watches}.>"],
-        retention=RetentionPolicy.WORK_QUEUE,
-        storage=StorageType.FILE,
-        discard=DiscardPolicy.NEW,
+    watches = _work_queue(
+        names.watches_stream,
+        "Active watches, one message each, held by their owner",
+        [f"{names.watches}.>"],
+        replicas,
         max_msgs_per_subject=1,
         discard_new_per_subject=True,  # nats-server itself refuses a second watch of an active task
         allow_direct=True,
-        num_replicas=replicas,
     )
-    follow_requests = StreamConfig(
-        name=names.follow_requests_stream,
-        description="Requests to follow tasks, until they are admitted or rejected",
-        subjects=[names.follow_requests, names.vcenter_follow_requests],
-        retention=RetentionPolicy.WORK_QUEUE,
-        storage=StorageType.FILE,
-        discard=DiscardPolicy.NEW,
-        num_replicas=replicas,
+    follow_requests = _work_queue(
+        names.follow_requests_stream,
+        "Requests to follow tasks, until they are admitted or rejected",
+        [names.follow_requests, names.vcenter_follow_requests],
+        replicas,
     )
-    follows = StreamConfig(
-        name=names.follows_stream,
-        description="Follows, one message each, held by their owner",
-        subjects=[f"{names.held_follows}.>"],
-        retention=RetentionPolicy.WORK_QUEUE,
-        storage=StorageType.FILE,
+    follows = _work_queue(
+        names.follows_stream,
+        "Follows, one message each, held by their owner",
+        [f"{names.held_follows}.>"],
+        replicas,
         discard=DiscardPolicy.OLD,
         max_msgs_per_subject=1,  # a follow that is requested otherwise replaces the one of its name
         allow_direct=True,
-        num_replicas=replicas,
     )
     bucket = ObjectStoreConfig(
         bucket=names.results_bucket,
@@ -183,6 +166,20 @@ def expected_config(
         late_subjects=frozenset({follow_events(names), *delivery_subjects(names)}),
         follow_streams=frozenset({names.vcenter_requests_stream, names.follow_requests_stream, names.follows_stream}),
     )
+
+
+def _work_queue(name: str, description: str, subjects: list[str], replicas: int, **more: Any) -> StreamConfig:
+    """Return a stream that keeps each message until it is acknowledged. A full one refuses new ones by default."""
+    config = StreamConfig(
+        name=name,
+        description=description,
+        subjects=subjects,
+        retention=RetentionPolicy.WORK_QUEUE,
+        storage=StorageType.FILE,
+        discard=DiscardPolicy.NEW,
+        num_replicas=replicas,
+    )
+    return config.evolve(**more)
 
 
 def delivery_subjects(names: SubjectNames) -> tuple[str, str]:

@@ -10,12 +10,11 @@ from collections.abc import Iterator
 from typing import Any
 
 from .. import __version__
-from ..domain.events import FINAL_OUTCOMES, KINDS
+from ..domain.events import SUBJECT_KINDS
 from ..domain.subjects import SERVICE, VERBS, SubjectNames
 from . import load_components, relocate_refs
 from .descriptions import Schema
 
-FINAL_KINDS = tuple(f"{kind}.{outcome}" for kind, outcomes in FINAL_OUTCOMES.items() for outcome in outcomes)
 REQUESTS = dict.fromkeys(VERBS, "TaskRequest") | {
     "watch": "WatchRequest",
     "list": "ListRequest",
@@ -119,7 +118,7 @@ def _build_channels(names: SubjectNames) -> Iterator[tuple[str, Schema]]:
                 "messages": _message_refs(f"{verb.title()}Reply", "ErrorReply"),
             },
         )
-    for kind in (*KINDS, *FINAL_KINDS):
+    for kind in SUBJECT_KINDS:
         yield (
             f"events.{kind}",
             {
@@ -180,7 +179,7 @@ def _build_operations() -> Iterator[tuple[str, Schema]]:
         for request in (f"api.{verb}", f"api.{verb}.vcenter"):
             reply = {"channel": _channel_ref(f"api.{verb}.reply")}
             yield request, {"action": "receive", "channel": _channel_ref(request), "reply": reply}
-    for kind in (*KINDS, *FINAL_KINDS):
+    for kind in SUBJECT_KINDS:
         yield f"events.{kind}", {"action": "send", "channel": _channel_ref(f"events.{kind}")}
     for kind in _FOLLOW_SUMMARIES:
         yield f"follows.{kind}", {"action": "send", "channel": _channel_ref(f"follows.{kind}")}
@@ -205,7 +204,7 @@ def _build_messages(names: SubjectNames) -> Iterator[tuple[str, Schema]]:
         yield f"{verb.title()}Request", _build_message(f"A request to {verb}", REQUESTS[verb], headers)
         yield f"{verb.title()}Reply", _build_message(f"The answer of {verb}", f"{verb.title()}Reply", {})
     yield "ErrorReply", _build_message("A refusal", "ErrorReply", _ERROR_HEADERS, required=list(_ERROR_HEADERS))
-    for kind in (*KINDS, *FINAL_KINDS):
+    for kind in SUBJECT_KINDS:
         yield (
             _name_event_message(kind),
             {

@@ -5,8 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from .. import __version__
-from ..domain.event_query import EVENT_KINDS
-from ..domain.events import FINAL_KINDS
+from ..domain.events import FINAL_KINDS, SUBJECT_KINDS
 from ..domain.subjects import SERVICE, VERBS
 from . import load_components, relocate_refs
 from .asyncapi import REQUESTS, VERB_DESCRIPTIONS
@@ -85,7 +84,7 @@ def _build_operation(verb: str) -> Schema:
 
 def _build_events_operation() -> Schema:
     stream = {"text/event-stream": {"schema": {"type": "string"}}}
-    kinds = [*EVENT_KINDS, *FINAL_KINDS]
+    kinds = [*SUBJECT_KINDS, *FINAL_KINDS]
     return {
         "operationId": "events",
         "summary": "Sends stored events, and new ones as they come.",

@@ -18,33 +18,6 @@ from ..watch import Watch
 
 CONFIGURED_FOLLOW = "config"
 """The name of the follow that a setting of a vCenter makes."""
-_ENTITY_TYPES = {
-    "datacenter": "Datacenter",
-    "datastore": "Datastore",
-    "domain-c": "ClusterComputeResource",
-    "domain-s": "ComputeResource",
-    "dvportgroup": "DistributedVirtualPortgroup",
-    "dvs": "VmwareDistributedVirtualSwitch",
-    "group-d": "Folder",
-    "group-h": "Folder",
-    "group-n": "Folder",
-    "group-p": "StoragePod",
-    "group-s": "Folder",
-    "group-v": "Folder",
-    "host": "HostSystem",
-    "network": "Network",
-    "resgroup": "ResourcePool",
-    "resgroup-v": "VirtualApp",
-    "vm": "VirtualMachine",
-}
-"""Types of managed objects by how vCenter's ids begin."""
-_ENTITY_ID = re.compile(r"([a-z]+(?:-[a-z])?)-?([0-9]+)", re.ASCII)
-
-
-def find_entity_type(entity_id: str) -> str | None:
-    """Return the type of a managed object by its id (`vm-7`, `domain-c9`, `group-v3`), None if the id doesn't say."""
-    match = _ENTITY_ID.fullmatch(entity_id)
-    return _ENTITY_TYPES.get(match[1]) if match else None
 
 
 def is_cis_service(service: str) -> bool:

@@ -8,9 +8,10 @@ from typing import Annotated, Literal, Self
 from pydantic import AfterValidator, BeforeValidator, Field, StringConstraints, model_validator
 
 from ..durations import parse_duration, parse_time
+from ..managed_objects import find_object_type
 from ..requests import Duration, LabelKey, LabelValue, StrictRequest, check_duration, check_timeout
 from ..subjects import is_follow_name
-from .order import Follow, FollowEntity, find_entity_type, is_cis_service
+from .order import Follow, FollowEntity, is_cis_service
 
 Api = Literal["vim", "cis"]
 Text = Annotated[str, StringConstraints(min_length=1, max_length=256)]
@@ -40,7 +41,7 @@ def _check_patterns(patterns: list[str]) -> list[str]:
 
 
 def _check_entity(entity_id: str) -> str:
-    if find_entity_type(entity_id) is None:
+    if find_object_type(entity_id) is None:
         raise ValueError('must be the id of a managed object, like "group-v3", "vm-98", "domain-c9" or "host-12"')
     return entity_id
 

@@ -24,9 +24,10 @@ from ...domain.follows.lists import (
     is_gap_due,
     select_first,
 )
-from ...domain.follows.order import Follow, FoundTask, build_found_task, find_entity_type
+from ...domain.follows.order import Follow, FoundTask, build_found_task
 from ...domain.follows.place import FollowPlace
 from ...domain.follows.ports import FoundBatch
+from ...domain.managed_objects import find_object_type
 from ...domain.task import Rendering, Target, TaskIdentity, is_vim_task
 from ...domain.task_json import TaskBodies, UnreadableBody
 from ..parsing import parse_task_outside_loop
@@ -324,7 +325,7 @@ def _names_operations(follow: Follow) -> bool:
 def _find_target(follow: Follow) -> Target | None:
     """Return the object that all tasks of the follow are about, None if there isn't one."""
     entity = follow.entity
-    kind = None if entity is None or entity.recursive else find_entity_type(entity.id)
+    kind = None if entity is None or entity.recursive else find_object_type(entity.id)
     return None if entity is None or kind is None else Target(kind, entity.id)
 
 

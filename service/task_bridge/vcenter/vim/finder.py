@@ -16,9 +16,10 @@ import structlog
 
 from ...domain.errors import VCenterUnavailable
 from ...domain.follows.event import FollowMemory
-from ...domain.follows.order import Follow, FoundTask, build_found_task, find_entity_type
+from ...domain.follows.order import Follow, FoundTask, build_found_task
 from ...domain.follows.place import CLOCK_SLACK_S, FollowPlace, Gap
 from ...domain.follows.ports import FoundBatch, HistoryStart
+from ...domain.managed_objects import find_object_type
 from ...domain.task import is_vim_task
 from ..http import AnswerTooLarge
 from ..shared import DiscoveryTurns
@@ -45,7 +46,7 @@ _ABSENCE_S = 86_400.0
 def build_history_filter(follow: Follow) -> HistoryFilter:
     """Return the part of a follow that vCenter itself selects by."""
     entity, users = follow.entity, _spell_users(follow.users)
-    kind = None if entity is None else find_entity_type(entity.id)
+    kind = None if entity is None else find_object_type(entity.id)
     if entity is None or kind is None:
         return HistoryFilter(users)
     return HistoryFilter(users, Ref(kind, entity.id), entity.recursive)

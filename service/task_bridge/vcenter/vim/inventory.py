@@ -6,10 +6,10 @@ sign. So a path can be split at its slashes, and other tools find the object by 
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from typing import NamedTuple
 
+from ...domain.managed_objects import find_object_type
 from ...domain.task import Target
 from .soap import Ref
 
@@ -36,27 +36,6 @@ _TYPES = frozenset(
     }
 )
 """All types of managed entities, which are what has a name and a parent."""
-_TYPES_BY_PREFIX = {
-    "datacenter-": "Datacenter",
-    "datastore-": "Datastore",
-    "domain-c": "ClusterComputeResource",
-    "domain-s": "ComputeResource",
-    "dvportgroup-": "DistributedVirtualPortgroup",
-    "dvs-": "VmwareDistributedVirtualSwitch",
-    "group-d": "Folder",
-    "group-h": "Folder",
-    "group-n": "Folder",
-    "group-p": "StoragePod",
-    "group-s": "Folder",
-    "group-v": "Folder",
-    "host-": "HostSystem",
-    "network-": "Network",
-    "network-o": "OpaqueNetwork",
-    "resgroup-": "ResourcePool",
-    "resgroup-v": "VirtualApp",
-    "vm-": "VirtualMachine",
-}
-_ID = re.compile(r"([a-z]+-[a-z]?)[0-9]+", re.ASCII)
 
 
 class Entity(NamedTuple):
@@ -86,8 +65,7 @@ def find_ref(target: Target) -> Ref | None:
         return None
     if target.type in _TYPES:
         return Ref(target.type, target.id)
-    found = _ID.fullmatch(target.id)
-    kind = _TYPES_BY_PREFIX.get(found[1]) if found else None
+    kind = find_object_type(target.id)
     return Ref(kind, target.id) if kind else None
 
 
