@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import random
 import signal
 import time
@@ -61,6 +62,9 @@ async def test_each_event_is_delivered_and_none_out_of_order(here: World, seed: 
             for one in batch:
                 here.vcenter.set(one, status="SUCCEEDED")
         await until(lambda: len(finals(receiver)) == TASKS, within_s=150)
+        await here.archive.read()
+        stored = {json.loads(one.body)["id"] for one in here.archive.messages if ".events." in one.subject}
+        await until(lambda: stored <= {one.event_id for one in receiver.delivered()}, within_s=60)
         check_order(receiver)
         await asyncio.gather(*(killed(here, one, signal.SIGTERM) for one in here.replicas))
 

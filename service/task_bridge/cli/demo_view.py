@@ -36,7 +36,7 @@ class LineView:
 
     def show_addresses(self, addresses: DemoAddresses) -> None:
         self._print("nats-server, a simulated vCenter and the bridge are up. Starting the tasks.")
-        self._print("Some are requested; vCenter runs the others by itself, and the bridge follows those.")
+        self._print("Some are requested; a follow finds the others, which vCenter runs by itself.")
         if self._keep:
             self._console.print(_WHERE.format(**addresses._asdict()), highlight=False, soft_wrap=True, markup=False)
 
