@@ -80,7 +80,7 @@ async def test_a_replica_that_never_heard_of_the_end_of_its_follow_learns_of_it(
     async def subscribe_to_nothing(*_: object) -> None:
         """As if every hint were lost."""
 
-    monkeypatch.setattr("task_bridge.app._Parts._subscribe_to_follows", subscribe_to_nothing)
+    monkeypatch.setattr("task_bridge.replica.ReplicaParts._subscribe_to_follows", subscribe_to_nothing)
     monkeypatch.setattr("task_bridge.follower._SWEEP_S", 0.3)
     async with lab.bridge() as bridge:
         await follow(lab)
