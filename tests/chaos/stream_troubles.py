@@ -144,7 +144,10 @@ class StreamTroubles:
             if message.gone_at < math.inf and message.headers.get("Bridge-Kind", "").startswith(ENDINGS)
         }
         if ended:
-            queue, _ = await _surely(lambda: self._world.read_queue(self._world.names.watches_stream))
+            try:
+                queue, _ = await _surely(lambda: self._world.read_queue(self._world.names.watches_stream))
+            except nats.js.errors.NotFoundError:
+                return  # it was deleted, and no bridge has made it again yet: no message will be delivered
             self._world.book.unacked |= ended & {decode(message.body)["id"] for message in queue}
 
     def _some_queue(self) -> str:

@@ -67,7 +67,7 @@ async def test_no_page_breaks_a_rule(lab: Lab, browser: Browser, axe: str, scree
         page, _ = await opened(browser, root + "/livez", **screen)
         for path, (part, text) in shown.items():
             await page.goto(root + path)
-            await expect(page.locator(part)).to_contain_text(text, timeout=20_000)
+            await expect(page.locator(part)).to_contain_text(text)
             assert await find_violations(page, axe) == [], path
 
 
@@ -80,11 +80,11 @@ async def test_no_page_breaks_a_rule_while_nats_is_away(
         page, _ = await opened(browser, url_of(bridge), **screen)
         await expect(page.locator("#watches tbody tr")).to_have_count(1)
         lab.server.stop()
-        await expect(page.locator("#watches .stale")).to_have_count(1, timeout=20_000)
+        await expect(page.locator("#watches .stale")).to_have_count(1)
         assert await find_violations(page, axe) == []
         of_task, _ = await opened(browser, url_of(bridge) + "task/lab/nobody-has-seen-it", **screen)
         await expect(of_task.locator("main")).to_contain_text("can't be read")
         assert await find_violations(of_task, axe) == []
         lab.server.start()
-        await expect(page.locator(".stale")).to_have_count(0, timeout=20_000)
-        await expect(of_task.locator("#timeline")).to_contain_text("No event yet", timeout=20_000)
+        await expect(page.locator(".stale")).to_have_count(0)
+        await expect(of_task.locator("#timeline")).to_contain_text("No event yet")

@@ -1,8 +1,10 @@
 """The simulated vCenter over real HTTP and TLS."""
 
 import asyncio
+import contextlib
 import logging
 import shutil
+import socket
 import ssl
 import subprocess
 from pathlib import Path
@@ -107,6 +109,24 @@ async def test_speaks_tls(vcenter: SimulatedVCenter, certificate: Path) -> None:
         assert url.startswith("https://")
         await login(client, vcenter)
         assert (await client.get("/api/session")).status_code == 200
+
+
+@pytest.mark.skipif(shutil.which("openssl") is None, reason="a certificate has to be made")
+@pytest.mark.timeout(20)
+async def test_stops_while_a_tls_handshake_is_under_way(vcenter: SimulatedVCenter, certificate: Path) -> None:
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(certificate)
+    trusting = ssl.create_default_context(cafile=certificate)
+    async with serve_vcenter(vcenter, ssl=context) as url:
+        plain = socket.create_connection(("127.0.0.1", httpx.URL(url).port or 0))
+        await asyncio.sleep(0)  # the server accepts it
+        plain.setblocking(False)
+        opening = asyncio.open_connection(sock=plain, ssl=trusting, server_hostname="127.0.0.1")
+        shaking_hands = asyncio.create_task(opening)
+        await asyncio.sleep(0)  # its first part is sent
+    with contextlib.suppress(OSError):
+        _, writer = await shaking_hands
+        writer.transport.abort()
 
 
 async def test_a_client_that_is_killed_while_it_asks_is_no_mistake(

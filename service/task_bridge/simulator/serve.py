@@ -45,7 +45,11 @@ async def serve_vcenter(
             await main_loop
         app.stopping = True
         await _abort_responses(server)
-        await server.shutdown(sockets=[listener])
+        shutdown = asyncio.create_task(server.shutdown(sockets=[listener]))
+        # A TLS handshake under way becomes a connection only now, and uvicorn would wait for its client to leave.
+        while not (await asyncio.wait((shutdown,), timeout=0.02))[0]:
+            await _abort_responses(server)
+        shutdown.result()
 
 
 class _AbortableApp:
