@@ -188,6 +188,7 @@ async function fetchTask() {
     clockOffset = Date.now() - Date.parse(page.getElementById("live").dataset.now);
     const isSelecting = !getSelection().isCollapsed; // a replaced text would lose its selection
     if (!isSelecting && withoutAges(found) !== withoutAges(main)) replaceMain(main, found);
+    document.title = page.title; // the target's name comes after the first status
     updateAges();
     showConnection("Live.", false);
     return found.dataset.ended === "no";
