@@ -16,7 +16,8 @@ from ..domain.durations import rfc3339
 from ..domain.errors import NatsUnavailable
 from ..domain.subjects import SubjectNames
 from .provision import add_late_subject, delivery_subjects
-from .streams import REQUEST_TIMEOUT_S, Streams
+from .request_mux import REQUEST_TIMEOUT_S
+from .streams import Streams
 
 GROUP = "deliver"
 WINDOW = 256

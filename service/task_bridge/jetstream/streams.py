@@ -15,77 +15,19 @@ import msgspec
 import nats.errors
 import nats.js.errors
 from nats.aio.client import Client
-from nats.aio.msg import Msg
 from nats.js import JetStreamContext
 
 from ..domain.clock import ServerClock
 from ..domain.durations import parse_time
 from ..domain.errors import NatsUnavailable
 from .nats_py_workarounds import SubscriptionQueue, queued_subscription
+from .request_mux import NO_RESPONDERS, REQUEST_TIMEOUT_S, RequestMux
 
 T = TypeVar("T")
 
-REQUEST_TIMEOUT_S = 5.0
 PAGE_MAX_BYTES = 8 * 1024 * 1024
-_SWEEP_S = 1.0
-_NO_RESPONDERS = "503"
 _REFUSAL_VALID_S = 10.0
 """How long a refusal counts as current; whatever must be stored is retried within four seconds."""
-
-
-class RequestMux:
-    """Requests over one inbox of the bridge's own, for publishes of watches and events. Call `open` first.
-
-    nats-py's request creates a task, a timer and a random token each time: 97 µs per publish with an event's headers,
-    76 µs this way (one run, interleaved). One sweep per second fails the requests that were never answered.
-    """
-
-    def __init__(self, connection: Client) -> None:
-        self._connection = connection
-        self._inbox = connection.new_inbox() + "."
-        self._tokens = itertools.count()
-        self._pending: dict[str, tuple[asyncio.Future[Msg], float]] = {}
-        self._sweep_timer: asyncio.TimerHandle | None = None
-
-    async def open(self) -> None:
-        """Subscribe to the inbox, for as long as the connection lives."""
-        await self._connection.subscribe(self._inbox + "*", cb=self._on_answer)
-
-    async def request(self, subject: str, body: bytes, headers: dict[str, str]) -> Msg:
-        """Publish and return the answer.
-
-        Raises TimeoutError after 5 to 6 seconds, NoRespondersError, or what nats-py's publish raises.
-        """
-        loop = asyncio.get_running_loop()
-        token = str(next(self._tokens))
-        answer: asyncio.Future[Msg] = loop.create_future()
-        self._pending[token] = answer, loop.time() + REQUEST_TIMEOUT_S
-        if self._sweep_timer is None:
-            self._sweep_timer = loop.call_later(_SWEEP_S, self._time_out_requests)
-        try:
-            await self._connection.publish(subject, body, self._inbox + token, headers=headers)
-            message = await answer
-        finally:
-            self._pending.pop(token, None)
-        if message.headers and message.headers.get("Status") == _NO_RESPONDERS:
-            raise nats.errors.NoRespondersError
-        return message
-
-    async def _on_answer(self, message: Msg) -> None:
-        pending = self._pending.get(message.subject[len(self._inbox) :])
-        if pending is not None and not pending[0].done():
-            pending[0].set_result(message)
-
-    def _time_out_requests(self) -> None:
-        """Fail the requests that waited too long, from the oldest one on."""
-        loop = asyncio.get_running_loop()
-        now = loop.time()
-        for answer, deadline in self._pending.values():
-            if deadline > now:
-                break
-            if not answer.done():
-                answer.set_exception(TimeoutError("no answer in time"))
-        self._sweep_timer = loop.call_later(_SWEEP_S, self._time_out_requests) if self._pending else None
 
 
 class StoredMessage(NamedTuple):
@@ -272,7 +214,7 @@ async def _read_batch(answers: SubscriptionQueue, stream: str) -> tuple[list[Sto
         if status in ("204", "404"):  # end of the batch, or no message at all
             return batch, int(headers.get("Nats-Num-Pending", pending))
         if status is not None:
-            if status == _NO_RESPONDERS:
+            if status == NO_RESPONDERS:
                 raise nats.errors.NoRespondersError
             raise NatsUnavailable(f"{stream}: {headers.get('Description', status)}")
         pending = int(headers.get("Nats-Num-Pending", 0))
