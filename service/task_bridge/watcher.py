@@ -412,6 +412,7 @@ class Watcher:
                 watch.task,
                 watch.since,
                 seen=seen,
+                begun=held.last is not None,
                 with_result=watch.partial_results,
                 with_details=watch.details,
                 identity=identity,

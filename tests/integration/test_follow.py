@@ -110,6 +110,27 @@ async def test_a_found_task_begins_as_it_was_found_without_a_poll(lab: Lab) -> N
     assert (begun[0]["data"]["kind"], begun[0]["data"]["status"]) == ("watching", "RUNNING")
 
 
+async def test_what_was_found_is_not_told_after_a_newer_event(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("task_bridge.vcenter.vim.source._FOUND_VALID_S", 60.0)
+    async with lab.bridge(capacity=1):
+        await follow(lab)
+        await following(lab)
+        busy = lab.vcenter.create(scenarios.runs_forever(), flavour="vim")
+        await lab.listen()
+        await until(lambda: lab.heard(busy))
+        async with lab.bridge():
+            # Found by the one, watched by the other.
+            task = lab.vcenter.create(scenarios.stays_pending(), flavour="vim")
+            await until(lambda: lab.heard(task))
+            lab.vcenter.set(task, status="RUNNING")
+            await until(lambda: len(lab.heard(task)) == 2)
+        lab.vcenter.set(busy, status="SUCCEEDED")
+        await lab.ended(busy)
+        lab.vcenter.set(task, status="SUCCEEDED")
+        await lab.ended(task)
+        assert [event["data"]["status"] for event in lab.heard(task)] == ["PENDING", "RUNNING", "SUCCEEDED"]
+
+
 async def test_endings_alone_are_published_if_the_follow_says_so(lab: Lab) -> None:
     async with lab.bridge():
         await follow(lab, events="endings")

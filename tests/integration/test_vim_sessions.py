@@ -32,7 +32,7 @@ async def test_a_session_that_nobody_needs_is_logged_out_of_and_another_begun_wh
             task = here.vcenter.create(scenarios.runs_forever(), flavour="vim")
             assert not here.vcenter.request_log.of("Login")
             for number in (1, 2):
-                vim.track(task, time.time(), seen=False, identity=None)
+                vim.track(task, time.time(), seen=False, begun=False, identity=None)
                 await asked("CreateListView", number)
                 await asked("Login", number)
                 vim.forget(task)
@@ -47,7 +47,7 @@ async def test_a_session_is_logged_out_of_however_long_nothing_else_was_due() ->
         )
         async with vim:
             task = here.vcenter.create(scenarios.runs_forever(), flavour="vim")
-            vim.track(task, time.time(), seen=False, identity=None)
+            vim.track(task, time.time(), seen=False, begun=False, identity=None)
             # The task, its object, and then nothing new: the third wait begins when all the rest is done.
             await here.until(lambda: len(here.vcenter.request_log.of("WaitForUpdatesEx")) == 3)
             vim.forget(task)

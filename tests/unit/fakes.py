@@ -60,6 +60,7 @@ class FakeSource:
         since: float,
         *,
         seen: bool,
+        begun: bool,
         with_result: bool,
         with_details: bool,
         identity: TaskIdentity | None,

@@ -44,15 +44,17 @@ class TaskSource(Protocol):
         since: float,
         *,
         seen: bool,
+        begun: bool,
         with_result: bool,
         with_details: bool,
         identity: TaskIdentity | None,
     ) -> None:
         """Poll `task` from now on.
 
-        `since`: when its watch started (Unix s). `seen`: an event says that vCenter showed it before. `with_result`:
-        each poll fetches the result. `with_details`: each poll fetches all that vCenter knows, for `extra`.
-        `identity`: the task's identity, where an event holds it.
+        `since`: when its watch started (Unix s). `seen`: vCenter showed it before. `begun`: an event of its watch is
+        stored, and what was read before it must not be told after it. `with_result`: each poll fetches the result.
+        `with_details`: each poll fetches all that vCenter knows, for `extra`. `identity`: the task's identity, where
+        an event holds it.
         """
 
     def resume(self, task: str) -> None:

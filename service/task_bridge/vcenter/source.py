@@ -109,6 +109,7 @@ class VCenterTaskSource:
         since: float,
         *,
         seen: bool,
+        begun: bool,
         with_result: bool,
         with_details: bool,
         identity: TaskIdentity | None,
@@ -117,7 +118,7 @@ class VCenterTaskSource:
         if not is_vim_task(task):
             self._cis.track(task, since, seen=seen, with_result=with_result, with_details=with_details)
         elif self._vim is not None:
-            self._vim.track(task, since, seen=seen, identity=identity)
+            self._vim.track(task, since, seen=seen, begun=begun, identity=identity)
 
     def resume(self, task: str) -> None:
         if source := self._source_of(task):

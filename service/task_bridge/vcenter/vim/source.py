@@ -160,11 +160,11 @@ class VimSource:
 
     # The port
 
-    def track(self, task: str, since: float, *, seen: bool, identity: TaskIdentity | None) -> None:
+    def track(self, task: str, since: float, *, seen: bool, begun: bool, identity: TaskIdentity | None) -> None:
         self.forget(task)
         now = self._monotonic()
         info, read_at = self._found.pop(task, ({}, -math.inf))
-        is_new = now - read_at < _FOUND_VALID_S  # so no event says BLOCKED, which RUNNING would take back
+        is_new = not begun and now - read_at < _FOUND_VALID_S
         tracked = TrackedVimTask(
             task, seen, since=since, identity=identity, awaits_question=seen and not is_new, shown_at=now
         )
