@@ -47,11 +47,12 @@ class StreamTroubles:
             events = [message for message in archive.messages if message.subject.startswith(f"{names.events}.")]
             one = self._chance.choice(events).subject.rsplit(".", 2)[0] if events else ""
             of_task = f"{one}." if self._chance.random() < 0.5 else ""
+            unacked = await self._read_unacked()
             there_at, newest = self._begin_loss(), archive.newest
             subject = f"{one}.>" if of_task else None
             await _surely(lambda: self._world.js.purge_stream(names.events_stream, seq=newest + 1, subject=subject))
             archive.remove(lambda message: message.subject.startswith(of_task), there_at)
-            await self._note_unacked()
+            await self._note_unacked(unacked)
             self._tell(f"purged {names.events_stream} {subject or ''} up to {newest}")
 
     async def cap_events(self) -> None:
@@ -85,10 +86,11 @@ class StreamTroubles:
         async with self._nats, _AllBridgesUp(self._world):
             await self._seal(stream)
             await archive.read()
+            unacked = await self._read_unacked()
             there_at = self._begin_loss()
             await self._deleted(stream)
             archive.begin_again(there_at)
-            await self._note_unacked()
+            await self._note_unacked(unacked)
             self._tell(f"deleted {stream}")
 
     async def purge_queue(self) -> None:
@@ -136,19 +138,25 @@ class StreamTroubles:
         book.events_lost_at = min(book.events_lost_at, now)
         return now
 
-    async def _note_unacked(self) -> None:
-        """Note the watches whose final event has gone and whose message hasn't: they will be delivered again."""
+    async def _note_unacked(self, before: frozenset[str] = frozenset()) -> None:
+        """Note the watches whose final event has gone and whose message hasn't: they will be delivered again.
+
+        `before`: whose message was there before the loss. All servers may be away until one was watched again.
+        """
         ended = {
             message.headers.get("Bridge-Watch", "")
             for message in self._world.archive.messages
             if message.gone_at < math.inf and message.headers.get("Bridge-Kind", "").startswith(ENDINGS)
         }
         if ended:
-            try:
-                queue, _ = await _surely(lambda: self._world.read_queue(self._world.names.watches_stream))
-            except nats.js.errors.NotFoundError:
-                return  # it was deleted, and no bridge has made it again yet: no message will be delivered
-            self._world.book.unacked |= ended & {decode(message.body)["id"] for message in queue}
+            self._world.book.unacked |= ended & (before | await self._read_unacked())
+
+    async def _read_unacked(self) -> frozenset[str]:
+        try:
+            queue, _ = await _surely(lambda: self._world.read_queue(self._world.names.watches_stream))
+        except nats.js.errors.NotFoundError:
+            return frozenset()  # it was deleted, and no bridge has made it again yet: no message will be delivered
+        return frozenset(decode(message.body)["id"] for message in queue)
 
     def _some_queue(self) -> str:
         return self._chance.choice([self._world.names.requests_stream, self._world.names.watches_stream])

@@ -273,7 +273,9 @@ class Troubles:
         vcenter = self._chance.choice(sorted(replica.vcenter_proxies))
         counts = self._world.vcenters[vcenter].sessions.counts
         logins = counts.logins
+        book.disturbed_links += 1
         await disturb(replica.vcenter_proxies[vcenter], f"{replica.name}'s link to vCenter {vcenter}")
+        book.disturbed_links -= 1
         book.excused_sessions += counts.logins - logins
         book.faulty_at = time.time()
 

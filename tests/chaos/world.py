@@ -116,6 +116,7 @@ class Book:
         self.unseen_at: dict[str, float] = {}
         self.denied_at: dict[str, float] = {}
         self.excused_sessions = 0
+        self.disturbed_links = 0
         self.faulty_at = 0.0
         self.lost_requests: list[tuple[int, float]] = []
         self.lost_watches: dict[str, str] = {}
@@ -378,7 +379,7 @@ async def killed(world: World, replica: Replica, number: int = signal.SIGKILL) -
     Sessions that it can't log out of are excused.
     """
     began, book = time.time(), world.book
-    was_faulty = bool(world.vcenter.faults.active())
+    was_faulty = bool(world.vcenter.faults.active() or book.disturbed_links)
     try:
         code = await replica.process.end(number, within_s=20)
     except TimeoutError:

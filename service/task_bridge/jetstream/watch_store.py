@@ -333,6 +333,9 @@ class WatchStore:
             stored = await self._journal.append(draft, last.sequence if last else 0, memory_lost=memory_lost)
         except MemoryLost:
             return None
+        if event_of_watch(stored, watch) is None:
+            # If the confirmation was lost, another watch may have begun after this one's end.
+            stored = (await self._journal.read_memory(watch)).last or stored
         # Not the ids: the stored event has another number if memory was lost.
         is_own_event = event_of_watch(stored, watch) and stored.event.kind == draft.event.kind
         return stored if is_own_event and stored.instance == self._journal.instance else None
