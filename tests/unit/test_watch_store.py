@@ -353,6 +353,15 @@ def test_an_answer_about_a_watch_and_its_last_event_is_of_one_moment(desk: Desk)
     assert (present.watch.id, present.sequence, last.sequence) == ("second", 2, 1)
 
 
+def test_a_watch_with_an_event_of_its_own_is_read_once(desk: Desk) -> None:
+    desk.stream.put_watch(a_watch())
+    desk.journal.write(an_event())
+    desk.stream.on_read = [lambda: None, lambda: pytest.fail("the last event says that the watch was in force")]
+    present, last = run_in_virtual_time(desk.store.read_watch_and_last_event("lab", TASK))
+    assert present is not None
+    assert last is not None
+
+
 # Watches of follows
 
 
@@ -498,6 +507,20 @@ def test_an_event_that_comes_first_is_followed_by_the_end(desk: Desk) -> None:
     assert unwatch(desk) == ("1764024000000-42", "abandoned.unwatched", 2)
 
 
+def test_an_event_of_this_replica_that_comes_first_is_not_the_end(desk: Desk) -> None:
+    desk.stream.put_watch(a_watch())
+    desk.journal.before_append = [lambda: desk.journal.write(an_event(sequence=1), "mine")]
+    assert unwatch(desk) == ("1764024000000-42", "abandoned.unwatched", 2)
+
+
+def test_a_watch_whose_task_completed_before_it_began_has_ended(desk: Desk) -> None:
+    desk.stream.put_watch(a_watch())
+    desk.end(watch=OTHER)
+    with pytest.raises(AlreadyEnded):
+        unwatch(desk)
+    assert len(desk.journal.entries) == 1
+
+
 def test_an_end_that_comes_first_wins(desk: Desk) -> None:
     desk.stream.put_watch(a_watch())
     desk.journal.before_append = [desk.end]
@@ -579,13 +602,13 @@ def test_a_timed_out_watch_ends_with_what_keeps_vcenter_from_being_asked(desk: D
 
 
 class Waiting:
-    """Whether watches wait, as the test says."""
+    """Watches that wait from some time on."""
 
-    def __init__(self) -> None:
-        self.waits = True
+    def __init__(self, from_s: float = 0.0) -> None:
+        self._from_s = from_s
 
     def __call__(self) -> bool:
-        return self.waits
+        return asyncio.get_running_loop().time() >= self._from_s
 
 
 def run_for(desk: Desk, waiting: Waiting, seconds: float) -> None:
@@ -610,12 +633,10 @@ def test_a_watch_ends_once_its_holder_would_have_ended_it(desk: Desk, late_s: fl
 
 
 def test_watches_are_read_only_while_some_wait(desk: Desk) -> None:
-    waiting = Waiting()
-    waiting.waits = False
-    run_for(desk, waiting, 3.5)
+    waiting = Waiting(from_s=3.5)
+    run_for(desk, waiting, 3.4)
     assert not desk.stream.pages
-    waiting.waits = True
-    run_for(desk, waiting, 3.5)
+    run_for(desk, waiting, 6.5)
     assert len(desk.stream.pages) == 3
 
 
