@@ -26,6 +26,7 @@ from task_bridge.vcenter.cis.api import (
     ListUnavailable,
     MissingTask,
     TaskAnswerTooLarge,
+    UnreadableAnswer,
 )
 from task_bridge.vcenter.cis.poller import CisPoller
 from task_bridge.vcenter.cis.renderings import Refusal
@@ -35,7 +36,7 @@ from task_bridge.vcenter.health import ApiHealthTracker
 from task_bridge.vcenter.http import AmbiguousFailure, RequestBudget
 from task_bridge.vcenter.policy import PollPolicy, Timeouts
 from task_bridge.vcenter.shared import ResultQueue
-from task_bridge.vcenter.tracked_task import PARKED, POLLING, QUEUED, WAITING, TaskTracker
+from task_bridge.vcenter.tracked_task import FORGOTTEN, PARKED, POLLING, QUEUED, WAITING, TaskTracker
 from virtual_time import run_in_virtual_time
 
 RUNNING = {"status": "RUNNING"}
@@ -235,6 +236,7 @@ def test_a_list_that_shows_nothing_lets_one_task_be_asked_for_alone_and_the_othe
     first, *others = desk.track(A, B, C)
     desk.tracker.poll_now(B)
     desk.tracker.poll_now(A)
+    desk.outage.record_failure(VCenterUnavailable("x"), desk.now, desk.now)
     desk.api.list_error = BadAnswer("no lists now", answer=NOT_NOW)
     assert desk.poll() == [(B, Unanswered(NOT_NOW))]
     assert (first.phase, first.by_get) == (QUEUED, True)
@@ -304,9 +306,9 @@ def test_a_vcenter_without_lists_is_asked_for_each_task(desk: Desk) -> None:
     desk.api.list_error = ListUnavailable("it has no list")
     desk.api.tasks = {A: RUNNING, B: RUNNING}
     desk.poll()
-    assert statuses(desk.poll() + desk.poll()) == {A: "RUNNING", B: "RUNNING"}
+    assert statuses(desk.poll() + desk.poll(after_s=5)) == {A: "RUNNING", B: "RUNNING"}
     assert desk.asked()[1:] == [("get", [A]), ("get", [B])]
-    assert desk.agenda.lists_from == desk.now + 600
+    assert desk.agenda.lists_from == desk.now - 5 + 600
 
 
 def test_a_list_that_works_again_is_no_missing_list(desk: Desk) -> None:
@@ -327,16 +329,19 @@ def test_a_list_that_works_again_is_no_missing_list(desk: Desk) -> None:
 
 
 def test_a_failed_list_interrupts_the_absence_of_its_tasks(desk: Desk) -> None:
-    desk.track(A, B, seen=False)
-    desk.poll()
-    desk.poll(after_s=1)
-    desk.now += 29
+    desk.track(A, B, C)
+    desk.show(A, B, C)
+    desk.api.tasks = {}
+    desk.poll(after_s=20)
+    absences = desk.tracker.absences
+    assert [absences.is_only_unlisted(one) for one in (A, B, C)] == [True] * 3
+    desk.agenda.queue_due(desk.now)
+    for one in desk.tracker.tasks.values():
+        one.by_get = False
+        desk.agenda.schedule(one, desk.now, desk.now)
     desk.api.list_error = BadAnswer("no lists now")
-    desk.api.tasks = {A: BadAnswer("no"), B: BadAnswer("no")}
-    while desk.asked() != []:
-        desk.poll()
-    absent = [desk.tracker.absences._absent[one].answered_at for one in (A, B)]
-    assert absent == [None, None]
+    desk.poll()
+    assert [absences.is_only_unlisted(one) for one in (A, B, C)] == [False] * 3
 
 
 # Failures that may be vCenter's
@@ -593,6 +598,8 @@ def test_a_result_that_can_not_be_had_is_unavailable_at_once(desk: Desk, is_too_
     ((_, task),) = desk.poll()
     assert isinstance(task, Task)
     assert (task.status, task.result, one.phase) == ("SUCCEEDED", UNAVAILABLE, PARKED)
+    assert one.failures == 0
+    assert A not in desk.tracker.absences
 
 
 def test_a_result_is_fetched_again_while_no_service_answers(desk: Desk) -> None:
@@ -625,8 +632,10 @@ def test_a_task_that_can_not_be_read_is_seen_and_polled_less_and_less_often(desk
         assert 0.5 <= one.due - desk.now <= 1.0
         desk.poll(after_s=2)
         assert 1.0 <= one.due - desk.now <= 2.0
+        desk.poll(after_s=3)
+        assert 2.0 <= one.due - desk.now <= 4.0
         desk.api.tasks[A] = RUNNING
-        assert statuses(desk.poll(after_s=3)) == {A: "RUNNING"}
+        assert statuses(desk.poll(after_s=5)) == {A: "RUNNING"}
     assert [log["event"] for log in logs] == ["task_not_readable", "task_readable_again"]
     assert one.failures == 0
 
@@ -699,6 +708,23 @@ def test_of_a_task_that_is_too_large_less_is_asked_for(desk: Desk, wishes: dict[
     assert one.phase == WAITING
 
 
+@pytest.mark.parametrize("answer", [missing(), missing(Refusal.ROUTER), UnreadableAnswer("cut off"), RUNNING])
+def test_nothing_follows_for_a_task_that_was_forgotten_meanwhile(desk: Desk, answer: Any) -> None:
+    (one,) = desk.track(A, with_details=True)
+    one.by_get = True
+    desk.api.tasks[A] = answer
+
+    def forget() -> None:
+        desk.tracker.forget(A)
+
+    desk.api.on_request = forget
+    assert desk.poll() == []
+    assert (one.phase, one.failures, one.seen) == (FORGOTTEN, isinstance(answer, Exception), True)
+    assert desk.api.forgone == []
+    assert A not in desk.tracker.absences
+    assert desk.agenda.first_due() == float("inf")
+
+
 def test_of_a_task_that_can_not_be_read_three_times_less_is_asked_for(desk: Desk) -> None:
     (one,) = desk.track(A, with_result=True)
     desk.api.tasks[A] = {"no": "status"}
@@ -719,11 +745,12 @@ def test_a_bug_over_one_task_keeps_none_of_the_others(desk: Desk) -> None:
     with capture_logs() as logs:
         assert statuses(desk.poll()) == {B: "RUNNING"}
         assert (one.failures, one.phase) == (1, WAITING)
-        one.by_get = True
-        desk.poll(after_s=10)
-    assert (one.failures, one.phase) == (2, WAITING)
+        for _ in range(2):
+            one.by_get = True
+            desk.poll(after_s=10)
+    assert (one.failures, one.phase) == (3, WAITING)
     assert [log["task"] for log in logs if log["event"] == "look_failed"] == [A]
-    assert desk.now + 1 <= one.due <= desk.now + 2
+    assert desk.now + 2 <= one.due <= desk.now + 4
 
 
 def test_a_bug_over_a_whole_list_is_passed_on(desk: Desk) -> None:

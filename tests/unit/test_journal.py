@@ -20,6 +20,7 @@ from task_bridge.domain.subjects import SubjectNames
 from task_bridge.domain.task import UNAVAILABLE, Result
 from task_bridge.domain.watch import Draft
 from task_bridge.jetstream.journal import JetStreamJournal
+from task_bridge.jetstream.lost_memories import LostMemories
 from task_bridge.jetstream.streams import PubAck, StoredMessage, StreamReport, StreamState
 from task_bridge.metrics import Metrics
 from unit.builders import NOW, TASK, a_watch, an_event
@@ -123,11 +124,13 @@ class Desk:
     def __init__(self) -> None:
         self.streams = FakeStreams()
         self.metrics = Metrics()
+        self.lost_memories = LostMemories(self.metrics, NAMES.events_stream)
         self.journal = JetStreamJournal(
             self.streams,  # type: ignore[arg-type]
             NAMES,
             self.metrics,
             lambda: NOW + 1,
+            lost_memories=self.lost_memories,
             instance="mine",
         )
 
@@ -175,6 +178,7 @@ def test_an_event_is_published_with_its_fence_and_its_place(desk: Desk) -> None:
     assert entry.body == desk.streams.bodies[0] == to_cloudevent(a_status(3))
     assert desk.events_counted() == 1
     assert desk.counted("publish_seconds_count") == 1
+    assert desk.counted("publish_seconds_sum") < 60
     assert desk.counted("publish_retries_total") == desk.counted("lost_memories_total") == 0
 
 
@@ -297,6 +301,7 @@ def test_after_a_loss_the_number_is_the_server_s_time(desk: Desk) -> None:
     assert desk.published_at == [0.75]
     assert desk.streams.published[0][1]["Bridge-Sequence"] == "1764024009000"
     assert desk.counted("lost_memories_total") == desk.events_counted() == 1
+    assert "1 watch" in (desk.lost_memories.reason or "")
 
 
 def test_without_the_server_s_time_the_number_is_ours(desk: Desk) -> None:

@@ -106,6 +106,11 @@ class Journal(RecordingJournal):
         self.lost = False
         self.lost_appends: list[bool] = []
         self.before_append: list[Any] = []
+        self.leaders: list[bool] = []
+
+    async def read_last(self, vcenter: str, task: str, *, leader: bool = False) -> Entry | None:
+        self.leaders.append(leader)
+        return await super().read_last(vcenter, task, leader=leader)
 
     async def read_memory(self, watch: Watch) -> Memory[Entry]:
         return (await super().read_memory(watch))._replace(lost=self.lost)
@@ -353,6 +358,12 @@ def test_an_answer_about_a_watch_and_its_last_event_is_of_one_moment(desk: Desk)
     assert (present.watch.id, present.sequence, last.sequence) == ("second", 2, 1)
 
 
+def test_a_watch_that_goes_while_its_last_event_is_read_is_none(desk: Desk) -> None:
+    desk.stream.put_watch(a_watch(id="first"))
+    desk.stream.on_read = [lambda: None, desk.stream.messages.clear]
+    assert run_in_virtual_time(desk.store.read_watch_and_last_event("lab", TASK)) == (None, None)
+
+
 def test_a_watch_with_an_event_of_its_own_is_read_once(desk: Desk) -> None:
     desk.stream.put_watch(a_watch())
     desk.journal.write(an_event())
@@ -399,6 +410,12 @@ def test_a_requested_watch_is_known_by_what_its_last_event_says(desk: Desk, queu
     else:
         with pytest.raises(NatsUnavailable):
             run_in_virtual_time(desk.store.start(found()))
+
+
+def test_a_found_task_of_which_nothing_is_known_counts_as_the_one_that_is_watched(desk: Desk) -> None:
+    desk.stream.put_watch(found(NOW - 600))
+    unknown = a_watch(id="found", task=VIM_TASK, api="vim", follow="f")
+    assert not run_in_virtual_time(desk.store.start(unknown))
 
 
 def test_a_watch_of_which_nothing_is_known_yet_counts_as_the_task_s(desk: Desk) -> None:
@@ -513,6 +530,14 @@ def test_an_event_of_this_replica_that_comes_first_is_not_the_end(desk: Desk) ->
     assert unwatch(desk) == ("1764024000000-42", "abandoned.unwatched", 2)
 
 
+def test_the_end_of_another_watch_that_comes_first_is_not_this_one_s(desk: Desk) -> None:
+    desk.stream.put_watch(a_watch())
+    end = an_event("abandoned", "unwatched", watch=OTHER)
+    desk.journal.before_append = [lambda: desk.journal.write(end, "mine", stored_at=NOW - 5)]
+    assert unwatch(desk)[0] == "1764024000000-42"
+    assert [event.data.watch.id for event in desk.journal.events] == ["another-watch", "1764024000000-42"]
+
+
 def test_a_watch_whose_task_completed_before_it_began_has_ended(desk: Desk) -> None:
     desk.stream.put_watch(a_watch())
     desk.end(watch=OTHER)
@@ -569,6 +594,13 @@ def test_an_abandoned_watch_keeps_its_message(desk: Desk) -> None:
     assert (desk.journal.kinds, desk.stream.deleted) == (["abandoned.unwatched"], [])
     run_in_virtual_time(desk.store.abandon(a_watch()))
     assert len(desk.journal.kinds) == 1
+    assert desk.journal.leaders == [True, True]
+
+
+def test_a_watch_whose_task_completed_before_is_not_abandoned(desk: Desk) -> None:
+    desk.end(watch=OTHER)
+    run_in_virtual_time(desk.store.abandon(a_watch()))
+    assert desk.journal.kinds == ["completed.succeeded"]
 
 
 def test_a_watch_is_abandoned_though_an_event_comes_first(desk: Desk) -> None:
