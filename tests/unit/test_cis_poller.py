@@ -769,3 +769,51 @@ def test_what_vcenter_answers_ends_an_outage(desk: Desk) -> None:
     assert not desk.outage.is_down
     assert desk.tracker.last_refusal is None
     assert desk.tracker.tasks[A].phase != POLLING
+
+
+def test_a_task_that_is_as_before_its_failure_is_readable_again(desk: Desk) -> None:
+    (one,) = desk.track(A)
+    desk.show(A)
+    one.by_get = True
+    desk.api.tasks[A] = BadAnswer("not now")
+    with capture_logs() as logs:
+        desk.poll(after_s=20)
+        assert one.failures == 1
+        desk.api.tasks[A] = RUNNING
+        assert desk.poll(after_s=20) == [(A, UNCHANGED)]
+    assert one.failures == 0
+    assert [log["event"] for log in logs] == ["task_not_readable", "task_readable_again"]
+
+
+def test_an_urgent_task_that_vcenter_refuses_to_show_is_unanswered_with_the_refusal(desk: Desk) -> None:
+    (one,) = desk.track(A, with_details=True)
+    one.by_get = True
+    desk.tracker.poll_now(A)
+    desk.api.tasks[A] = BadAnswer("not now", answer=NOT_NOW)
+    assert desk.poll() == [(A, Unanswered(NOT_NOW))]
+    assert desk.api.forgone == []  # the answer isn't unreadable
+    assert desk.polled == 0
+
+
+def test_a_get_counts_as_a_poll_but_that_of_a_result_does_not(desk: Desk) -> None:
+    one = end(desk)
+    one.by_get = True
+    desk.poll()
+    assert desk.polled == 1
+    one.by_get = True
+    desk.poll()
+    assert desk.polled == 1
+
+
+def test_other_work_goes_on_while_a_long_list_is_read_and_may_forget_its_tasks(desk: Desk) -> None:
+    many = [f"{number}:p" for number in range(8)]
+    desk.track(A, *many)
+    desk.show(A, *many)
+    for task in many:
+        desk.api.tasks[task] = {"status": "RUNNING", "notes": "x" * 10_000}  # 80 kB in all
+
+    def forget_soon() -> None:
+        asyncio.get_running_loop().call_soon(desk.tracker.forget, A)
+
+    desk.api.on_request = forget_soon
+    assert set(dict(desk.poll(after_s=20))) == set(many)
