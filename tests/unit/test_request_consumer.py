@@ -453,6 +453,14 @@ def test_a_request_that_no_replica_survived_is_not_tried_again(desk: Desk) -> No
     assert desk.replicas.asked == [KEY]
 
 
+def test_a_request_that_another_replica_survived_counts_as_survived_here_while_it_is_tried(desk: Desk) -> None:
+    desk.replicas.survived = {KEY}
+    desk.must_wait.clear()
+    desk.run(message(1, 6))
+    assert len(desk.admitted) == 1
+    assert desk.replicas.has_survived(KEY)
+
+
 def test_a_request_that_was_delivered_five_times_is_tried_without_a_question(desk: Desk) -> None:
     assert desk.run(message(1, 5)) == [(ack_subject(1, 5), ACK)]
     assert not desk.replicas.asked
