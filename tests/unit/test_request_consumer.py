@@ -177,7 +177,7 @@ class Desk:
         self.journal = RecordingJournal(lambda: NOW)
         self.metrics = Metrics()
         self.now = NOW + 1_000
-        self.results: list[Exception] = []
+        self.results: list[Exception | None] = []
         self.admitted: list[str] = []
         self.must_wait = asyncio.Event()
         self.must_wait.set()
@@ -203,8 +203,8 @@ class Desk:
     async def admit(self, message: Msg) -> None:
         self.admitted.append(message.reply)
         await self.must_wait.wait()
-        if self.results:
-            raise self.results.pop(0)
+        if self.results and (error := self.results.pop(0)) is not None:
+            raise error
 
     async def deliver(self, *messages: Any) -> None:
         assert self.broker.handler is not None
@@ -280,6 +280,7 @@ def test_a_request_that_can_not_be_served_now_is_tried_again_every_second(desk: 
     assert len(desk.admitted) == 4
     assert [log["reason"] for log in told(logs, "requests_kept")] == ["nobody answers"]
     assert len(told(logs, "requests_served_again")) == 1
+    assert not desk.replicas.has_survived(KEY)
 
 
 def test_a_request_that_is_kept_has_been_survived(desk: Desk) -> None:
@@ -371,6 +372,19 @@ def test_no_more_is_pulled_than_may_be_kept(desk: Desk) -> None:
             desk.results.clear()
             await asyncio.sleep(1.05)
             assert sum(desk.nats.pulls()[1:]) == 512
+
+    run_in_virtual_time(run())
+
+
+def test_more_is_pulled_as_soon_as_some_of_many_are_served(desk: Desk) -> None:
+    async def run() -> None:
+        desk.results = [AWAY] * 2_048
+        await desk.deliver(*(message(number) for number in range(2_048)))
+        async with desk.running():
+            await asyncio.sleep(0.5)
+            desk.results = [None] * 500 + [AWAY] * 1_548
+            await asyncio.sleep(0.6)
+            assert sum(desk.nats.pulls()) == 500
 
     run_in_virtual_time(run())
 

@@ -251,6 +251,7 @@ def test_a_poll_reports_what_changed_and_leaves_the_rest_to_push(desk: Desk) -> 
     assert statuses(desk.poll(one, other)) == {A: "RUNNING", B: "Unchanged"}
     assert (one.due, other.due, one.shown_at) == (None, None, desk.now)
     assert desk.polled == 2 + 2
+    assert desk.poller.first_pulled_end_at == math.inf
     assert desk.poll(one) == []  # it is parked
 
 
@@ -403,6 +404,16 @@ def test_a_task_that_was_reported_before_waits_for_its_question(desk: Desk) -> N
     desk.session.show(A, ON_VM)
     assert desk.update(A) == []
     assert (one.awaits_question, one.due) == (True, desk.now)
+
+
+def test_a_poll_that_first_shows_the_vm_is_followed_by_one_with_its_question(desk: Desk) -> None:
+    (one,) = desk.track(A, awaits_question=True)
+    desk.session.show(A, ON_VM)
+    desk.session.show_question("vm-1", QUESTION)
+    assert desk.poll(one) == []
+    assert one.due == desk.now
+    assert statuses(desk.poll(one)) == {A: "BLOCKED"}
+    assert desk.session.asked == [[A], [A, "vm-1"]]
 
 
 def test_a_task_without_a_vm_waits_for_none(desk: Desk) -> None:
@@ -608,6 +619,14 @@ def test_a_history_that_can_not_be_read_now_is_asked_for_a_minute(desk: Desk) ->
     after_s, (absence,) = poll_until_reported(desk, one, 200)
     assert isinstance(absence, Absence)
     assert after_s == 60.0
+
+
+def test_a_task_that_was_never_seen_waits_for_no_history(desk: Desk) -> None:
+    (one,) = desk.track(A)
+    desk.session.history_error = fault("RuntimeFault")
+    after_s, (absence,) = poll_until_reported(desk, one, 100)
+    assert isinstance(absence, Absence)
+    assert after_s == 30.0
 
 
 def test_a_history_that_comes_back_shows_the_end(desk: Desk) -> None:
