@@ -293,7 +293,7 @@ def _is_ahead(last: Event, event: Event, number: int) -> bool:
 
     In a stream that was recreated that event may have a lower stream sequence than the one before.
     """
-    return last.id == event.id or (last.data.watch.id == event.data.watch.id and last.data.sequence >= number)
+    return last.data.watch.id == event.data.watch.id and last.data.sequence >= number
 
 
 def _event_from_headers(stored: StoredMessage, vcenter: str, task: str) -> Event:

@@ -208,7 +208,7 @@ class WatchStore:
         last = await self._journal.read_last(watch.vcenter, watch.task, leader=True)
         if last is None or last.event.data.watch.id == watch.id:
             # The watch may even have ended by now: a replica took it up, or somebody unwatched it.
-            return Admission("accepted", watch.ref, last and event_of_watch(last, watch))
+            return Admission("accepted", watch.ref, last)
         if not await self._is_request_answered(watch, last):
             return Admission("accepted", watch.ref, None)
         await self._streams.delete(self._names.watches_stream, sequence)
