@@ -13,6 +13,7 @@ import nats.js.errors
 import pytest
 from structlog.testing import capture_logs
 
+from task_bridge.domain.durations import rfc3339
 from task_bridge.domain.errors import NatsUnavailable
 from task_bridge.domain.events import INLINE_MAX_BYTES, Event, EventData, WatchRef, to_cloudevent
 from task_bridge.domain.ports import MemoryLost
@@ -281,6 +282,22 @@ def test_an_id_that_jetstream_knows_twice_was_used(desk: Desk) -> None:
         desk.append(a_status(2))
     assert lost.value.sequence == 0
     assert desk.published_at == [0.0, 0.25]
+
+
+def test_a_first_event_without_an_answer_may_have_been_stored_in_a_stream_that_was_deleted_since(desk: Desk) -> None:
+    def vanish() -> PubAck:
+        desk.streams.report = StreamReport(StreamState(), rfc3339(NOW + 2), rfc3339(NOW + 3))
+        raise AWAY
+
+    desk.streams.answers = [vanish]
+    with pytest.raises(MemoryLost) as lost:
+        desk.append(a_status(1))
+    assert lost.value.sequence == 0
+
+
+def test_a_first_event_is_tried_again_while_nobody_knows_whether_it_was_lost(desk: Desk) -> None:
+    desk.streams.answers, desk.streams.report_faults = [AWAY] * 2, [AWAY] * 2
+    assert desk.append(a_status(1)).event.data.sequence == 1
 
 
 def test_one_duplicate_that_a_refusal_left_behind_is_no_loss(desk: Desk) -> None:

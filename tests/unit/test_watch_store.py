@@ -106,6 +106,7 @@ class Journal(RecordingJournal):
         self.lost = False
         self.lost_appends: list[bool] = []
         self.before_append: list[Any] = []
+        self.after_append: list[Any] = []
         self.leaders: list[bool] = []
 
     async def read_last(self, vcenter: str, task: str, *, leader: bool = False) -> Entry | None:
@@ -119,7 +120,11 @@ class Journal(RecordingJournal):
         self.lost_appends.append(memory_lost)
         if self.before_append:
             self.before_append.pop(0)()
-        return await super().append(draft, after, memory_lost=memory_lost)
+        entry = await super().append(draft, after, memory_lost=memory_lost)
+        if self.after_append:  # its confirmation was lost, and the task's last event is another by now
+            self.after_append.pop(0)()
+            return self.entries[-1]
+        return entry
 
 
 class Source(FakeSource):
@@ -485,6 +490,13 @@ def test_a_watch_whose_events_have_gone_ends_under_a_new_number(desk: Desk) -> N
     desk.journal.lost = True
     unwatch(desk)
     assert desk.journal.lost_appends == [True]
+
+
+def test_whoever_ended_a_watch_is_told_so_though_the_next_one_began_before_the_confirmation_came(desk: Desk) -> None:
+    desk.stream.put_watch(a_watch())
+    later = an_event("watching", status="RUNNING", watch=OTHER)
+    desk.journal.after_append = [lambda: desk.journal.write(later)]
+    assert unwatch(desk) == ("1764024000000-42", "abandoned.unwatched", 1)
 
 
 def test_nobody_s_watch_can_not_be_unwatched(desk: Desk) -> None:

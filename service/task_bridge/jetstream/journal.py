@@ -124,7 +124,7 @@ class JetStreamJournal:
         Raises MemoryLost if the event before has gone from the stream, or the event's own id was used before.
         """
         event = await self._place_result(draft)
-        number, backoff = event.data.sequence, _Backoff(event)
+        number, backoff, began = event.data.sequence, _Backoff(event), self._clock()
         if memory_lost:
             event = await self._renumber(event, backoff)
         while True:
@@ -145,6 +145,14 @@ class JetStreamJournal:
             await backoff.pause()
             if last_sequence < after or (ack is not None and backoff.count >= _DUPLICATES):
                 raise MemoryLost(last_sequence)
+            if last is None and ack is None and not memory_lost and await self._may_have_lost(began):
+                raise MemoryLost(0)  # it may have been stored, and its watch ended by another replica
+
+    async def _may_have_lost(self, since: float) -> bool:
+        try:
+            return (await self._streams.read_report(self._names.events_stream)).may_have_lost(since)
+        except NatsUnavailable:
+            return False  # the next try asks again
 
     async def _renumber(self, event: Event, backoff: _Backoff) -> Event:
         """Return the event with a number that its watch can't have used; retry until nats-server says its time."""
