@@ -27,7 +27,7 @@ from task_bridge.domain.subjects import CONSUMER
 
 T = TypeVar("T")
 CAPPED_S = (1.0, 3.0)
-SURE_S = 30.0
+SURE_S = 45.0
 
 
 class StreamTroubles:
@@ -100,11 +100,7 @@ class StreamTroubles:
             # Up to what was stored last, there or not: a purge up to a message that had gone leaves some that are
             # delivered and found nowhere (nats-server 2.15, measured).
             lost, newest = await _surely(lambda: self._world.read_queue(stream))
-            try:
-                await _surely(lambda: self._world.js.purge_stream(stream, seq=newest + 1))
-            except nats.js.errors.ServerError as error:
-                # nats-server 2.15 purges nothing any more once its disk was full, until it is started again.
-                self._tell(f"couldn't purge {stream}: {error}")
+            await _surely(lambda: self._world.js.purge_stream(stream, seq=newest + 1))
             self._note_lost(stream, lost)
             self._tell(f"purged {stream} up to {newest}: {len(lost)} messages")
 

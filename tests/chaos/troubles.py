@@ -201,13 +201,16 @@ class Troubles:
 
     async def _without(self, server: NatsServer, for_s: tuple[float, float], number: int = signal.SIGKILL) -> None:
         async with self._nats:
-            name = next(name for name, one in self._world.servers.by_name.items() if one is server)
-            self._tell(f"kill -{number} nats-server {name}")
-            self._world.book.heard_all = False
-            server.stop(number)
-            await self._wait(*for_s)
-            server.start()
-            self._tell(f"start nats-server {name}")
+            await self._restart(server, for_s, number)
+
+    async def _restart(self, server: NatsServer, for_s: tuple[float, float], number: int = signal.SIGKILL) -> None:
+        name = next(name for name, one in self._world.servers.by_name.items() if one is server)
+        self._tell(f"kill -{number} nats-server {name}")
+        self._world.book.heard_all = False
+        server.stop(number)
+        await self._wait(*for_s)
+        server.start()
+        self._tell(f"start nats-server {name}")
 
     async def upgrade_nats(self) -> None:
         """One server after the other ends by itself or by kill -9, and begins again as the newest version."""
@@ -228,7 +231,7 @@ class Troubles:
             await self._wait(0.5, 4)
             ballast.unlink()
             self._tell(f"room again on the disk of nats-server {name}")
-        await self._without(servers.by_name[name], (0.05, 0.5))
+            await self._restart(servers.by_name[name], (0.05, 0.5))
 
     async def _leader(self) -> NatsServer:
         """The server that leads what matters most just now; any, when nobody knows."""
