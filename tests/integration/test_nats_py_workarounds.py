@@ -10,6 +10,7 @@ import nats
 import nats.errors
 import pytest
 from nats.aio.client import Client
+from nats.aio.msg import Msg
 from nats.js import JetStreamContext
 from nats.micro import add_service
 from nats.micro.request import Request
@@ -17,6 +18,7 @@ from nats.micro.service import Endpoint, EndpointConfig, Service, ServiceConfig
 
 from lab import NatsServer, until
 from task_bridge.jetstream import nats_py_workarounds as workarounds
+from task_bridge.jetstream.request_mux import RequestMux, encode_publish
 
 
 @pytest.fixture
@@ -49,6 +51,9 @@ async def test_the_private_names_exist(client: Client) -> None:
     assert isinstance(JetStreamContext(client)._prefix, str)
     assert bytes(client._inbox_prefix) == b"_INBOX"
     assert client._err is None
+    assert asyncio.iscoroutinefunction(client._send_command)
+    assert isinstance(client._flush_queue, asyncio.Queue)
+    assert client._pending_data_size < client._max_pending_size
     service = await add_service(client, ServiceConfig(name="names", version="1.0.0"))
     await service.add_endpoint(EndpointConfig(name="names", handler=ignored_request))
     assert [type(endpoint) for endpoint in service._endpoints] == [Endpoint]
@@ -207,3 +212,53 @@ async def test_messages_of_a_subscription_come_one_after_the_other(client: Clien
         assert [int((await queue.next(5.0)).data) for _ in range(200)] == list(range(200))
         with pytest.raises(TimeoutError):
             await queue.next(0.05)
+
+
+async def test_commands_that_are_sent_as_one_arrive_one_by_one_as_nats_py_would_send_them(client: Client) -> None:
+    arrived: list[Msg] = []
+
+    async def keep(message: Msg) -> None:
+        arrived.append(message)
+
+    await client.subscribe("here", cb=keep)
+    commands = [encode_publish("here", f"answer.{n}", {"Nats-Msg-Id": f"ä{n}"}, b"body %d" % n) for n in range(100)]
+    await workarounds.send_commands(client, [command for command in commands if command])
+    await client.publish("here", b"body 100", "answer.100", {"Nats-Msg-Id": "ä100"})
+    await until(lambda: len(arrived) == 101)
+    assert [(one.reply, one.headers, one.data) for one in arrived] == [
+        (f"answer.{n}", {"Nats-Msg-Id": f"ä{n}"}, b"body %d" % n) for n in range(101)
+    ]
+
+
+@pytest.mark.parametrize("condition", ["large", "draining", "closed", "away"])
+async def test_what_cannot_be_published_raises_as_nats_py_does(
+    client: Client, server: NatsServer, condition: str
+) -> None:
+    body = b"x" * (client.max_payload + 1 if condition == "large" else 1_000)
+    if condition == "away":
+        client._max_pending_size = 500
+        server.stop()
+        await until(lambda: not client.is_connected)
+    elif condition == "draining":
+        client._status = Client.DRAINING_PUBS
+    elif condition == "closed":
+        await client.close()
+    with pytest.raises(nats.errors.Error) as theirs:
+        await client.publish("here", body)
+    with pytest.raises(type(theirs.value)):
+        workarounds.check_publish(client, len(body))
+
+
+async def test_what_is_requested_at_once_is_answered_one_by_one(client: Client) -> None:
+    async def answer(message: Msg) -> None:
+        await message.respond(message.data + b": " + (message.headers or {})["Name"].encode())
+
+    await client.subscribe("echo", cb=answer)
+    mux = RequestMux(client)
+    await mux.open()
+    odd = mux.request("echo", b"odd", {"Name": "two\nlines"})  # encoded by nats-py, which takes the break out
+    answers = await asyncio.gather(*(mux.request("echo", b"%d" % n, {"Name": f"n{n}"}) for n in range(300)), odd)
+    assert [one.data for one in answers[:-1]] == [b"%d: n%d" % (n, n) for n in range(300)]
+    assert answers[-1].data.startswith(b"odd: two")
+    with pytest.raises(nats.errors.NoRespondersError):
+        await mux.request("nobody", b"", {})

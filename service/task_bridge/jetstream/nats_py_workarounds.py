@@ -149,6 +149,25 @@ def accept_late_pongs(client: Client) -> None:
     client._process_pong = process_or_skip  # type: ignore[method-assign]
 
 
+def check_publish(client: Client, body_bytes: int) -> None:
+    """Raise what `Client.publish` raises before it sends a message of `body_bytes`."""
+    if client.is_closed:
+        raise nats.errors.ConnectionClosedError
+    if client.is_draining_pubs:
+        raise nats.errors.ConnectionDrainingError
+    if not client.is_connected and client._pending_data_size + body_bytes > client._max_pending_size:
+        raise nats.errors.OutboundBufferLimitError
+    if body_bytes > client.max_payload:
+        raise nats.errors.MaxPayloadError
+
+
+async def send_commands(client: Client, commands: list[bytes]) -> None:
+    """Send encoded commands of NATS's protocol as one. `Client.publish` takes 8 µs a message to encode and to flush."""
+    await client._send_command(b"".join(commands))
+    if client._flush_queue is not None and client._flush_queue.empty():
+        await client._flush_pending()
+
+
 def api_prefix(js: JetStreamContext) -> str:
     """Return the prefix of JetStream's API subjects, such as `$JS.API`; nats-py has no public name for it."""
     return js._prefix

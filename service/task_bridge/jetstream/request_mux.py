@@ -9,16 +9,22 @@ import nats.errors
 from nats.aio.client import Client
 from nats.aio.msg import Msg
 
+from .nats_py_workarounds import check_publish, send_commands
+
+NO_RESPONDERS = "503"
 REQUEST_TIMEOUT_S = 5.0
 _SWEEP_S = 1.0
-NO_RESPONDERS = "503"
 
 
 class RequestMux:
     """Requests over one inbox of the bridge's own, for publishes of watches and events. Call `open` first.
 
     nats-py's request creates a task, a timer and a random token each time: 97 µs per publish with an event's headers,
-    76 µs this way (one run, interleaved). One sweep per second fails the requests that were never answered.
+    76 µs over one inbox. One sweep per second fails the requests that were never answered. What is requested in one
+    turn of the event loop is encoded here and sent at once, which halves the rest: 17 to 23 µs before, 9 to 15 now
+    (medians of five interleaved runs on a faster machine). An atomic batch, which JetStream answers once, costs 7 µs
+    for 80 messages but 20 for ten, and nats-server up to 2.14.3 confuses the fences of its messages
+    (nats-io/nats-server#8376).
     """
 
     def __init__(self, connection: Client) -> None:
@@ -27,6 +33,8 @@ class RequestMux:
         self._tokens = itertools.count()
         self._pending: dict[str, tuple[asyncio.Future[Msg], float]] = {}
         self._sweep_timer: asyncio.TimerHandle | None = None
+        self._commands: list[bytes] = []
+        self._sending: asyncio.Task[None] | None = None
 
     async def open(self) -> None:
         """Subscribe to the inbox, for as long as the connection lives."""
@@ -44,13 +52,32 @@ class RequestMux:
         if self._sweep_timer is None:
             self._sweep_timer = loop.call_later(_SWEEP_S, self._time_out_requests)
         try:
-            await self._connection.publish(subject, body, self._inbox + token, headers=headers)
+            command = encode_publish(subject, self._inbox + token, headers, body)
+            if command is None:
+                await self._connection.publish(subject, body, self._inbox + token, headers=headers)
+            else:
+                self._send_soon(command, len(body))
             message = await answer
         finally:
             self._pending.pop(token, None)
         if message.headers and message.headers.get("Status") == NO_RESPONDERS:
             raise nats.errors.NoRespondersError
         return message
+
+    def _send_soon(self, command: bytes, body_bytes: int) -> None:
+        """Send the command in this turn of the event loop, with all others. Raises what nats-py's publish raises."""
+        check_publish(self._connection, body_bytes)
+        self._commands.append(command)
+        if self._sending is None:
+            self._sending = asyncio.create_task(self._send_commands())
+
+    async def _send_commands(self) -> None:
+        try:
+            while self._commands:
+                commands, self._commands = self._commands, []
+                await send_commands(self._connection, commands)
+        finally:
+            self._sending = None
 
     async def _on_answer(self, message: Msg) -> None:
         pending = self._pending.get(message.subject[len(self._inbox) :])
@@ -67,3 +94,19 @@ class RequestMux:
             if not answer.done():
                 answer.set_exception(TimeoutError("no answer in time"))
         self._sweep_timer = loop.call_later(_SWEEP_S, self._time_out_requests) if self._pending else None
+
+
+def encode_publish(subject: str, reply: str, headers: dict[str, str], body: bytes) -> bytes | None:
+    """Return the command that publishes a message; None if what nats-py cleans or refuses is in its head."""
+    lines = [f"{name}: {value}" for name, value in headers.items()]
+    if " " in subject or not (subject.isascii() and subject.isprintable() and "".join(lines).isprintable()):
+        return None
+    head = "NATS/1.0\r\n{}\r\n\r\n".format("\r\n".join(lines)).encode()
+    return b"HPUB %b %b %d %d\r\n%b%b\r\n" % (
+        subject.encode(),
+        reply.encode(),
+        len(head),
+        len(head) + len(body),
+        head,
+        body,
+    )
