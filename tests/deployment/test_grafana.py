@@ -15,7 +15,7 @@ GRAFANA = ROOT / "deploy" / "grafana"
 
 
 def test_prometheus_takes_its_configuration_and_the_rules_fire_when_they_should() -> None:
-    promtool = shutil.which("promtool")
+    promtool = shutil.which("promtool", path=ROOT / ".tools") or shutil.which("promtool")
     if promtool is None:
         pytest.skip("promtool isn't installed here")
     for command in (
