@@ -20,11 +20,8 @@ class RequestMux:
     """Requests over one inbox of the bridge's own, for publishes of watches and events. Call `open` first.
 
     nats-py's request creates a task, a timer and a random token each time: 97 µs per publish with an event's headers,
-    76 µs over one inbox. One sweep per second fails the requests that were never answered. What is requested in one
-    turn of the event loop is encoded here and sent at once, which halves the rest: 17 to 23 µs before, 9 to 15 now
-    (medians of five interleaved runs on a faster machine). An atomic batch, which JetStream answers once, costs 7 µs
-    for 80 messages but 20 for ten, and nats-server up to 2.14.3 confuses the fences of its messages
-    (nats-io/nats-server#8376).
+    76 µs over one inbox. What is requested in one turn of the event loop is encoded here and sent at once, which halves
+    the rest (docs/decisions/0029). One sweep per second fails the requests that were never answered.
     """
 
     def __init__(self, connection: Client) -> None:
