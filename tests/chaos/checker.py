@@ -181,13 +181,13 @@ def _ended_once(histories: Histories) -> Iterator[str]:
     """Exactly one ending, the last event of its watch.
 
     Only one that remains, or was removed, may be without; and nobody can know of an ending that was removed before
-    the watch's message was.
+    the watch's message was. An ending may be stored again if it had gone before its confirmation came.
     """
     without = {watch for watch, _ in histories.account.remains.watches} | histories.lost_watches.keys()
     unacked = histories.account.lost.unacked
     for watch, events in histories.by_watch.items():
         goes_on = any(
-            before.final and not (watch in unacked and after.may_follow_loss_of(before))
+            before.final and not ((watch in unacked or after.body == before.body) and after.may_follow_loss_of(before))
             for before, after in pairwise(events)
         )
         if goes_on or not (events[-1].final or watch in without):

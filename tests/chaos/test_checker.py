@@ -291,6 +291,9 @@ EXCUSED: dict[str, Account] = {
     "the same event again, since it had gone unconfirmed": purged(
         placed(right(), 0, 1, 2, 3, 4, 4, 5, 6, 7), 4, at=BEGAN + 4
     ),
+    "the same ending again, since it had gone unconfirmed": purged(
+        placed(right(), 0, 1, 2, 3, 4, 5, 6, 7, 7), 7, at=BEGAN + 8
+    ),
     "a request that was removed": asking(right(), Asked(9, "no:where", BEGAN))._replace(
         lost=Lost(requests=((9, BEGAN + 0.1),))
     ),
