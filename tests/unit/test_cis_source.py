@@ -295,10 +295,11 @@ def test_polls_and_results_take_turns() -> None:
 
     async def wait(bench: Bench) -> None:
         bench.track(*(f"a:{provider}" for provider in PROVIDERS))
-        await asyncio.sleep(8.1)
+        await asyncio.sleep(0.9)
 
-    run(vcenter, wait, max_concurrent_requests=1)
-    assert [what for _, what, _ in vcenter.asked if what in ("list", "result")] == ["list", "result"] * 8
+    run(vcenter, wait)
+    kinds = [what for _, what, _ in vcenter.asked if what in ("list", "result")]
+    assert kinds == ["list"] * 4 + ["result", "list"] * 2
 
 
 # While vCenter is away
