@@ -19,6 +19,7 @@ from task_bridge.simulator import faults, scenarios
 from task_bridge.simulator.app import SimulatedVCenter
 from task_bridge.vcenter.cis import CisSource
 from task_bridge.vcenter.policy import PollPolicy, VimTimeouts
+from task_bridge.vcenter.vim.soap import Ref
 from task_bridge.vcenter.vim.source import VimSource
 from vcenter_lab import Given
 from virtual_time import run_in_virtual_time
@@ -265,6 +266,73 @@ def test_losses_of_push_that_are_far_apart_are_no_reason_to_give_it_up() -> None
     with capture_logs() as logs:
         run(wait)
     assert "push_given_up" not in [log["event"] for log in logs]
+
+
+def test_an_end_that_a_poll_shows_and_push_does_not_loses_push() -> None:
+    async def wait(bench: Bench) -> None:
+        task = bench.create()
+        bench.track(task)
+        await asyncio.sleep(3)
+        with bench.vcenter.faults.during(faults.silent(), operation="WaitForUpdatesEx"):
+            await asyncio.sleep(31)  # until the wait that is under way has ended
+            bench.vcenter.set(task, status="SUCCEEDED")
+            ended_at = bench.clock()
+            await asyncio.sleep(10)
+            assert bench.statuses(task) == ["RUNNING", "SUCCEEDED"]
+            assert bench.found_at("SUCCEEDED") - ended_at <= 5.5
+            assert bench.count("CreateListView") == 2
+
+    with capture_logs() as logs:
+        run(wait)
+    (lost,) = [log for log in logs if log["event"] == "push_lost"]
+    assert "doesn't show ends" in lost["reason"]
+
+
+def test_a_task_that_was_never_reported_goes_on_after_an_outage() -> None:
+    async def wait(bench: Bench) -> None:
+        task = bench.create()
+        with bench.vcenter.faults.during(faults.gateway_unavailable()):
+            bench.track(task)
+            await asyncio.sleep(20)
+            bench.source.poll_now(task)
+            await asyncio.sleep(1)
+            assert [type(result) for _, _, result in bench.results] == [Unanswered]
+        await asyncio.sleep(20)
+        assert bench.statuses(task) == ["RUNNING"]
+
+    with capture_logs() as logs:
+        run(wait)
+    assert not [log for log in logs if log["event"] == "task_not_readable"]
+
+
+def test_other_replicas_that_miss_more_tasks_have_all_polled_at_once() -> None:
+    async def wait(bench: Bench) -> None:
+        bench.track(bench.create(), bench.create())
+        await asyncio.sleep(3)
+        before, results = bench.count("RetrievePropertiesEx"), len(bench.results)
+        for _ in range(2):
+            bench.source.set_absent_elsewhere(2)
+            await asyncio.sleep(0.2)
+            assert bench.count("RetrievePropertiesEx") == before + 1
+        assert len(bench.results) == results + 2
+
+    run(wait)
+
+
+def test_names_are_looked_up_in_the_session() -> None:
+    async def wait(bench: Bench) -> None:
+        task = bench.create()
+        bench.track(task)
+        await asyncio.sleep(1)
+        ((_, _, shown),) = bench.results
+        assert isinstance(shown, Task)
+        assert shown.target is not None
+        ref = Ref(shown.target.type or "", shown.target.id or "")
+        entities = await bench.source.fetch_entities([ref], lambda: asyncio.sleep(0))
+        assert ref in entities
+        assert bench.count("Login") == 1
+
+    run(wait)
 
 
 def test_an_idle_lookup_keeps_the_session_while_it_is_used() -> None:
