@@ -112,7 +112,10 @@ class Entry(NamedTuple):
 
 
 class RecordingJournal:
-    """A list of events with a real fence. Others can write into it, it can be away, and it can take its time."""
+    """A list of events with a real fence. Others can write into it, it can be away, and it can take its time.
+
+    `leaders`: for each read, whether only the leader may answer it.
+    """
 
     def __init__(self, clock: Callable[[], float], instance: str = "mine") -> None:
         self.instance = instance
@@ -122,6 +125,7 @@ class RecordingJournal:
         self.open.set()
         self.waiting = 0
         self.faults: list[Exception] = []
+        self.leaders: list[bool] = []
         self._clock = clock
 
     def write(self, event: Event, instance: str = "another", stored_at: float | None = None) -> Entry:
@@ -143,6 +147,7 @@ class RecordingJournal:
         return [e for e in self.entries if (e.event.data.vcenter, e.event.data.task) == (vcenter, task)]
 
     async def read_last(self, vcenter: str, task: str, *, leader: bool = False) -> Entry | None:
+        self.leaders.append(leader)
         await self._answer()
         if not self.reachable:
             raise NatsUnavailable("nobody answers")

@@ -171,6 +171,13 @@ async def test_a_delivered_watch_is_held_until_it_is_acked(bench: Bench) -> None
     assert bench.nats.acks() == [(42, b"+ACK")]
 
 
+async def test_a_status_of_the_pull_is_no_watch(bench: Bench) -> None:
+    status: Any = SimpleNamespace(headers={"Status": "408"}, reply="", data=b"", subject="_INBOX.1")
+    await bench.ownership._on_message(status)
+    await asyncio.sleep(0)
+    assert (bench.quarantined, bench.taken, bench.ownership.held_count) == ([], [], 0)
+
+
 @pytest.mark.parametrize(("delivered", "is_redelivered"), [(1, False), (2, True), (9, True)])
 async def test_a_redelivered_watch_is_a_takeover_unless_it_was_held(
     bench: Bench, delivered: int, is_redelivered: bool

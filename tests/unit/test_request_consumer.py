@@ -493,7 +493,9 @@ def test_a_request_that_another_replica_survived_is_tried(desk: Desk) -> None:
 def test_a_request_for_another_replica_s_vcenter_is_handed_back(desk: Desk) -> None:
     desk.results = [UnknownVCenter("elsewhere")] * 2
     with capture_logs() as logs:
-        acks = desk.run(message(1, 1), seconds=1) + desk.run(message(1, 2), seconds=1)[1:]
+        acks = desk.run(message(1, 1), seconds=1)
+        assert len(told(logs, "request_handed_back")) == 1
+        acks += desk.run(message(1, 2), seconds=1)[1:]
     assert acks == [(ack_subject(1, 1), nak_later(3.0)), (ack_subject(1, 2), nak_later(3.0))]
     assert [(log["vcenter"], log["request"]) for log in told(logs, "request_handed_back")] == [("elsewhere", KEY)]
     assert desk.replicas.has_survived(KEY)
@@ -512,6 +514,12 @@ def test_a_request_that_was_handed_back_comes_at_once_when_its_vcenter_does(desk
 
     run_in_virtual_time(run())
     assert desk.nats.acks()[2:] == [(ack_subject(1, 1), NAK)]
+
+
+def test_a_request_may_be_handed_back_for_less_than_a_second(desk: Desk) -> None:
+    desk.results = [UnknownVCenter("elsewhere")]
+    desk.replicas.hand_back_for_s = 0.5
+    assert desk.run(message()) == [(ack_subject(1, 1), nak_later(0.5))]
 
 
 @pytest.mark.parametrize("delay_s", [0.0, -1.0])
@@ -619,6 +627,7 @@ def test_a_watch_that_can_not_be_read_is_rejected_and_given_up(desk: Desk) -> No
     assert (headers, known) == ({"Nats-Msg-Id": "w"}, {"vcenter": "lab", "task": TASK})
     assert desk.counted("rejected_total", code="invalid_request") == 1
     assert desk.watches.abandoned == [a_watch(id="w", since=NOW + 0.5)]
+    assert desk.journal.leaders == [True]
     assert [log["reason"] for log in told(logs, "watch_unreadable")] == ["no JSON"]
 
 

@@ -120,6 +120,7 @@ async def test_whatever_a_poll_ends_with_the_next_one_comes() -> None:
         on_answer=lambda: told.append("answer"),
         on_failure=lambda error, _: told.append(str(error)),
         wake_up=lambda: told.append("wake"),
+        clock=time.monotonic,
     )
     poller.loop.ensure_running()
     with capture_logs() as logs:

@@ -107,11 +107,6 @@ class Journal(RecordingJournal):
         self.lost_appends: list[bool] = []
         self.before_append: list[Any] = []
         self.after_append: list[Any] = []
-        self.leaders: list[bool] = []
-
-    async def read_last(self, vcenter: str, task: str, *, leader: bool = False) -> Entry | None:
-        self.leaders.append(leader)
-        return await super().read_last(vcenter, task, leader=leader)
 
     async def read_memory(self, watch: Watch) -> Memory[Entry]:
         return (await super().read_memory(watch))._replace(lost=self.lost)

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import math
-import time
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Callable, Iterable
 
 from ..http import RequestBudget
 from . import api
@@ -60,8 +59,15 @@ class Push:
     """
 
     def __init__(
-        self, session: VimSession, collector: Ref, view: Ref, pace: RequestBudget, vm_timeout_s: float
+        self,
+        session: VimSession,
+        collector: Ref,
+        view: Ref,
+        pace: RequestBudget,
+        vm_timeout_s: float,
+        clock: Callable[[], float],
     ) -> None:
+        self._clock = clock
         self._session = session
         self._collector = collector
         self._view = view
@@ -79,11 +85,13 @@ class Push:
         return self._session.is_open and self._session.number == self.number
 
     @classmethod
-    async def open(cls, session: VimSession, pace: RequestBudget, vm_timeout_s: float) -> Push:
+    async def open(
+        cls, session: VimSession, pace: RequestBudget, vm_timeout_s: float, clock: Callable[[], float]
+    ) -> Push:
         """Create the collector, the view and the filter. Raises VCenterUnavailable."""
         collector, view = await api.create_collector(session), await api.create_view(session)
         await api.create_filter(session, collector, view)
-        return cls(session, collector, view, pace, vm_timeout_s)
+        return cls(session, collector, view, pace, vm_timeout_s, clock)
 
     async def close(self) -> None:
         """End the wait at vCenter too, where it may outlive its client: there must never be two."""
@@ -94,13 +102,13 @@ class Push:
 
         Raises VCenterUnavailable; it is VmTimeout if VMs may be the reason.
         """
-        timeout_s, started_at = self._vm_timeout_s if self.has_listed_vms else None, time.monotonic()
+        timeout_s, started_at = self._vm_timeout_s if self.has_listed_vms else None, self._clock()
         vms = _vms_in(add)
         self.has_listed_vms = self.has_listed_vms or bool(vms)
         self._reported_vms -= _vms_in(remove)
         missing = await self._modify_existing(add, remove, timeout_s)
         self.unreported_vms = vms - self._reported_vms - _vms_in(missing)
-        now = time.monotonic()
+        now = self._clock()
         self.vms_due_at = now + max(self._vm_timeout_s, 2 * (now - started_at))
         return missing
 
@@ -123,7 +131,7 @@ class Push:
         """
         version, asked_at, is_truncated = "", 0.0, False
         while True:
-            asked_at = asked_at if is_truncated else time.monotonic()
+            asked_at = asked_at if is_truncated else self._clock()
             if not self.is_current:
                 raise self._session.build_ended_error()
             try:
@@ -154,7 +162,7 @@ class Push:
             self._extend_vms_due()  # nothing holds it up: there is much to show
 
     def _extend_vms_due(self) -> None:
-        self.vms_due_at = max(self.vms_due_at, time.monotonic() + self._vm_timeout_s)
+        self.vms_due_at = max(self.vms_due_at, self._clock() + self._vm_timeout_s)
 
 
 def _vms_in(refs: list[Ref]) -> set[str]:

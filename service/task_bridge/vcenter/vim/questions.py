@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import Callable
 
 import structlog
@@ -86,8 +85,10 @@ class QuestionPoller:
         apply: Callable[[list[ObjectState]], None],
         rejoin: Callable[[], None],
         wake_up: Callable[[], None],
+        clock: Callable[[], float],
     ) -> None:
         self._vcenter = vcenter
+        self._clock = clock
         self._session = session
         self._questions = questions
         self._timeouts = timeouts
@@ -103,13 +104,13 @@ class QuestionPoller:
         self.loop = PollLoop(self._run)
 
     async def _run(self) -> None:
-        until = time.monotonic() + self._timeouts.separate_questions_s
+        until = self._clock() + self._timeouts.separate_questions_s
         while True:
             await asyncio.sleep(self._pause_s)
             vms, all_prompt = self._questions.vms, True
             for first in range(0, len(vms), api.OBJECTS_MAX):
                 all_prompt = await self._poll(vms[first : first + api.OBJECTS_MAX]) and all_prompt
-            if all_prompt and time.monotonic() >= until:
+            if all_prompt and self._clock() >= until:
                 break
         self._rejoin()
         self._wake_up()
@@ -118,11 +119,11 @@ class QuestionPoller:
         """Poll the questions once. Return True if the answer came as soon as it must when tasks wait for it."""
         if not self._may_poll():
             return False
-        started_at = time.monotonic()
+        started_at = self._clock()
         try:
             self._apply(await api.fetch_objects(self._session, (), vms, self._read_timeout_s))
         except VCenterUnavailable as error:
             log.debug("questions_not_answered", vcenter=self._vcenter, reason=str(error))
             self._wake_up()  # the session may have ended
             return False
-        return time.monotonic() - started_at <= self._timeouts.vm_timeout_s
+        return self._clock() - started_at <= self._timeouts.vm_timeout_s

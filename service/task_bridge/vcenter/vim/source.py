@@ -128,6 +128,7 @@ class VimSource:
             apply=self._poller.apply_questions,
             rejoin=self._transport.poll_questions_with_tasks,
             wake_up=self._wake_up.set,
+            clock=self._monotonic,
         )
 
     def _create_unshown_poller(self) -> UnshownTaskPoller:
@@ -140,6 +141,7 @@ class VimSource:
             on_answer=self._note_answer,
             on_failure=self._note_unreachable,
             wake_up=self._wake_up.set,
+            clock=self._monotonic,
         )
 
     async def __aenter__(self) -> Self:
@@ -436,7 +438,7 @@ class VimSource:
             await self._stop_listening()
             if before is not None and before.is_current:
                 await before.close()
-            push = await Push.open(self._session, self._pace, self._timeouts.vm_timeout_s)
+            push = await Push.open(self._session, self._pace, self._timeouts.vm_timeout_s, self._monotonic)
             transport.list_all([tracked.ref for tracked in self._tracker.tasks.values()])
             self._push, self._pull_all_at = push, math.inf
         if transport.view and not self._awaits_vms:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import heapq
 import math
-import time
 from collections.abc import Awaitable, Callable, Mapping
 from typing import NamedTuple
 
@@ -71,8 +70,10 @@ class UnshownTaskPoller:
         on_answer: Callable[[], None],
         on_failure: Callable[[VCenterUnavailable, float], None],
         wake_up: Callable[[], None],
+        clock: Callable[[], float],
     ) -> None:
         self._vcenter = vcenter
+        self._clock = clock
         self._tasks = tasks
         self._silence_s = silence_s
         self._may_poll = may_poll
@@ -85,7 +86,7 @@ class UnshownTaskPoller:
 
     async def _run(self) -> None:
         while True:
-            now = time.monotonic()
+            now = self._clock()
             due = find_due_pull(self._tasks, self._silence_s, self._pulled_at)
             if due is None or due.at > now or not self._may_poll():
                 await asyncio.sleep(_TICK_S if due is None or due.at <= now else min(_TICK_S, due.at - now))
