@@ -198,7 +198,7 @@ def test_any_json_as_error_and_result_gives_a_message_and_keeps_the_error(
     assert read.type is None or read.type
     assert all(message.text for message in read.messages)
     assert not read.messages or read.message == read.messages[0].text
-    is_empty = all(value is None or value in ("", [], {}) for value in (error, result))
+    is_empty = all(value is None or value in ("", [], {}, {"@class": None}) for value in (error, result))
     assert (read.message == SAID_NOTHING) <= is_empty
     named = isinstance(error, dict) and error.keys() <= {"error_type", "messages", "data", "challenge", "@class"}
     if rendering == "api" and not named and error not in (None, "") and read.data is not None:
