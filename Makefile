@@ -4,14 +4,14 @@ VENV := .venv
 BIN := $(VENV)/bin
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help setup demo test check test-unit chaos bench soak fuzz audit wheel check-wheel check-image lint format types
+.PHONY: help setup demo test check test-unit chaos bench bench-compare soak fuzz audit wheel check-wheel check-image lint format types
 .PHONY: schemas sdk-types tools eda release lock clean
 
 help: # print this list
 	@echo "The usual ones:"
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 	@echo "More:"
-	@awk -F ':.*#: ' '/^[a-z-]+:.*#: / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*#: ' '/^[a-z-]+:.*#: / {printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 setup: $(VENV)/ready ## Create a virtual environment with the locked dependencies
 
@@ -59,6 +59,9 @@ sdk-types: setup #: Write the table of the vSphere SDK's data types from the loc
 
 bench: setup #: Measure costs and update docs/figures.md: ONLY="looks memory" measures some
 	@PYTHONPATH=tests $(BIN)/python -m bench $(ONLY)
+
+bench-compare: setup #: Compare another commit's costs with this checkout's: BASE=main ROUNDS=3 LIMIT=15 (percent)
+	@PYTHONPATH=tests ROUNDS=$(ROUNDS) LIMIT=$(LIMIT) $(BIN)/python -m bench.compare $(BASE)
 
 soak: setup #: Watch 300 tasks a second for as long as you want: MINUTES=30
 	@PYTHONPATH=tests MINUTES=$(MINUTES) $(BIN)/python -m bench soak

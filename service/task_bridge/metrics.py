@@ -9,6 +9,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from . import __version__
 
 _LATENCY_BUCKETS_S = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
+_VCENTER_BUCKETS_S = (0.1, 1, 5, 10)  # few: each is a series per vCenter and operation; an alert asks for 5 s
 _DETECTION_BUCKETS_S = (0.1, 0.25, 0.5, 1, 2, 3, 5, 10, 15, 30, 60, 300, 3600)
 
 
@@ -61,7 +62,7 @@ class Metrics:
         self.vcenter_seconds = histogram(
             "vcenter_request_seconds",
             "Response time of vCenter",
-            _LATENCY_BUCKETS_S,
+            _VCENTER_BUCKETS_S,
             "vcenter",
             "operation",
         )

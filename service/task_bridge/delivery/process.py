@@ -9,7 +9,6 @@ import time
 
 import structlog
 from prometheus_client import CollectorRegistry
-from prometheus_client.exposition import choose_encoder
 from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
@@ -24,6 +23,7 @@ from ..jetstream.nats_py_workarounds import cancel_and_wait
 from ..jetstream.streams import Streams
 from ..settings import Settings
 from ..web.health import build_delivery_status
+from ..web.scrape import build_scrape
 from ..web.server import WebServer
 from .deliveries import Deliveries
 from .metrics import DeliveryMetrics
@@ -92,8 +92,7 @@ class DeliveryProcess:
     async def _serve_metrics(self, request: Request) -> Response:
         if self._deliveries is not None:
             self._deliveries.update_metrics()
-        encode, content_type = choose_encoder(request.headers.get("accept", ""))
-        return Response(encode(self._registry), headers={"Content-Type": content_type})
+        return build_scrape(self._registry, request.headers)
 
 
 async def _measure_clock(streams: Streams, stream: str, clock: ServerClock) -> None:
