@@ -42,6 +42,8 @@ class Recorder:
         self.read: list[tuple[str, str, bool]] = []
         self.cb: Callable[[Any], Any] | None = None
         self.on_publish: Callable[[str], None] = lambda _: None
+        self.sent_commands: list[bytes] = []
+        self._flush_queue = None
 
     def new_inbox(self) -> str:
         return "_INBOX.1"
@@ -56,6 +58,14 @@ class Recorder:
     async def publish(self, subject: str, body: bytes, _reply: str = "") -> None:
         self.published.append((subject, body))
         self.on_publish(subject)
+
+    async def _send_command(self, commands: bytes) -> None:
+        self.sent_commands.append(commands)
+        lines = commands.decode().split("\r\n")
+        for command, body in zip(lines[:-1:2], lines[1::2], strict=True):
+            name, subject, size = command.split(" ")
+            assert (name, int(size)) == ("PUB", len(body))
+            await self.publish(subject, body.encode())
 
     async def read_last(self, stream: str, subject: str, *, leader: bool) -> StoredMessage | None:
         self.read.append((stream, subject, leader))
@@ -199,6 +209,14 @@ async def test_only_the_newest_delivery_is_held_and_an_older_handle_drops_nothin
     new.drop()
     assert bench.ownership.held_count == 0
     assert bench.nats.acks() == []
+
+
+async def test_what_jetstream_did_not_deliver_is_not_held(bench: Bench) -> None:
+    stray = message(a_watch(), 42)
+    stray.reply = ""  # its heartbeats would cost the connection
+    with pytest.raises(ValueError, match="not enough values"):
+        await bench.ownership._on_message(stray)
+    assert bench.ownership.held_count == 0
 
 
 @pytest.mark.parametrize("held", [False, True])
@@ -408,7 +426,8 @@ class TestHeartbeats:
             bench.nats.is_connected = True
             await bench.until(lambda: len(bench.nats.acks()) >= 2)
 
-    async def test_a_connection_that_is_lost_meanwhile_ends_the_round(self) -> None:
+    async def test_a_connection_that_is_lost_meanwhile_ends_the_round(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(module, "_CHUNK", 1)
         bench = Bench(ack_wait_s=0.06)
         await bench.hold(5)
 
@@ -449,7 +468,8 @@ class TestHeartbeats:
         async with bench.running():
             await bench.until(lambda: len(bench.nats.acks()) >= 1_200)
         counting.cancel()
-        assert {499, 999} <= set(turns)
+        assert {500, 1_000} <= set(turns)
+        assert [commands.count(b"+WPI") for commands in bench.nats.sent_commands[:3]] == [500, 500, 200]
 
     async def test_their_lag_is_reported(self) -> None:
         bench = Bench(ack_wait_s=0.06)

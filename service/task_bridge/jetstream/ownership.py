@@ -19,6 +19,7 @@ from ..domain.ports import WatchHandle
 from ..domain.subjects import CONSUMER
 from ..logs import FailureLog
 from ..metrics import Metrics
+from .nats_py_workarounds import send_commands
 from .pull_consumer import PullConsumer
 from .streams import ACK, IN_PROGRESS, NAK, TERM, StoredMessage, Streams, nak_later, send_ack
 
@@ -158,8 +159,10 @@ class Ownership(Generic[OrderT]):
         if not was_held and self.belongs_elsewhere(key[0]):
             await send_ack(self._streams.connection, message.reply, nak_later(_PASSED_ON_S))
             return
-        handle = self._handles[key] = HeldMessage(self, key, message.reply)
-        if handle.is_redelivered and not was_held:
+        handle = HeldMessage(self, key, message.reply)
+        is_takeover = handle.is_redelivered and not was_held  # raises ValueError if JetStream didn't deliver it
+        self._handles[key] = handle
+        if is_takeover:
             self._metrics.takeovers.inc()
         self._start(self._take_order_over(order, handle))
 
@@ -192,12 +195,13 @@ class Ownership(Generic[OrderT]):
         clock = asyncio.get_running_loop().time
         while True:
             due = await self._sleep_until_heartbeat(clock)
-            for number, handle in enumerate(list(self._handles.values())):
-                if number % _CHUNK == _CHUNK - 1:
-                    await asyncio.sleep(0)
+            held = list(self._handles.values())
+            for start in range(0, len(held), _CHUNK):
                 if not self._streams.connection.is_connected:
-                    break  # nats-py would buffer them, and fail past 2 MiB
-                await send_ack(self._streams.connection, handle.reply, IN_PROGRESS)
+                    break  # nats-py would buffer them
+                replies = [handle.reply for handle in held[start : start + _CHUNK]]
+                await send_commands(self._streams.connection, [_encode_heartbeats(replies)])
+                await asyncio.sleep(0)
             self._metrics.heartbeat_lag.set(clock() - due)
 
     async def _sleep_until_heartbeat(self, clock: Callable[[], float]) -> float:
@@ -247,6 +251,12 @@ class Ownership(Generic[OrderT]):
     async def hand_all_back(self) -> None:
         """Nak all watches when the replica stops. The pull must have been stopped before."""
         await self.hand_back(self._handles)
+
+
+def _encode_heartbeats(replies: list[str]) -> bytes:
+    """Return NATS's commands that publish a heartbeat to each reply. Encoding them together is cheaper."""
+    ending = f" {len(IN_PROGRESS)}\r\n{IN_PROGRESS.decode()}\r\n"
+    return "".join([f"PUB {reply}{ending}" for reply in replies]).encode("utf-8", "surrogateescape")
 
 
 class AckSubject(NamedTuple):
