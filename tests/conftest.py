@@ -1,8 +1,20 @@
-"""For all tests: how long one input of a property takes says nothing on a shared machine."""
+"""For all tests: how long one input of a property takes says nothing on a shared machine, and no folder is left."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
+import pytest
 from hypothesis import settings
+
+import credentials
 
 settings.register_profile("shared machine", deadline=None)
 settings.load_profile("shared machine")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def suite_directory() -> Iterator[None]:
+    """The workers of pytest-xdist end without what Python does at its end."""
+    yield
+    credentials.suite_directory.cleanup()

@@ -96,13 +96,13 @@ class Authority:
         return builder.sign(self._key, hashes.SHA256())
 
 
-_directory = tempfile.TemporaryDirectory(prefix="test-authority-")
+suite_directory = tempfile.TemporaryDirectory(prefix="test-authority-")
 
 
 @functools.cache
 def suite_authority() -> Authority:
     """The one authority that the simulated vCenters of all tests have their certificates from."""
-    return Authority(Path(_directory.name))
+    return Authority(Path(suite_directory.name))
 
 
 @functools.cache
