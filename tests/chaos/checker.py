@@ -407,7 +407,10 @@ def _answers_true(histories: Histories) -> Iterator[str]:
 
 
 def _one_winner(histories: Histories) -> Iterator[str]:
-    """An unwatched watch was told so to at least one asker or its answer was lost, and to no more than one."""
+    """An unwatched watch was told so to at least one asker or its answer was lost, and to no more than one.
+
+    Nobody knows who ended it once its event was removed before the confirmation came.
+    """
     answers = [answer for answer in histories.account.answered if answer.verb == "unwatch"]
     told = Counter(answer.last_event for answer in answers if answer.outcome == "unwatched")
     for event, times in told.items():
@@ -416,7 +419,9 @@ def _one_winner(histories: Histories) -> Iterator[str]:
     for task, events in histories.by_task.items():
         outcomes = {answer.outcome for answer in answers if answer.task == task}
         if outcomes <= {"unwatched", "already_ended", "not_watched"}:
-            unwatched = (event for event in events if event.data["outcome"] == "unwatched")
+            unwatched = (
+                event for event in events if event.data["outcome"] == "unwatched" and event.stored.gone_at == math.inf
+            )
             yield from (f"{event} was told to nobody" for event in unwatched if event.body["id"] not in told)
 
 

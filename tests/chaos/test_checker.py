@@ -262,6 +262,12 @@ def ended_again() -> Account:
     return purged(account, 7, at=BEGAN + 10)
 
 
+def without_winner() -> Account:
+    """Whoever asked for the end of the first watch was told that it had ended already."""
+    answered = right().answered
+    return right()._replace(answered=(*answered[:2], answered[2]._replace(outcome="already_ended")))
+
+
 def blind_first(**instance: str) -> Account:
     """The whole second watch was removed, and an owner that knew nothing of it ended it with number 1."""
     account = right()
@@ -294,6 +300,7 @@ EXCUSED: dict[str, Account] = {
     "the same ending again, since it had gone unconfirmed": purged(
         placed(right(), 0, 1, 2, 3, 4, 5, 6, 7, 7), 7, at=BEGAN + 8
     ),
+    "no winner, since the end was removed unconfirmed": purged(without_winner(), 3, at=BEGAN + 3.5),
     "a request that was removed": asking(right(), Asked(9, "no:where", BEGAN))._replace(
         lost=Lost(requests=((9, BEGAN + 0.1),))
     ),
@@ -443,10 +450,7 @@ BROKEN: dict[str, tuple[str, Account]] = {
         "answers_true",
         answering(right(), Answered("unwatch", TASK, "already_ended", None, "1-2/1")),
     ),
-    "no winner": (
-        "one_winner",
-        right()._replace(answered=(*right().answered[:2], right().answered[2]._replace(outcome="already_ended"))),
-    ),
+    "no winner": ("one_winner", without_winner()),
     "two winners": ("one_winner", answering(right(), right().answered[2])),
     "heard and not stored": (
         "heard_what_is_stored",

@@ -295,16 +295,6 @@ def test_a_first_event_without_an_answer_may_have_been_stored_in_a_stream_that_w
     assert lost.value.sequence == 0
 
 
-def test_a_final_event_whose_stream_was_deleted_before_its_confirmation_came_is_stored_again(desk: Desk) -> None:
-    def vanish() -> PubAck:
-        desk.streams.report = StreamReport(StreamState(), rfc3339(NOW + 2), rfc3339(NOW + 3))
-        raise AWAY
-
-    desk.streams.answers = [vanish]
-    end = an_event("abandoned", "unwatched")
-    assert desk.append(end).event == end
-
-
 def test_a_first_event_is_tried_again_while_nobody_knows_whether_it_was_lost(desk: Desk) -> None:
     desk.streams.answers, desk.streams.report_faults = [AWAY] * 2, [AWAY] * 2
     assert desk.append(a_status(1)).event.data.sequence == 1

@@ -145,9 +145,8 @@ class JetStreamJournal:
             await backoff.pause()
             if last_sequence < after or (ack is not None and backoff.count >= _DUPLICATES):
                 raise MemoryLost(last_sequence)
-            is_first = last is None and not (memory_lost or event.data.final)
-            if is_first and ack is None and await self._may_have_lost(began):
-                raise MemoryLost(0)  # it may have been stored, and its watch ended by another replica
+            if last is None and ack is None and not memory_lost and await self._may_have_lost(began):
+                raise MemoryLost(0)  # it may have been stored, or its watch ended by another replica
 
     async def _may_have_lost(self, since: float) -> bool:
         try:
