@@ -31,6 +31,8 @@ def _classic(states: Sequence[TaskState]) -> Iterator[Was]:
         if before is not None and (before.status, now.status) == ("BLOCKED", "RUNNING"):
             yield before._replace(at=now.at, status="RUNNING")
             yield now._replace(status="BLOCKED")
+        if before is not None and (before.status, now.status) == ("RUNNING", "BLOCKED"):
+            yield before._replace(at=now.at, status="BLOCKED")
         if now.status == "BLOCKED":
             yield now._replace(status="RUNNING")
         yield now

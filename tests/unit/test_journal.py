@@ -295,9 +295,12 @@ def test_a_first_event_without_an_answer_may_have_been_stored_in_a_stream_that_w
     assert lost.value.sequence == 0
 
 
-def test_a_first_event_is_tried_again_while_nobody_knows_whether_it_was_lost(desk: Desk) -> None:
-    desk.streams.answers, desk.streams.report_faults = [AWAY] * 2, [AWAY] * 2
-    assert desk.append(a_status(1)).event.data.sequence == 1
+def test_a_first_event_is_not_tried_again_before_it_is_known_whether_the_stream_was_deleted(desk: Desk) -> None:
+    desk.streams.report = StreamReport(StreamState(), rfc3339(NOW + 2), rfc3339(NOW + 3))
+    desk.streams.answers, desk.streams.report_faults = [AWAY], [AWAY] * 2
+    with pytest.raises(MemoryLost):
+        desk.append(a_status(1))
+    assert len(desk.streams.published) == 1
 
 
 def test_one_duplicate_that_a_refusal_left_behind_is_no_loss(desk: Desk) -> None:

@@ -42,7 +42,7 @@ from ..domain.watch import Draft, Watch
 from ..metrics import Metrics
 from ..tracing import span
 from .lost_memories import LostMemories
-from .streams import NewestMessageReader, PubAck, StoredMessage, Streams
+from .streams import NewestMessageReader, PubAck, StoredMessage, StreamReport, Streams
 
 log = structlog.get_logger(__name__)
 
@@ -145,25 +145,22 @@ class JetStreamJournal:
             await backoff.pause()
             if last_sequence < after or (ack is not None and backoff.count >= _DUPLICATES):
                 raise MemoryLost(last_sequence)
-            if last is None and ack is None and not memory_lost and await self._may_have_lost(began):
+            is_unsure = last is None and ack is None and not memory_lost
+            if is_unsure and (await self._read_report(backoff)).may_have_lost(began):
                 raise MemoryLost(0)  # it may have been stored, or its watch ended by another replica
 
-    async def _may_have_lost(self, since: float) -> bool:
-        try:
-            return (await self._streams.read_report(self._names.events_stream)).may_have_lost(since)
-        except NatsUnavailable:
-            return False  # the next try asks again
-
     async def _renumber(self, event: Event, backoff: _Backoff) -> Event:
-        """Return the event with a number that its watch can't have used; retry until nats-server says its time."""
+        """Return the event with a number that its watch can't have used, by nats-server's time."""
+        return renumber(event, parse_time((await self._read_report(backoff)).ts) or self._clock())
+
+    async def _read_report(self, backoff: _Backoff) -> StreamReport:
+        """Return the stream's state; retry until nats-server answers."""
         while True:
             try:
-                report = await self._streams.read_report(self._names.events_stream)
+                return await self._streams.read_report(self._names.events_stream)
             except NatsUnavailable as error:
                 backoff.reason = str(error)
                 await backoff.pause()
-            else:
-                return renumber(event, parse_time(report.ts) or self._clock())
 
     def _encode(self, event: Event) -> bytes:
         body, max_bytes = to_cloudevent(event), self._max_event_bytes(event)
