@@ -9,7 +9,7 @@ import asyncio
 import sys
 from datetime import UTC, datetime
 
-from bench import deliver, figures, follow, looks, memory, names, promptness, scale, soak, vim
+from bench import deliver, figures, follow, history, looks, many_vcenters, memory, names, promptness, scale, soak, vim
 
 PARTS = {
     "promptness": promptness.measure,
@@ -19,6 +19,8 @@ PARTS = {
     "memory": memory.measure,
     "vim": vim.measure,
     "names": names.measure,
+    "vcenters": many_vcenters.measure,
+    "history": history.measure,
     "follow": follow.measure,
     "deliver": deliver.measure,
 }

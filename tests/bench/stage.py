@@ -31,12 +31,15 @@ from task_bridge.simulator import Options
 PER_SECOND = 1 / os.sysconf("SC_CLK_TCK")
 VCENTER = """
 import asyncio, gc, msgspec, sys, uvloop
+from contextlib import AsyncExitStack
 from task_bridge.simulator import Options, SimulatedVCenter
 from task_bridge.simulator.serve import serve_vcenter
 async def main():
     gc.set_threshold(200_000, 20, 100)
-    async with serve_vcenter(SimulatedVCenter(msgspec.json.decode(sys.argv[1], type=Options))) as url:
-        print(url, flush=True)
+    options = msgspec.json.decode(sys.argv[1], type=Options)
+    async with AsyncExitStack() as stack:
+        for _ in range(int(sys.argv[2])):
+            print(await stack.enter_async_context(serve_vcenter(SimulatedVCenter(options))), flush=True)
         await asyncio.Event().wait()
 uvloop.run(main())
 """
@@ -80,8 +83,9 @@ class Used(NamedTuple):
 class Stage:
     """A bridge at work, and what happens around it."""
 
-    def __init__(self, server: NatsServer, url: str, bridge: BridgeProcess, client: Client) -> None:
+    def __init__(self, server: NatsServer, url: str, bridge: BridgeProcess, client: Client, ready_s: float) -> None:
         self.url = url
+        self.ready_s = ready_s
         self.bridge = bridge
         self.client = client
         self.http = httpx.AsyncClient(trust_env=False, timeout=60)
@@ -95,10 +99,10 @@ class Stage:
         tasks: list[str] = answer.json()["tasks"]
         return tasks
 
-    async def watch(self, tasks: Iterable[str]) -> None:
-        """Publishes a request for each."""
-        for task in tasks:
-            await self.client.publish("vcenter.tasks.watch", json.dumps(task).encode())
+    async def watch(self, requests: Iterable[object]) -> None:
+        """Publishes each request: a task's id, or more about it."""
+        for request in requests:
+            await self.client.publish("vcenter.tasks.watch", json.dumps(request).encode())
         await self.client.flush()
 
     async def has(self, name: str, count: int, within_s: float = 180.0) -> None:
@@ -110,7 +114,7 @@ class Stage:
 
     async def counted(self) -> Counter[str]:
         """The bridge's metrics by name, over all labels; and `watching`, those events alone."""
-        answer = await self.http.get(f"{self._pages}/metrics")
+        answer = await self.scrape()
         sums: Counter[str] = Counter()
         for family in text_string_to_metric_families(answer.text):
             for sample in family.samples:
@@ -118,6 +122,9 @@ class Stage:
                 if sample.labels.get("kind") == "watching" and sample.name.endswith("events_total"):
                     sums["watching"] += sample.value  # type: ignore[assignment]
         return sums
+
+    async def scrape(self) -> httpx.Response:
+        return await self.http.get(f"{self._pages}/metrics")
 
     async def used(self) -> Used:
         """All that the bridge used and did so far."""
@@ -131,8 +138,10 @@ class Stage:
         return before.until(await self.used())
 
     def cpu_s(self) -> float:
-        fields = Path(f"/proc/{self.bridge.pid}/stat").read_text().rsplit(")", 1)[1].split()
-        return (int(fields[11]) + int(fields[12])) * PER_SECOND
+        return _cpu_s(self.bridge.pid)
+
+    def nats_cpu_s(self) -> float:
+        return _cpu_s(self._server.pid)
 
     def rss_mb(self) -> float:
         return rss_mb(self.bridge.pid)
@@ -170,10 +179,12 @@ async def staged(environment: dict[str, str], options: Options, serve: list[str]
         async with vcenter(options) as url:
             bridge = BridgeProcess(_environment(server.url, url, environment), directory, serve)
             try:
+                began = time.monotonic()
                 await bridge.start()
-                await bridge.ready()
+                await bridge.ready(within_s=120)
+                ready_s = time.monotonic() - began
                 client = await nats.connect(server.url)
-                it = Stage(server, url, bridge, client)
+                it = Stage(server, url, bridge, client, ready_s)
                 yield it
                 await it.http.aclose()
                 await client.close()
@@ -181,6 +192,11 @@ async def staged(environment: dict[str, str], options: Options, serve: list[str]
             finally:
                 await bridge.close()
                 server.stop()
+
+
+def _cpu_s(pid: int) -> float:
+    fields = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()
+    return (int(fields[11]) + int(fields[12])) * PER_SECOND
 
 
 def rss_mb(pid: int) -> float:
@@ -191,12 +207,19 @@ def rss_mb(pid: int) -> float:
 @asynccontextmanager
 async def vcenter(options: Options = OPTIONS) -> AsyncIterator[str]:
     """The URL of a simulated vCenter in a process of its own."""
+    async with vcenters(1, options) as urls:
+        yield urls[0]
+
+
+@asynccontextmanager
+async def vcenters(count: int, options: Options = OPTIONS) -> AsyncIterator[list[str]]:
+    """The URLs of so many simulated vCenters, in one process of their own."""
     # ASYNC220: starting it takes a moment, and nothing else runs here yet.
-    command = [sys.executable, "-c", VCENTER, msgspec.json.encode(options).decode()]
+    command = [sys.executable, "-c", VCENTER, msgspec.json.encode(options).decode(), str(count)]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)  # noqa: ASYNC220
     assert process.stdout is not None
     try:
-        yield process.stdout.readline().strip()
+        yield [process.stdout.readline().strip() for _ in range(count)]
     finally:
         process.terminate()
         process.wait(15)
