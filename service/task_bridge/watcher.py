@@ -100,9 +100,10 @@ class HeldWatch:
 
     `fence`: the stream sequence of its task's last event. `is_parked`: the source polls its task again only after
     `resume`. `is_publishing`: a coroutine publishes what follows. `stalls_at`: when the next standstill is due.
-    `stall_polled_for`: its value for which a poll was requested already. `counted_status`: the status under which the
-    metrics count the watch. `held_since`: the monotonic time of takeover. `clock_offset_s`: the clock's at
-    takeover. The watch goes by it, so a clock that is stepped later ends or stalls nothing early or late.
+    `stall_polled_for`: its value for which a poll was requested already. `quiet_until`: nothing follows from polls
+    before that are unchanged. `counted_status`: the status under which the metrics count the watch. `held_since`: the
+    monotonic time of takeover. `clock_offset_s`: the clock's at takeover. The watch goes by it, so a clock that is
+    stepped later ends or stalls nothing early or late.
     """
 
     __slots__ = (
@@ -114,6 +115,7 @@ class HeldWatch:
         "is_parked",
         "is_publishing",
         "last",
+        "quiet_until",
         "stall_polled_for",
         "stalls_at",
         "timer",
@@ -130,7 +132,7 @@ class HeldWatch:
         self.clock_offset_s = clock.offset_s
         self.counted_status: str | None = None
         self.view: TaskView = view_from_event(last)
-        self.stalls_at = math.inf
+        self.stalls_at = self.quiet_until = math.inf
         self.stall_polled_for = math.inf
         self.timer: asyncio.TimerHandle | None = None
         self.is_publishing = False
@@ -183,13 +185,12 @@ class Watcher:
                     source.forget(task)
                     continue
                 now = monotonic + held.clock_offset_s
-                if result is UNCHANGED and now < held.stalls_at and not held.view.last_poll_requested:
-                    held.view.polled_at = now  # nearly all results
-                else:
-                    self._apply_and_log_errors(held, result, now)
-                    applied += 1
-                    if applied % YIELD_EVERY == 0:
-                        await asyncio.sleep(0)
+                if result is UNCHANGED and now < held.quiet_until:
+                    continue  # nearly all results
+                self._apply_and_log_errors(held, result, now)
+                applied += 1
+                if applied % YIELD_EVERY == 0:
+                    await asyncio.sleep(0)
 
     async def _publish_what_follows(self, held: HeldWatch) -> None:
         """Publish the events that follow from the newest poll, one after the other; then resume polling or finish."""
@@ -528,6 +529,7 @@ class Watcher:
             held.timer.cancel()
             held.timer = None
         held.stalls_at = stall_at(held.watch, held.last, held.view)
+        held.quiet_until = -math.inf if held.view.last_poll_requested else held.stalls_at
         wakes_at = wake_at(held.watch, held.last, held.view, self._policy_of(held.watch.vcenter))
         if held.stall_polled_for != held.stalls_at:
             wakes_at = min(wakes_at, held.stalls_at)
@@ -548,7 +550,7 @@ class Watcher:
     def _on_timer(self, held: HeldWatch) -> None:
         view, source, now = held.view, self._sources.get(held.watch.vcenter), self._now(held)
         if now >= held.watch.deadline and not view.last_poll_requested:
-            view.last_poll_until = last_poll_until(held.watch, now)
+            view.last_poll_until, held.quiet_until = last_poll_until(held.watch, now), -math.inf
             if source is not None:
                 source.poll_now(held.watch.task)
             else:

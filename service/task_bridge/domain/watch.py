@@ -168,9 +168,10 @@ class Absence(msgspec.Struct, frozen=True, gc=False):
 class TaskView(msgspec.Struct, gc=False):
     """The known state of a watch's task. Times are Unix seconds.
 
-    `polled_at`: the last successful poll. `last_poll_until`: when the one poll at the watch's deadline must be over,
-    infinite before it is requested. `last_poll_over`: that poll was answered or failed. `memory_lost`: the stream no
-    longer holds the watch's last event, so the watch is restated at once. `trouble`: why the vCenter isn't well.
+    `polled_at`: the last successful poll from which something could follow. `last_poll_until`: when the one poll at the
+    watch's deadline must be over, infinite before it is requested. `last_poll_over`: that poll was answered or failed.
+    `memory_lost`: the stream no longer holds the watch's last event, so the watch is restated at once. `trouble`: why
+    the vCenter isn't well.
     """
 
     changed_at: float = 0.0

@@ -41,9 +41,11 @@ from .watch_store import WatchStore, build_watch, rebuild_watch
 
 log = structlog.get_logger(__name__)
 
-BATCH = 512
+BATCH = 128
+"""Requests that are pulled at once. What arrives together is served together, in turns of the event loop that grow with
+it."""
 RETRY_S = 1.0
-MAX_KEPT = 4 * BATCH
+MAX_KEPT = 2_048
 MAX_DELIVERIES = 5
 """A request that was delivered so often without an outcome may be what ends its replicas."""
 
