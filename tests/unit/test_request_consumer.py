@@ -371,7 +371,7 @@ def test_no_more_is_pulled_than_may_be_kept(desk: Desk) -> None:
             assert desk.nats.pulls() == [48]
             desk.results.clear()
             await asyncio.sleep(1.05)
-            assert sum(desk.nats.pulls()[1:]) == 512
+            assert sum(desk.nats.pulls()[1:]) == 128
 
     run_in_virtual_time(run())
 
@@ -382,9 +382,9 @@ def test_more_is_pulled_as_soon_as_some_of_many_are_served(desk: Desk) -> None:
         await desk.deliver(*(message(number) for number in range(2_048)))
         async with desk.running():
             await asyncio.sleep(0.5)
-            desk.results = [None] * 500 + [AWAY] * 1_548
+            desk.results = [None] * 100 + [AWAY] * 1_948
             await asyncio.sleep(0.6)
-            assert sum(desk.nats.pulls()) == 500
+            assert sum(desk.nats.pulls()) == 100
 
     run_in_virtual_time(run())
 
@@ -395,7 +395,7 @@ def test_a_free_consumer_pulls_a_batch(desk: Desk) -> None:
             await asyncio.sleep(1)
 
     run_in_virtual_time(run())
-    assert desk.nats.pulls() == [512]
+    assert desk.nats.pulls() == [128]
 
 
 # Requests that can't be served
