@@ -117,8 +117,8 @@ class Attack:
         except MessageRefused:
             self.outcomes["raw refused by NATS"] += 1
             return None
-        # One whose answer would reach JetStream itself is dropped.
-        self._watched += b".api.watch" in subject and not subject.endswith(b" $JS")
+        # One whose answer would reach JetStream or another service of NATS is dropped.
+        self._watched += b".api.watch" in subject and b" $" not in subject
         self.outcomes["raw"] += 1
         return reply if answered else None
 
