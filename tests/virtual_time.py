@@ -43,6 +43,10 @@ class VirtualTimeLoop(asyncio.SelectorEventLoop):
         work.add_done_callback(self._note_end_of_thread)
         return work
 
+    async def shutdown_default_executor(self, timeout: float | None = None) -> None:
+        """Wait for the threads as long as they take: the limit of Python 3.12 and later would pass at once."""
+        await super().shutdown_default_executor()
+
     def _note_end_of_thread(self, _: object) -> None:
         self._waits.threads -= 1
 

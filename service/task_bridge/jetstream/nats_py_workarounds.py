@@ -162,7 +162,7 @@ def check_publish(client: Client, body_bytes: int) -> None:
 
 
 async def send_commands(client: Client, commands: list[bytes]) -> None:
-    """Send encoded commands of NATS's protocol as one. `Client.publish` takes 8 µs a message to encode and to flush."""
+    """Send encoded commands of NATS's protocol as one. `Client.publish` encodes and flushes each by itself."""
     await client._send_command(b"".join(commands))
     if client._flush_queue is not None and client._flush_queue.empty():
         await client._flush_pending()
