@@ -97,7 +97,7 @@ async def fifty_thousand() -> AsyncIterator[Row]:
     count = 50_000
     async with stage() as it:
         await watched(it, count, 3_600.0, 3_600.0)
-        async for row in quiet(it, count, goals=("≤ 35 %", "≤ 300 MB", "≤ 100 ms")):
+        async for row in quiet(it, count, goals=("≤ 18 %", "≤ 250 MB", "≤ 100 ms")):
             yield row
 
 
