@@ -150,7 +150,6 @@ class Bridge:
         connection.closed.add_done_callback(lambda _: fail_because_ended("the connection to NATS", failed))
         check_version(server_version(client))
         streams = Streams(client, settings.nats.js_domain)
-        await streams.open()
         config = expected_config(
             self._names,
             replicas=settings.stream_replicas,

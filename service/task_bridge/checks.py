@@ -105,7 +105,7 @@ async def _check_nats(settings: Settings, client: Client) -> AsyncIterator[Check
         yield CheckResult("NATS version", str(error), ok=False)
     streams = Streams(client, settings.nats.js_domain)
     try:
-        differences = await provision(streams, expected_jetstream(settings), create=False)
+        differences = (await provision(streams, expected_jetstream(settings), create=False)).differences
     except NatsUnavailable as error:
         yield CheckResult("JetStream", str(error), ok=False)
         differences = None

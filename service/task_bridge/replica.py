@@ -7,6 +7,7 @@ import contextlib
 from collections.abc import Coroutine
 from typing import Any, NamedTuple
 
+import nats.errors
 from nats.aio.client import Client
 from nats.aio.msg import Msg
 from nats.aio.subscription import Subscription
@@ -23,7 +24,7 @@ from .jetstream.api_service import ApiService
 from .jetstream.connection import Connection
 from .jetstream.follow_setup import FollowSetup
 from .jetstream.monitor import Monitor
-from .jetstream.nats_py_workarounds import cancel_and_wait
+from .jetstream.nats_py_workarounds import cancel_and_wait, flush_and_wait
 from .jetstream.ownership import Ownership
 from .jetstream.pull_consumer import PullConsumer
 from .jetstream.replicas import Replicas
@@ -73,10 +74,8 @@ class ReplicaParts(NamedTuple):
         await connection.broker.start()
         await self._subscribe_to_unwatched(names)
         await self.api_service.start()
-        with contextlib.suppress(NatsUnavailable):
-            # A round trip after the subscriptions, so that a request sent after "ready" is received: nats-py's
-            # flush() overtakes them (2.16, measured).
-            await self.monitor.read()
+        with contextlib.suppress(nats.errors.Error, OSError):
+            await flush_and_wait(self.client)  # so that a request sent after "ready" is received
         held, held_follows = self.replicas.held_count, self.replicas.held_follow_count
         self.monitor.set_pulls(*self.pulls, held=held, held_follows=held_follows)
 

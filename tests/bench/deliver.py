@@ -61,7 +61,6 @@ async def target() -> AsyncIterator[Target]:
         server.start()
         client = await nats.connect(server.url)
         streams = Streams(client, None)
-        await streams.open()
         await provision(streams, expected_jetstream(load({}, need_vcenters=False)), create=True)
         async with receiving(receiver):
             settings = {"BRIDGE_NATS_URL": server.url, "BRIDGE_DELIVERIES__HOOK__URL": receiver.url}

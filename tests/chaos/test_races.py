@@ -76,8 +76,6 @@ async def sides(servers: Servers) -> AsyncIterator[tuple[Side, Side]]:
     await servers.ready(clients[0])
     names = SubjectNames(f"races{next(_prefixes)}")
     sides = [Side(Streams(client), names) for client in clients]
-    for side in sides:
-        await side.streams.open()
     what = expected_config(names, replicas=servers.replicas, ack_wait_s=10, events_max_age_s=604_800)
     await provision(sides[0].streams, what, create=True)
     yield sides[0], sides[1]

@@ -128,7 +128,6 @@ async def test_a_watch_whose_time_is_up_ends_though_the_clock_was_set_back_since
         await until(lambda: lab.heard(held))
         await lab.publish({"task": waits, "timeout": LONG_S})  # this replica has no room for it
         streams = Streams(lab.client)
-        await streams.open()
         journal = JetStreamJournal(streams, names, Metrics(), time.time)
         policy = Policy(lab.vcenter_url, 0.0, 604_800.0)
         watches = WatchStore(streams, names, journal, lambda _: policy, {}, time.time)

@@ -60,7 +60,6 @@ async def replica(lab: Lab, *settings: DeliverySettings, create: bool = True) ->
     connection = Connection(NatsSettings(urls=(lab.server.url,)), "deliverer")
     try:
         streams = Streams(await connection.open(), None)
-        await streams.open()
         registry = CollectorRegistry()
         metrics = DeliveryMetrics(registry, [one.name for one in settings])
         deliveries = Deliveries({one.name: one for one in settings}, streams, NAMES, metrics, time.time, create=create)
@@ -78,7 +77,6 @@ async def replica(lab: Lab, *settings: DeliverySettings, create: bool = True) ->
 async def streams(lab: Lab) -> Streams:
     """The streams, made as the bridge makes them."""
     streams = Streams(lab.client, None)
-    await streams.open()
     await provision(streams, expected_jetstream(lab.settings()), create=True)
     return streams
 

@@ -37,7 +37,6 @@ class Stage:
         self.js = lab.js
 
     async def open(self) -> None:
-        await self.streams.open()
         what = expected_config(self.names, replicas=1, ack_wait_s=ACK_WAIT_S, events_max_age_s=604_800)
         await provision(self.streams, what, create=True)
 

@@ -255,7 +255,6 @@ async def test_what_is_requested_at_once_is_answered_one_by_one(client: Client) 
 
     await client.subscribe("echo", cb=answer)
     mux = RequestMux(client)
-    await mux.open()
     odd = mux.request("echo", b"odd", {"Name": "two\nlines"})  # encoded by nats-py, which takes the break out
     answers = await asyncio.gather(*(mux.request("echo", b"%d" % n, {"Name": f"n{n}"}) for n in range(300)), odd)
     assert [one.data for one in answers[:-1]] == [b"%d: n%d" % (n, n) for n in range(300)]

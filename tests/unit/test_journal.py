@@ -20,9 +20,10 @@ from task_bridge.domain.ports import MemoryLost
 from task_bridge.domain.subjects import SubjectNames
 from task_bridge.domain.task import UNAVAILABLE, Result
 from task_bridge.domain.watch import Draft
+from task_bridge.jetstream.infos import StreamReport, StreamState
 from task_bridge.jetstream.journal import JetStreamJournal
 from task_bridge.jetstream.lost_memories import LostMemories
-from task_bridge.jetstream.streams import PubAck, StoredMessage, StreamReport, StreamState
+from task_bridge.jetstream.streams import PubAck, StoredMessage
 from task_bridge.metrics import Metrics
 from unit.builders import NOW, TASK, a_watch, an_event
 from virtual_time import run_in_virtual_time

@@ -6,7 +6,7 @@ import pytest
 
 from task_bridge.domain.durations import rfc3339
 from task_bridge.domain.events import renumber
-from task_bridge.jetstream.streams import StreamReport, StreamState
+from task_bridge.jetstream.infos import StreamReport, StreamState
 from unit.builders import NOW, an_event
 
 BEFORE, AFTER, NEVER = rfc3339(NOW - 60), rfc3339(NOW + 60), "0001-01-01T00:00:00Z"

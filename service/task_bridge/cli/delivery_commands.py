@@ -140,7 +140,6 @@ async def _redeliver(settings: Settings, name: str, since: datetime | None) -> N
     names = SubjectNames(settings.subject_prefix)
     async with connect_or_explain(settings) as client:
         streams = Streams(client, settings.nats.js_domain)
-        await streams.open()
         if await DeliveryConsumers(streams, names).read(name) is None:
             raise CannotStart(f"There is no delivery named {name!r}; `task-bridge deliveries` lists them.")
         ordered = await order(streams, names, name, since)
@@ -159,7 +158,6 @@ async def _show(settings: Settings, *, prune: bool, as_json: bool) -> None:
     async with connect_or_explain(settings) as client:
         streams = Streams(client, settings.nats.js_domain)
         consumers = DeliveryConsumers(streams, names)
-        await streams.open()
         found = await consumers.list_all()
         undelivered = {
             name: len(await find_undelivered(streams, names, name)) for name in {*found, *settings.deliveries}

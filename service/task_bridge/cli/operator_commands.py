@@ -104,7 +104,7 @@ async def _provision(settings: Settings, expected: JetStreamConfig, check_only: 
         async with checks.connect_or_explain(settings) as client:
             check_version(server_version(client))
             streams = Streams(client, settings.nats.js_domain)
-            differences = await compare(streams, expected, create=False)
+            differences = (await compare(streams, expected, create=False)).differences
             for difference in differences:
                 line = json.dumps(difference._asdict(), ensure_ascii=False, default=str)
                 typer.echo(line if as_json else f"{difference}.")
@@ -137,10 +137,11 @@ async def _apply(
     from ..jetstream.provision import apply_differences, explain_replacement, is_immutable  # noqa: PLC0415
     from ..jetstream.provision import provision as compare  # noqa: PLC0415
 
-    problems = await apply_differences(streams, expected, await compare(streams, expected, create=True))
+    created = await compare(streams, expected, create=True)
+    problems = await apply_differences(streams, expected, created.differences)
     for line in problems:
         typer.echo(line, err=True)
-    left = await compare(streams, expected, create=False)
+    left = (await compare(streams, expected, create=False)).differences
     for difference in filter(is_immutable, left):
         typer.echo(f"{difference.where}: {difference.field}. {explain_replacement(difference)}", err=True)
     if applied := len(before) - len(left):

@@ -55,7 +55,6 @@ class DeliveryProcess:
         await self.web.start()
         try:
             streams = Streams(await self._connection.open(), settings.nats.js_domain)
-            await streams.open()
             measuring = asyncio.create_task(_measure_clock(streams, names.events_stream, clock))
             deliveries = self._deliveries = Deliveries(
                 settings.deliveries, streams, names, self._metrics, clock.now, create=settings.provision == "auto"

@@ -16,7 +16,6 @@ from contextlib import aclosing, contextmanager
 import nats.errors
 import structlog
 from nats.aio.client import Client
-from nats.js.api import StreamState
 
 from ..domain.board import MAX_ENDINGS, MAX_ROWS, PAGE_ROWS, WatchBoard, WatchRow
 from ..domain.errors import BridgeError, NatsUnavailable
@@ -27,9 +26,10 @@ from ..domain.watch import Watch
 from ..settings import NatsSettings
 from .connect import connect
 from .connection import INBOX
+from .infos import StreamState
 from .nats_py_workarounds import cancel_and_wait
 from .stream_reader import StreamReader
-from .streams import StoredMessage, Streams, translate_errors
+from .streams import StoredMessage, Streams
 from .timeline_reader import read_timeline
 from .watch_store import decode_watch
 
@@ -138,10 +138,9 @@ class _BoardUpdater:
 
     async def read_watches(self) -> StreamState:
         """Read a first page of watches, and return the state of the events' stream before that."""
-        stream = self._names.events_stream
-        info = await translate_errors(self._streams.js.stream_info(stream), stream)
+        report = await self._streams.read_report(self._names.events_stream)
         await self._refresh_rows(_PAGE_MESSAGES)
-        return info.state
+        return report.state
 
     async def read_history(self, state: StreamState) -> None:
         """Read the endings and the states of the first page, then all watches again and again.

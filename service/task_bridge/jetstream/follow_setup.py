@@ -19,7 +19,7 @@ from ..domain.errors import CannotStart, NatsUnavailable
 from ..domain.subjects import FOLLOW_VERBS, VERBS, SubjectNames
 from ..logs import FailureLog
 from .permissions import Right, creation_rights, find_missing_right, follow_rights, subscribe_to_follows
-from .provision import JetStreamConfig, provision, provision_streams
+from .provision import JetStreamConfig, Provisioned, provision, provision_streams
 from .streams import Streams
 
 log = structlog.get_logger(__name__)
@@ -70,42 +70,44 @@ class FollowSetup:
         self._turn_off(f"NATS says: {message}", _ALLOW)
         return True
 
-    async def check(self, first_sequence: int | None = None) -> None:
+    async def check(self, first_sequence: int | None = None) -> Provisioned | None:
         """Look whether follows work, and create what is missing if that is allowed. While they are off, look seldom.
 
-        Raises NatsUnavailable when JetStream is away.
+        Return what there is if they work, else None. Raises NatsUnavailable when JetStream is away.
         """
         if self.off_reason is not None:
             if time.monotonic() - self._checked_at < RECHECK_S:
-                return
+                return None
             self._checked_at = time.monotonic()
         try:
-            await self._check(first_sequence)
+            return await self._check(first_sequence)
         except NatsUnavailable:
             if not self._is_denied:  # else `note_denied` has turned follows off
                 self._checked_at = -math.inf
                 raise
+            return None
 
-    async def _check(self, first_sequence: int | None) -> None:
+    async def _check(self, first_sequence: int | None) -> Provisioned | None:
         if self.off_reason is not None:
             right = await find_missing_right(self._streams.connection, await self._list_rights())
             if right is not None:
                 self._turn_off(f"NATS doesn't let the bridge {right}", _ALLOW)
-                return
+                return None
             self._is_denied = False
         expected = self._expected.only_follows()
         try:
-            differences = await provision_streams(
+            provisioned = await provision_streams(
                 self._streams, expected, create=self._create, first_sequence=first_sequence
             )
         except CannotStart as error:
             self._turn_off(str(error), _PROVISION)
-            return
-        unsafe = [str(difference) for difference in differences if difference.unsafe]
+            return None
+        unsafe = [str(difference) for difference in provisioned.differences if difference.unsafe]
         if unsafe:
             self._turn_off("; ".join(unsafe), _PROVISION)
         elif not self._is_denied:
             await self._turn_on()
+        return provisioned if self.off_reason is None else None
 
     async def _list_rights(self) -> list[Right]:
         """Return the rights to try: after a violation all, before only one that release 1.0 doesn't have.
@@ -117,8 +119,8 @@ class FollowSetup:
         rights = follow_rights(self._names, self._streams.prefix)
         if not self._create:
             return rights
-        differences = await provision(self._streams, self._expected, create=False)
-        return rights + creation_rights(self._names, self._streams.prefix, differences)
+        provisioned = await provision(self._streams, self._expected, create=False)
+        return rights + creation_rights(self._names, self._streams.prefix, provisioned.differences)
 
     def _turn_off(self, reason: str, cure: str) -> None:
         self.off_reason = f"follows are off: {reason}; {cure}"

@@ -41,8 +41,9 @@ from ..domain.task import UNAVAILABLE, Result
 from ..domain.watch import Draft, Watch
 from ..metrics import Metrics
 from ..tracing import span
+from .infos import StreamReport
 from .lost_memories import LostMemories
-from .streams import NewestMessageReader, PubAck, StoredMessage, StreamReport, Streams
+from .streams import NewestMessageReader, PubAck, StoredMessage, Streams
 
 log = structlog.get_logger(__name__)
 

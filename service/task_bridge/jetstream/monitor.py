@@ -8,9 +8,8 @@ import time
 from collections.abc import Callable
 from typing import NamedTuple
 
-import nats.errors
 import structlog
-from nats.js.api import ConsumerConfig, ConsumerInfo, StreamConfig
+from nats.js.api import ConsumerConfig, StreamConfig
 
 from ..domain.clock import ServerClock, describe_difference
 from ..domain.errors import CannotStart, NatsUnavailable
@@ -18,7 +17,7 @@ from ..domain.ports import StreamContents
 from ..domain.subjects import CONSUMER, SubjectNames
 from .follow_setup import FollowSetup
 from .lost_memories import LostMemories
-from .provision import Difference, JetStreamConfig, provision
+from .provision import Difference, JetStreamConfig, Provisioned, provision
 from .pull_consumer import PullConsumer
 from .streams import Streams
 
@@ -95,12 +94,11 @@ class Monitor:
         """Provision or verify; wait while JetStream is away. Raises CannotStart for unsafe differences."""
         while True:
             try:
-                differences = await provision(self._streams, self._expected, create=self._create)
-                self._log_new(differences)
-                if unsafe := [difference for difference in differences if difference.unsafe]:
+                provisioned = await provision(self._streams, self._expected, create=self._create)
+                self._log_new(provisioned.differences)
+                if unsafe := [difference for difference in provisioned.differences if difference.unsafe]:
                     raise CannotStart(*map(_explain, unsafe))
-                await self._follow_setup.check()
-                await self.read()
+                await self._apply(provisioned, await self._follow_setup.check())
             except NatsUnavailable as error:
                 self._set_trouble(str(error))
                 await asyncio.sleep(RETRY_S)
@@ -119,13 +117,13 @@ class Monitor:
             # same sequence in the next queue. No queue stores more than a message per millisecond for long.
             first_sequence = int(self._clock.now() * 1000)
             try:
-                differences = await provision(
+                provisioned = await provision(
                     self._streams, self._expected, create=self._create, first_sequence=first_sequence
                 )
+                differences = provisioned.differences
                 missing = [difference for difference in differences if difference.field == "missing"]
                 if not missing:
-                    await self._follow_setup.check(first_sequence)
-                    await self.read()
+                    await self._apply(provisioned, await self._follow_setup.check(first_sequence))
             except (NatsUnavailable, CannotStart) as error:
                 self._set_trouble(str(error))
                 continue
@@ -169,36 +167,39 @@ class Monitor:
         self._pulls = {pull.name: pull for pull in pulls}
         self._count_held, self._count_held_follows = held, held_follows
 
-    async def read(self) -> None:
-        """Read the unheld watches and the settings that an operator may have tuned. Raises NatsUnavailable."""
-        try:
-            await self._read_queue(self._names.requests_stream)
-            _, consumer = await self._read_queue(self._names.watches_stream)
-            await self._read_follows()
-            events = await self._streams.js.stream_info(self._names.events_stream)
-            await self._streams.measure_clock(self._names.events_stream, self._clock)
-        except (TimeoutError, nats.errors.Error) as error:
-            raise NatsUnavailable(str(error) or "JetStream doesn't answer") from error
+    async def _apply(self, provisioned: Provisioned, for_follows: Provisioned | None) -> None:
+        """Take over the numbers and the settings that an operator may have tuned, and the time of nats-server.
+
+        Raises NatsUnavailable.
+        """
+        names = self._names
+        for stream in (names.requests_stream, names.watches_stream):
+            self._check_queue(stream, provisioned)
+        if for_follows is not None:
+            self._apply_follows(for_follows)
+        await self._streams.measure_clock(names.events_stream, self._clock)
+        self._log_clock()
+        events, watches = provisioned.streams[names.events_stream], provisioned.consumers[names.watches_stream]
         self._warn_about_caps(events.config)
-        self.events_contents = StreamContents(events.state.first_seq, (events.created, events.state.num_deleted))
+        state = events.report.state
+        self.events_contents = StreamContents(state.first_seq, (events.report.created, state.num_deleted))
         # The replica that got a watch may have gone. A watch that seems unheld only once is on its way to a replica,
         # or the replica hasn't reported it yet.
-        unheld = (consumer.num_ack_pending or 0) - self._count_held()
-        self.unheld_count = (consumer.num_pending or 0) + int(max(0, min(unheld, self._unheld_before)))
+        unheld = watches.num_ack_pending - self._count_held()
+        self.unheld_count = watches.num_pending + int(max(0, min(unheld, self._unheld_before)))
         self._unheld_before = unheld
-        self.ack_wait_s = consumer.config.ack_wait or self.ack_wait_s
+        self.ack_wait_s = watches.config.ack_wait or self.ack_wait_s
         self.events_max_age_s = events.config.max_age or 0.0
-        self._log_clock()
 
-    async def _read_follows(self) -> None:
-        """Read the unheld follows; what was read before stays known while follows are off."""
-        if self._follow_setup.off_reason is None:
-            await self._read_queue(self._names.vcenter_requests_stream)
-            await self._read_queue(self._names.follow_requests_stream)
-            self.stored_follows, _ = await self._read_queue(self._names.follows_stream)
-            unheld = self.stored_follows - self._count_held_follows()
-            self.unheld_follows = int(max(0, min(unheld, self._unheld_follows_before)))
-            self._unheld_follows_before = unheld
+    def _apply_follows(self, provisioned: Provisioned) -> None:
+        """Count the unheld follows; what was counted before stays known while follows are off."""
+        names = self._names
+        for stream in (names.vcenter_requests_stream, names.follow_requests_stream, names.follows_stream):
+            self._check_queue(stream, provisioned)
+        self.stored_follows = provisioned.streams[names.follows_stream].report.state.messages
+        unheld = self.stored_follows - self._count_held_follows()
+        self.unheld_follows = int(max(0, min(unheld, self._unheld_follows_before)))
+        self._unheld_follows_before = unheld
 
     def _log_clock(self) -> None:
         reason = describe_difference(self._clock.difference_s)
@@ -208,15 +209,11 @@ class Monitor:
             log.info("clock_agrees")
         self._clock_differs = reason is not None
 
-    async def _read_queue(self, stream: str) -> tuple[int, ConsumerInfo]:
-        """Return the number of messages of a work queue, and its consumer.
-
-        Warn if the consumer hasn't known some of them for a while.
-        """
+    def _check_queue(self, stream: str, provisioned: Provisioned) -> None:
+        """Warn if the consumer of a work queue hasn't known some of its messages for a while."""
         name = f"{stream}/{CONSUMER}"
-        state = (await self._streams.js.stream_info(stream)).state
-        consumer: ConsumerInfo = await self._streams.js.consumer_info(stream, CONSUMER)
-        count = state.messages - (consumer.num_pending or 0) - (consumer.num_ack_pending or 0)
+        state, consumer = provisioned.streams[stream].report.state, provisioned.consumers[stream]
+        count = state.messages - consumer.num_pending - consumer.num_ack_pending
         before, now = self._unknown.get(name), time.monotonic()
         if count <= 0 or before is None or before.first_sequence != state.first_seq:
             before = _Unknown(now, state.first_seq, count)
@@ -231,7 +228,6 @@ class Monitor:
             )
             if self._set_warning(name, reason):
                 log.warning("messages_unknown", consumer=name, messages=before.messages, reason=reason)
-        return state.messages, consumer
 
     def _warn_about_caps(self, config: StreamConfig) -> None:
         """Warn about limits that remove the oldest events, which may be the memory of quiet watches."""

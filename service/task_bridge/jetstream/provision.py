@@ -8,12 +8,14 @@ know survive.
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections import defaultdict
 from collections.abc import Awaitable, Iterator, Sequence
 from enum import Enum
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
+import msgspec
 import nats.errors
 import nats.js.errors
 from nats.js.api import (
@@ -33,6 +35,7 @@ from nats.js.api import (
 from ..domain.errors import CannotStart, NatsUnavailable
 from ..domain.subjects import CONSUMER, SubjectNames
 from .connect import denied_permission
+from .infos import ConsumerInfo, StreamInfo
 from .streams import Streams
 
 MIN_SERVER_VERSION = (2, 12, 8)
@@ -61,6 +64,7 @@ _WORKER_ACK_WAIT_S = 60.0
 _WORKER_MAX_DELIVER = 1000
 """Ends the tries of an event that no worker can handle; without acks after 16 hours, longer than most outages."""
 _Json = dict[str, Any]
+T = TypeVar("T")
 
 
 class Difference(NamedTuple):
@@ -226,29 +230,78 @@ def _events_stream(names: SubjectNames, replicas: int, max_age_s: float) -> Stre
     )
 
 
+class Provisioned(NamedTuple):
+    """The differences from what is expected, and what JetStream says about the parts that are there.
+
+    `streams` by their names; `consumers` by those of their streams.
+    """
+
+    differences: list[Difference]
+    streams: dict[str, StreamInfo]
+    consumers: dict[str, ConsumerInfo]
+
+
 async def provision(
     streams: Streams, expected: JetStreamConfig, *, create: bool, first_sequence: int | None = None
-) -> list[Difference]:
+) -> Provisioned:
     """Create what is missing (if `create`) and return the differences from `expected`, missing parts included.
 
     `first_sequence`: that of a work queue that is created. Raises NatsUnavailable, and CannotStart where JetStream
     refuses to create.
     """
-    differences = await provision_streams(streams, expected, create=create, first_sequence=first_sequence)
-    return differences + await _provision_bucket(streams, expected.bucket, create=create)
+    found, differences_of_bucket = await asyncio.gather(
+        provision_streams(streams, expected, create=create, first_sequence=first_sequence),
+        _provision_bucket(streams, expected.bucket, create=create),
+    )
+    return Provisioned(found.differences + differences_of_bucket, found.streams, found.consumers)
 
 
 async def provision_streams(
     streams: Streams, expected: JetStreamConfig, *, create: bool, first_sequence: int | None = None
-) -> list[Difference]:
+) -> Provisioned:
     """Do the same without the bucket."""
+    found, consumers = await _read_parts(streams, expected)
     differences: list[Difference] = []
+    has_created = False
     for config, durable in expected.streams:
-        queue = config.evolve(first_seq=first_sequence) if durable and first_sequence else config
-        differences += await _provision_stream(streams, queue, expected.late_subjects, create=create)
-        if durable is not None:
-            differences += await _provision_consumer(streams, str(config.name), durable, create=create)
-    return differences
+        name = str(config.name)
+        if name in found:
+            differences += _compare_stream(config, found[name].config, expected.late_subjects)
+        elif create:
+            queue = config.evolve(first_seq=first_sequence) if durable and first_sequence else config
+            await _create_stream(streams, queue)
+            has_created = True
+        else:
+            differences.append(_missing(f"stream {name}"))
+        if durable is None:
+            continue
+        if name in consumers:
+            differences += _compare_consumer(name, durable, consumers[name].config)
+        elif create:
+            await _create_consumer(streams, name, durable)
+            has_created = True
+        else:
+            differences.append(_missing(f"consumer {name}/{durable.durable_name}"))
+    if has_created:
+        found, consumers = await _read_parts(streams, expected)
+        if unshown := [str(config.name) for config, _ in expected.streams if config.name not in found]:
+            raise NatsUnavailable(f"JetStream doesn't show yet what was created: {', '.join(unshown)}")
+    return Provisioned(differences, found, consumers)
+
+
+async def _read_parts(
+    streams: Streams, expected: JetStreamConfig
+) -> tuple[dict[str, StreamInfo], dict[str, ConsumerInfo]]:
+    """Return what there is of the streams and of their consumers, by the streams' names. Asks about all at once."""
+    names = [str(config.name) for config, _ in expected.streams]
+    durables = {str(config.name): str(durable.durable_name) for config, durable in expected.streams if durable}
+    of_streams, of_consumers = await asyncio.gather(
+        asyncio.gather(*(_read_stream(streams, f"stream {name}", name) for name in names)),
+        asyncio.gather(*(_read_consumer(streams, name, durable) for name, durable in durables.items())),
+    )
+    found = {name: info for name, info in zip(names, of_streams, strict=True) if info}
+    consumers = {name: info for name, info in zip(durables, of_consumers, strict=True) if info}
+    return found, consumers
 
 
 def check_version(version: tuple[int, int, int]) -> None:
@@ -261,18 +314,13 @@ def check_version(version: tuple[int, int, int]) -> None:
         )
 
 
-async def _provision_stream(
-    streams: Streams, config: StreamConfig, late_subjects: frozenset[str], *, create: bool
-) -> list[Difference]:
-    where = f"stream {config.name}"
-    info = await _read_info(streams.js.stream_info(str(config.name)), streams, where, f"STREAM.INFO.{config.name}")
-    if info is not None:
-        differences = _compare(where, config, info.config, _STREAM_SAFETY, _STREAM_OTHERS)
-        return [_excuse_late_subjects(difference, late_subjects) for difference in differences]
-    if not create:
-        return [_missing(where)]
-    await _create(streams.js.add_stream(config), streams, where, f"STREAM.CREATE.{config.name}")
-    return []
+def _compare_stream(config: StreamConfig, found: StreamConfig, late_subjects: frozenset[str]) -> list[Difference]:
+    differences = _compare(f"stream {config.name}", config, found, _STREAM_SAFETY, _STREAM_OTHERS)
+    return [_excuse_late_subjects(difference, late_subjects) for difference in differences]
+
+
+async def _create_stream(streams: Streams, config: StreamConfig) -> None:
+    await _create(streams.js.add_stream(config), streams, f"stream {config.name}", f"STREAM.CREATE.{config.name}")
 
 
 def _excuse_late_subjects(difference: Difference, late_subjects: frozenset[str]) -> Difference:
@@ -301,23 +349,19 @@ async def add_late_subject(streams: Streams, stream: str, subject: str, *, creat
         raise NatsUnavailable(f"{where}: nats-server refuses to add {subject}: {error.get('description', error)}")
 
 
-async def _provision_consumer(
-    streams: Streams, stream: str, config: ConsumerConfig, *, create: bool
-) -> list[Difference]:
+def _compare_consumer(stream: str, config: ConsumerConfig, found: ConsumerConfig) -> list[Difference]:
     where = f"consumer {stream}/{config.durable_name}"
+    differences = list(_compare(where, config, found, _CONSUMER_SAFETY, _CONSUMER_OTHERS))
+    wanted, filters = _read_filters(config), _read_filters(found)
+    if wanted and wanted != filters:
+        differences.append(Difference(where, "filters", wanted, filters, unsafe=False))
+    return differences
+
+
+async def _create_consumer(streams: Streams, stream: str, config: ConsumerConfig) -> None:
     path = f"{stream}.{config.durable_name}"
-    call = streams.js.consumer_info(stream, str(config.durable_name))
-    info = await _read_info(call, streams, where, f"CONSUMER.INFO.{path}")
-    if info is not None:
-        differences = list(_compare(where, config, info.config, _CONSUMER_SAFETY, _CONSUMER_OTHERS))
-        wanted, found = _read_filters(config), _read_filters(info.config)
-        if wanted and wanted != found:
-            differences.append(Difference(where, "filters", wanted, found, unsafe=False))
-        return differences
-    if not create:
-        return [_missing(where)]
+    where = f"consumer {stream}/{config.durable_name}"
     await _create(streams.js.add_consumer(stream, config), streams, where, f"CONSUMER.DURABLE.CREATE.{path}")
-    return []
 
 
 def _read_filters(config: ConsumerConfig) -> list[str]:
@@ -326,7 +370,7 @@ def _read_filters(config: ConsumerConfig) -> list[str]:
 
 async def _provision_bucket(streams: Streams, config: ObjectStoreConfig, *, create: bool) -> list[Difference]:
     where, stream = f"bucket {config.bucket}", f"OBJ_{config.bucket}"
-    info = await _read_info(streams.js.stream_info(stream), streams, where, f"STREAM.INFO.{stream}")
+    info = await _read_stream(streams, where, stream)
     if info is not None:
         found = ObjectStoreConfig(ttl=info.config.max_age, replicas=info.config.num_replicas or 1)
         return list(_compare(where, config, found, (), tuple(_STREAM_SETTING_OF_BUCKET)))
@@ -341,13 +385,20 @@ def _missing(where: str) -> Difference:
     return Difference(where, "missing", None, None, unsafe=True)
 
 
-async def _read_info(call: Awaitable[Any], streams: Streams, where: str, subject: str) -> Any:
-    """Return the answer of `call`, None if nothing is there."""
+async def _read_stream(streams: Streams, where: str, stream: str) -> StreamInfo | None:
+    return await _explain_failure(streams.infos.read_stream(stream), streams, where, f"STREAM.INFO.{stream}")
+
+
+async def _read_consumer(streams: Streams, stream: str, durable: str) -> ConsumerInfo | None:
+    call, path = streams.infos.read_consumer(stream, durable), f"{stream}.{durable}"
+    return await _explain_failure(call, streams, f"consumer {stream}/{durable}", f"CONSUMER.INFO.{path}")
+
+
+async def _explain_failure(call: Awaitable[T], streams: Streams, where: str, subject: str) -> T:
+    """Return the answer of `call`. Raises NatsUnavailable with the reason."""
     try:
         return await call
-    except nats.js.errors.NotFoundError:
-        return None
-    except (TimeoutError, nats.errors.Error) as error:
+    except (TimeoutError, nats.errors.Error, msgspec.DecodeError) as error:
         raise NatsUnavailable(f"{where}: {_failure_reason(error, streams, subject)}") from error
 
 

@@ -17,7 +17,7 @@ _SWEEP_S = 1.0
 
 
 class RequestMux:
-    """Requests over one inbox of the bridge's own, for publishes of watches and events. Call `open` first.
+    """Requests over one inbox of the bridge's own, for publishes of watches and events and for JetStream's API.
 
     nats-py's request creates a task, a timer and a random token each time: 97 µs per publish with an event's headers,
     76 µs over one inbox. What is requested in one turn of the event loop is encoded here and sent at once, which halves
@@ -27,21 +27,21 @@ class RequestMux:
     def __init__(self, connection: Client) -> None:
         self._connection = connection
         self._inbox = connection.new_inbox() + "."
+        self._is_subscribed = False
         self._tokens = itertools.count()
         self._pending: dict[str, tuple[asyncio.Future[Msg], float]] = {}
         self._sweep_timer: asyncio.TimerHandle | None = None
         self._commands: list[bytes] = []
         self._sending: asyncio.Task[None] | None = None
 
-    async def open(self) -> None:
-        """Subscribe to the inbox, for as long as the connection lives."""
-        await self._connection.subscribe(self._inbox + "*", cb=self._on_answer)
-
     async def request(self, subject: str, body: bytes, headers: dict[str, str]) -> Msg:
         """Publish and return the answer.
 
-        Raises TimeoutError after 5 to 6 seconds, NoRespondersError, or what nats-py's publish raises.
+        Raises TimeoutError after 5 to 6 seconds, NoRespondersError, or what nats-py's publish and subscribe raise.
         """
+        if not self._is_subscribed:
+            self._is_subscribed = True  # for as long as the connection lives; what is sent later arrives later
+            await self._connection.subscribe(self._inbox + "*", cb=self._on_answer)
         loop = asyncio.get_running_loop()
         token = str(next(self._tokens))
         answer: asyncio.Future[Msg] = loop.create_future()
@@ -98,6 +98,8 @@ def encode_publish(subject: str, reply: str, headers: dict[str, str], body: byte
     lines = [f"{name}: {value}" for name, value in headers.items()]
     if " " in subject or not (subject.isascii() and subject.isprintable() and "".join(lines).isprintable()):
         return None
+    if not headers:
+        return b"PUB %b %b %d\r\n%b\r\n" % (subject.encode(), reply.encode(), len(body), body)
     head = "NATS/1.0\r\n{}\r\n\r\n".format("\r\n".join(lines)).encode()
     return b"HPUB %b %b %d %d\r\n%b%b\r\n" % (
         subject.encode(),

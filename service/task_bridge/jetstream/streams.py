@@ -20,8 +20,9 @@ from nats.js import JetStreamContext
 from ..domain.clock import ServerClock
 from ..domain.durations import parse_time
 from ..domain.errors import NatsUnavailable
+from .infos import InfoReader, StreamReport
 from .nats_py_workarounds import SubscriptionQueue, queued_subscription
-from .request_mux import NO_RESPONDERS, REQUEST_TIMEOUT_S, RequestMux
+from .request_mux import NO_RESPONDERS, RequestMux
 
 T = TypeVar("T")
 
@@ -45,44 +46,6 @@ class _ApiError(msgspec.Struct):
     description: str = "refused"
 
 
-class StreamState(msgspec.Struct, frozen=True):
-    """The contents of a stream, and when the first and the newest message were stored, by nats-server's clock."""
-
-    messages: int = 0
-    first_seq: int = 0
-    first_ts: str = ""
-    last_seq: int = 0
-    last_ts: str = ""
-    num_deleted: int = 0
-
-
-class StreamReport(msgspec.Struct, frozen=True):
-    """The state of a stream, when it was created, and the time of nats-server now."""
-
-    state: StreamState
-    created: str
-    ts: str
-
-    def may_have_lost(self, since: float) -> bool:
-        """Return whether a message that was stored after `since` (Unix s) may have gone from the stream."""
-        state = self.state
-        if (parse_time(self.created) or 0.0) > since or state.num_deleted:
-            return True
-        if state.first_seq <= 1 and state.messages:
-            return False
-        # Nothing is known of what went before the first message, but that it was stored earlier.
-        newest_gone = state.first_ts if state.messages else state.last_ts
-        gone_at = parse_time(newest_gone) or 0.0
-        return state.last_seq > 0 and (gone_at <= 0 or gone_at >= since)  # without a message there may be no time
-
-
-class _StreamInfo(msgspec.Struct):
-    state: StreamState = StreamState()
-    created: str = ""
-    ts: str = ""
-    error: _ApiError | None = None
-
-
 class Streams:
     """Reads and publishes of JetStream that the bridge needs. Of NATS's errors they raise only NatsUnavailable."""
 
@@ -92,6 +55,7 @@ class Streams:
         self.js: JetStreamContext = connection.jetstream(domain=domain, timeout=5)
         self.prefix = f"$JS.{domain}.API" if domain else "$JS.API"
         self._mux = RequestMux(connection)
+        self.infos = InfoReader(self._mux, self.prefix)
         self._refusals: dict[str, tuple[str, float]] = {}
 
     async def read_last(self, stream: str, subject: str, *, leader: bool = False) -> StoredMessage | None:
@@ -108,16 +72,10 @@ class Streams:
 
     async def read_report(self, stream: str) -> StreamReport:
         """Return the state of the stream. Raises NatsUnavailable."""
-        subject = f"{self.prefix}.STREAM.INFO.{stream}"
-        answer = await translate_errors(self.connection.request(subject, timeout=REQUEST_TIMEOUT_S), stream)
-        info = _info_decoder.decode(answer.data)
-        if info.error is not None:
-            raise NatsUnavailable(f"{stream}: {info.error.description}")
-        return StreamReport(info.state, info.created, info.ts)
-
-    async def open(self) -> None:
-        """Make `publish` possible."""
-        await self._mux.open()
+        info = await translate_errors(self.infos.read_stream(stream), stream)
+        if info is None:
+            raise NatsUnavailable(f"{stream}: stream not found")
+        return info.report
 
     async def publish(self, stream: str, subject: str, body: bytes, headers: dict[str, str]) -> PubAck:
         """Store a message. Raises StoreRefused if JetStream refuses it, NatsUnavailable if no answer came."""
@@ -164,14 +122,10 @@ class Streams:
             return
 
     async def measure_clock(self, stream: str, clock: ServerClock) -> None:
-        """Ask the stream's leader for its time. Raises NatsUnavailable."""
+        """Ask the stream's leader for its time, if there is such a stream. Raises NatsUnavailable."""
         asked_at = clock.monotonic()
-        try:
-            # Not js.stream_info: nats-py drops the time of the answer.
-            answer = await self.connection.request(f"{self.prefix}.STREAM.INFO.{stream}", timeout=REQUEST_TIMEOUT_S)
-            written_at = parse_time(_dated_decoder.decode(answer.data).ts)
-        except (TimeoutError, nats.errors.Error, OSError, msgspec.DecodeError) as error:
-            raise NatsUnavailable(f"{stream} didn't answer: {error or type(error).__name__}") from error
+        info = await translate_errors(self.infos.read_stream(stream), stream)
+        written_at = parse_time(info.report.ts) if info else None
         if written_at is not None:
             clock.record_server_time(written_at, asked_at)
 
@@ -286,16 +240,6 @@ class PubAck(msgspec.Struct):
 
 
 _ack_decoder = msgspec.json.Decoder(PubAck)
-_info_decoder = msgspec.json.Decoder(_StreamInfo)
-
-
-class _DatedAnswer(msgspec.Struct):
-    """An answer of JetStream's API; `ts` is when nats-server wrote it. Some answers have none."""
-
-    ts: str | None = None
-
-
-_dated_decoder = msgspec.json.Decoder(_DatedAnswer)
 
 
 class StoreRefused(NatsUnavailable):
@@ -355,5 +299,5 @@ async def translate_errors(call: Awaitable[T], what: str) -> T:
         if is_direct or error.err_code in _NO_MESSAGE:
             raise _NotFound from error
         raise NatsUnavailable(f"{what}: {error.description or error}") from error
-    except (TimeoutError, nats.errors.Error, OSError) as error:
+    except (TimeoutError, nats.errors.Error, OSError, msgspec.DecodeError) as error:
         raise NatsUnavailable(f"{what} didn't answer: {error or type(error).__name__}") from error
