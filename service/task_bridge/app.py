@@ -115,7 +115,7 @@ class Bridge:
         failed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         async with AsyncExitStack() as stack:
             self._watchdog.start()
-            stack.push_async_callback(self._watchdog.stop)
+            stack.callback(self._watchdog.stop)
             await self.web.start()
             stack.push_async_callback(self.web.stop)
             stack.push_async_callback(self._board_reader.close)

@@ -111,13 +111,13 @@ async def test_the_worst_lateness_of_the_loop_is_measured() -> None:
     await asyncio.sleep(0.05)  # due after the tick that comes late
     assert dog.lag_s > 0.15
     assert metrics.registry.get_sample_value("task_bridge_event_loop_lag_seconds") == dog.lag_s
-    await dog.stop()
+    dog.stop()
 
 
 async def test_a_watchdog_that_was_stopped_ends_nothing() -> None:
     ended: list[int] = []
     dog = Watchdog(Metrics().event_loop_lag, limit_s=0.3, tick_s=0.001, wake_s=0.01, end_process=ended.append)
     dog.start()
-    await dog.stop()
+    dog.stop()
     time.sleep(0.6)  # noqa: ASYNC251 - the loop stands still on purpose
     assert ended == []

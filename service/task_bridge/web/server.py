@@ -7,7 +7,7 @@ import errno
 import os
 import socket
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from functools import partial
 
 import structlog
@@ -23,6 +23,7 @@ _log = structlog.stdlib.get_logger(__name__)
 
 _BACKLOG = 128  # connections that asyncio accepts in one turn, before the limit can refuse any
 _GRACE_S = 1  # for answers in progress; the web pages must not delay the handover of watches
+_DATE_S = 1.0
 _FIXES = {
     errno.EADDRINUSE: "is taken; stop what listens there or set another port (0 picks a free one, off uses none)",
     errno.EACCES: "needs rights that this process lacks; set a port above 1023",
@@ -78,7 +79,7 @@ class WebServer:
         """Stop within about a second. Abort connections that take longer."""
         if self._server is None or self._serve_task is None:
             return
-        self._server.should_exit = True
+        self._server.exit_soon()
         if self._accept_task is not None:
             self._accept_task.cancel()
         await self._serve_task
@@ -87,6 +88,21 @@ class WebServer:
 
 
 class _Server(uvicorn.Server):
+    def __init__(self, config: uvicorn.Config) -> None:
+        super().__init__(config)
+        self._exits = asyncio.Event()
+
+    async def main_loop(self) -> None:
+        """Renew the `Date` of answers each second. uvicorn's own loop wakes ten times a second for it."""
+        while not await self.on_tick(0):
+            with suppress(TimeoutError):
+                async with asyncio.timeout(_DATE_S):
+                    await self._exits.wait()
+
+    def exit_soon(self) -> None:
+        self.should_exit = True
+        self._exits.set()
+
     @contextmanager
     def capture_signals(self) -> Iterator[None]:
         yield  # signals stay with the process

@@ -8,7 +8,6 @@ import sys
 import threading
 import traceback
 from collections.abc import Callable
-from contextlib import suppress
 
 import structlog
 from prometheus_client import Gauge
@@ -21,7 +20,7 @@ _REPORT_TIMEOUT_S = 1.0
 
 
 class Watchdog:
-    """A task ticks in the loop. A thread ends the process after `limit_s` without a tick.
+    """A timer ticks in the loop. A thread ends the process after `limit_s` without a tick.
 
     The thread counts its own wake-ups, not time: after the process was stopped and continued, or the machine slept,
     it finds one wake-up without a tick, and the process survives. `lag_s` is the longest delay of a tick within the
@@ -38,43 +37,45 @@ class Watchdog:
         end_process: Callable[[int], object] = os._exit,
     ) -> None:
         self.lag_s = 0.0
-        self._gauge = gauge
+        gauge.set_function(lambda: self.lag_s)
         self._max_wakeups_without_tick = max(2, round(limit_s / wake_s))
         self._tick_s = tick_s
         self._wake_s = wake_s
         self._end_process = end_process
         self._ticks = 0
         self._stop = threading.Event()
-        self._tick_task: asyncio.Task[None] | None = None
+        self._timer: asyncio.TimerHandle | None = None
+        self._window_max_s, self._window_end = 0.0, 0.0
+        self._window_before_max_s = 0.0
         self._loop_thread_id = 0
 
     def start(self) -> None:
         """Start to watch the running event loop."""
         self._loop_thread_id = threading.get_ident()
-        self._tick_task = asyncio.create_task(self._tick(), name="watchdog")
+        self._window_end = asyncio.get_running_loop().time() + _WINDOW_S
+        self._schedule_tick()
         threading.Thread(target=self._watch, name="watchdog", daemon=True).start()
 
-    async def stop(self) -> None:
+    def stop(self) -> None:
         """Stop watching: the loop may hang from now on."""
         self._stop.set()
-        if self._tick_task is not None:
-            self._tick_task.cancel()
-            with suppress(asyncio.CancelledError):
-                await self._tick_task
+        if self._timer is not None:
+            self._timer.cancel()
 
-    async def _tick(self) -> None:
-        clock = asyncio.get_running_loop().time
-        previous_max, current_max, window_end = 0.0, 0.0, clock() + _WINDOW_S
-        while True:
-            due = clock() + self._tick_s
-            await asyncio.sleep(self._tick_s)
-            self._ticks += 1
-            now = clock()
-            if now >= window_end:
-                previous_max, current_max, window_end = current_max, 0.0, now + _WINDOW_S
-            current_max = max(current_max, now - due)
-            self.lag_s = max(previous_max, current_max)
-            self._gauge.set(self.lag_s)
+    def _schedule_tick(self) -> None:
+        loop = asyncio.get_running_loop()
+        due = loop.time() + self._tick_s
+        self._timer = loop.call_at(due, self._tick, loop, due)
+
+    def _tick(self, loop: asyncio.AbstractEventLoop, due: float) -> None:
+        self._ticks += 1
+        now = loop.time()
+        if now >= self._window_end:
+            self._window_before_max_s, self._window_max_s = self._window_max_s, 0.0
+            self._window_end = now + _WINDOW_S
+        self._window_max_s = max(self._window_max_s, now - due)
+        self.lag_s = max(self._window_before_max_s, self._window_max_s)
+        self._schedule_tick()
 
     def _watch(self) -> None:
         last_ticks, wakeups_without_tick = self._ticks, 0
