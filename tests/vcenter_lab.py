@@ -97,7 +97,7 @@ class Lab:
                 for task, standing in batch:
                     self.found.append(Found(time.monotonic(), task, standing))
                     if not self.parks and not isinstance(standing, Unchanged):
-                        self.source.resume(task)
+                        self.source.resume(task, quiet_until=0.0)
                 self._news.notify_all()
 
     async def until(self, fact: Callable[[], T | None]) -> T:

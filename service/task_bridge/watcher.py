@@ -27,13 +27,13 @@ from .domain.durations import parse_time
 from .domain.errors import NatsUnavailable
 from .domain.events import Event
 from .domain.ports import (
-    UNCHANGED,
     EventEntry,
     EventJournal,
     Memory,
     MemoryLost,
     PollResult,
     StreamContents,
+    TargetNamed,
     TaskSource,
     Unchanged,
     WatchHandle,
@@ -50,7 +50,7 @@ from .domain.watch import (
     needs_current_identity,
     next_event,
     record_poll,
-    record_unchanged,
+    record_target,
     stall_at,
     view_from_event,
     wake_at,
@@ -100,10 +100,9 @@ class HeldWatch:
 
     `fence`: the stream sequence of its task's last event. `is_parked`: the source polls its task again only after
     `resume`. `is_publishing`: a coroutine publishes what follows. `stalls_at`: when the next standstill is due.
-    `stall_polled_for`: its value for which a poll was requested already. `quiet_until`: nothing follows from polls
-    before that are unchanged. `counted_status`: the status under which the metrics count the watch. `held_since`: the
-    monotonic time of takeover. `clock_offset_s`: the clock's at takeover. The watch goes by it, so a clock that is
-    stepped later ends or stalls nothing early or late.
+    `stall_polled_for`: its value for which a poll was requested already. `counted_status`: the status under which the
+    metrics count the watch. `held_since`: the monotonic time of takeover. `clock_offset_s`: the clock's at takeover.
+    The watch goes by it, so a clock that is stepped later ends or stalls nothing early or late.
     """
 
     __slots__ = (
@@ -115,7 +114,6 @@ class HeldWatch:
         "is_parked",
         "is_publishing",
         "last",
-        "quiet_until",
         "stall_polled_for",
         "stalls_at",
         "timer",
@@ -132,7 +130,7 @@ class HeldWatch:
         self.clock_offset_s = clock.offset_s
         self.counted_status: str | None = None
         self.view: TaskView = view_from_event(last)
-        self.stalls_at = self.quiet_until = math.inf
+        self.stalls_at = math.inf
         self.stall_polled_for = math.inf
         self.timer: asyncio.TimerHandle | None = None
         self.is_publishing = False
@@ -184,10 +182,7 @@ class Watcher:
                 if held is None:
                     source.forget(task)
                     continue
-                now = monotonic + held.clock_offset_s
-                if result is UNCHANGED and now < held.quiet_until:
-                    continue  # nearly all results
-                self._apply_and_log_errors(held, result, now)
+                self._apply_and_log_errors(held, result, monotonic + held.clock_offset_s)
                 applied += 1
                 if applied % YIELD_EVERY == 0:
                     await asyncio.sleep(0)
@@ -231,10 +226,13 @@ class Watcher:
     def _apply_poll_result(self, held: HeldWatch, result: PollResult, now: float) -> bool:
         """Apply one result to the watch's view. Return whether an event may follow."""
         view = held.view
+        if isinstance(result, TargetNamed):
+            record_target(view, result.target)
+            return False
         if view.last_poll_requested and not (isinstance(result, Task) and result.ended):
             view.last_poll_over = True
         if isinstance(result, Unchanged):
-            record_unchanged(view, result.target, now)
+            view.polled_at = now
             return now >= held.stalls_at or view.last_poll_over
         held.is_parked = True
         if isinstance(result, Task):
@@ -349,7 +347,8 @@ class Watcher:
     def _resume_polling(self, held: HeldWatch) -> None:
         if held.is_parked and (source := self._sources.get(held.watch.vcenter)):
             held.is_parked = False
-            source.resume(held.watch.task)
+            # From the standstill on an unchanged poll confirms it. The one at the timeout is asked for.
+            source.resume(held.watch.task, quiet_until=held.stalls_at - held.clock_offset_s)
 
     # Taking watches over and giving them up
 
@@ -529,7 +528,6 @@ class Watcher:
             held.timer.cancel()
             held.timer = None
         held.stalls_at = stall_at(held.watch, held.last, held.view)
-        held.quiet_until = -math.inf if held.view.last_poll_requested else held.stalls_at
         wakes_at = wake_at(held.watch, held.last, held.view, self._policy_of(held.watch.vcenter))
         if held.stall_polled_for != held.stalls_at:
             wakes_at = min(wakes_at, held.stalls_at)
@@ -550,7 +548,7 @@ class Watcher:
     def _on_timer(self, held: HeldWatch) -> None:
         view, source, now = held.view, self._sources.get(held.watch.vcenter), self._now(held)
         if now >= held.watch.deadline and not view.last_poll_requested:
-            view.last_poll_until, held.quiet_until = last_poll_until(held.watch, now), -math.inf
+            view.last_poll_until = last_poll_until(held.watch, now)
             if source is not None:
                 source.poll_now(held.watch.task)
             else:

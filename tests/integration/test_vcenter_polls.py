@@ -86,10 +86,10 @@ async def test_a_task_that_was_given_is_not_looked_at_before_again() -> None:
         it.parks = True
         it.follow(parked, other)
         await it.shown(parked, other)
-        it.source.resume(other)
+        it.source.resume(other, quiet_until=0.0)
         await it.more_looks(other)
         assert it.looks(parked) == 1
-        it.source.resume(parked)
+        it.source.resume(parked, quiet_until=0.0)
         await it.more_looks(parked, 1)
 
 

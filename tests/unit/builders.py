@@ -18,7 +18,7 @@ from task_bridge.domain.events import (
     from_cloudevent,
     to_cloudevent,
 )
-from task_bridge.domain.ports import UNCHANGED, PollResult, Unanswered, Unchanged
+from task_bridge.domain.ports import UNCHANGED, PollResult, TargetNamed, Unanswered, Unchanged
 from task_bridge.domain.task import NO_RESULT, Progress, Result, Task, TaskError
 from task_bridge.domain.watch import (
     Absence,
@@ -29,7 +29,7 @@ from task_bridge.domain.watch import (
     last_poll_until,
     next_event,
     record_poll,
-    record_unchanged,
+    record_target,
     stall_at,
     view_from_event,
     wake_at,
@@ -197,10 +197,13 @@ class Replica:
                 standing = UNCHANGED
             else:
                 self._shown = standing
+        if isinstance(standing, TargetNamed):
+            record_target(self.view, standing.target)
+            return
         if self.view.last_poll_requested and not (isinstance(standing, Task) and standing.ended):
             self.view.last_poll_over = True
         if isinstance(standing, Unchanged):
-            record_unchanged(self.view, standing.target, self.now)
+            self.view.polled_at = self.now
         elif isinstance(standing, Task):
             record_poll(self.view, self.last, standing, self.now)
         elif isinstance(standing, Absence):

@@ -40,6 +40,7 @@ class FakeSource:
         self.followed: dict[str, tuple[float, bool, bool]] = {}
         self.births: dict[str, TaskIdentity | None] = {}
         self.with_details: dict[str, bool] = {}
+        self.quiet_until: dict[str, float] = {}
         self.born: TaskIdentity | None = None
         self.calls: list[str] = []
         self.on_hurry: PollResult | None = None
@@ -70,7 +71,8 @@ class FakeSource:
         self.calls.append(f"follow {task}")
         self.followed[task] = (since, seen, with_result)
 
-    def resume(self, task: str) -> None:
+    def resume(self, task: str, *, quiet_until: float) -> None:
+        self.quiet_until[task] = quiet_until
         self.calls.append(f"again {task}")
 
     def poll_now(self, task: str) -> None:

@@ -156,7 +156,7 @@ class Desk:
             self.api.tasks[task] = info
         self.poll()
         for task in tasks:
-            self.tracker.resume(task)
+            self.tracker.resume(task, quiet_until=0.0)
         self.api.asked.clear()
 
     @property
@@ -321,7 +321,7 @@ def test_a_list_that_works_again_is_no_missing_list(desk: Desk) -> None:
     desk.api.list_error, desk.api.tasks = None, {A: RUNNING, B: RUNNING}
     desk.track(C)
     desk.poll(after_s=20)
-    desk.tracker.resume(A)
+    desk.tracker.resume(A, quiet_until=0.0)
     desk.api.unlisted = {A}
     desk.poll(after_s=20)
     desk.poll()
@@ -468,7 +468,7 @@ def test_an_answer_that_is_none_of_the_service_counts_as_no_absence(desk: Desk) 
         assert not desk.outage.is_down
         assert "doesn't offer this task's service" in (desk.health.reason or "")
         for _ in range(2):
-            desk.tracker.resume(A)
+            desk.tracker.resume(A, quiet_until=0.0)
             one.by_get = True
             desk.agenda.queue(one, desk.now, before_others=True)
             desk.poll()

@@ -105,7 +105,7 @@ class Bench:
             for task, result in batch:
                 self.results.append((round(self.clock(), 3), task, result))
                 if self.resumes and result is not UNCHANGED:
-                    self.source.resume(task)
+                    self.source.resume(task, quiet_until=0.0)
 
     def track(self, *tasks: str, age_s: float = HOUR_S, **more: Any) -> None:
         for task in tasks:
@@ -272,7 +272,7 @@ def test_a_task_that_is_resumed_is_polled_when_it_is_due() -> None:
         bench.track("a:p")
         await asyncio.sleep(100)
         assert vcenter.times() == [0.0]
-        bench.source.resume("a:p")
+        bench.source.resume("a:p", quiet_until=0.0)
         await asyncio.sleep(1)
 
     run(vcenter, wait)

@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 import pytest
 
 from task_bridge.domain.errors import VCenterUnavailable
-from task_bridge.domain.ports import UNCHANGED, PollResult, Unanswered, Unchanged
+from task_bridge.domain.ports import UNCHANGED, PollResult, TargetNamed, Unanswered
 from task_bridge.domain.task import NO_RESULT, Target, Task, TaskError
 from task_bridge.vcenter.name_lookup import NameLookup
 from task_bridge.vcenter.named_results import NamedResults
@@ -78,11 +78,11 @@ def named(task: Task) -> Task:
     return Task(task.status, target=NAMED, result=task.result)
 
 
-async def test_a_result_goes_out_without_names_and_the_next_unchanged_poll_brings_them(stage: Stage) -> None:
+async def test_a_result_goes_out_without_names_and_they_follow_by_themselves(stage: Stage) -> None:
     assert await stage.name(RUNNING) == [RUNNING]
     assert await stage.name(UNCHANGED) == [UNCHANGED]
     await stage.answer()
-    assert await stage.name(UNCHANGED, UNCHANGED) == [Unchanged(NAMED), UNCHANGED]
+    assert await stage.next_batch() == [TargetNamed(NAMED)]
     assert await stage.name(RUNNING) == [named(RUNNING)]
     assert stage.inventory.asked == [[Ref("VirtualMachine", "vm-7")]]
 
@@ -130,7 +130,7 @@ async def test_a_newer_last_result_replaces_the_one_that_waits(stage: Stage) -> 
     assert await stage.name(newer) == [newer]
     await stage.answer()
     stage.queue.put("other", UNCHANGED)
-    assert await stage.next_batch() == [UNCHANGED]
+    assert await stage.next_batch() == [TargetNamed(NAMED), UNCHANGED]
 
 
 async def test_nothing_is_kept_of_a_task_that_is_forgotten(stage: Stage) -> None:
@@ -138,14 +138,14 @@ async def test_nothing_is_kept_of_a_task_that_is_forgotten(stage: Stage) -> None
     stage.results.forget("t")
     await stage.answer()
     assert await stage.name(UNCHANGED) == [UNCHANGED]
-    assert not any((stage.results._unnamed, stage.results._tasks_on, stage.results._found, stage.results._held))
+    assert not any((stage.results._unnamed, stage.results._tasks_on, stage.results._held))
 
 
 async def test_an_object_that_a_task_misses_is_looked_up_again(stage: Stage) -> None:
     await stage.name(RUNNING)
     await stage.answer()
     failed = Task("FAILED", target=TARGET, error=TaskError("ManagedObjectNotFound", "It has gone."))
-    (result,) = await stage.name(failed)
+    _, result = await stage.name(failed)  # the first is what the answer brought
     assert isinstance(result, Task)
     assert result.target == NAMED
     stage.now = 10.0

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from task_bridge.domain.ports import UNCHANGED, Unchanged
+from task_bridge.domain.ports import UNCHANGED, TargetNamed
 from task_bridge.domain.task import Target, add_names
 from task_bridge.vcenter.names import BATCH_MAX, KEEP_S, PAUSE_MAX_S, NameBook
 from task_bridge.vcenter.vim.inventory import Entity, ObjectName, build_name, find_ref
@@ -114,7 +114,7 @@ UNNAMED, NAMED = Target("VirtualMachine", "vm-7"), Target("VirtualMachine", "vm-
 def test_a_name_or_path_alone_is_no_event_and_the_next_event_has_it() -> None:
     replica = Replica(a_watch(stalled_after_s=60.0))
     replica.look(running(target=UNNAMED))
-    replica.look(Unchanged(NAMED))
+    replica.look(TargetNamed(NAMED))
     replica.look(running(target=NAMED))
     assert kinds(replica.events) == ["watching"]
     replica.wait_until(NOW + 60.0)

@@ -98,11 +98,11 @@ def test_a_task_is_started_once_and_replaces_another_of_its_id(bench: Bench) -> 
 
 async def test_a_changed_task_is_parked_until_it_is_resumed(bench: Bench) -> None:
     tracked = bench.track()
-    assert bench.tracker.resume("a") is None
+    assert bench.tracker.resume("a", quiet_until=0.0) is None
     bench.tracker.report_task(tracked, RUNNING)
     assert (tracked.phase, tracked.task) == (PARKED, RUNNING)
-    assert bench.tracker.resume("a") is tracked
-    assert bench.tracker.resume("a") is None
+    assert bench.tracker.resume("a", quiet_until=0.0) is tracked
+    assert bench.tracker.resume("a", quiet_until=0.0) is None
     assert bench.transport.calls == [("pause", "a"), ("resume", "a")]
     assert await bench.results() == [("a", RUNNING)]
 
@@ -111,6 +111,22 @@ async def test_an_unchanged_task_is_not_parked(bench: Bench) -> None:
     tracked = bench.track()
     bench.tracker.report_unchanged([tracked])
     assert tracked.phase == WAITING
+    assert await bench.results() == [("a", UNCHANGED)]
+
+
+@pytest.mark.parametrize("is_urgent", [False, True])
+async def test_unchanged_polls_are_kept_back_while_nothing_follows_from_them(bench: Bench, is_urgent: bool) -> None:
+    tracked = bench.track()
+    bench.tracker.report_task(tracked, RUNNING)
+    bench.tracker.resume("a", quiet_until=160.0)
+    await bench.results()
+    if is_urgent:
+        bench.tracker.poll_now("a")
+    bench.now = 159.9
+    bench.tracker.report_unchanged([tracked])
+    assert await bench.results() == ([("a", UNCHANGED)] if is_urgent else [])
+    bench.now = 160.0
+    bench.tracker.report_unchanged([tracked])
     assert await bench.results() == [("a", UNCHANGED)]
 
 

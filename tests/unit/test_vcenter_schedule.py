@@ -213,7 +213,7 @@ class Looked:
             self.transport.schedule_next([self.tracked], self.now)
         else:
             self.change(Task("RUNNING", progress=Progress(percent, 100, percent, None)))
-            self.tracker.resume("a:p")
+            self.tracker.resume("a:p", quiet_until=0.0)
         return self.tracked.due - self.now
 
     def change(self, task: Task) -> None:
@@ -262,7 +262,7 @@ class TestTransport:
         looked.now = 20.0
         looked.change(Task("BLOCKED"))
         looked.now = 500.0
-        looked.tracker.resume("a:p")
+        looked.tracker.resume("a:p", quiet_until=0.0)
         assert looked.tracked.due == 500.0
 
     def test_when_requests_do_not_suffice_every_interval_is_longer(self) -> None:

@@ -157,7 +157,7 @@ class Desk:
             self.session.show(one.id, info)
         self.update(*(one.id for one in made))
         for one in made:
-            self.tracker.resume(one.id)
+            self.tracker.resume(one.id, quiet_until=0.0)
         return made
 
     @property
@@ -270,7 +270,7 @@ def test_an_answer_that_an_update_overtook_is_not_applied(desk: Desk) -> None:
     def overtake() -> None:
         desk.now += 1
         desk.poller.apply_updates([newer], desk.now)
-        desk.tracker.resume(A)
+        desk.tracker.resume(A, quiet_until=0.0)
 
     desk.session.on_read = overtake
     desk.session.show(A, {**RUNNING, "progress": 20})
@@ -288,7 +288,7 @@ def test_an_end_is_applied_though_an_update_overtook_it(desk: Desk) -> None:
     def overtake() -> None:
         desk.now += 1
         desk.poller.apply_updates([ObjectState(Ref("Task", A), {"progress": 50}, is_complete=False)], desk.now)
-        desk.tracker.resume(A)
+        desk.tracker.resume(A, quiet_until=0.0)
 
     desk.session.on_read = overtake
     desk.session.show(A, ENDED)
@@ -384,7 +384,7 @@ def test_a_question_and_its_answer_change_the_tasks_on_the_vm(desk: Desk) -> Non
     desk.session.show_question("vm-1", QUESTION)
     assert statuses(desk.update("vm-1")) == {A: "BLOCKED", B: "BLOCKED"}
     for task in (A, B):
-        desk.tracker.resume(task)
+        desk.tracker.resume(task, quiet_until=0.0)
     desk.session.show_question("vm-1", None)
     desk.poller.apply_questions([desk.session.objects["vm-1"]])
     assert statuses(desk.take()) == {A: "RUNNING", B: "RUNNING"}
@@ -394,7 +394,7 @@ def test_an_update_without_the_question_changes_none(desk: Desk) -> None:
     desk.show(ON_VM)
     desk.session.show_question("vm-1", QUESTION)
     desk.update("vm-1")
-    desk.tracker.resume(A)
+    desk.tracker.resume(A, quiet_until=0.0)
     desk.session.objects["vm-1"] = ObjectState(Ref("VirtualMachine", "vm-1"), {})
     assert desk.update("vm-1") == []
 

@@ -58,7 +58,7 @@ class Bench:
             for task, result in batch:
                 self.results.append((self.clock(), task, result))
                 if result is not UNCHANGED:
-                    self.source.resume(task)
+                    self.source.resume(task, quiet_until=0.0)
 
     def statuses(self, task: str) -> list[str]:
         return [result.status for _, found, result in self.results if found == task and isinstance(result, Task)]

@@ -627,6 +627,14 @@ async def test_progress_held_back_is_told_without_another_look() -> None:
         assert bridge.source.calls.count(f"again {TASK}") == 3  # once for each look
 
 
+@pytest.mark.parametrize("step_s", [0.0, 3_600.0])
+async def test_unchanged_polls_are_wanted_from_the_next_standstill_on(bridge: Bridge, step_s: float) -> None:
+    bridge.step_server_clock(step_s)
+    await bridge.take(a_watch(stalled_after_s=60.0))
+    await bridge.see(running(0))
+    assert bridge.source.quiet_until[TASK] - bridge.server_clock.monotonic() == pytest.approx(60.0, abs=1.0)
+
+
 async def test_a_standstill_is_told_by_the_look_that_finds_it(bridge: Bridge) -> None:
     await bridge.take(a_watch(stalled_after_s=60.0))
     await bridge.see(running(0))

@@ -13,9 +13,13 @@ from .watch import Absence, Draft, Watch
 
 
 class Unchanged(msgspec.Struct, frozen=True):
-    """A successful poll that found the task as the poll before did. `target`: more is known of it by now."""
+    """A successful poll that found the task as the poll before did."""
 
-    target: Target | None = None
+
+class TargetNamed(msgspec.Struct, frozen=True):
+    """What the task acts on, with a name or path that wasn't known when a poll showed it. No poll brought this."""
+
+    target: Target
 
 
 class Unanswered(msgspec.Struct, frozen=True):
@@ -26,16 +30,16 @@ class Unanswered(msgspec.Struct, frozen=True):
 
 UNCHANGED = Unchanged()
 
-PollResult = Task | Unchanged | Absence | Unanswered
-"""What one poll found of a tracked task."""
+PollResult = Task | Unchanged | TargetNamed | Absence | Unanswered
+"""What one poll found of a tracked task, or what became known since."""
 
 
 class TaskSource(Protocol):
     """The tasks of one vCenter. It decides when to poll and yields the results.
 
-    After any result but `Unchanged`, polling of the task pauses until `resume()`, so that no state overtakes an event
-    that isn't stored yet. An ended task is yielded twice: at once with `result` None, and, without waiting for
-    `resume()`, with its result (or `UNAVAILABLE`).
+    After any result but `Unchanged` and `TargetNamed`, polling of the task pauses until `resume()`, so that no state
+    overtakes an event that isn't stored yet. An ended task is yielded twice: at once with `result` None, and, without
+    waiting for `resume()`, with its result (or `UNAVAILABLE`).
     """
 
     def track(
@@ -57,8 +61,12 @@ class TaskSource(Protocol):
         an event holds it.
         """
 
-    def resume(self, task: str) -> None:
-        """Go on polling `task`: the events that follow from its last result are stored."""
+    def resume(self, task: str, *, quiet_until: float) -> None:
+        """Go on polling `task`: the events that follow from its last result are stored.
+
+        Before `quiet_until` (monotonic s) polls that are unchanged are kept back, but for those that `poll_now` asks
+        for.
+        """
 
     def poll_now(self, task: str) -> None:
         """Poll `task` as soon as possible and yield a result whatever comes of it."""

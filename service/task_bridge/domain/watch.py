@@ -211,11 +211,10 @@ def record_poll(view: TaskView, last: Event | None, task: Task, now: float) -> N
     view.task, view.polled_at, view.absence, view.answer = task, now, None, None
 
 
-def record_unchanged(view: TaskView, target: Target | None, now: float) -> None:
-    """Record a successful poll that showed nothing new, but perhaps more of the `target` than was known."""
-    view.polled_at = now
-    if view.task is not None and target is not None:
-        view.task = msgspec.structs.replace(view.task, target=target)
+def record_target(view: TaskView, target: Target) -> None:
+    """Record a name or path of what the task acts on; the next event has it."""
+    if view.task is not None and view.task.target is not None:
+        view.task = msgspec.structs.replace(view.task, target=add_names(view.task.target, target))
 
 
 def _is_change(before: Task, now: Task) -> bool:

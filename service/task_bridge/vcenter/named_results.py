@@ -1,7 +1,7 @@
 """Poll results with the names of their targets: what a source finds, before the watcher sees it.
 
 Both APIs put their results into one queue, so both use one lookup. No result waits for a name, but the last one of a
-task, for a moment. A name that is found later goes out with the next result, whatever it is.
+task, for a moment. A name that is found later goes out by itself.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from collections.abc import AsyncIterator
 
 import msgspec
 
-from ..domain.ports import UNCHANGED, PollResult, Unchanged
+from ..domain.ports import PollResult, TargetNamed
 from ..domain.task import Target, Task, add_names
 from .name_lookup import NameLookup
 from .shared import ResultQueue
@@ -26,8 +26,8 @@ NamedResult = tuple[str, PollResult]
 class NamedResults:
     """The results of a queue, with names and paths as far as they are known.
 
-    `_unnamed`: the targets of tasks that were passed on without names. `_tasks_on`: these tasks by object. `_found`:
-    their targets, where names were found since. `_held`: last results that wait. `_waited`: tasks that have waited.
+    `_unnamed`: the targets of tasks that were passed on without names. `_tasks_on`: these tasks by object. `_held`:
+    last results that wait. `_waited`: tasks that have waited.
     """
 
     def __init__(self, results: ResultQueue, lookup: NameLookup) -> None:
@@ -36,7 +36,6 @@ class NamedResults:
         lookup.on_answer = self._apply_names
         self._unnamed: dict[str, Target] = {}
         self._tasks_on: dict[Ref, set[str]] = {}
-        self._found: dict[str, Target] = {}
         self._held: dict[str, tuple[Task, asyncio.TimerHandle]] = {}
         self._waited: set[str] = set()
 
@@ -53,16 +52,12 @@ class NamedResults:
             self._drop_held(task)
 
     def _name_batch(self, batch: list[NamedResult]) -> list[NamedResult]:
-        if not self._found and all(result is UNCHANGED for _, result in batch):
-            return batch
         named: list[NamedResult] = []
         for task, result in batch:
             if isinstance(result, Task):
                 if task in self._held and result.result is not None:
                     self._drop_held(task)  # this one is newer
                 named += self._name_task(task, result)
-            elif result is UNCHANGED and task in self._found:
-                named.append((task, Unchanged(self._found.pop(task))))
             else:
                 named.append((task, result))
         return named
@@ -115,11 +110,10 @@ class NamedResults:
                 if task in self._held:
                     self._release(task)
                 elif name is not None and (named := _name_target(target, name)) != target:
-                    self._found[task] = named
+                    self._results.put(task, TargetNamed(named))
 
     def _settle(self, task: str) -> None:
         """Forget what is kept of a task because its names weren't known."""
-        self._found.pop(task, None)
         target = self._unnamed.pop(task, None)
         if target is None or (ref := find_ref(target)) is None:
             return

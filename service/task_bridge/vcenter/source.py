@@ -120,9 +120,9 @@ class VCenterTaskSource:
         elif self._vim is not None:
             self._vim.track(task, since, seen=seen, begun=begun, identity=identity)
 
-    def resume(self, task: str) -> None:
+    def resume(self, task: str, *, quiet_until: float) -> None:
         if source := self._source_of(task):
-            source.resume(task)
+            source.resume(task, quiet_until=quiet_until)
 
     def poll_now(self, task: str) -> None:
         if source := self._source_of(task):

@@ -11,6 +11,7 @@ the tracker. A task of which vCenter pushes updates stays WAITING until it is pa
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Callable, Sequence
 from typing import Generic, Protocol, TypeVar
@@ -36,8 +37,9 @@ class TrackedTask(msgspec.Struct, eq=False, gc=False):
 
     `provider`: the service behind vCenter's API that knows it, empty where there is only one. `seen`: vCenter showed
     it, to this or an earlier watch. `phase`: where it is in its lifecycle. `task`: as it was
-    reported last. `is_urgent`: the watcher wants a result of the next poll, whatever it is. `failures`: its own failed
-    or unreadable polls in a row. `is_logged`: the log says that it can't be read.
+    reported last. `quiet_until`: before that an unchanged poll isn't reported. `is_urgent`: the watcher wants a result
+    of the next poll, whatever it is. `failures`: its own failed or unreadable polls in a row. `is_logged`: the log says
+    that it can't be read.
     """
 
     id: str
@@ -45,6 +47,7 @@ class TrackedTask(msgspec.Struct, eq=False, gc=False):
     provider: str = ""
     phase: int = WAITING
     task: Task | None = None
+    quiet_until: float = -math.inf
     is_urgent: bool = False
     failures: int = 0
     is_logged: bool = False
@@ -114,10 +117,13 @@ class TaskTracker(Generic[Tracked]):
         self.tasks[tracked.id] = tracked
         self._transport.start(tracked)
 
-    def resume(self, task: str) -> Tracked | None:
+    def resume(self, task: str, quiet_until: float) -> Tracked | None:
         """Poll a parked task again. Return it, or None if it wasn't parked."""
         tracked = self.tasks.get(task)
-        if tracked is None or tracked.phase != PARKED:
+        if tracked is None:
+            return None
+        tracked.quiet_until = quiet_until
+        if tracked.phase != PARKED:
             return None
         tracked.phase = WAITING
         self._transport.resume(tracked)
@@ -169,11 +175,16 @@ class TaskTracker(Generic[Tracked]):
             log.warning("result_unavailable", vcenter=self.vcenter, task=tracked.id, reason=reason)
 
     def report_unchanged(self, those: Sequence[Tracked]) -> None:
-        """Report that these are as they were reported last. They aren't parked, so the caller schedules them."""
-        if self._urgent:
-            for tracked in those:
+        """Report that these are as they were reported last, where anything can follow from that.
+
+        They aren't parked, so the caller schedules them.
+        """
+        now = self._clock()
+        wanted = [tracked for tracked in those if tracked.is_urgent or now >= tracked.quiet_until]
+        if wanted:
+            for tracked in wanted:
                 self._clear_urgent(tracked)
-        self.results.put_all([(tracked.id, UNCHANGED) for tracked in those])
+            self.results.put_all([(tracked.id, UNCHANGED) for tracked in wanted])
 
     def mark_seen(self, tracked: Tracked) -> bool:
         """Record that vCenter shows the task. Return True if it was absent before."""

@@ -149,8 +149,8 @@ class CisSource:
         )
         self._wake_up.set()
 
-    def resume(self, task: str) -> None:
-        tracked = self._tracker.resume(task)
+    def resume(self, task: str, *, quiet_until: float) -> None:
+        tracked = self._tracker.resume(task, quiet_until)
         if tracked is not None and tracked.due < self._wakes_at:
             self._wake_up.set()
 

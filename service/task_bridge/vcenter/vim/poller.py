@@ -9,7 +9,6 @@ from typing import NamedTuple
 import structlog
 
 from ...domain.errors import VCenterUnavailable
-from ...domain.ports import UNCHANGED
 from ...domain.task import TaskError, TaskIdentity
 from ...logs import FailureLog
 from ...metrics import Metrics
@@ -89,7 +88,7 @@ class VimPoller:
         if now - self._unchanged_reported_at >= self._poll_max_s:
             self._unchanged_reported_at = now
             pushed = [one for one in self._tracker.tasks.values() if one.due is None and one.task is not None]
-            self._tracker.results.put_all([(one.id, UNCHANGED) for one in pushed if one.phase != PARKED])
+            self._tracker.report_unchanged([one for one in pushed if one.phase != PARKED])
 
     def poll_refs(self, refs: Iterable[Ref]) -> None:
         """Poll the tasks among objects that the view couldn't list, because vCenter doesn't have them."""

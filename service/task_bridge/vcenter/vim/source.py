@@ -175,8 +175,8 @@ class VimSource:
             self._poller.apply_found(tracked, info)
         self._wake_up.set()
 
-    def resume(self, task: str) -> None:
-        tracked = self._tracker.resume(task)
+    def resume(self, task: str, *, quiet_until: float) -> None:
+        tracked = self._tracker.resume(task, quiet_until)
         if tracked is not None and tracked.task is not None:
             self._poller.report_change(tracked)  # updates may have come while it was parked
         if self._transport.next_at < math.inf:
