@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 from collections import defaultdict
-from collections.abc import Awaitable, Iterator, Sequence
+from collections.abc import Awaitable, Collection, Iterable, Iterator, Sequence
 from enum import Enum
 from typing import Any, NamedTuple
 
@@ -270,7 +270,7 @@ async def _provision_stream(
         differences = _compare(where, config, info.config, _STREAM_SAFETY, _STREAM_OTHERS)
         return [_excuse_late_subjects(difference, late_subjects) for difference in differences]
     if not create:
-        return [_missing(where)]
+        return [missing_part(where)]
     await _create(streams.js.add_stream(config), streams, where, f"STREAM.CREATE.{config.name}")
     return []
 
@@ -281,6 +281,15 @@ def _excuse_late_subjects(difference: Difference, late_subjects: frozenset[str])
         return difference
     wanted, found = set(difference.wanted), set(difference.found or ())
     return difference._replace(unsafe=not (found <= wanted and wanted - found <= late_subjects))
+
+
+def find_late_subjects(differences: Iterable[Difference], subjects: Collection[str]) -> list[Difference]:
+    """Return the differences of existing streams that lack some of these subjects, and can be given them."""
+    return [
+        difference
+        for difference in differences
+        if difference.field == "subjects" and not difference.unsafe and not set(subjects) <= set(difference.found)
+    ]
 
 
 async def add_late_subject(streams: Streams, stream: str, subject: str, *, create: bool) -> None:
@@ -315,7 +324,7 @@ async def _provision_consumer(
             differences.append(Difference(where, "filters", wanted, found, unsafe=False))
         return differences
     if not create:
-        return [_missing(where)]
+        return [missing_part(where)]
     await _create(streams.js.add_consumer(stream, config), streams, where, f"CONSUMER.DURABLE.CREATE.{path}")
     return []
 
@@ -331,13 +340,14 @@ async def _provision_bucket(streams: Streams, config: ObjectStoreConfig, *, crea
         found = ObjectStoreConfig(ttl=info.config.max_age, replicas=info.config.num_replicas or 1)
         return list(_compare(where, config, found, (), tuple(_STREAM_SETTING_OF_BUCKET)))
     if not create:
-        return [_missing(where)]
+        return [missing_part(where)]
     call = streams.js.create_object_store(str(config.bucket), config)
     await _create(call, streams, where, f"STREAM.CREATE.{stream}")
     return []
 
 
-def _missing(where: str) -> Difference:
+def missing_part(where: str) -> Difference:
+    """Return the difference of a part that doesn't exist."""
     return Difference(where, "missing", None, None, unsafe=True)
 
 
