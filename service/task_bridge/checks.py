@@ -49,7 +49,7 @@ from .vcenter.vim.session import VimSession
 REACH_S, ANSWER_S = 5.0, 20.0
 OUT_OF_REACH = 4
 _ALLOW = "allow it for the bridge's NATS user, as deploy/nats does"
-_ENDS_1_0 = ", after which no bridge of release 1.0 starts"
+_ENDS_1_0 = ". No bridge of release 1.0 starts after that"
 
 
 class CheckResult(NamedTuple):

@@ -382,7 +382,7 @@ async def test_check_only_notes_the_permissions_of_follows_while_there_are_none(
     streams, permissions = notes
     assert f"stream {FOLLOWS}" in streams
     assert "run `task-bridge provision` as a user who may create them" in streams
-    assert "after which no bridge of release 1.0 starts" in streams
+    assert "No bridge of release 1.0 starts after that." in streams
     assert f"subscribe to {PREFIX}.follows.>" in permissions
     assert "deploy/nats" in permissions
     assert all("Only follows and subjects for one vCenter need it" in note for note in notes)
@@ -400,7 +400,7 @@ async def test_check_only_notes_the_streams_of_follows_with_verify_while_there_a
     assert f"{PREFIX}.follows.>" in subjects
     assert "see `task-bridge provision --check`" in subjects
     assert f"stream {FOLLOWS}" in streams
-    assert "run `task-bridge provision`, after which no bridge of release 1.0 starts" in streams
+    assert "run `task-bridge provision`. No bridge of release 1.0 starts after that." in streams
     await provision(Streams(open_lab.client), expected_jetstream(open_lab.settings()), create=True)
     await open_lab.js.update_stream(expected_jetstream(open_lab.settings()).streams[-1][0])
     assert (await check(open_lab, tmp_path, BRIDGE_PROVISION="verify"))[1:] == ([], [])
