@@ -81,10 +81,15 @@ class Shell:
             stderr=secondary,
         )
         os.close(secondary)
-        reading = asyncio.to_thread(self._read, primary)
-        async with asyncio.timeout(30):
+        reading = asyncio.create_task(asyncio.to_thread(self._read, primary))
+        try:
+            async with asyncio.timeout(30):
+                await asyncio.shield(reading)
+                return await process.wait(), self.screen.decode()
+        finally:  # of a test that fails too, or its thread would read without end
+            if process.returncode is None:
+                process.kill()
             await reading
-            return await process.wait(), self.screen.decode()
 
     def _read(self, terminal: int) -> None:
         self.screen = b""
