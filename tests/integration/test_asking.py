@@ -181,6 +181,18 @@ async def test_all_messages_of_a_failure_are_shown(lab: Lab, shell: Shell) -> No
     assert " apply on web01: It broke." in stored.out
 
 
+async def test_get_says_what_a_blocked_task_asks(lab: Lab, shell: Shell) -> None:
+    task, other = (lab.vcenter.create(scenarios.succeeds(after_s=60)) for _ in range(2))
+    lab.vcenter.set(task, status="BLOCKED", progress={"message": {"default_message": "Was it moved or copied?"}})
+    async with lab.bridge():
+        await lab.listen()
+        for one in (task, other):
+            await lab.ask("watch", one)
+        await until(lambda: lab.heard(task) and lab.heard(other))
+        got = await shell.run("get", task, other)
+    assert got.out.splitlines()[3:] == [f"{task}: Was it moved or copied?"]
+
+
 async def test_watch_says_why_nothing_comes(lab: Lab, shell: Shell) -> None:
     lab.vcenter.options.password = "another"
     terminal = Terminal(lab, 200)

@@ -249,14 +249,14 @@ def _print_details(replies: list[GetReply]) -> None:
 
 
 def _print_states(replies: list[GetReply]) -> None:
-    """Print a line each, and below them what went wrong."""
+    """Print a line each, and below them what went wrong and what a blocked task asks."""
     events = [from_cloudevent(reply.last_event, stalled_reported=False) for reply in replies]
     rows = [tables.row_of_reply(reply, event, tables.now()) for reply, event in zip(replies, events, strict=True)]
     output.print_lines(tables.format_rows(rows, wide=False))
-    for event in events:
-        if event is not None and event.data.error is not None:
-            reasons = " / ".join(output.describe_error(event.data.error))
-            output.print_lines([f"{output.clean(event.data.task)}: {reasons}"])
+    for event in filter(None, events):
+        question = event.data.progress.message if event.data.status == "BLOCKED" and event.data.progress else None
+        if reasons := output.describe_error(event.data.error) or ([output.clean(question)] if question else []):
+            output.print_lines([f"{output.clean(event.data.task)}: {' / '.join(reasons)}"])
     active = [row for row, reply in zip(rows, replies, strict=True) if reply.watching]
     for line in tables.describe_states(active):
         output.print_error(line)
