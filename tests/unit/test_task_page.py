@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import time
 from dataclasses import replace
 from html import unescape
 from typing import Any
@@ -118,6 +119,25 @@ def test_json_is_shown_on_lines_and_can_do_nothing_else() -> None:
     assert html.count("\n") == 3
     assert "<script>" not in html
     assert "\u202e" not in html
+
+
+@pytest.mark.parametrize(
+    "value", [{"a": {"b": [1, "x,]}{[: \\\"", {"c": {}}], "d": []}, "e": None}, [], {}, "text", -1.5e3, [[[]]], True]
+)
+def test_json_is_indented_and_stays_the_same(value: object) -> None:
+    compact = msgspec.json.encode(value)
+    for written in (compact, msgspec.json.format(compact, indent=4)):
+        shown = format_json(msgspec.Raw(written))
+        assert (unescape(shown.html), shown.is_cut) == (msgspec.json.format(compact, indent=2).decode(), False)
+
+
+def test_a_deep_result_is_shown_within_milliseconds() -> None:
+    """Indented as a whole it is 60 MB: it took 4 s, in which the bridge did nothing else."""
+    deep = b"[" * 250 + b",".join([b"1"] * 130_000) + b"]" * 250
+    before = time.process_time()
+    shown = format_json(msgspec.Raw(deep))
+    assert time.process_time() - before < 0.3
+    assert (len(shown.html), shown.is_cut) == (20_000, True)
 
 
 @pytest.mark.parametrize("is_final", [False, True])
