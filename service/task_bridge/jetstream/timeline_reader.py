@@ -23,7 +23,7 @@ async def read_timeline(streams: Streams, names: SubjectNames, vcenter: str, tas
             names.events_stream, names.event_filter(vcenter, task), after, _PAGE_MESSAGES
         )
         for stored in page:
-            event = from_cloudevent(stored.body, stalled_reported=False)
+            event = from_cloudevent(stored.body, stalled_reported="Bridge-Stalled" in stored.headers)
             builder.add(event, stored.body, stored.headers.get("Bridge-Instance", ""))
         after, remaining = (page[-1].sequence, remaining) if page else (after, 0)
     return builder.build(watch.watch if watch is not None else None)
