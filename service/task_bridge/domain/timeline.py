@@ -50,11 +50,12 @@ class TaskTimeline(NamedTuple):
 
 
 class TimelineBuilder:
-    """Collects the events of a task, oldest first, and keeps the newest."""
+    """Collects the events of a task, oldest first, and keeps the newest. `skipped` older ones aren't added."""
 
-    def __init__(self) -> None:
+    def __init__(self, skipped: int = 0) -> None:
         self._events: list[TimelineEvent] = []
-        self._dropped = self._unreadable = self._bodies_bytes = 0
+        self._dropped = skipped
+        self._unreadable = self._bodies_bytes = 0
 
     def add(self, event: Event | None, body: bytes, owner: str) -> None:
         """Add a stored event; None if it can't be read."""
