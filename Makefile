@@ -109,8 +109,9 @@ tools: .tools/ready #: Build the Go programs that some tests drive; needs Go
 eda: .venv-eda/ready #: Install ansible-rulebook, which one test runs, into an environment of its own; needs Java 17
 
 release: setup #: Set the version, date the changelog, build wheel, sdist, SBOM and checksums: VERSION=1.1.0, DRY_RUN=1 changes nothing
+	$(if $(DRY_RUN),,PYTHONPATH=tests $(BIN)/python -m tools.release "$(VERSION)" dist/venv --check)
 	$(if $(DRY_RUN),test -d dist/venv || $(MAKE) check-wheel,$(MAKE) check check-wheel check-image)
-	PYTHONPATH=tests $(BIN)/python -m tools.release $(VERSION) dist/venv $(if $(DRY_RUN),--dry-run)
+	PYTHONPATH=tests $(BIN)/python -m tools.release "$(VERSION)" dist/venv $(if $(DRY_RUN),--dry-run)
 
 lock: setup #: Lock the newest versions of all dependencies, with hashes
 	$(BIN)/pip install --quiet pip-tools

@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import AsyncIterator, Coroutine
+from collections.abc import AsyncIterator, Coroutine, Iterable
 from contextlib import asynccontextmanager
 from typing import Any, NamedTuple
 
@@ -22,7 +22,18 @@ from .jetstream import permissions
 from .jetstream.connection import Connection, server_version
 from .jetstream.delivery_consumer import DeliveryConsumers
 from .jetstream.permissions import Right
-from .jetstream.provision import Difference, JetStreamConfig, check_version, expected_config, provision
+from .jetstream.provision import (
+    Difference,
+    JetStreamConfig,
+    check_version,
+    delivery_subjects,
+    expected_config,
+    find_late_subjects,
+    follow_events,
+    missing_part,
+    provision,
+    provision_streams,
+)
 from .jetstream.streams import Streams
 from .metrics import Metrics
 from .settings import Settings, VCenterSettings
@@ -37,6 +48,8 @@ from .vcenter.vim.session import VimSession
 
 REACH_S, ANSWER_S = 5.0, 20.0
 OUT_OF_REACH = 4
+_ALLOW = "allow it for the bridge's NATS user, as deploy/nats does"
+_ENDS_1_0 = ". No bridge of release 1.0 starts after that"
 
 
 class CheckResult(NamedTuple):
@@ -103,9 +116,9 @@ async def _check_nats(settings: Settings, client: Client) -> AsyncIterator[Check
         yield CheckResult("NATS version", ".".join(map(str, version)))
     except CannotStart as error:
         yield CheckResult("NATS version", str(error), ok=False)
-    streams = Streams(client, settings.nats.js_domain)
+    streams, expected = Streams(client, settings.nats.js_domain), expected_jetstream(settings)
     try:
-        differences = (await provision(streams, expected_jetstream(settings), create=False)).differences
+        differences = (await provision(streams, expected.without_follows(), create=False)).differences
     except NatsUnavailable as error:
         yield CheckResult("JetStream", str(error), ok=False)
         differences = None
@@ -113,6 +126,8 @@ async def _check_nats(settings: Settings, client: Client) -> AsyncIterator[Check
         yield CheckResult("JetStream", "answers")
         yield await _check_clock(streams, SubjectNames(settings.subject_prefix).events_stream)
     for result in await _check_streams_and_permissions(settings, streams, differences):
+        yield result
+    for result in await _check_follows(settings, streams, differences):
         yield result
 
 
@@ -133,60 +148,142 @@ async def _check_clock(streams: Streams, stream: str) -> CheckResult:
 async def _check_streams_and_permissions(
     settings: Settings, streams: Streams, differences: list[Difference] | None
 ) -> list[CheckResult]:
-    """Check streams and permissions. `differences` is None if the streams couldn't be read."""
+    """Check what watches and the configured deliveries need.
+
+    `differences` are those of the parts that watches need, None if these couldn't be read.
+    """
     client, api, names = streams.connection, streams.prefix, SubjectNames(settings.subject_prefix)
-    to_create = permissions.creation_rights(names, api, differences or ()) if settings.provision == "auto" else []
-    needed = permissions.required_rights(names, api, client.new_inbox())
-    needed += permissions.follow_rights(names, api) + to_create
-    needed += await _list_delivery_rights(settings, streams)
+    create = settings.provision == "auto"
+    unsafe = [one for one in differences or () if one.unsafe]
+    of_deliveries = await _find_missing_of_deliveries(settings, streams, differences or [])
+    to_create = permissions.creation_rights(names, api, unsafe) if create else []
+    needed = permissions.required_rights(names, api, client.new_inbox()) + to_create
+    needed += permissions.delivery_rights(names, api, settings.deliveries)
+    needed += permissions.creation_rights(names, api, of_deliveries) if create else []
     optional = permissions.reply_rights()
     try:
-        lacking = await permissions.find_missing_rights(client, needed + optional)
+        denied = await permissions.find_missing_rights(client, needed + optional)
     except NatsUnavailable as error:
         return [CheckResult("permissions", str(error), ok=False)]
-    may_create = settings.provision == "auto" and not set(to_create) & set(lacking)
-    results = [] if differences is None else _describe_streams(differences, settings.provision, may_create=may_create)
-    denied = [right for right in lacking if right in needed]
-    return [*results, *_describe_permissions(denied, [right for right in lacking if right in optional])]
-
-
-async def _list_delivery_rights(settings: Settings, streams: Streams) -> list[Right]:
-    names, create = SubjectNames(settings.subject_prefix), settings.provision == "auto"
-    existing = []
-    for delivery in settings.deliveries:
-        with contextlib.suppress(NatsUnavailable):  # without the right to read it: reported below
-            if await DeliveryConsumers(streams, names).read(delivery) is not None:
-                existing.append(delivery)
-    return permissions.delivery_rights(names, streams.prefix, settings.deliveries, existing=existing, create=create)
-
-
-def _describe_streams(differences: list[Difference], provision_mode: str, *, may_create: bool) -> list[CheckResult]:
-    missing = [difference.where for difference in differences if difference.field == "missing"]
-    results = [
-        CheckResult("streams", f"{difference}. See `task-bridge provision --check`.", ok=False)
-        for difference in differences
-        if difference.unsafe and difference.field != "missing"
-    ]
-    if missing:
-        fix = "`serve` will create them" if may_create else "run `task-bridge provision`"
-        if provision_mode == "auto" and not may_create:
-            fix += " as a user who may create them; this user may not"
-        results.append(CheckResult("streams", f"missing: {', '.join(missing)}; {fix}", ok=may_create))
-    if not results:
-        tuned = f"; {len(differences)} settings differ, see `task-bridge provision --check`" if differences else ""
-        results.append(CheckResult("streams", f"all exist{tuned}"))
-    return results
-
-
-def _describe_permissions(denied: list[Right], optional: list[Right]) -> list[CheckResult]:
-    fix = "allow it for the bridge's NATS user, as deploy/nats does"
-    if denied:
-        return [CheckResult("permissions", f"not allowed: {', '.join(map(str, denied))}; {fix}", ok=False)]
-    results = [CheckResult("permissions", "may subscribe and publish as the bridge does")]
-    if optional:
-        message = f"not allowed: {', '.join(map(str, optional))}; replies need it unless allow_responses is set; {fix}"
+    may_create = create and not set(to_create) & set(denied)
+    results = []
+    if differences is not None:
+        fix = _choose_fix(settings, may_create=may_create)
+        results += _describe_streams(differences, fix, may_create=may_create)
+    if not create:
+        fix = f"{_choose_fix(settings, may_create=False)} with these deliveries{_ENDS_1_0}"
+        results += _describe_problems(of_deliveries, fix, ok=False)
+    results += _describe_permissions([right for right in denied if right in needed])
+    if without := [right for right in denied if right in optional]:
+        message = f"{_list_rights(without)}; replies need it unless allow_responses is set; {_ALLOW}"
         results.append(CheckResult("permissions", message, ok=False, needed=False))
     return results
+
+
+async def _find_missing_of_deliveries(
+    settings: Settings, streams: Streams, differences: list[Difference]
+) -> list[Difference]:
+    """Return what the configured deliveries need in JetStream and don't find."""
+    names = SubjectNames(settings.subject_prefix)
+    consumers, missing = DeliveryConsumers(streams, names), []
+    for delivery in settings.deliveries:
+        with contextlib.suppress(NatsUnavailable):  # without the right to read it: the permissions show that
+            if await consumers.read(delivery) is None:
+                missing.append(missing_part(f"consumer {names.events_stream}/{consumers.name_consumer(delivery)}"))
+    if settings.deliveries:
+        missing += find_late_subjects(differences, delivery_subjects(names))
+    return missing
+
+
+async def _check_follows(
+    settings: Settings, streams: Streams, differences: list[Difference] | None
+) -> list[CheckResult]:
+    """Check what only follows and subjects for one vCenter need, which a NATS prepared for release 1.0 doesn't have.
+
+    `differences` are those of the parts that watches need, None if these couldn't be read.
+    """
+    api, names = streams.prefix, SubjectNames(settings.subject_prefix)
+    create, expected = settings.provision == "auto", expected_jetstream(settings).only_follows()
+    late, missing = find_late_subjects(differences or (), [follow_events(names)]), []
+    client = streams.connection
+    try:
+        denied = await permissions.find_missing_rights(client, permissions.follow_rights(names, api))
+        # A read that isn't allowed gets no answer, and the permissions show it.
+        is_readable = differences is not None and not any(".INFO." in right.subject for right in denied)
+        if is_readable:
+            found = await provision_streams(streams, expected, create=False)
+            missing = [one for one in found.differences if one.unsafe]
+        if create:
+            to_create = permissions.creation_rights(names, api, [*missing, *late])
+            denied += await permissions.find_missing_rights(client, to_create)
+        absent = {one.where for one in missing if one.field == "missing"}
+        existing = [one for one in expected.follow_streams if is_readable and f"stream {one}" not in absent]
+        is_used = await _has_follows(settings, streams, existing)
+    except NatsUnavailable as error:
+        return [CheckResult("streams", str(error), ok=False)]
+    may_create = create and not denied
+    fix = _choose_fix(settings, may_create=may_create) + ("" if may_create else _ENDS_1_0)
+    problems = missing if create else [*missing, *late]  # `serve` adds a subject when it needs it
+    results = [*_describe_problems(problems, fix, ok=may_create), *_describe_denied(denied)]
+    return [result if result.ok else _relate_to_follows(result, is_used=is_used) for result in results]
+
+
+async def _has_follows(settings: Settings, streams: Streams, stored_in: Iterable[str]) -> bool:
+    """Return whether there is a follow, or a stored request for one or on the subject of one vCenter."""
+    if any(vcenter.follow for vcenter in settings.vcenters.values()):
+        return True
+    for stream in stored_in:
+        if (await streams.read_report(stream)).state.messages:
+            return True
+    return False
+
+
+def _relate_to_follows(result: CheckResult, *, is_used: bool) -> CheckResult:
+    """Return a failure as a note unless follows are used: a bridge works without, as release 1.0 does."""
+    if is_used:
+        return result._replace(message=f"{result.message}. Follows and subjects for one vCenter need it.")
+    message = f"{result.message}. Only follows and subjects for one vCenter need it; watches are served without."
+    return result._replace(message=message, needed=False)
+
+
+def _describe_streams(differences: list[Difference], fix: str, *, may_create: bool) -> list[CheckResult]:
+    """Describe what watches need. `fix`: what to do about missing parts."""
+    problems = _describe_problems([one for one in differences if one.unsafe], fix, ok=may_create)
+    count = "1 setting differs" if len(differences) == 1 else f"{len(differences)} settings differ"
+    tuned = f"; {count}, see `task-bridge provision --check`" if differences else ""
+    return problems or [CheckResult("streams", f"all that watches need exist{tuned}")]
+
+
+def _describe_problems(problems: list[Difference], fix: str, *, ok: bool) -> list[CheckResult]:
+    """Describe differences. `fix`: what to do about missing parts; `ok`: whether `serve` does it."""
+    missing = [problem.where for problem in problems if problem.field == "missing"]
+    results = [
+        CheckResult("streams", f"{problem}; see `task-bridge provision --check`", ok=False)
+        for problem in problems
+        if problem.field != "missing"
+    ]
+    if missing:
+        results.append(CheckResult("streams", f"missing: {', '.join(missing)}; {fix}", ok=ok))
+    return results
+
+
+def _choose_fix(settings: Settings, *, may_create: bool) -> str:
+    if may_create:
+        return "`serve` will create them"
+    denied = " as a user who may create them; this user may not" if settings.provision == "auto" else ""
+    return f"run `task-bridge provision`{denied}"
+
+
+def _describe_permissions(denied: list[Right]) -> list[CheckResult]:
+    return _describe_denied(denied) or [CheckResult("permissions", "may subscribe and publish as the bridge does")]
+
+
+def _describe_denied(denied: list[Right]) -> list[CheckResult]:
+    return [CheckResult("permissions", f"{_list_rights(denied)}; {_ALLOW}", ok=False)] if denied else []
+
+
+def _list_rights(rights: list[Right]) -> str:
+    return f"not allowed: {', '.join(map(str, rights))}"
 
 
 # vCenter

@@ -270,11 +270,17 @@ def _follows_the_task(histories: Histories) -> Iterator[str]:
                 continue
             if before is not None and event.may_follow_loss_of(before):
                 at = 0
+            elif before is not None and before.watch != event.watch and _is_classic_blocked(task, truth.states[at:]):
+                at -= 1  # only the first poll of a watch shows which VM's question it has to read
             found = _state_of(event, truth.states, at, histories.account.clock_s)
             if found is None:
                 yield f"{task}: {event} tells {_told(event)} after {truth.states[at : at + 1]}"
-                break
-            at = found
+            else:
+                at = found
+
+
+def _is_classic_blocked(task: str, states: Sequence[Was]) -> bool:
+    return task.startswith("task-") and bool(states) and states[0].status == "BLOCKED"
 
 
 def _state_of(event: Event, states: tuple[Was, ...], at: int, clock_s: float) -> int | None:

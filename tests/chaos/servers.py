@@ -23,7 +23,7 @@ OLDEST_VERSION = "2.12.8"
 _OLDEST = Path(os.environ.get("TEST_OLDEST_NATS_SERVER") or Path(sys.prefix) / "oldest/bin/nats-server")
 OLDEST = _OLDEST if _OLDEST.exists() else None
 """The oldest nats-server that the bridge works with, from which others are upgraded."""
-NO_OLDEST = f"nats-server {OLDEST_VERSION} is missing: make oldest"
+NO_OLDEST = f"nats-server {OLDEST_VERSION} is missing: `make test` and `make chaos` install it"
 DISK_MB = 64
 NO_DISK = "a small file system can be mounted by root only"
 

@@ -326,6 +326,40 @@ def test_what_a_fault_excuses_is_accepted(account: Account) -> None:
     assert violations(account) == []
 
 
+def blocked(task: str, statuses: list[str], again: list[str]) -> Account:
+    """The statuses that the events of two watches tell of a task that is BLOCKED, and never more than that."""
+    first, second, writer = a_watch(1, BEGAN + 1), a_watch(2, BEGAN + 4), Writer()
+    states = (RUNNING, RUNNING._replace(at=BEGAN + 1, status="BLOCKED"))
+    for watch, told, at in ((first, statuses, BEGAN + 2), (second, again, BEGAN + 5)):
+        for place, status in enumerate(told):
+            kind = "status" if place else "watching"
+            writer.event(watch, task, kind, RUNNING._replace(status=status), at + place / 10)
+        writer.event(watch, task, "abandoned.unwatched", RUNNING._replace(status=told[-1]), at + 1)
+    asked = (Asked(1, task, BEGAN + 1), Asked(2, task, BEGAN + 4))
+    answered = tuple(
+        Answered("unwatch", task, "unwatched", None, f"{watch}/{number}")
+        for watch, number in ((first, len(statuses) + 1), (second, len(again) + 1))
+    )
+    return heard(Account(PREFIX, tuple(writer.stored), asked, answered, {task: Truth(states)}))
+
+
+def test_a_new_watch_may_see_a_classic_task_run_before_it_sees_its_vms_question() -> None:
+    assert violations(blocked("task-1", ["RUNNING", "BLOCKED"], ["RUNNING", "BLOCKED"])) == []
+
+
+@pytest.mark.parametrize(
+    ("task", "statuses", "again"),
+    [
+        ("task-1", ["BLOCKED", "RUNNING"], ["BLOCKED"]),
+        ("task-1", ["BLOCKED"], ["BLOCKED", "RUNNING"]),
+        (TASK, ["BLOCKED"], ["RUNNING", "BLOCKED"]),
+    ],
+    ids=["later in a watch", "later in the second watch", "a CIS task"],
+)
+def test_no_other_event_may_tell_that_a_blocked_task_runs(task: str, statuses: list[str], again: list[str]) -> None:
+    assert {one.rule for one in violations(blocked(task, statuses, again))} == {"follows_the_task"}
+
+
 def followed(*events: tuple[str, float, float], first: int = 1) -> Account:
     """A right history of one watch, with a task that nobody found, and the events of a follow: kinds and spans."""
     writer, watch = Writer(), a_watch("fab", BEGAN + 1)

@@ -15,10 +15,13 @@ import termios
 from pathlib import Path
 
 import pytest
+from rich.cells import cell_len
 
 from integration.test_client_commands import Shell
 from lab import Lab, as_user, guarded, until
+from screen import show
 from task_bridge.simulator import SimulatedTarget, scenarios
+from task_bridge.simulator.script import std_error
 
 
 @pytest.fixture
@@ -33,6 +36,7 @@ class Terminal:
 
     def __init__(self, lab: Lab, columns: int) -> None:
         self._environment = lab.environment() | {"TERM": "xterm-256color"}
+        self._columns = columns
         self._size = struct.pack("HHHH", 24, columns, 0, 0)
         self.sent = b""
 
@@ -45,6 +49,16 @@ class Terminal:
     def lines(self) -> list[str]:
         return [line.rstrip() for line in re.split(r"[\r\n]+", self.text)]
 
+    @property
+    def shown(self) -> list[str]:
+        """What is to be seen now."""
+        return show(self.sent.decode("utf-8", "replace"), self._columns)
+
+    def frame(self, last_line: str) -> list[str] | None:
+        """What is to be seen if it is whole and ends with this line."""
+        shown = self.shown
+        return shown if shown[-1:] == [last_line] else None
+
     async def run(self, *words: str, **more: str) -> int:
         primary, secondary = pty.openpty()
         fcntl.ioctl(secondary, termios.TIOCSWINSZ, self._size)
@@ -53,9 +67,15 @@ class Terminal:
             *command, env=self._environment | more, stdin=secondary, stdout=secondary, stderr=secondary
         )
         os.close(secondary)
-        async with asyncio.timeout(100):
-            await asyncio.to_thread(self._read, primary)
-            return await process.wait()
+        reading = asyncio.create_task(asyncio.to_thread(self._read, primary))
+        try:
+            async with asyncio.timeout(100):
+                await asyncio.shield(reading)
+                return await process.wait()
+        finally:  # of a test that fails too, or its thread would read without end
+            if process.returncode is None:
+                process.kill()
+            await reading
 
     def _read(self, terminal: int) -> None:
         with os.fdopen(terminal, "rb", buffering=0) as file, contextlib.suppress(OSError):  # EIO is its end
@@ -92,6 +112,85 @@ async def test_watch_lines_its_columns_up_and_counts(lab: Lab, columns: int) -> 
     assert any(line.startswith("apply web1 ") for line in rows)
     for task, word in ((good[0], "completed.succeeded"), (bad, "completed.failed")):
         assert any(line.startswith(word) and line.endswith(task) for line in terminal.lines)
+
+
+ASCII = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+
+
+@pytest.mark.timeout(150)
+@pytest.mark.parametrize("more", [{}, ASCII], ids=["utf-8", "ascii"])
+async def test_long_names_in_any_script_leave_a_row_a_task(lab: Lab, more: dict[str, str]) -> None:
+    names = ["production-web-frontend-01", "production-web-frontend-02", "本番-ウェブ-フロントエンド-01"]
+    tasks = [
+        lab.vcenter.create(scenarios.succeeds(after_s=60), target=named(lab, name, number))
+        for number, name in enumerate(names)
+    ]
+    terminal = Terminal(lab, 80)
+    async with lab.bridge():
+        watching = asyncio.create_task(terminal.run("watch", *tasks, **more))
+        await until(lambda: sum(bool(re.search(r"-0[12] .*RUNNING", line)) for line in terminal.shown) == 3, 45)
+        lab.vcenter.set(tasks[1], status="BLOCKED")
+        frame = await until(lambda: terminal.frame("2 running, 1 blocked"), 45)
+        for task in tasks:
+            lab.vcenter.set(task, status="SUCCEEDED")
+        assert await watching == 0
+    rows = [line for line in frame if "%" in line]
+    assert len(rows) == len(frame) - 1 == 3, frame
+    assert ("BLOCKED" in rows[0], "frontend-02 " in rows[0]) == (True, True)
+    assert sum("frontend-01 " in row for row in rows) == 1
+    assert len({cell_len(row.partition(" %")[0]) for row in rows}) == 1
+    assert all(task in "".join(terminal.shown) for task in tasks)
+    assert "frontend-01  " in "".join(terminal.shown)
+
+
+@pytest.mark.timeout(150)
+async def test_a_nats_that_is_away_meanwhile_leaves_one_line_above_the_tasks(lab: Lab) -> None:
+    tasks = [lab.vcenter.create(scenarios.runs_forever()) for _ in range(2)]
+    terminal = Terminal(lab, 80)
+    async with lab.bridge():
+        watching = asyncio.create_task(terminal.run("watch", *tasks))
+        await until(lambda: "2 running" in terminal.text, 45)
+        lab.server.stop()
+        frame = await until(lambda: terminal.frame("2 running") if "is lost" in terminal.text else None, 20)
+        lab.server.start()
+        await until(lambda: "NATS is back" in terminal.text, 20)
+        for task in tasks:
+            lab.vcenter.set(task, status="SUCCEEDED")
+        assert await watching == 0
+    assert frame[0] == "The connection to NATS is lost; waiting for it."
+    assert [line[:6] for line in frame[1:3]] == ["apply "] * 2
+    assert not any(line.startswith("apply ") for line in [*frame[3:], *terminal.shown])
+
+
+async def test_all_messages_of_a_failure_are_shown(lab: Lab, shell: Shell) -> None:
+    messages = [
+        {"id": str(n), "default_message": text, "args": []} for n, text in enumerate(("It broke.", "The disk."))
+    ]
+    error = std_error("ERROR", *messages)
+    task = lab.vcenter.create(scenarios.fails_with_error(0.1, error), target=named(lab, "web01", 7))
+    terminal = Terminal(lab, 200)
+    async with lab.bridge():
+        followed = await shell.run("watch", task)
+        await terminal.run("watch", task)
+        got, wide, stored = [
+            await shell.run(*words) for words in (["get", task], ["get", "-o", "wide", task], ["events"])
+        ]
+    assert [line.strip() for line in terminal.shown[-2:]] == ["It broke.", "The disk."]
+    for shown in (followed, got, wide, stored):
+        assert "It broke. / The disk." in shown.out
+    assert " apply on web01: It broke." in stored.out
+
+
+async def test_get_says_what_a_blocked_task_asks(lab: Lab, shell: Shell) -> None:
+    task, other = (lab.vcenter.create(scenarios.succeeds(after_s=60)) for _ in range(2))
+    lab.vcenter.set(task, status="BLOCKED", progress={"message": {"default_message": "Was it moved or copied?"}})
+    async with lab.bridge():
+        await lab.listen()
+        for one in (task, other):
+            await lab.ask("watch", one)
+        await until(lambda: lab.heard(task) and lab.heard(other))
+        got = await shell.run("get", task, other)
+    assert got.out.splitlines()[3:] == [f"{task}: Was it moved or copied?"]
 
 
 async def test_watch_says_why_nothing_comes(lab: Lab, shell: Shell) -> None:
@@ -183,7 +282,69 @@ async def test_events_refuses_what_can_match_nothing(lab: Lab, shell: Shell) -> 
         )
     assert (kind.code, ending.code, vcenter.code) == (2, 2, 1)
     assert "completed.succeeded" in " ".join(kind.err.split())
-    assert "No vCenter named 'lap' is configured; there is lab." in vcenter.err
+    assert vcenter.err == "No vCenter named 'lap' is configured; it must be one of lab.\n"
+
+
+async def test_events_says_that_there_are_none_and_refuses_the_future(lab: Lab, shell: Shell) -> None:
+    async with lab.bridge():
+        nothing, future, nonsense = await asyncio.gather(
+            shell.run("events", "--task", "task-9", "--json"),
+            shell.run("events", "--since", "2096-01-01T00:00:00Z"),
+            shell.run("events", "--since", "yesterday"),
+        )
+    assert nothing == (0, "", "No stored event matches.\n")
+    assert (future.code, nonsense.code) == (2, 2)
+    assert "is in the future" in " ".join(future.err.split())
+    assert "neither a time like" in " ".join(nonsense.err.split())
+
+
+async def test_a_refusal_among_several_names_its_task(lab: Lab, shell: Shell) -> None:
+    async with lab.bridge(allow_cancel=True):
+        canceled, unknown = await asyncio.gather(
+            shell.run("cancel", "a:b", "haTask-7"), shell.run("list", "--vcenter", "lap")
+        )
+    first, second = canceled.err.splitlines()
+    assert ("'a:b'" in first, second.partition(" ")[0]) == (True, "haTask-7:")
+    assert unknown.err == "No vCenter named 'lap' is configured; it must be one of lab.\n"
+
+
+@pytest.mark.parametrize(
+    "words", [["watch"], ["watch", "--json"], ["events"], ["events", "--json"], ["list"]], ids=" ".join
+)
+async def test_a_pipe_that_nobody_reads_is_no_failed_task(lab: Lab, shell: Shell, words: list[str]) -> None:
+    task = lab.vcenter.create(scenarios.succeeds_at_once())
+    async with lab.bridge():
+        await shell.run("watch", task)
+        reader, writer = os.pipe()
+        os.close(reader)
+        process = await shell.start(*words, *([task] if "watch" in words else []), stdout=writer)
+        os.close(writer)
+        _, err = await process.communicate()
+    assert (process.returncode, err) == (141, b"")
+
+
+@pytest.mark.parametrize("words", [["--version"], ["events"], ["list"]], ids=" ".join)
+async def test_output_that_can_not_be_written_is_one_line(lab: Lab, shell: Shell, words: list[str]) -> None:
+    task = lab.vcenter.create(scenarios.succeeds_at_once())
+    async with lab.bridge():
+        await shell.run("watch", task)
+        full = os.open("/dev/full", os.O_WRONLY)
+        process = await shell.start(*words, stdout=full)
+        os.close(full)
+        _, err = await process.communicate()
+    assert (process.returncode, err) == (1, b"Standard output can't be written: No space left on device.\n")
+
+
+async def test_a_closed_standard_output_ends_no_command(lab: Lab, shell: Shell) -> None:
+    async with lab.bridge():
+        await lab.ask("watch", "a:b")
+        process = await asyncio.create_subprocess_exec(
+            *("sh", "-c", 'exec "$@" >&-', "sh", sys.executable, "-m", "task_bridge", "list"),
+            env=lab.environment(),
+            stderr=asyncio.subprocess.PIPE,
+        )
+        _, err = await process.communicate()
+    assert (process.returncode, err) == (0, b"")
 
 
 async def test_events_prints_the_newest_and_goes_on(lab: Lab, shell: Shell) -> None:

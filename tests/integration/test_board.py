@@ -14,6 +14,8 @@ from playwright.async_api import Browser, expect
 from browser import in_browser, opened, url_of
 from lab import PREFIX, BridgeProcess, Lab, free_ports, until
 from task_bridge.domain.board import WatchBoard
+from task_bridge.domain.durations import rfc3339
+from task_bridge.domain.events import Event, EventData, WatchRef, from_cloudevent, to_cloudevent
 from task_bridge.domain.subjects import SubjectNames
 from task_bridge.jetstream.board_reader import BoardReader
 from task_bridge.settings import NatsSettings
@@ -89,6 +91,33 @@ class TestFeed:
                 overview = await until(lambda: complete(feed))
             await feed.close()
         assert {row.task for row in overview.endings} == set(ended[-100:])
+
+    async def test_of_a_task_with_many_events_only_the_newest_are_read(
+        self, lab: Lab, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        read: list[bytes] = []
+
+        def count(body: bytes, *, stalled_reported: bool) -> Event | None:
+            read.append(body)
+            return from_cloudevent(body, stalled_reported=stalled_reported)
+
+        monkeypatch.setattr("task_bridge.jetstream.timeline_reader.from_cloudevent", count)
+        names = SubjectNames(PREFIX)
+        async with lab.bridge():
+            pass  # creates the streams
+        for number in range(1, 4001):
+            for task in ("busy", *(["other"] if number % 3 == 0 else [])):
+                data = EventData("lab", "cis", task, WatchRef("w-1", rfc3339(1.0)), "progress", None, False, number)
+                body = to_cloudevent(Event("https://lab", float(number), data))
+                await lab.client.publish(names.put_subject("lab", task, "progress"), body)
+        await lab.js.publish(names.put_subject("lab", "last", "progress"), body)  # once it is stored, all are
+        feed = BoardReader(NatsSettings(urls=(lab.server.url,)), names)
+        timeline = await feed.read_timeline("lab", "busy")
+        numbers = [stored.event.data.sequence for stored in timeline.events]
+        assert (numbers, timeline.dropped) == (list(range(3501, 4001)), 3500)
+        assert len(read) < 1500
+        assert len((await feed.read_timeline("lab", "other")).events) == 500
+        assert (await feed.read_timeline("lab", "none")).events == ()
 
     async def test_nobody_who_looks_nothing_that_is_read(self, lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr("task_bridge.jetstream.board_reader.LINGER_S", 0.05)

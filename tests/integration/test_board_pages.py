@@ -155,6 +155,30 @@ async def test_a_page_can_be_jumped_to_and_a_slash_leads_to_the_filter(lab: Lab,
         assert complaints == []
 
 
+async def test_the_keyboard_stays_where_it_is_while_the_view_changes(lab: Lab, browser: Browser) -> None:
+    async with lab.bridge(not_found_grace_s=60.0) as bridge:
+        for number in range(230):
+            await lab.client.publish(f"{PREFIX}.watch", json.dumps(f"task:{number:03}").encode())
+        page, complaints = await opened(browser, url_of(bridge))
+        section = page.locator("#watches")
+        await expect(section).to_contain_text("page 1 of 2")
+        later = section.get_by_role("link", name="Later")
+        await later.press("Enter")
+        await expect(section).to_contain_text("page 2 of 2")
+        await expect(section.get_by_role("link", name="First")).to_be_focused()  # there is no later page
+        heading = section.get_by_role("columnheader", name="Task").get_by_role("link")
+        for order in ("ascending", "descending"):
+            await heading.press("Enter")
+            await expect(section.locator(f"th[aria-sort={order}]")).to_have_text("Task")
+            await expect(heading).to_be_focused()
+        chip = section.get_by_role("link", name="not seen yet 230")
+        for is_chosen in (True, False):
+            await chip.press("Enter")
+            await expect(section.locator("h2")).to_contain_text("230 of 230" if is_chosen else re.compile(r"s\s*230"))
+            await expect(chip).to_be_focused()
+        assert complaints == []
+
+
 @pytest.mark.parametrize("may_write", [True, False])
 async def test_an_id_can_be_copied(lab: Lab, browser: Browser, may_write: bool) -> None:
     async with lab.bridge(not_found_grace_s=60.0) as bridge:
@@ -189,6 +213,7 @@ async def test_every_row_is_stale_while_nats_is_away(lab: Lab, browser: Browser)
         await expect(rows.filter(has_text="stale")).to_have_count(3)
         await expect(page.locator("#state")).to_contain_text("NATS is away")
         await expect(events.filter(has_text="stale")).not_to_have_count(0)  # what was known stays
+        await expect(of_task.locator("#summary dd").first).to_have_text("stale RUNNING")
         lab.server.start()
         for one in (page, of_task):
             await expect(one.locator(".stale")).to_have_count(0)
@@ -274,6 +299,30 @@ async def test_the_page_of_a_task_fits_a_phone(lab: Lab, browser: Browser) -> No
         assert await page.evaluate("document.documentElement.scrollWidth") == 360
 
 
+async def test_every_outcome_fits_a_phone(lab: Lab, browser: Browser) -> None:
+    async with lab.bridge(not_found_grace_s=60.0) as bridge:
+        await lab.listen()
+        await lab.ask("watch", {"task": "times-out", "timeout": "100ms"})
+        await lab.ended("times-out")
+        page, _ = await opened(browser, url_of(bridge), viewport={"width": 360, "height": 740})
+        await expect(page.locator("#endings")).to_contain_text("! abandoned: watch timed out")
+        assert await page.evaluate("document.documentElement.scrollWidth") == 360
+        await page.locator("#endings").get_by_role("link", name="times-out").click()
+        await expect(page.locator("#timeline")).to_contain_text("! abandoned: watch timed out")
+        assert await page.evaluate("document.documentElement.scrollWidth") == 360
+
+
+async def test_a_restated_standstill_is_shown_on_the_page_of_its_task(lab: Lab, browser: Browser) -> None:
+    task = lab.vcenter.create(scenarios.runs_forever())
+    async with lab.bridge(events_max_age_s=8.0) as bridge:
+        await lab.listen()
+        await lab.publish({"task": task, "stalled_after": "500ms"})
+        kinds = ["watching", "stalled", "status"]
+        await until(lambda: [event["data"]["kind"] for event in lab.heard(task)][:3] == kinds)
+        page, _ = await opened(browser, url_of(bridge).rstrip("/") + build_task_link("lab", task))
+        await expect(page.locator("#summary dd").first).to_have_text("RUNNING ! stalled")
+
+
 async def test_the_files_have_all_rows_and_not_only_a_page(lab: Lab) -> None:
     async with lab.bridge(not_found_grace_s=60.0) as bridge:
         for number in range(230):
@@ -289,4 +338,5 @@ async def test_the_files_have_all_rows_and_not_only_a_page(lab: Lab) -> None:
         assert answer.headers["content-type"] == "text/csv; charset=utf-8"
         lines = answer.text.splitlines()
         assert len(lines) == 11
+        assert lines[0].startswith('\ufeff"table"')
         assert all(line.startswith('"watches","lab","\'=task:01') for line in lines[1:])

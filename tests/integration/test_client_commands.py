@@ -40,13 +40,19 @@ class Shell:
         self.screen = b""
         """What the terminal was sent so far."""
 
-    async def start(self, *words: str, stdin: int = asyncio.subprocess.DEVNULL, **more: str) -> Any:
+    async def start(
+        self,
+        *words: str,
+        stdin: int = asyncio.subprocess.DEVNULL,
+        stdout: int = asyncio.subprocess.PIPE,
+        **more: str,
+    ) -> Any:
         return await asyncio.create_subprocess_exec(
             *(sys.executable, "-m", "task_bridge", *words),
             env=self._environment | more,
             cwd=self._directory,
             stdin=stdin,
-            stdout=asyncio.subprocess.PIPE,
+            stdout=stdout,
             stderr=asyncio.subprocess.PIPE,
             # Tests that run in the background have Ctrl-C ignored, and so would their children.
             preexec_fn=_heed_ctrl_c,
@@ -54,7 +60,7 @@ class Shell:
 
     async def run(self, *words: str, given: str | None = None, **more: str) -> Ended:
         stdin = asyncio.subprocess.DEVNULL if given is None else asyncio.subprocess.PIPE
-        process = await self.start(*words, stdin=stdin, **more)
+        process = await self.start(*words, stdin=stdin, stdout=asyncio.subprocess.PIPE, **more)
         return await self.ended(process, given)
 
     async def ended(self, process: Any, given: str | None = None) -> Ended:
@@ -75,10 +81,15 @@ class Shell:
             stderr=secondary,
         )
         os.close(secondary)
-        reading = asyncio.to_thread(self._read, primary)
-        async with asyncio.timeout(30):
+        reading = asyncio.create_task(asyncio.to_thread(self._read, primary))
+        try:
+            async with asyncio.timeout(30):
+                await asyncio.shield(reading)
+                return await process.wait(), self.screen.decode()
+        finally:  # of a test that fails too, or its thread would read without end
+            if process.returncode is None:
+                process.kill()
             await reading
-            return await process.wait(), self.screen.decode()
 
     def _read(self, terminal: int) -> None:
         self.screen = b""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import sys
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
@@ -54,6 +55,7 @@ async def test_the_private_names_exist(client: Client) -> None:
     assert asyncio.iscoroutinefunction(client._send_command)
     assert isinstance(client._flush_queue, asyncio.Queue)
     assert client._pending_data_size < client._max_pending_size
+    workarounds.ignore_utcnow()
     service = await add_service(client, ServiceConfig(name="names", version="1.0.0"))
     await service.add_endpoint(EndpointConfig(name="names", handler=ignored_request))
     assert [type(endpoint) for endpoint in service._endpoints] == [Endpoint]
@@ -148,6 +150,15 @@ async def test_the_prefix_of_jetstreams_api_knows_the_domain(client: Client, dom
     assert workarounds.api_prefix(client.jetstream(domain=domain)) == prefix
 
 
+@pytest.mark.skipif(sys.version_info < (3, 12), reason="this Python doesn't warn of utcnow")
+async def test_a_service_starts_where_warnings_are_errors(client: Client) -> None:
+    config = ServiceConfig(name="warned", version="1.0.0")
+    with pytest.raises(DeprecationWarning, match="utcnow"):
+        await add_service(client, config)
+    workarounds.ignore_utcnow()
+    await (await add_service(client, config)).stop()
+
+
 @pytest.mark.parametrize("drained", [True, False], ids=["drained", "stopped as nats-py does"])
 async def test_requests_that_have_arrived_are_handled_when_endpoints_are_drained(
     server: NatsServer, client: Client, drained: bool
@@ -158,6 +169,7 @@ async def test_requests_that_have_arrived_are_handled_when_endpoints_are_drained
         await asyncio.sleep(0.05)
         handled.append(workarounds.reply_subject(request))
 
+    workarounds.ignore_utcnow()
     service: Service = await add_service(client, ServiceConfig(name="draining", version="1.0.0"))
     await service.add_endpoint(EndpointConfig(name="draining", handler=handle))
     await client.flush()

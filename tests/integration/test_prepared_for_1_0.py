@@ -14,6 +14,7 @@ import nats
 import pytest
 from structlog.testing import capture_logs
 
+from commands import Ended, ran
 from lab import EVENTS, PREFIX, Lab, NatsServer, until
 from task_bridge.app import Bridge
 from task_bridge.checks import expected_jetstream
@@ -362,3 +363,103 @@ async def test_a_bridge_that_nobody_asked_to_follow_leaves_the_streams_of_1_0_as
     assert {name: after[name] for name in before} == before
     assert sorted(after.keys() - before.keys()) == sorted(FOLLOW_QUEUES)
     assert before[EVENTS][0].subjects == SUBJECTS_OF_1_0
+
+
+async def check(lab: Lab, directory: Path, **more: str) -> tuple[Ended, list[str], list[str]]:
+    """Run `task-bridge check` as the bridge's user. Return its end, failures and notes on what NATS lacks."""
+    given = {"BRIDGE_NATS_USER": "bridge", "BRIDGE_NATS_PASSWORD": "p", **more}
+    ended = await ran("check", directory=directory, environment=lab.environment(**given))
+    notes = [line for line in ended.out if line.startswith(("note  streams", "note  permissions"))]
+    return ended, [line for line in ended.out if line.startswith("FAIL")], notes
+
+
+async def test_check_only_notes_the_permissions_of_follows_while_there_are_none(
+    prepared: Guarded, tmp_path: Path
+) -> None:
+    await prepare_as_1_0(prepared)
+    ended, failures, notes = await check(prepared, tmp_path)
+    assert (ended.code, failures) == (0, []), ended.out
+    streams, permissions = notes
+    assert f"stream {FOLLOWS}" in streams
+    assert "run `task-bridge provision` as a user who may create them" in streams
+    assert "No bridge of release 1.0 starts after that." in streams
+    assert f"subscribe to {PREFIX}.follows.>" in permissions
+    assert "deploy/nats" in permissions
+    assert all("Only follows and subjects for one vCenter need it" in note for note in notes)
+    assert any(line.startswith("ok    streams: all that watches need exist") for line in ended.out)
+    assert any(line.startswith("ok    permissions") for line in ended.out)
+
+
+async def test_check_only_notes_the_streams_of_follows_with_verify_while_there_are_none(
+    open_lab: Guarded, tmp_path: Path
+) -> None:
+    await prepare_as_1_0(open_lab)
+    ended, failures, notes = await check(open_lab, tmp_path, BRIDGE_PROVISION="verify")
+    assert (ended.code, failures) == (0, []), ended.out
+    streams, subjects = sorted(notes, key=lambda note: "subjects is" in note)
+    assert f"{PREFIX}.follows.>" in subjects
+    assert "see `task-bridge provision --check`" in subjects
+    assert f"stream {FOLLOWS}" in streams
+    assert "run `task-bridge provision`. No bridge of release 1.0 starts after that." in streams
+    await provision(Streams(open_lab.client), expected_jetstream(open_lab.settings()), create=True)
+    await open_lab.js.update_stream(expected_jetstream(open_lab.settings()).streams[-1][0])
+    assert (await check(open_lab, tmp_path, BRIDGE_PROVISION="verify"))[1:] == ([], [])
+
+
+async def test_check_only_notes_that_the_streams_of_follows_may_not_be_read(lab: Lab, tmp_path: Path) -> None:
+    publish = [one for one in [*PUBLISH, *CREATE] if one != "$JS.API.STREAM.INFO.*"]
+    publish += [f"$JS.API.STREAM.INFO.{one}" for one in (*QUEUES, EVENTS, OBJECTS)]
+    async with guarded(lab, tmp_path, publish, SUBSCRIBE) as made:
+        await prepare_as_1_0(made)
+        ended, failures, notes = await check(made, tmp_path)
+    assert (ended.code, failures) == (0, []), ended.out
+    assert any(f"publish to $JS.API.STREAM.INFO.{FOLLOWS}" in note for note in notes)
+
+
+async def test_check_leaves_it_to_serve_to_add_the_streams_of_follows_where_it_may(
+    open_lab: Guarded, tmp_path: Path
+) -> None:
+    await prepare_as_1_0(open_lab)
+    ended, failures, notes = await check(open_lab, tmp_path)
+    assert (ended.code, failures, notes) == (0, [], []), ended.out
+    (missing,) = [line for line in ended.out if line.startswith("ok    streams: missing")]
+    assert f"stream {FOLLOWS}" in missing
+    assert missing.endswith("`serve` will create them")
+
+
+@pytest.mark.parametrize("more", [{}, {"BRIDGE_PROVISION": "verify"}], ids=["auto", "verify"])
+async def test_check_fails_for_what_a_configured_follow_lacks(
+    prepared: Guarded, tmp_path: Path, more: dict[str, str]
+) -> None:
+    await prepare_as_1_0(prepared)
+    ended, failures, notes = await check(prepared, tmp_path, BRIDGE_VCENTERS__LAB__FOLLOW="all", **more)
+    assert (ended.code, notes) == (1, [])
+    assert any(FOLLOWS in failure and "run `task-bridge provision`" in failure for failure in failures)
+    assert any(failure.startswith("FAIL  permissions: not allowed: ") for failure in failures)
+    assert all(failure.endswith("Follows and subjects for one vCenter need it.") for failure in failures)
+
+
+@pytest.mark.parametrize("subject", ["follow", "watch.lab", "internal.follows.lab.all"])
+async def test_check_fails_for_what_a_stored_follow_or_request_lacks(
+    prepared: Guarded, tmp_path: Path, subject: str
+) -> None:
+    await provision(Streams(prepared.client), expected_jetstream(prepared.settings()), create=True)
+    before, failures_before, notes_before = await check(prepared, tmp_path)
+    await prepared.js.publish(f"{PREFIX}.{subject}", b"{}")
+    ended, failures, notes = await check(prepared, tmp_path)
+    assert (before.code, failures_before, len(notes_before)) == (0, [], 1)
+    assert (ended.code, len(failures), notes) == (1, 1, [])
+
+
+async def test_check_fails_with_verify_for_what_deliveries_lack_until_it_is_provisioned(
+    open_lab: Guarded, tmp_path: Path
+) -> None:
+    await prepare_as_1_0(open_lab)
+    hook = {"BRIDGE_DELIVERIES__HOOK__URL": "https://127.0.0.1:1/", "BRIDGE_PROVISION": "verify"}
+    ended, failures, _ = await check(open_lab, tmp_path, **hook)
+    assert ended.code == 1
+    assert any(f"missing: consumer {EVENTS}/deliver-hook; run `task-bridge provision`" in one for one in failures)
+    assert any(f"{PREFIX}.undelivered.*" in one for one in failures)
+    operator = {"BRIDGE_NATS_URL": open_lab.server.url, "BRIDGE_NATS_USER": "operator", "BRIDGE_NATS_PASSWORD": "p"}
+    assert (await ran("provision", directory=tmp_path, environment={**operator, **hook})).code == 0
+    assert (await check(open_lab, tmp_path, **hook))[1:] == ([], [])

@@ -1,7 +1,8 @@
 """`make release VERSION=1.2.3`: set the version, date the changelog, and build what is published in `dist`.
 
-`python -m tools.release VERSION ENVIRONMENT [--dry-run]`: `ENVIRONMENT` has the locked dependencies and a wheel, as
-`make check-wheel` leaves it. A dry run works on a copy of the checkout, so it changes nothing but the environment.
+`python -m tools.release VERSION ENVIRONMENT [--dry-run | --check]`: `ENVIRONMENT` has the locked dependencies and a
+wheel, as `make check-wheel` leaves it. A dry run works on a copy of the checkout, so it changes nothing but the
+environment. `--check` only says whether the checkout is ready: before the tests, which take long.
 """
 
 from __future__ import annotations
@@ -53,13 +54,18 @@ def set_version(text: str, pattern: str, version: str) -> str:
 
 def prepare(root: Path, version: str, date: str) -> None:
     """Write the version and the date into the files. Raises NotReadyError, and changes nothing then."""
+    for file, text in plan(root, version, date).items():
+        file.write_text(text)
+
+
+def plan(root: Path, version: str, date: str) -> dict[Path, str]:
+    """Return the files with the version and the date in them. Raises NotReadyError."""
     if not VERSION.fullmatch(version):
         raise NotReadyError(f"{version!r} isn't a version like 1.2.3")
     changed = {root / name: set_version((root / name).read_text(), at, version) for name, at in VERSIONED.items()}
     changelog = root / "CHANGELOG.md"
     changed[changelog] = date_changelog(changelog.read_text(), version, date)
-    for file, text in changed.items():
-        file.write_text(text)
+    return changed
 
 
 def build(root: Path, version: str, environment: Path) -> list[Path]:
@@ -116,9 +122,8 @@ def check_checkout() -> None:
         raise NotReadyError(f"commit or remove these first:\n{status.stdout.rstrip()}")
 
 
-def run(version: str, environment: Path, *, dry: bool) -> None:
+def run(version: str, environment: Path, date: str, *, dry: bool) -> None:
     """Prepare and build the release, in a copy that is deleted if `dry`."""
-    date = datetime.datetime.now(datetime.UTC).date().isoformat()
     with tempfile.TemporaryDirectory(prefix="release-") as directory:
         root = Path(directory) if dry else ROOT
         if dry:
@@ -133,12 +138,17 @@ def main() -> None:
     parser = ArgumentParser(prog="make release")
     parser.add_argument("version")
     parser.add_argument("environment", type=Path)
-    parser.add_argument("--dry-run", action="store_true")
+    modes = parser.add_mutually_exclusive_group()
+    modes.add_argument("--dry-run", action="store_true")
+    modes.add_argument("--check", action="store_true")
     given = parser.parse_args()
+    date = datetime.datetime.now(datetime.UTC).date().isoformat()
     try:
+        plan(ROOT, given.version, date)
         if not given.dry_run:
             check_checkout()
-        run(given.version, given.environment.absolute(), dry=given.dry_run)
+        if not given.check:
+            run(given.version, given.environment.absolute(), date, dry=given.dry_run)
     except NotReadyError as error:
         raise SystemExit(f"Can't release: {error}") from None
 

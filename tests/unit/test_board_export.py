@@ -76,6 +76,8 @@ FORMULAS = [
     "\uff1d1+1",
     '"=1+1',
     "\x00=1",
+    "a;=1+1;b",
+    'a; "@SUM(A1)"',
 ]
 
 
@@ -84,8 +86,9 @@ def test_no_cell_can_be_taken_for_a_formula(formula: str) -> None:
     rows = read_csv(build_board(formula))
     assert len(rows) == 2
     for row in rows:
-        for name, cell in row.items():
-            assert not cell.lstrip().startswith(("=", "+", "-", "@", "\uff1d", "\t", "\r")), (name, cell)
+        cells = [(name, part) for name, cell in row.items() for part in cell.split(";")]
+        for name, cell in cells:
+            assert not cell.lstrip(' "').startswith(("=", "+", "-", "@", "\uff1d", "\t", "\r")), (name, cell)
         assert row["message"][-1] == formula[-1]
 
 

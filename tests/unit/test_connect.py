@@ -9,7 +9,7 @@ import nats.errors
 import pytest
 
 from credentials import nkey, operated
-from task_bridge.jetstream.connect import connect_options
+from task_bridge.jetstream.connect import connect_options, error_message
 from task_bridge.settings import load
 
 URL = "nats://127.0.0.1:4222"
@@ -58,3 +58,16 @@ def test_credentials_are_read_each_time_and_a_half_written_file_is_an_error_to_n
 def test_a_tls_url_trusts_the_systems_authorities() -> None:
     context = connect_options(load({"BRIDGE_NATS_URL": "tls://nats.example.com"}, need_vcenters=False).nats)["tls"]
     assert context.check_hostname
+
+
+@pytest.mark.parametrize(
+    ("error", "message"),
+    [
+        (TimeoutError(), "no answer in time"),  # as of a nats-server that hangs
+        (nats.errors.TimeoutError(), "timeout"),
+        (ConnectionRefusedError(111, "Connect call failed"), "[Errno 111] Connect call failed"),
+        (EOFError(), "EOFError"),
+    ],
+)
+def test_an_error_has_a_message_whatever_it_says_itself(error: Exception, message: str) -> None:
+    assert error_message(error) == message

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import re
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -50,6 +52,18 @@ def test_a_changelog_without_changes_is_refused_and_nothing_is_written(checkout:
     with pytest.raises(NotReadyError, match="CHANGELOG"):
         prepare(checkout, "9.9.0", "2026-12-24")
     assert all((ROOT / name).read_text() == (checkout / name).read_text() for name in VERSIONED)
+
+
+@pytest.mark.parametrize("version", ["", "9.9", "1.0.0"], ids=["none", "no version", "released"])
+def test_what_can_not_be_released_is_refused_before_the_tests_which_take_long(version: str) -> None:
+    make = shutil.which("make")
+    if make is None:
+        pytest.skip("there is no make here")
+    command = [make, "--old-file=setup", f"BIN={Path(sys.executable).parent}", "MAKE=false", "release"]
+    done = subprocess.run([*command, f"VERSION={version}"], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode
+    assert "Can't release: " in done.stderr
+    assert "false check" not in done.stdout
 
 
 def test_a_place_that_is_not_there_is_refused() -> None:

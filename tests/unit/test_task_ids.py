@@ -87,6 +87,12 @@ def test_any_other_body_is_refused(body: bytes) -> None:
         parse_request(WatchRequest, body)
 
 
+@pytest.mark.parametrize("body", [b"[task-42]", b"task 42", b"'vim.Task:task-42',", b"<task-42>"])
+def test_a_body_that_is_nearly_an_id_is_refused_as_that(body: bytes) -> None:
+    with pytest.raises(Refused, match="JSON or as one plain task id"):
+        parse_request(TaskRequest, body)
+
+
 def test_only_a_request_about_a_task_may_be_a_bare_id() -> None:
     assert parse_request(ListRequest, BOM).limit == 100
     with pytest.raises(Refused):

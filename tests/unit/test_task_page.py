@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import time
 from dataclasses import replace
 from html import unescape
 from typing import Any
@@ -98,6 +99,19 @@ RESULTS: list[tuple[dict[str, Any], str]] = [
 ]
 
 
+def test_an_abandoned_watch_says_nothing_of_a_result_that_nobody_knows() -> None:
+    error = TaskError(None, "The watch's timeout passed.")
+    text = render(build_timeline(event(2, "abandoned", outcome="watch_timed_out", error=error)))
+    assert "The watch's timeout passed." in text
+    assert "result" not in text.lower()
+
+
+@pytest.mark.parametrize("is_reported", [False, True])
+def test_a_standstill_that_a_later_event_restates_stays_stalled(is_reported: bool) -> None:
+    restated = msgspec.structs.replace(event(2, "status"), stalled_reported=is_reported)
+    assert ("State RUNNING ! stalled" in render(build_timeline(restated, watch=WATCH))) is is_reported
+
+
 @pytest.mark.parametrize(("fields", "shown"), RESULTS)
 def test_the_result_is_shown_or_where_it_is(fields: dict[str, Any], shown: str) -> None:
     assert shown in render(build_timeline(event(2, "completed", outcome="succeeded", status="SUCCEEDED", **fields)))
@@ -118,6 +132,25 @@ def test_json_is_shown_on_lines_and_can_do_nothing_else() -> None:
     assert html.count("\n") == 3
     assert "<script>" not in html
     assert "\u202e" not in html
+
+
+@pytest.mark.parametrize(
+    "value", [{"a": {"b": [1, 'x,]}{[: \\"', {"c": {}}], "d": []}, "e": None}, [], {}, "text", -1.5e3, [[[]]], True]
+)
+def test_json_is_indented_and_stays_the_same(value: object) -> None:
+    compact = msgspec.json.encode(value)
+    for written in (compact, msgspec.json.format(compact, indent=4)):
+        shown = format_json(msgspec.Raw(written))
+        assert (unescape(shown.html), shown.is_cut) == (msgspec.json.format(compact, indent=2).decode(), False)
+
+
+def test_a_deep_result_is_shown_within_milliseconds() -> None:
+    """Indented as a whole it is 60 MB: it took 4 s, in which the bridge did nothing else."""
+    deep = b"[" * 250 + b",".join([b"1"] * 130_000) + b"]" * 250
+    before = time.process_time()
+    shown = format_json(msgspec.Raw(deep))
+    assert time.process_time() - before < 0.3
+    assert (len(shown.html), shown.is_cut) == (20_000, True)
 
 
 @pytest.mark.parametrize("is_final", [False, True])

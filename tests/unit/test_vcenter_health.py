@@ -11,6 +11,7 @@ from task_bridge.jetstream.replicas import ReplicaStatus, count_absent
 from task_bridge.vcenter.health import ApiHealth, ApiHealthTracker, combine_apis, find_apis_in_use
 
 GOOD, NEW, BAD = ApiHealth("ok", None, 90.0), ApiHealth("unknown", None, None), ApiHealth("degraded", "Why.", 10.0)
+REFUSED = ApiHealth("degraded", "Wrong password.", None, trouble="refused", since=60.0)
 HELD = ApiHealth("ok", "They vanished together.", 80.0, held_back=3)
 
 
@@ -33,6 +34,9 @@ def watched(health: ApiHealth, watches: int = 1) -> ApiHealth:
         (watched(BAD), watched(NEW), ["cis", "vim"], watched(BAD._replace(last_good_poll_at=None), 2)),
         (watched(GOOD), watched(HELD), ["cis", "vim"], watched(HELD, 2)),
         (watched(BAD), watched(HELD), ["cis", "vim"], watched(BAD._replace(held_back=3), 2)),
+        # Until classic tasks are polled, what is known of the vCenter counts.
+        (REFUSED, watched(NEW), ["vim"], watched(REFUSED._replace(last_good_poll_at=None))),
+        (GOOD, watched(NEW), ["vim"], watched(NEW)),
     ],
 )
 def test_a_vcenter_is_as_well_as_the_worse_of_the_apis_in_use(
@@ -41,6 +45,13 @@ def test_a_vcenter_is_as_well_as_the_worse_of_the_apis_in_use(
     apis: dict[Api, ApiHealth] = {"cis": cis, "vim": vim}
     assert find_apis_in_use(apis) == in_use
     assert combine_apis(apis) == whole
+
+
+def test_trouble_began_when_another_api_had_it_first() -> None:
+    later = watched(REFUSED._replace(since=70.0))
+    assert combine_apis({"cis": REFUSED, "vim": later}).since == 60.0
+    assert combine_apis({"cis": REFUSED, "vim": later._replace(last_good_poll_at=65.0)}).since == 70.0
+    assert combine_apis({"cis": REFUSED, "vim": watched(GOOD)}).since is None
 
 
 def test_where_classic_tasks_are_off_the_other_api_says_all() -> None:

@@ -621,6 +621,19 @@ def test_the_answer_to_the_last_look_is_told() -> None:
     assert "timeout" in error.message
 
 
+@pytest.mark.parametrize("answer", ["HTTP 503", "HTTP 503."])
+def test_a_timeout_says_each_thing_that_is_known_in_a_sentence(answer: str) -> None:
+    replica = played([(0, running())], TIMED)
+    replica.view.trouble = "vCenter lab refuses the connection."
+    replica.wait_until(NOW + 200, Unanswered(TaskError("X", answer)))
+
+    error = last_of(replica).data.error
+    assert error is not None
+    assert error.message.endswith(
+        " vCenter's last answer: HTTP 503. It couldn't be seen by then: vCenter lab refuses the connection."
+    )
+
+
 def test_a_timeout_without_an_answer_says_what_to_do() -> None:
     replica = played([(0, running())], TIMED)
     replica.wait_until(NOW + 200)

@@ -475,7 +475,7 @@ async def test_the_page_shows_the_watches_oldest_first_how_they_stand_and_the_la
     assert text.index("task-1") < text.index("task-2") < text.index("task-3")
     for told in ('value="42.0"', "Host 2 of 5", "workflow=patch-42", "stalled", "01234567", "✗ failed", "No space"):
         assert told in text
-    assert '<time datetime="2023-11-14T22:13:22.000Z">' in text
+    assert '<time datetime="2023-11-14T22:13:22.000Z" ' in text
     assert re.search(r"\d+ d \d+ h</time>", text)
 
 
@@ -534,10 +534,64 @@ async def test_every_row_says_that_it_is_stale(web: httpx.AsyncClient, feed: Fak
     mark = '<span class="stale">stale</span>'
     assert mark not in (await web.get("/")).text
     feed.trouble = "no answer"
-    assert (await web.get("/")).text.count(mark) == 5  # with the follow
+    assert (await web.get("/")).text.count(mark) == 6  # with the follow, and the number of the vCenter's watches
     feed.trouble, state.now = None, replace(HEALTHY, nats=NatsHealth(connected=False, reason="gone"))
-    assert (await web.get("/")).text.count(mark) == 5
+    assert (await web.get("/")).text.count(mark) == 6
     assert "No watch matched when the streams were last read." in (await web.get("/?q=nothing-like-it")).text
+
+
+async def test_what_is_away_is_said_once_and_what_was_read_is_not_unread(
+    web: httpx.AsyncClient, feed: FakeFeed, state: FakeState
+) -> None:
+    parts = [ResourceHealth(name, ok=False, reason="nats: timeout") for name in ("EVENTS", "REQUESTS", "WATCHES")]
+    other = ResourceHealth("WATCHES/bridge", ok=False, reason="is missing")
+    bad = replace(HEALTHY, streams=tuple(parts), consumers=(other,), follows=())
+    state.now = bad
+    text = (await web.get("/")).text
+    assert text.count('class="note"') == 2
+    assert '<p class="note">EVENTS and 2 more: nats: timeout.</p>' in text
+    assert '<p class="note">WATCHES/bridge: is missing.</p>' in text
+    state.now = replace(bad, nats=NatsHealth(connected=False, reason="gone"))
+    text = (await web.get("/")).text
+    assert text.count('class="note"') == 1
+    assert "Not read yet." not in text
+    assert "This replica delivers no events over HTTP" in text
+    assert "Nothing was followed when the streams were last read." in text
+    assert "No final event was in the stream when it was last read." in text
+
+
+async def test_follows_that_no_replica_has_reported_yet_are_not_shown_as_none(
+    web: httpx.AsyncClient, state: FakeState
+) -> None:
+    state.now = replace(HEALTHY, follows=(), has_follows=True)
+    text = (await web.get("/")).text
+    assert "No replica has reported a follow so far." in text
+    assert "Nothing is followed" not in text
+
+
+async def test_a_table_waits_until_all_is_read_and_says_if_it_is_not(
+    web: httpx.AsyncClient, feed: FakeFeed, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert feed.board
+    feed.board.finish_refresh([("lab", "task-1", WatchRef("w-1", rfc3339(1.0)))], Counter())
+    feed.board.all_listed = True
+    monkeypatch.setattr("task_bridge.web.routes._FILE_READ_S", 0.1)
+    refused = await web.get("/view.csv")
+    assert (refused.status_code, refused.headers["retry-after"]) == (503, "5")
+    assert refused.text == "Being read: not all rows are read yet. Try again.\n"
+    monkeypatch.undo()
+    asking = asyncio.create_task(web.get("/view.csv"))
+    (row,) = feed.board.rows_without_events()
+    feed.board.mark_without_events(row)
+    answer = await asking
+    assert answer.content.startswith(b'\xef\xbb\xbf"table"')  # a spreadsheet reads it as UTF-8
+    assert answer.text.count("task-1") == 1
+
+
+async def test_the_absolute_time_is_there_without_a_script(web: httpx.AsyncClient, feed: FakeFeed) -> None:
+    assert feed.board
+    feed.board.apply_event(event("1", kind="progress"), "x")
+    assert 'title="2023-11-14 22:13:21 UTC"' in (await web.get("/")).text
 
 
 async def test_a_watch_of_a_vcenter_that_does_not_answer_says_so_in_its_row(
@@ -577,10 +631,13 @@ async def test_the_page_of_a_task_is_found_by_its_id_whatever_is_in_it(web: http
         return TaskTimeline(Watch("w-1", vcenter, task, 1.0), ())
 
     feed.read_timeline = read_timeline  # type: ignore[method-assign]
-    for task in ("task-1", "a/b", "52f9:com.vmware", "?a=b&c#d", "%2e", "ü ", "x" * 1024):
+    for task in ("task-1", "a/b", "52f9:com.vmware", "?a=b&c#d", "%2e", "ü (1) x", "x" * 1024):
         answer = await web.get(build_task_link("lab", task))
         assert (answer.status_code, asked.pop()) == (200, ("lab", task))
         assert f"{build_task_link('lab', task)}?format=json" in unescape(answer.text)
+    for printed in ("Task:task-1", "Task-task-1", "'vim.Task:task-1'", " task-1"):
+        await web.get(build_task_link("lab", printed))
+        assert asked.pop() == ("lab", "task-1")
     for path in ("/task/lab/", "/task/*/task-1", "/task/LAB/x", "/task/lab", "/task/lab/" + "x" * 1025):
         assert (await web.get(path)).status_code == 404
     assert asked == []

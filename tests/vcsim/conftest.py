@@ -80,9 +80,8 @@ class Vcsim:
 
         return await asyncio.to_thread(whole)
 
-    async def govc(self, *arguments: str) -> tuple[int, str]:
-        """Run govc; its exit code, and what it says on stderr."""
-        environment = {
+    def govc_environment(self) -> dict[str, str]:
+        return {
             "PATH": os.environ["PATH"],
             "HOME": str(self._log.parent),
             "GOVC_URL": f"{self.url}/sdk",
@@ -90,8 +89,15 @@ class Vcsim:
             "GOVC_PASSWORD": PASSWORD,
             "GOVC_INSECURE": "true",
         }
+
+    async def govc(self, *arguments: str) -> tuple[int, str]:
+        """Run govc; its exit code, and what it says on stderr."""
         process = await asyncio.create_subprocess_exec(
-            find_tool("govc"), *arguments, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
+            find_tool("govc"),
+            *arguments,
+            env=self.govc_environment(),
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
         )
         async with asyncio.timeout(60):
             _, err = await process.communicate()

@@ -5,7 +5,9 @@ A subcommand's module is imported when it runs: `--version`, `--help` and comple
 
 from __future__ import annotations
 
+import errno
 import io
+import os
 import sys
 from importlib import import_module
 from typing import Annotated, Any, NamedTuple
@@ -17,6 +19,7 @@ from .. import __version__
 
 _INSTALL = "pip install vcenter-task-bridge"
 
+_CANT_WRITE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
 _HELP_OPTIONS = {"help_option_names": ["-h", "--help"]}
 
 
@@ -166,11 +169,18 @@ def task_bridge(
     """Watch vCenter tasks over NATS: send a task id, get every status change and exactly one final event."""
 
 
-def main() -> None:
-    """Run the command line. If a command needs what a requester's install lacks, say how to install it."""
+def _prepare_output() -> None:
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:  # closed, as by `>&-`
+            setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115 - until the process ends
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # a terminal without some character must not end a command
+
+
+def main() -> None:
+    """Run the command line. If a command needs what a requester's install lacks, say how to install it."""
+    _prepare_output()
     group = typer.main.get_command(app)
     if isinstance(group, LazyGroup):
         for name, command in COMMANDS.items():
@@ -183,4 +193,13 @@ def main() -> None:
         if (error.name or __package__).startswith(__package__.partition(".")[0]):
             raise
         typer.echo(f"This command needs the whole service, of which {error.name} is missing: {_INSTALL}", err=True)
+        raise SystemExit(FAILED) from None
+    except OSError as error:
+        if error.errno not in _CANT_WRITE:
+            raise
+        from .exit_codes import FAILED  # noqa: PLC0415 - as the commands
+        from .output import drop_output  # noqa: PLC0415 - as the commands
+
+        drop_output()
+        typer.echo(f"Standard output can't be written: {error.strerror}.", err=True)
         raise SystemExit(FAILED) from None

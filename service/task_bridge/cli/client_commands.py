@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import sys
 import time
 from collections import deque
 from collections.abc import AsyncGenerator, Callable, Coroutine, Iterable
@@ -21,13 +22,15 @@ from ..domain.errors import BridgeError, CannotStart, NatsUnavailable, Refused
 from ..domain.events import from_cloudevent
 from ..domain.replies import CancelReply, GetReply, ListedWatch, UnwatchReply
 from . import output, tables
-from .exit_codes import FAILED, INTERRUPTED, OUT_OF_REACH, exit_with_error
+from .exit_codes import BROKEN_PIPE, FAILED, INTERRUPTED, OUT_OF_REACH, exit_with_error
 
 _PAGE = 1000
 _UNKNOWN_VCENTER_S = 3.0
 """For the bridge's answer whether it knows a vCenter: who reads events may not be allowed to ask."""
+_CLOCKS_DIFFER = timedelta(minutes=5)
+"""A moment that another host calls now is accepted."""
 
-Tasks = Annotated[list[str], typer.Argument(metavar="TASK...", help="Task ids, as vCenter and its tools print them.")]
+Tasks = Annotated[list[str], typer.Argument(metavar="TASK", help="Task ids, as vCenter and its tools print them.")]
 VCenter = Annotated[
     str | None, typer.Option(metavar="NAME", help="The task's vCenter. Default: the bridge's default vCenter.")
 ]
@@ -64,9 +67,17 @@ def parse_duration_option(text: str) -> float:
 
 def parse_moment(text: str) -> datetime:
     """Return the moment that is a time (RFC 3339), or a duration ago."""
+    now = datetime.now(UTC)
     if (moment := parse_time(text)) is not None:
-        return datetime.fromtimestamp(moment, UTC)
-    return datetime.now(UTC) - timedelta(seconds=parse_duration_option(text))
+        since = datetime.fromtimestamp(moment, UTC)
+        if since > now + _CLOCKS_DIFFER:
+            raise typer.BadParameter(f"{text!r} is in the future; it is {now:%Y-%m-%dT%H:%M:%SZ}")
+        return since
+    try:
+        return now - timedelta(seconds=parse_duration(text))
+    except ValueError as error:
+        problem = f'{text!r} is neither a time like "2026-11-24T22:40:55Z" nor a duration'
+        raise typer.BadParameter(f"{problem}: it {error}") from error
 
 
 def events(
@@ -78,7 +89,9 @@ def events(
     since: Annotated[
         Any,
         typer.Option(
-            parser=parse_moment, metavar="TIME", help="Only events since then: a time, or so long ago: 90s, 15m, 1h."
+            parser=parse_moment,
+            metavar="TIME",
+            help="Only events since then: a time (UTC without a zone), or 1h ago.",
         ),
     ] = None,
     tail: Annotated[
@@ -106,9 +119,10 @@ async def _print_events(selection: dict[str, Any], tail: int | None, follow: boo
                     count += 1
         except Refused as refusal:
             raise typer.BadParameter(output.describe_refusal(refusal)) from refusal
-        if not count and (problem := await unknown):
-            output.print_error(problem)
-            return FAILED
+        if not count:
+            problem = await unknown
+            output.print_error(problem or "No stored event matches.")
+            return FAILED if problem else 0
         unknown.cancel()
     return 0
 
@@ -235,13 +249,14 @@ def _print_details(replies: list[GetReply]) -> None:
 
 
 def _print_states(replies: list[GetReply]) -> None:
-    """Print a line each, and below them what went wrong."""
+    """Print a line each, and below them what went wrong and what a blocked task asks."""
     events = [from_cloudevent(reply.last_event, stalled_reported=False) for reply in replies]
     rows = [tables.row_of_reply(reply, event, tables.now()) for reply, event in zip(replies, events, strict=True)]
     output.print_lines(tables.format_rows(rows, wide=False))
-    for event in events:
-        if event is not None and event.data.error is not None:
-            output.print_lines([output.clean(f"{event.data.task}: {event.data.error.message}")])
+    for event in filter(None, events):
+        question = event.data.progress.message if event.data.status == "BLOCKED" and event.data.progress else None
+        if reasons := output.describe_error(event.data.error) or ([output.clean(question)] if question else []):
+            output.print_lines([f"{output.clean(event.data.task)}: {' / '.join(reasons)}"])
     active = [row for row, reply in zip(rows, replies, strict=True) if reply.watching]
     for line in tables.describe_states(active):
         output.print_error(line)
@@ -279,7 +294,8 @@ async def _send_about_tasks(
             try:
                 answers.append(await send(bridge, verb, {"task": task, "vcenter": vcenter}, as_json))
             except Refused as refusal:
-                output.print_error(output.describe_refusal(refusal))
+                text = output.describe_refusal(refusal)
+                output.print_error(text if repr(task) in text else f"{output.shorten(task, 40)}: {text}")
                 code = FAILED
             else:
                 if as_json:
@@ -300,9 +316,16 @@ async def send(bridge: TaskBridge, verb: str, request: dict[str, Any], as_json: 
 
 
 def run(main: Coroutine[Any, Any, int], *, on_interrupt: int = INTERRUPTED) -> NoReturn:
-    """Run a command and exit with its code; after Ctrl-C with `on_interrupt`."""
+    """Run a command and exit with its code; after Ctrl-C with `on_interrupt`.
+
+    If nobody reads its output anymore (`| head`), the code is that of such an end, and says nothing of any task.
+    """
     try:
         code = asyncio.run(main)
+        sys.stdout.flush()
+    except BrokenPipeError:
+        output.drop_output()
+        code = BROKEN_PIPE
     except CannotStart as error:
         exit_with_error(error)
     except KeyboardInterrupt:

@@ -33,12 +33,14 @@ class LineView:
         self._console = console
         self._keep = keep
         self._started_at = time.monotonic()
+        self._where = ""
 
     def show_addresses(self, addresses: DemoAddresses) -> None:
         self._print("nats-server, a simulated vCenter and the bridge are up. Starting the tasks.")
         self._print("Some are requested; a follow finds the others, which vCenter runs by itself.")
         if self._keep:
-            self._console.print(_WHERE.format(**addresses._asdict()), highlight=False, soft_wrap=True, markup=False)
+            self._where = _WHERE.format(**addresses._asdict())
+            self._print_where()
 
     def show_start(self, run: DemoRun) -> None:
         """Print nothing: the first event shows the start."""
@@ -51,6 +53,11 @@ class LineView:
 
     def show_results(self, runs: Sequence[DemoRun]) -> None:
         self._console.print(build_table(runs))
+        if self._where:  # the first lines are out of sight by now
+            self._print_where()
+
+    def _print_where(self) -> None:
+        self._console.print(self._where, highlight=False, soft_wrap=True, markup=False)
 
     def _print(self, line: str) -> None:
         self._console.print(line, highlight=False, no_wrap=True, overflow="ellipsis", crop=True)

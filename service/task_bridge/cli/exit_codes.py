@@ -7,7 +7,7 @@ from typing import NoReturn
 
 from ..domain.errors import CannotStart
 
-FAILED, REFUSED, ABANDONED, OUT_OF_REACH, INTERRUPTED = 1, 2, 3, 4, 130
+FAILED, REFUSED, ABANDONED, OUT_OF_REACH, INTERRUPTED, BROKEN_PIPE = 1, 2, 3, 4, 130, 141
 
 
 def exit_with_error(error: CannotStart, *, in_json: bool = False) -> NoReturn:

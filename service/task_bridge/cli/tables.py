@@ -8,6 +8,8 @@ from collections.abc import Iterable, Iterator
 from enum import StrEnum
 from typing import Any, NamedTuple
 
+from rich.cells import cell_len
+
 from ..domain.durations import parse_time
 from ..domain.events import Event, WatchRef
 from ..domain.replies import GetReply, ListedWatch
@@ -83,9 +85,9 @@ def format_rows(rows: Iterable[Row], *, wide: bool) -> Iterator[str]:
     header = (*_COLUMNS[:-1], *(("SINCE", "UNTIL", "WATCH", "FOLLOW", "LABELS") if wide else ()), _COLUMNS[-1])
     table = [header, *(_list_cells(row, wide=wide) for row in rows)]
     cells = [[output.clean(cell) or "-" for cell in line] for line in table]
-    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    widths = [max(map(cell_len, column)) for column in zip(*cells, strict=True)]
     for line in cells:
-        padded = (cell.ljust(width) for cell, width in zip(line[:-1], widths[:-1], strict=True))
+        padded = (output.pad(cell, width) for cell, width in zip(line[:-1], widths[:-1], strict=True))
         yield "  ".join((*padded, line[-1]))
 
 
@@ -131,7 +133,7 @@ def _format_entry(start: str, value: Any, indent: str) -> Iterator[str]:
 
 
 def _format_scalar(value: Any) -> str:
-    if isinstance(value, str) and value.isidentifier() and value.lower() not in _YAML_WORDS:
+    if isinstance(value, str) and value.isascii() and value.isidentifier() and value.lower() not in _YAML_WORDS:
         return value
     is_printable = isinstance(value, str) and value.isprintable()
     return json.dumps(value, ensure_ascii=not is_printable)

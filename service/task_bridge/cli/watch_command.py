@@ -29,7 +29,7 @@ _CHECK_S = (1.0, 2.0, 5.0)
 
 Tasks = Annotated[
     list[str] | None,
-    typer.Argument(metavar="TASK...", help="Task ids. Without any, they are read from standard input, one per line."),
+    typer.Argument(metavar="TASK", help="Task ids. Without any, they are read from standard input, one per line."),
 ]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from collections import Counter
 from collections.abc import Sequence
@@ -21,9 +22,9 @@ from . import output
 from .tables import format_seconds
 
 _BAR_WIDTH = 12
-_LABEL_WIDTHS = (24, 48)
-"""On a terminal below 120 columns, and on a wider one."""
-_WIDE = 120
+_LABEL_WIDTH, _WIDE_LABEL_WIDTH = 24, 48
+"""On a terminal below 120 columns, and on a wider one or where the terminal may wrap the line."""
+_KIND_WIDTH = 25
 _NUMBERS_WIDTH = 5 + 6 + 5
 """The percentage, the age, and a blank after each column."""
 _STATUS_WORDS = {"PENDING": "pending", "BLOCKED": "blocked", "requested": "requested", "stalled": "stalled"}
@@ -48,7 +49,8 @@ def describe_task(event: Event, width: int) -> str:
     target = (data.target.name or data.target.id or "") if data.target is not None else ""
     operation = (data.operation or "").removesuffix("$task")
     name = " ".join(filter(None, (operation, target))) if target else operation or data.description or ""
-    return output.truncate(name, width) if name else output.shorten(data.task, min(width, 24))
+    # Names of machines differ at their end.
+    return output.cut_middle(name, width, start=width // 3) if name else output.shorten(data.task, min(width, 24))
 
 
 class TaskTable:
@@ -56,14 +58,20 @@ class TaskTable:
 
     def __init__(self, replies: Sequence[WatchReply]) -> None:
         self._console = output.console()
-        self._label_width = _LABEL_WIDTHS[self._console.width >= _WIDE]
+        self._label_width = _WIDE_LABEL_WIDTH if self._console.width >= output.WIDE else _LABEL_WIDTH
         self._running = {
             reply.watch.id: _Running(output.shorten(reply.task), parse_time(reply.watch.since) or time.time())
             for reply in replies
         }
         self._ended: Counter[str] = Counter()
         self.troubles: dict[str, str] = {}
-        self._live = Live(get_renderable=self._render, console=self._console, refresh_per_second=4, transient=True)
+        self._live = Live(
+            get_renderable=self._render,
+            console=self._console,
+            refresh_per_second=4,
+            transient=True,
+            redirect_stderr=sys.stderr.isatty(),  # else errors would not go where they were redirected to
+        )
 
     def __enter__(self) -> TaskTable:
         self._live.start()
@@ -83,7 +91,7 @@ class TaskTable:
         if data.final:
             self._running.pop(data.watch.id, None)
             self._ended[data.outcome or data.kind] += 1
-            for line in format_ending(event, self._label_width):
+            for line in format_ending(event):
                 self._console.print(line, soft_wrap=True)
             return
         running = self._running[data.watch.id]
@@ -95,21 +103,22 @@ class TaskTable:
 
     def _render(self) -> Group:
         room = max(self._console.height - _SPACE, 1)
-        running = list(self._running.values())
+        # Those that need somebody come first: not all may fit.
+        running = sorted(self._running.values(), key=lambda one: one.status not in ("BLOCKED", "stalled"))
         table = Table.grid(padding=(0, 1))
-        table.add_column(width=self._label_width, no_wrap=True, overflow="ellipsis")
+        table.add_column(width=self._label_width, no_wrap=True, overflow="crop")
         table.add_column(width=_BAR_WIDTH)
         table.add_column(width=5, justify="right", no_wrap=True)
         table.add_column(width=6, justify="right", no_wrap=True)
         message_width = max(self._console.width - self._label_width - _BAR_WIDTH - _NUMBERS_WIDTH, 1)
-        table.add_column(width=message_width, no_wrap=True, overflow="ellipsis")
+        table.add_column(width=message_width, no_wrap=True, overflow="crop")
         for one in running[:room]:
             percent = "" if one.percent is None else f"{one.percent:.0f} %"
             bar = ProgressBar(total=100, completed=one.percent or 0, width=_BAR_WIDTH)
             age = format_seconds(time.time() - one.since)
-            message = output.truncate(f"{one.status} {one.message}".rstrip(), message_width)
+            message = output.truncate(output.clean(f"{one.status} {one.message}"), message_width)
             table.add_row(Text(one.label), bar, percent, age, Text(message))
-        hidden = [Text(f"… and {len(running) - room} more")] if len(running) > room else []
+        hidden = [Text(output.clean(f"… and {len(running) - room} more"))] if len(running) > room else []
         troubles = [Text(output.clean(trouble), "yellow") for trouble in self.troubles.values()]
         return Group(table, *hidden, *troubles, Text(self.counts(), "bold"))
 
@@ -124,17 +133,16 @@ def describe_outcome(word: str) -> str:
     return {"watch_timed_out": "timed out"}.get(word, word)
 
 
-def format_ending(event: Event, label_width: int) -> list[Text]:
-    """Return how a task ended: a line with its whole id, and one with the reason if it didn't succeed."""
+def format_ending(event: Event) -> list[Text]:
+    """Return how a task ended: a line with its whole id, and if it didn't succeed one for each of the reasons."""
     data = event.data
     took = "" if data.duration_seconds is None else format_seconds(data.duration_seconds)
-    label = describe_task(event, label_width)
-    is_named = label != output.shorten(data.task, min(label_width, 24))
-    line = Text(f"{output.clean(event.kind):<19}", output.choose_style(event)).append(f" {took:>6}  ", "default")
+    label = describe_task(event, _WIDE_LABEL_WIDTH)
+    is_named = label != output.shorten(data.task)
+    kind = f"{output.clean(event.kind):<{_KIND_WIDTH}}"
+    line = Text(kind, output.choose_style(event)).append(f" {took:>6}  ", "default")
     line.append(f"{label}  " if is_named else "", "default").append(output.clean(data.task), "default")
-    if data.error is None:
-        return [line]
-    return [line, Text(f"    {output.clean(data.error.message)}")]
+    return [line, *(Text(f"    {reason}") for reason in output.describe_error(data.error))]
 
 
 def summarize(outcomes: Counter[str], refused: int) -> str:

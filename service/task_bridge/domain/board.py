@@ -314,7 +314,6 @@ def _build_row(event: Event, owner: str) -> WatchRow:
     where = (target_name, target_ref, target_path)
     follow = data.watch.follow or ""
     search_text = (data.vcenter, data.task, labels, follow, event.kind, status or "", operation, *where, message, owner)
-    is_stalled = not data.final and (data.kind == "stalled" or event.stalled_reported)
     return WatchRow(
         vcenter=data.vcenter,
         task=data.task,
@@ -334,7 +333,7 @@ def _build_row(event: Event, owner: str) -> WatchRow:
         duration_s=data.duration_seconds,
         sequence=data.sequence,
         search_text=" ".join(search_text).casefold(),
-        states=_build_states(data.outcome if data.final and data.outcome else status or NOT_SEEN, is_stalled),
+        states=_build_states(data.outcome if data.final and data.outcome else status or NOT_SEEN, event.is_stalled),
         follow=follow,
     )
 

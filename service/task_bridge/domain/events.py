@@ -123,6 +123,11 @@ class Event(msgspec.Struct, frozen=True, gc=False):
         return f"{self.data.kind}.{self.data.outcome}" if self.data.outcome else self.data.kind
 
     @property
+    def is_stalled(self) -> bool:
+        """Whether the task stands still, also if a later event only restated its status."""
+        return not self.data.final and (self.data.kind == "stalled" or self.stalled_reported)
+
+    @property
     def unchanged_since(self) -> float:
         return parse_time(self.data.unchanged_since) or self.time
 

@@ -171,7 +171,7 @@ def unknown_vcenter(name: str, known: Iterable[str]) -> Refused:
     return Refused(
         404,
         "unknown_vcenter",
-        f"No vCenter named {name[:63]!r} is configured; there is {listed}.",
+        f"No vCenter named {name[:63]!r} is configured; it must be one of {listed}.",
         [Problem("vcenter", f"must be one of {listed}")],
     )
 
@@ -186,8 +186,11 @@ def _forbidden_vcenter(name: str, permitted: Iterable[str]) -> Refused:
     )
 
 
-def decode_strict_json(body: bytes) -> Any:
-    """Decode the body as strict JSON, an empty one as `{}`; a byte order mark before it is skipped. Raises Refused."""
+def decode_strict_json(body: bytes, wanted: str = "JSON") -> Any:
+    """Decode the body as strict JSON, an empty one as `{}`; a byte order mark before it is skipped. Raises Refused.
+
+    `wanted`: what the body may be, for the message.
+    """
     if len(body) > REQUEST_MAX_BYTES:
         raise invalid_request("The request is too large.", Problem("", f"must be at most {REQUEST_MAX_BYTES:,} bytes"))
     if not body.removeprefix(codecs.BOM_UTF8).strip():
@@ -196,7 +199,7 @@ def decode_strict_json(body: bytes) -> Any:
         return _decoder.decode(body.decode("utf-8-sig"))
     except (ValueError, RecursionError) as error:
         problem = "is nested too deeply" if isinstance(error, RecursionError) else f"is not JSON: {error}"
-        raise invalid_request("The request can't be read as JSON.", Problem("", problem[:300])) from error
+        raise invalid_request(f"The request can't be read as {wanted}.", Problem("", problem[:300])) from error
 
 
 def _name_vcenter(fields: dict[str, Any], named: str) -> dict[str, Any]:
@@ -209,7 +212,7 @@ def _name_vcenter(fields: dict[str, Any], named: str) -> dict[str, Any]:
 def _decode_task(body: bytes) -> Any:
     """Decode the body of a request about one task: JSON, or nothing but its id. Raises Refused."""
     try:
-        return decode_strict_json(body)
+        return decode_strict_json(body, "JSON or as one plain task id")
     except Refused:
         if (task := parse_bare_id(body[:REQUEST_MAX_KEPT_BYTES].decode("utf-8-sig", "replace"))) is None:
             raise

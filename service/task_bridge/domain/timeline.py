@@ -31,12 +31,17 @@ class TaskTimeline(NamedTuple):
     unreadable: int = 0
 
     @property
-    def last(self) -> EventData | None:
-        """The data of the last event of the active watch; without one, of the task's last watch. None: no event yet."""
-        data = self.events[-1].event.data if self.events else None
-        if data is not None and self.watch is not None and data.watch.id != self.watch.id:
+    def last_event(self) -> Event | None:
+        """The last event of the active watch; without one, of the task's last watch. None: no event yet."""
+        event = self.events[-1].event if self.events else None
+        if event is not None and self.watch is not None and event.data.watch.id != self.watch.id:
             return None
-        return data
+        return event
+
+    @property
+    def last(self) -> EventData | None:
+        """The data of the last event."""
+        return self.last_event.data if self.last_event is not None else None
 
     @property
     def is_active(self) -> bool:
@@ -45,11 +50,12 @@ class TaskTimeline(NamedTuple):
 
 
 class TimelineBuilder:
-    """Collects the events of a task, oldest first, and keeps the newest."""
+    """Collects the events of a task, oldest first, and keeps the newest. `skipped` older ones aren't added."""
 
-    def __init__(self) -> None:
+    def __init__(self, skipped: int = 0) -> None:
         self._events: list[TimelineEvent] = []
-        self._dropped = self._unreadable = self._bodies_bytes = 0
+        self._dropped = skipped
+        self._unreadable = self._bodies_bytes = 0
 
     def add(self, event: Event | None, body: bytes, owner: str) -> None:
         """Add a stored event; None if it can't be read."""

@@ -440,7 +440,8 @@ class _EventBuilder(NamedTuple):
         was_seen = self.last is not None or self.watch.was_seen
         advice = "never seen" if outcome == "lost" and not was_seen else outcome
         trouble = self.view.trouble if outcome == "watch_timed_out" else None
-        why = f" It couldn't be seen by then: {trouble}" if trouble else ""
+        stop = "" if not said or said.endswith((".", "!", "?")) else "."
+        why = f"{stop} It couldn't be seen by then: {trouble}" if trouble else ""
         error = TaskError(
             type=answer.type if answer else None,
             message=_ADVICE[advice] + said + why,

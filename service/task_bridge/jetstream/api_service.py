@@ -18,7 +18,7 @@ from ..domain.api import ApiRequest
 from ..domain.errors import Refused
 from ..domain.subjects import SERVICE, VERBS, SubjectNames
 from .api import Api
-from .nats_py_workarounds import drain_endpoints, reply_subject
+from .nats_py_workarounds import drain_endpoints, ignore_utcnow, reply_subject
 
 log = structlog.get_logger(__name__)
 
@@ -38,6 +38,7 @@ class ApiService:
     async def start(self) -> None:
         """Register the service on the connection."""
         config = ServiceConfig(name=SERVICE, version=__version__, description="Watches vCenter tasks")
+        ignore_utcnow()
         self._service = await add_service(self._connection, config)
         group = self._service.add_group(GroupConfig(name=self._names.api))
         for verb in VERBS:

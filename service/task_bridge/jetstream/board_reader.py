@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import itertools
 from collections import Counter
 from collections.abc import AsyncIterator, Coroutine, Iterator
 from contextlib import aclosing, contextmanager
@@ -28,6 +27,7 @@ from .connect import connect
 from .connection import INBOX
 from .infos import StreamState
 from .nats_py_workarounds import cancel_and_wait
+from .newest import count_messages, find_newest
 from .stream_reader import StreamReader
 from .streams import StoredMessage, Streams
 from .timeline_reader import read_timeline
@@ -178,14 +178,9 @@ class _BoardUpdater:
         if remaining:
             for vcenter, listed in Counter(vcenter for vcenter, _, _ in rows).items():
                 subjects = f"{self._names.watches}.{vcenter}.*"
-                unlisted[vcenter] = await self._count(self._names.watches_stream, subjects) - listed
+                unlisted[vcenter] = await count_messages(self._streams, self._names.watches_stream, subjects) - listed
         self.board.finish_refresh(rows, +unlisted)
         self.board.all_listed = self.board.all_listed or not remaining or limit >= MAX_ROWS
-
-    async def _count(self, stream: str, subjects: str, after: int = 0) -> int:
-        """Return how many messages of `subjects` the stream has behind sequence `after`."""
-        page, remaining = await self._streams.read_page(stream, subjects, after, 1)
-        return len(page) + remaining
 
     async def _read_states(self, rows: list[WatchRow], *, at_leisure: bool = False) -> None:
         """Apply the last event of each watch; at leisure in a quarter of the time, to leave the CPU to the bridge."""
@@ -207,17 +202,7 @@ class _BoardUpdater:
     async def _read_endings(self, first: int, last: int) -> list[StoredMessage]:
         """Return the newest final events, oldest first: only their subjects have an outcome as a last token."""
         stream, finals = self._names.events_stream, f"{self._names.events}.*.*.*.*"
-        # The position of the oldest wanted one isn't known, so several positions are tried at once: first far apart,
-        # then between the two that enclose it.
-        start, end = first - 1, last
-        for choose_positions in (_positions_further_back, _positions_between):
-            positions = choose_positions(start, end)
-            counts = await asyncio.gather(*(self._count(stream, finals, position) for position in positions))
-            for position, count in zip(positions, counts, strict=True):
-                if count >= MAX_ENDINGS:
-                    start = max(start, position)
-                else:
-                    end = min(end, position)
+        start = await find_newest(self._streams, stream, finals, MAX_ENDINGS, first, last)
         endings: list[StoredMessage] = []
         remaining = 1
         while remaining:
@@ -230,16 +215,6 @@ class _BoardUpdater:
         event = from_cloudevent(stored.body, stalled_reported="Bridge-Stalled" in stored.headers)
         if event is not None:
             self.board.apply_event(event, stored.headers.get("Bridge-Instance", ""))
-
-
-def _positions_further_back(start: int, end: int) -> list[int]:
-    """Return positions at growing distances before `end`."""
-    distances = itertools.takewhile(lambda distance: end - distance > start, (64 * 4**n for n in itertools.count()))
-    return [end - distance for distance in distances]
-
-
-def _positions_between(start: int, end: int) -> list[int]:
-    return [start + (end - start) * part // 8 for part in range(1, 8)]
 
 
 async def _run_until_one_fails(*endless: Coroutine[None, None, None]) -> None:

@@ -127,10 +127,11 @@ async def connect(settings: NatsSettings, timeout_s: float, *, inbox: str = INBO
 
 
 def error_message(error: Exception) -> str:
-    """Return the error's text without nats-py's prefix, or its type where it has none."""
+    """Return the error's text without nats-py's prefix, or what its type says where it has none."""
     if isinstance(error, ssl.SSLCertVerificationError):
         return f"its certificate is refused ({explain_refusal(error)})"
-    return (str(error) or type(error).__name__).removeprefix("nats: ")
+    nameless = "no answer in time" if isinstance(error, TimeoutError) else type(error).__name__
+    return (str(error) or nameless).removeprefix("nats: ")
 
 
 def last_permission_violation(client: Client) -> str | None:

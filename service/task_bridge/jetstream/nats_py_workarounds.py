@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import re
+import warnings
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import TYPE_CHECKING, Any
 
@@ -176,6 +177,14 @@ def api_prefix(js: JetStreamContext) -> str:
 def reply_subject(request: Request) -> str:
     """Return the subject to answer on; nats.micro has no public name for it."""
     return request._msg.reply
+
+
+def ignore_utcnow() -> None:
+    """Ignore from now on that Python 3.12 and later warn of `datetime.utcnow`, which nats.micro calls.
+
+    Where warnings are errors, as for some users of the pytest plug-in, no service could start.
+    """
+    warnings.filterwarnings("ignore", "datetime.datetime.utcnow", DeprecationWarning, r"nats\.micro\.service")
 
 
 async def drain_endpoints(service: Service) -> None:

@@ -7,7 +7,7 @@ A message with such a reply is always refused and never reaches anybody; the err
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
+from collections.abc import Iterable
 from typing import NamedTuple
 
 import nats.errors
@@ -90,16 +90,13 @@ def creation_rights(names: SubjectNames, api: str, differences: Iterable[Differe
     return rights
 
 
-def delivery_rights(
-    names: SubjectNames, api: str, deliveries: Iterable[str], *, existing: Collection[str], create: bool
-) -> list[Right]:
-    """Return the additional rights that deliveries need. `existing`: those whose consumer need not be created."""
+def delivery_rights(names: SubjectNames, api: str, deliveries: Iterable[str]) -> list[Right]:
+    """Return the additional rights that deliveries need, but for those to create what they lack."""
     stream = names.events_stream
     rights = [_subscribe(names.deliveries)]
     for delivery in deliveries:
         consumer = f"{stream}.deliver-{delivery}"
-        requests = ["INFO", "MSG.NEXT", "UNPIN"] + ["DURABLE.CREATE"] * (create and delivery not in existing)
-        rights += [_publish(f"{api}.CONSUMER.{request}.{consumer}") for request in requests]
+        rights += [_publish(f"{api}.CONSUMER.{request}.{consumer}") for request in ("INFO", "MSG.NEXT", "UNPIN")]
         rights.append(_publish(f"$JS.ACK.{consumer}.>", f"$JS.ACK.{consumer}.1.1.1.1.0"))
         rights.append(_publish(f"{names.undelivered}.{delivery}"))
     return rights if len(rights) > 1 else []

@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections import defaultdict
-from collections.abc import Awaitable, Iterator, Sequence
+from collections.abc import Awaitable, Collection, Iterable, Iterator, Sequence
 from enum import Enum
 from typing import Any, NamedTuple, TypeVar
 
@@ -272,7 +272,7 @@ async def provision_streams(
             await _create_stream(streams, queue)
             has_created = True
         else:
-            differences.append(_missing(f"stream {name}"))
+            differences.append(missing_part(f"stream {name}"))
         if durable is None:
             continue
         if name in consumers:
@@ -281,7 +281,7 @@ async def provision_streams(
             await _create_consumer(streams, name, durable)
             has_created = True
         else:
-            differences.append(_missing(f"consumer {name}/{durable.durable_name}"))
+            differences.append(missing_part(f"consumer {name}/{durable.durable_name}"))
     if has_created:
         found, consumers = await _read_parts(streams, expected)
         if unshown := [str(config.name) for config, _ in expected.streams if config.name not in found]:
@@ -331,6 +331,15 @@ def _excuse_late_subjects(difference: Difference, late_subjects: frozenset[str])
     return difference._replace(unsafe=not (found <= wanted and wanted - found <= late_subjects))
 
 
+def find_late_subjects(differences: Iterable[Difference], subjects: Collection[str]) -> list[Difference]:
+    """Return the differences of existing streams that lack some of these subjects, and can be given them."""
+    return [
+        difference
+        for difference in differences
+        if difference.field == "subjects" and not difference.unsafe and not set(subjects) <= set(difference.found)
+    ]
+
+
 async def add_late_subject(streams: Streams, stream: str, subject: str, *, create: bool) -> None:
     """Let the stream store this subject too, unless it does. Raises NatsUnavailable, also if `create` is off."""
     where = f"stream {stream}"
@@ -375,13 +384,14 @@ async def _provision_bucket(streams: Streams, config: ObjectStoreConfig, *, crea
         found = ObjectStoreConfig(ttl=info.config.max_age, replicas=info.config.num_replicas or 1)
         return list(_compare(where, config, found, (), tuple(_STREAM_SETTING_OF_BUCKET)))
     if not create:
-        return [_missing(where)]
+        return [missing_part(where)]
     call = streams.js.create_object_store(str(config.bucket), config)
     await _create(call, streams, where, f"STREAM.CREATE.{stream}")
     return []
 
 
-def _missing(where: str) -> Difference:
+def missing_part(where: str) -> Difference:
+    """Return the difference of a part that doesn't exist."""
     return Difference(where, "missing", None, None, unsafe=True)
 
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Literal, NamedTuple
 
 import structlog
@@ -42,19 +43,28 @@ def find_apis_in_use(apis: Mapping[Api, ApiHealth]) -> list[Api]:
 
 def combine_apis(apis: Mapping[Api, ApiHealth]) -> ApiHealth:
     """Return a vCenter's health: the worst state and the oldest poll of the APIs in use. Pure."""
-    in_use = sorted(
-        (apis[api] for api in find_apis_in_use(apis)), key=lambda one: _BEST_FIRST.index(one.trouble or one.state)
-    )
+    in_use = [apis[api] for api in find_apis_in_use(apis)]
+    judged = list(in_use)
+    if all(one.state == "unknown" for one in in_use):  # until one is polled, trouble of another is what is known
+        judged += [one for one in apis.values() if one.trouble]
+    judged.sort(key=lambda one: _BEST_FIRST.index(one.trouble or one.state))
     times = [one.last_good_poll_at for one in in_use]
     return ApiHealth(
-        in_use[-1].state,
-        next((one.reason for one in reversed(in_use) if one.reason), None),
+        judged[-1].state,
+        next((one.reason for one in reversed(judged) if one.reason), None),
         None if None in times else min(at for at in times if at is not None),
         sum(one.watches for one in in_use),
         sum(one.held_back for one in in_use),
-        in_use[-1].trouble,
-        in_use[-1].since,
+        judged[-1].trouble,
+        _find_begin(judged[-1], apis.values()),
     )
+
+
+def _find_begin(worst: ApiHealth, apis: Iterable[ApiHealth]) -> float | None:
+    """Return since when there is trouble: another API may have had it before the worst one was polled at all."""
+    good_at = -math.inf if worst.last_good_poll_at is None else worst.last_good_poll_at
+    begins = [one.since for one in apis if one.since is not None and one.since > good_at]
+    return min(begins, default=worst.since) if worst.trouble else None
 
 
 class _Failure(NamedTuple):

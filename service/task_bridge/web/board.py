@@ -117,6 +117,7 @@ class BoardRenderer:
             "view": view,
             "page": page,
             "vcenters": list_vcenters(view),
+            "part_troubles": list_part_troubles(view.health),
             "attention": list_attention(page, view.row_filter) if page else [],
             "statuses": list_chips(page.statuses, view.row_filter.status) if page else [],
             "outcomes": list_chips(page.outcomes, view.row_filter.outcome) if page else [],
@@ -185,6 +186,21 @@ def list_attention(page: BoardPage, row_filter: RowFilter) -> list[tuple[int, st
     return [one for one in found if one[0]]
 
 
+def list_part_troubles(health: BridgeHealth) -> list[tuple[str, str | None]]:
+    """Return which streams and consumers the bridge can't work with, and why: once for all that have one reason.
+
+    While NATS is away nothing is known of them.
+    """
+    names: dict[str | None, list[str]] = {}
+    for part in (*health.streams, *health.consumers):
+        if health.nats.connected and not part.ok:
+            names.setdefault(part.reason, []).append(part.name)
+    return [
+        (first if not others else f"{first} and {len(others)} more", reason)
+        for reason, (first, *others) in names.items()
+    ]
+
+
 def list_vcenters(view: BoardView) -> list[tuple[VCenterHealth, int | None]]:
     """Return every vCenter that is configured or has watches, with the number of its watches (None: not read yet)."""
     counts = None if view.board is None else view.board.count_by_vcenter()
@@ -195,12 +211,14 @@ def list_vcenters(view: BoardView) -> list[tuple[VCenterHealth, int | None]]:
 
 
 def fill_ages(html: str, now: float) -> str:
-    """Write into every empty `<time>` element how long ago it is, as the script does."""
+    """Write into every empty `<time>` element how long ago it is, and when as its title, as the script does."""
 
     def fill(time: re.Match[str]) -> str:
-        return f"{time[1]}{format_duration(now - (parse_time(time[2]) or now))}</time>"
+        at = time[1]
+        title = f"{at[:19].replace('T', ' ')} UTC"
+        return f'<time datetime="{at}" title="{title}">{format_duration(now - (parse_time(at) or now))}</time>'
 
-    return re.sub('(<time datetime="([^"]*)">)</time>', fill, html)
+    return re.sub('<time datetime="([^"]*)"></time>', fill, html)
 
 
 def format_duration(seconds: float) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import re
 from collections.abc import Iterable
 from typing import Any, NamedTuple
 
@@ -14,7 +15,8 @@ from ..domain.durations import rfc3339
 from ..domain.text import to_one_line
 from .board import BoardView
 
-_FORMULA_STARTS = ("=", "+", "-", "@", "＝", "＋", "－", "＠")  # noqa: RUF001 - spreadsheets take the wide ones too
+_FORMULA_START = re.compile("((?:^|;)[\"'\\s]*)(?=[=+@＝＋－＠-])")  # noqa: RUF001 - spreadsheets take the wide ones too
+"""Where the list separator is a semicolon, spreadsheets begin a cell behind one even within quotes."""
 _COLUMNS = (
     "table",
     "vcenter",
@@ -50,6 +52,10 @@ class Export(NamedTuple):
     unread_count: int
     unlisted_count: int
     has_endings: bool
+
+    @property
+    def is_whole(self) -> bool:
+        return self.has_endings and not self.unread_count
 
 
 def select_export(view: BoardView, board: WatchBoard) -> Export:
@@ -113,5 +119,4 @@ def _build_row(row: WatchRow, view: BoardView, table: str) -> dict[str, Any]:
 
 def _format_cells(values: Iterable[Any]) -> list[str]:
     """Return the cells. A text that a spreadsheet would take for a formula gets an apostrophe in front."""
-    cells = ["" if value is None else to_one_line(value) for value in values]
-    return [f"'{cell}" if cell.startswith(_FORMULA_STARTS) else cell for cell in cells]
+    return ["" if value is None else _FORMULA_START.sub(r"\1'", to_one_line(value)) for value in values]

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
+from collections.abc import Callable
 from functools import cache
 from importlib.resources import files
 
@@ -14,9 +16,10 @@ from starlette.responses import HTMLResponse, JSONResponse, PlainTextResponse, R
 from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from ..domain.board import SORT_KEYS, RowFilter
+from ..domain.board import SORT_KEYS, RowFilter, WatchBoard
 from ..domain.errors import NatsUnavailable
 from ..domain.subjects import is_vcenter_name
+from ..domain.task_ids import parse_task_id
 from . import export, task_page
 from .board import BoardRenderer, BoardView
 from .health import BoardSource, WebState, build_readiness
@@ -35,7 +38,7 @@ _HEADERS = {
     "Cache-Control": "no-store",
 }
 _ASSETS = {"board.css": "text/css", "board.js": "text/javascript", "board.svg": "image/svg+xml"}
-_FIRST_READ_S, _TICK_S = 3.0, 0.05
+_FIRST_READ_S, _FILE_READ_S, _TICK_S = 3.0, 30.0, 0.05
 _MAX_FILTER_LENGTH = 200
 _MAX_TASK_LENGTH = 1024
 
@@ -82,10 +85,13 @@ class _Pages:
 
     async def _wait_for_first_read(self) -> None:
         """Wait until the board is complete or can't be read, a few seconds at most."""
-        deadline = time.monotonic() + _FIRST_READ_S
+        await self._wait_for_board(lambda board: board.complete, _FIRST_READ_S)
+
+    async def _wait_for_board(self, is_read: Callable[[WatchBoard], bool], within_s: float) -> None:
+        deadline = time.monotonic() + within_s
         while time.monotonic() < deadline and self._state.health().nats.connected:
             board = self._source.board
-            if self._source.trouble or (board and board.complete):
+            if self._source.trouble or (board and is_read(board)):
                 return
             await asyncio.sleep(_TICK_S)
 
@@ -108,11 +114,18 @@ class _Pages:
         return Response(await asyncio.to_thread(export.build_json, chosen), media_type="application/json")
 
     async def view_csv(self, request: Request) -> Response:
+        if request.method != "HEAD":
+            with self._source.keep_current():
+                await self._wait_for_board(lambda board: board.complete and not board.count_unread(), _FILE_READ_S)
         chosen = await self._select_export(request)
         if isinstance(chosen, Response):
             return chosen
+        if not chosen.is_whole:  # JSON says what it lacks; a table would look as if that were all
+            return _refuse_unread("not all rows are read yet")
         headers = {"Content-Disposition": 'attachment; filename="watches.csv"'}
-        return Response(await asyncio.to_thread(export.build_csv, chosen), media_type="text/csv", headers=headers)
+        # Excel and PowerShell 5.1 take a file without a byte order mark for the system's own encoding.
+        content = (await asyncio.to_thread(export.build_csv, chosen)).encode("utf-8-sig")
+        return Response(content, media_type="text/csv", headers=headers)
 
     async def _select_export(self, request: Request) -> export.Export | Response:
         """Return what a file shows, or 503 while nothing has been read."""
@@ -121,8 +134,7 @@ class _Pages:
                 await self._wait_for_first_read()
         view = self._read_view(_parse_filter(request.query_params))
         if view.board is None:
-            message = f"Being read: {view.stale_reason or 'not done yet'}. Try again.\n"
-            return PlainTextResponse(message, 503, headers={"Retry-After": "5"})
+            return _refuse_unread(view.stale_reason or "not done yet")
         return export.select_export(view, view.board)
 
     async def task(self, request: Request) -> Response:
@@ -131,6 +143,8 @@ class _Pages:
             return PlainTextResponse("Not Found", 404)
         if request.method == "HEAD":  # nothing is read for it
             return Response(media_type="text/html")
+        with contextlib.suppress(ValueError):  # 1.0 took ids that are refused today
+            task = parse_task_id(task)
         view = await self._read_task(vcenter, task)
         status = 503 if view.trouble else 200 if view.is_known else 404
         if request.query_params.get("format") == "json":
@@ -169,6 +183,10 @@ class _Pages:
 
     async def asyncapi(self, _: Request) -> Response:
         return Response(self._state.asyncapi(), media_type="application/json")
+
+
+def _refuse_unread(reason: str) -> Response:
+    return PlainTextResponse(f"Being read: {reason}. Try again.\n", 503, headers={"Retry-After": "5"})
 
 
 @cache

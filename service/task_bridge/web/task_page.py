@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import msgspec
@@ -16,6 +18,8 @@ from .health import BridgeHealth
 
 _MAX_SHOWN = 20_000
 """Characters of a result."""
+_MAX_INDENT = 40
+_JSON_PART = re.compile(r'"[^"\\]*(?:\\.[^"\\]*)*"|\[\s*\]|\{\s*\}|[\[\]{},:]|[^\s\[\]{},:"]+')
 
 
 class ShownText(NamedTuple):
@@ -100,8 +104,39 @@ def build_json(view: TaskView) -> bytes:
 
 def format_json(value: msgspec.Raw) -> ShownText:
     """Return JSON on indented lines, cut to what a page can show."""
-    text = to_printable_lines(msgspec.json.format(bytes(value), indent=2).decode("utf-8", "replace"))
-    return ShownText(escape(text[:_MAX_SHOWN]), len(text) > _MAX_SHOWN)
+    shown: list[str] = []
+    size = 0
+    for part in _indent_parts(bytes(value).decode("utf-8", "replace")):
+        shown.append(part[: _MAX_SHOWN + 1])
+        size += len(part)
+        if size > _MAX_SHOWN:
+            break
+    text = to_printable_lines("".join(shown)[:_MAX_SHOWN])
+    return ShownText(escape(text), size > _MAX_SHOWN)
+
+
+def _indent_parts(text: str) -> Iterator[str]:
+    """Yield JSON on indented lines, part by part.
+
+    Indented as a whole, 256 KiB in 250 levels are 60 MB of blanks, which held up the event loop for seconds.
+    """
+    level = 0
+    for found in _JSON_PART.finditer(text):
+        part = found[0]
+        if part in "[{":
+            level += 1
+            yield part + _break_line(level)
+        elif part in "]}":
+            level -= 1
+            yield _break_line(level) + part
+        elif part == ",":
+            yield part + _break_line(level)
+        else:
+            yield ": " if part == ":" else part
+
+
+def _break_line(level: int) -> str:
+    return "\n" + " " * min(2 * level, _MAX_INDENT)
 
 
 def _format_error_data(last: EventData | None) -> ShownText | None:

@@ -16,19 +16,18 @@ let reconnectTimer = 0;
 function showConnection(text, away) {
   if (live.textContent !== text) live.textContent = text; // if unchanged, a screen reader must not repeat it
   live.classList.toggle("away", away);
-  for (const row of document.querySelectorAll("main tbody tr")) markStale(row, away);
+  for (const row of document.querySelectorAll("main tbody tr, #summary")) markStale(row, away);
 }
 
 // A row that the bridge has marked itself stays marked.
 function markStale(row, away) {
   const mark = row.querySelector(".stale");
-  if (!away) return row.querySelector(".stale[data-by-script]")?.remove();
-  const cell = row.querySelector("td > div");
+  if (!away) return row.querySelector("[data-by-script]")?.remove();
+  const cell = row.querySelector("td > div, dd");
   if (mark || !cell) return;
   const added = document.createElement("span");
-  added.className = "stale";
   added.dataset.byScript = "";
-  added.textContent = "stale";
+  added.innerHTML = '<span class="stale">stale</span> '; // as `stale_mark` writes it
   cell.prepend(added);
 }
 
@@ -45,7 +44,9 @@ function updateAges() {
   for (const time of document.querySelectorAll("time")) {
     const text = formatDuration((now - Date.parse(time.dateTime)) / 1000);
     if (time.textContent !== text) time.textContent = text;
-    time.title ||= `${time.dateTime.replace("T", " ").replace(/\.\d+Z$/, " UTC")}, here ${new Date(time.dateTime).toLocaleString()}`;
+    if (time.dataset.local) continue;
+    const local = time.dataset.local = new Date(time.dateTime).toLocaleString();
+    time.title = `${time.dateTime.replace("T", " ").replace(/\.\d+Z$/, " UTC")}, here ${local}`;
   }
 }
 
@@ -82,10 +83,17 @@ function showSection(name, html) {
       body.replaceWith(before[index]);
     });
   }
-  const href = focused?.getAttribute("href");
+  const navigation = focused?.closest("nav")?.ariaLabel;
   section.replaceChildren(part.content);
-  if (focused && section.contains(focused)) focused.focus();
-  else if (href) section.querySelector(`a[href="${CSS.escape(href)}"]`)?.focus();
+  if (focused) (section.contains(focused) ? focused : findAgain(section, focused, navigation))?.focus();
+}
+
+// A link to another view changes with the view, and one to a page that doesn't exist goes.
+function findAgain(section, focused, navigation) {
+  const inNavigation = [...section.querySelectorAll("a")].filter((link) => link.closest("nav")?.ariaLabel === navigation);
+  const isSame = (link) => link.dataset.focus === focused.dataset.focus;
+  return inNavigation.find(focused.dataset.focus ? isSame : (link) => link.href === focused.href)
+    ?? (navigation && inNavigation[0]);
 }
 
 function connect() {
@@ -209,7 +217,7 @@ function replaceMain(before, after) {
 
 function withoutAges(main) {
   const copy = main.cloneNode(true);
-  for (const time of copy.querySelectorAll("time")) { time.textContent = ""; time.removeAttribute("title"); }
+  for (const time of copy.querySelectorAll("time")) { time.textContent = ""; time.removeAttribute("title"); delete time.dataset.local; }
   for (const details of copy.querySelectorAll("details")) details.removeAttribute("open");
   for (const mark of copy.querySelectorAll("[data-by-script]")) mark.remove();
   return copy.innerHTML;
