@@ -45,6 +45,12 @@ uvloop.run(main())
 """
 
 
+SERVE = """
+import runpy, sys
+sys.modules["aiohttp"] = None
+runpy.run_module("task_bridge", run_name="__main__", alter_sys=True)
+"""
+"""`task-bridge serve` without aiohttp, 8 MB that nats-py imports where it is: only tests install it."""
 OPTIONS = Options(username=USERNAME, password=PASSWORD)
 
 
@@ -177,7 +183,8 @@ async def staged(environment: dict[str, str], options: Options, serve: list[str]
         server = NatsServer(directory)
         server.start()
         async with vcenter(options) as url:
-            bridge = BridgeProcess(_environment(server.url, url, environment), directory, serve)
+            command = serve or [sys.executable, "-c", SERVE, "serve"]
+            bridge = BridgeProcess(_environment(server.url, url, environment), directory, command)
             try:
                 began = time.monotonic()
                 await bridge.start()

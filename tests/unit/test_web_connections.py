@@ -162,3 +162,17 @@ def test_addresses_and_names_of_the_loopback() -> None:
     assert is_loopback_name("::1")
     assert not is_loopback_name("0.0.0.0")  # noqa: S104
     assert not is_loopback_name("2001:db8::1")
+
+
+async def test_an_answer_has_the_date_of_its_second(port: int) -> None:
+    async def read_date() -> bytes:
+        async with connected(port, 1) as ((reader, writer),):
+            writer.write(REQUEST)
+            head = await reader.readuntil(b"\r\n\r\n")
+        return next(line for line in head.split(b"\r\n") if line.startswith(b"date: "))
+
+    first = await read_date()
+    async with asyncio.timeout(5):
+        while True:
+            if await read_date() != first:
+                break

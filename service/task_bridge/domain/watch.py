@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+import sys
 from typing import Any, NamedTuple
 
 import msgspec
@@ -31,6 +32,9 @@ LAST_POLL_S = 15.0
 """How long the last poll at a watch's deadline may take."""
 LATE_POLL_S = 5.0
 """How long it may take at least, for a replica that takes the watch over after its deadline."""
+
+
+_NO_LABELS: dict[str, str] = {}
 
 
 class Watch(msgspec.Struct, frozen=True, gc=False):
@@ -58,6 +62,13 @@ class Watch(msgspec.Struct, frozen=True, gc=False):
     traceparent: str | None = None
     tracestate: str | None = None
     stored_request: bool = False
+
+    def __post_init__(self) -> None:
+        """Keep what most watches have in common once, not with each of 50,000."""
+        msgspec.structs.force_setattr(self, "vcenter", sys.intern(self.vcenter))
+        msgspec.structs.force_setattr(self, "api", sys.intern(self.api))
+        if not self.labels:
+            msgspec.structs.force_setattr(self, "labels", _NO_LABELS)
 
     @property
     def ref(self) -> WatchRef:

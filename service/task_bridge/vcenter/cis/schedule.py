@@ -97,8 +97,8 @@ def provider_of(task: str) -> str:
 class TrackedCisTask(TrackedTask, kw_only=True, gc=False):
     """A tracked CIS task. Times are those of a clock that never goes back.
 
-    `started_at`: when its watch began. `resume_due`: when it is due after `resume`. `fingerprint`: of the JSON that
-    `task` was parsed from. `is_slow`: its interval is the longest until it changes. `polls_per_s`: its share of the
+    `started_at`: when its watch began. `due`: when it is polled next, once it is resumed. `fingerprint`: of the JSON
+    that `task` was parsed from. `is_slow`: its interval is the longest until it changes. `polls_per_s`: its share of the
     demand. `by_get`: the next poll is by get. `awaits_result`: it ended, and its result is being fetched.
     `with_details`: each poll asks for all that vCenter knows. `listable_from`: until then no list works with it.
     `home`: the group that it is listed with.
@@ -108,7 +108,6 @@ class TrackedCisTask(TrackedTask, kw_only=True, gc=False):
     with_result: bool = False
     with_details: bool = False
     due: float = math.inf
-    resume_due: float = 0.0
     fingerprint: int | None = None
     percent: float | None = None
     first_percent: float = 0.0

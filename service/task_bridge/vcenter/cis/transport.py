@@ -42,11 +42,11 @@ class CisTransport:
     def pause(self, tracked: TrackedCisTask) -> None:
         now = self.clock()
         tracked.awaits_result = False
-        tracked.resume_due = now + self.interval_s(tracked, now)
+        tracked.due = now + self.interval_s(tracked, now)
 
     def resume(self, tracked: TrackedCisTask) -> None:
         now = self.clock()
-        self.agenda.schedule(tracked, now, max(now, tracked.resume_due))
+        self.agenda.schedule(tracked, now, max(now, tracked.due))
 
     def poll_now(self, tracked: TrackedCisTask) -> bool:
         if tracked.awaits_result:
@@ -57,7 +57,7 @@ class CisTransport:
 
     def poll_at(self, tracked: TrackedCisTask, due: float) -> None:
         if tracked.phase == PARKED:
-            tracked.resume_due = due
+            tracked.due = due
         else:
             self.agenda.schedule(tracked, self.clock(), due)
 
