@@ -97,8 +97,8 @@ def provider_of(task: str) -> str:
 class TrackedCisTask(TrackedTask, kw_only=True, gc=False):
     """A tracked CIS task. Times are those of a clock that never goes back.
 
-    `started_at`: when its watch began. `due`: when it is polled next, once it is resumed. `fingerprint`: of the JSON
-    that `task` was parsed from. `is_slow`: its interval is the longest until it changes. `polls_per_s`: its share of the
+    `started_at`: when its watch began. `due`: when it is polled next, once resumed. `fingerprint`: of the JSON that
+    `task` was parsed from. `is_slow`: its interval is the longest until it changes. `polls_per_s`: its share of the
     demand. `by_get`: the next poll is by get. `awaits_result`: it ended, and its result is being fetched.
     `with_details`: each poll asks for all that vCenter knows. `listable_from`: until then no list works with it.
     `home`: the group that it is listed with.
