@@ -123,9 +123,7 @@ class _Pages:
         if not chosen.is_whole:  # JSON says what it lacks; a table would look as if that were all
             return _refuse_unread("not all rows are read yet")
         headers = {"Content-Disposition": 'attachment; filename="watches.csv"'}
-        # Excel and PowerShell 5.1 take a file without a byte order mark for the system's own encoding.
-        content = (await asyncio.to_thread(export.build_csv, chosen)).encode("utf-8-sig")
-        return Response(content, media_type="text/csv", headers=headers)
+        return Response(await asyncio.to_thread(export.build_csv, chosen), media_type="text/csv", headers=headers)
 
     async def _select_export(self, request: Request) -> export.Export | Response:
         """Return what a file shows, or 503 while nothing has been read."""
