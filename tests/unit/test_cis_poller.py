@@ -14,7 +14,7 @@ from structlog.testing import capture_logs
 
 from task_bridge.domain.errors import VCenterUnavailable
 from task_bridge.domain.ports import UNCHANGED, PollResult, Unanswered
-from task_bridge.domain.task import UNAVAILABLE, Task, TaskError
+from task_bridge.domain.task import UNAVAILABLE, Target, Task, TaskError
 from task_bridge.domain.watch import Absence
 from task_bridge.metrics import Metrics
 from task_bridge.vcenter.backoff import Outage
@@ -195,6 +195,17 @@ def test_a_task_that_is_as_before_is_unchanged_and_goes_on(desk: Desk) -> None:
     assert dict(desk.poll(after_s=20)) == {A: UNCHANGED, B: UNCHANGED}
     assert one.phase == WAITING
     assert desk.now + 10 < one.due <= desk.now + 15
+
+
+def test_a_task_is_kept_and_compared_with_the_names_that_are_known(desk: Desk) -> None:
+    (one,) = desk.track(A)
+    target = Target("VirtualMachine", "vm-1", "web", "/DC/vm/web")
+    desk.tracker.add_known_names = lambda task: msgspec.structs.replace(task, target=target)
+    desk.show(A)
+    assert one.task is not None
+    assert one.task.target == target
+    desk.api.tasks[A] = {"status": "RUNNING", "result": None}
+    assert desk.poll(after_s=20) == [(A, UNCHANGED)]
 
 
 def test_other_json_of_the_same_task_is_unchanged_too(desk: Desk) -> None:

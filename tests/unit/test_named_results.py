@@ -87,6 +87,15 @@ async def test_a_result_goes_out_without_names_and_they_follow_by_themselves(sta
     assert stage.inventory.asked == [[Ref("VirtualMachine", "vm-7")]]
 
 
+async def test_known_names_are_added_before_a_task_is_kept_and_it_is_not_copied_again(stage: Stage) -> None:
+    assert stage.results.add_known_names(RUNNING) is RUNNING
+    await stage.answer()
+    kept = stage.results.add_known_names(RUNNING)
+    assert kept == named(RUNNING)
+    (passed_on,) = await stage.name(kept)
+    assert passed_on is kept
+
+
 async def test_what_has_a_name_and_path_or_no_target_is_left_alone(stage: Stage) -> None:
     others = [named(RUNNING), Task("RUNNING"), Task("RUNNING", target=Target("com.example.Thing", "x-1"))]
     assert await stage.name(*others) == others

@@ -62,17 +62,23 @@ class NamedResults:
                 named.append((task, result))
         return named
 
+    def add_known_names(self, task: Task) -> Task:
+        """Return the task with the name and path of its target, as far as they are known. Look up what isn't."""
+        ref = _find_unnamed(task.target)
+        name = None if ref is None else self._lookup.find(ref)
+        if task.target is None or name is None:
+            return task
+        return msgspec.structs.replace(task, target=_name_target(task.target, name))
+
     def _name_task(self, task: str, result: Task) -> list[NamedResult]:
         self._settle(task)
+        result = self.add_known_names(result)
         target = result.target
-        ref = find_ref(target) if target is not None and (target.name is None or target.path is None) else None
-        if target is None or ref is None:
+        if target is not None and result.error is not None and result.error.type == "ManagedObjectNotFound":
+            self._forget_object(target)
+        ref = _find_unnamed(target)
+        if target is None or ref is None or self._lookup.find(ref) is not None:
             return [(task, result)]
-        name = self._lookup.find(ref)
-        if result.error is not None and result.error.type == "ManagedObjectNotFound":
-            self._lookup.forget(ref)
-        if name is not None:
-            return [(task, msgspec.structs.replace(result, target=_name_target(target, name)))]
         self._unnamed[task] = target
         self._tasks_on.setdefault(ref, set()).add(task)
         if not self._may_wait(task, ref, result):
@@ -80,6 +86,10 @@ class NamedResults:
         # As if the result of the task weren't there yet: a first event must not wait, only the last.
         self._hold(task, result)
         return [(task, msgspec.structs.replace(result, result=None))]
+
+    def _forget_object(self, target: Target) -> None:
+        if (ref := find_ref(target)) is not None:
+            self._lookup.forget(ref)
 
     # The last result of a task
 
@@ -121,6 +131,11 @@ class NamedResults:
         tasks.discard(task)
         if not tasks:
             del self._tasks_on[ref]
+
+
+def _find_unnamed(target: Target | None) -> Ref | None:
+    """Return the object of a target that lacks a name or path; None if it lacks nothing or is no object."""
+    return find_ref(target) if target is not None and (target.name is None or target.path is None) else None
 
 
 def _name_target(target: Target, name: ObjectName) -> Target:

@@ -62,6 +62,8 @@ class VCenterTaskSource:
             self._lookup = NameLookup(settings.name, self._vim, time.monotonic)
             self._named = NamedResults(self._cis.shared.results, self._lookup)
             self._vim.on_missing = self._lookup.forget
+            for source in self._sources.values():
+                source.name_tasks_by(self._named.add_known_names)
         self._stack = AsyncExitStack()
 
     async def __aenter__(self) -> Self:

@@ -103,6 +103,8 @@ class TaskTracker(Generic[Tracked]):
         self.absences = Absences(policy.not_found_grace_s, timeouts)
         self.last_refusal: TaskError | None = None
         """The error that vCenter answered last, if it didn't show tasks. Unanswered results carry it."""
+        self.add_known_names: Callable[[Task], Task] = lambda task: task
+        """Adds what is known of names. Named here, a task is kept once: nobody makes a copy with names of it."""
         self._policy = policy
         self._transport = transport
         self._urgent: set[Tracked] = set()

@@ -309,6 +309,7 @@ class CisPoller:
                 return
             if tracked.phase != POLLING:
                 return  # forgotten while it was parsed
+            task = self._tracker.add_known_names(task)
         if tracked.awaits_result:
             self._apply_result(tracked, task)
             return

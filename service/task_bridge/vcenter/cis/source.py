@@ -24,6 +24,7 @@ from ...domain.follows.event import FollowMemory
 from ...domain.follows.order import Follow
 from ...domain.follows.ports import FoundBatch
 from ...domain.ports import PollResult
+from ...domain.task import Task
 from ...metrics import Metrics
 from ..backoff import Outage
 from ..health import ApiHealth, ApiHealthTracker
@@ -139,6 +140,10 @@ class CisSource:
         """
         stretch = self._transport.stretch
         return max(self._http.budget.used, stretch if stretch > 1 else 0.0)
+
+    def name_tasks_by(self, add_known_names: Callable[[Task], Task]) -> None:
+        """Add names to tasks by this function from now on."""
+        self._tracker.add_known_names = add_known_names
 
     # The port
 

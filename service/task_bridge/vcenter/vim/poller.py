@@ -283,6 +283,7 @@ class VimPoller:
         if task is None:
             self._handle_unreadable(tracked, "it has no state")
             return
+        task = self._tracker.add_known_names(task)
         self._tracker.mark_readable(tracked)
         if task.ended:
             self._transport.end_question(tracked)

@@ -25,7 +25,7 @@ from ...domain.follows.event import FollowMemory
 from ...domain.follows.order import Follow
 from ...domain.follows.ports import FoundBatch
 from ...domain.ports import PollResult
-from ...domain.task import TaskIdentity
+from ...domain.task import Task, TaskIdentity
 from ...metrics import Metrics
 from ..backoff import Outage
 from ..health import ApiHealth, ApiHealthTracker
@@ -159,6 +159,10 @@ class VimSource:
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(self._logout_s):
                 await self._session.close_for_good()
+
+    def name_tasks_by(self, add_known_names: Callable[[Task], Task]) -> None:
+        """Add names to tasks by this function from now on."""
+        self._tracker.add_known_names = add_known_names
 
     # The port
 
