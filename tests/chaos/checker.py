@@ -273,14 +273,21 @@ def _follows_the_task(histories: Histories) -> Iterator[str]:
             elif before is not None and before.watch != event.watch and _is_classic_blocked(task, truth.states[at:]):
                 at -= 1  # only the first poll of a watch shows which VM's question it has to read
             found = _state_of(event, truth.states, at, histories.account.clock_s)
-            if found is None:
-                yield f"{task}: {event} tells {_told(event)} after {truth.states[at : at + 1]}"
-            else:
+            if found is not None:
                 at = found
+            elif not _tells_the_answer_alone(task, event, truth.states[at : at + 2], histories.account.clock_s):
+                yield f"{task}: {event} tells {_told(event)} after {truth.states[at : at + 1]}"
 
 
 def _is_classic_blocked(task: str, states: Sequence[Was]) -> bool:
     return task.startswith("task-") and bool(states) and states[0].status == "BLOCKED"
+
+
+def _tells_the_answer_alone(task: str, event: Event, states: Sequence[Was], clock_s: float) -> bool:
+    """Whether the event tells that a VM's question was answered, and not yet what became of its task's progress."""
+    if not _is_classic_blocked(task, states) or len(states) < 2 or states[1].at > event.at + clock_s:
+        return False
+    return _told(event) == ("RUNNING", states[0].progress) and states[1].status == "RUNNING"
 
 
 def _state_of(event: Event, states: tuple[Was, ...], at: int, clock_s: float) -> int | None:

@@ -326,10 +326,10 @@ def test_what_a_fault_excuses_is_accepted(account: Account) -> None:
     assert violations(account) == []
 
 
-def blocked(task: str, statuses: list[str], again: list[str]) -> Account:
-    """The statuses that the events of two watches tell of a task that is BLOCKED, and never more than that."""
+def blocked(task: str, statuses: list[str], again: list[str], *later: Was) -> Account:
+    """The statuses that the events of two watches tell of a task that is BLOCKED, and what it is later."""
     first, second, writer = a_watch(1, BEGAN + 1), a_watch(2, BEGAN + 4), Writer()
-    states = (RUNNING, RUNNING._replace(at=BEGAN + 1, status="BLOCKED"))
+    states = (RUNNING, RUNNING._replace(at=BEGAN + 1, status="BLOCKED"), *later)
     for watch, told, at in ((first, statuses, BEGAN + 2), (second, again, BEGAN + 5)):
         for place, status in enumerate(told):
             kind = "status" if place else "watching"
@@ -345,6 +345,20 @@ def blocked(task: str, statuses: list[str], again: list[str]) -> Account:
 
 def test_a_new_watch_may_see_a_classic_task_run_before_it_sees_its_vms_question() -> None:
     assert violations(blocked("task-1", ["RUNNING", "BLOCKED"], ["RUNNING", "BLOCKED"])) == []
+
+
+def answered_at(at: float) -> Was:
+    """Its VM's question is answered at this time, and its progress goes on in the same moment."""
+    return RUNNING._replace(at=at, progress=(3, 4))
+
+
+def test_the_answer_to_a_vms_question_may_be_told_before_the_progress_of_its_task() -> None:
+    assert violations(blocked("task-1", ["BLOCKED", "RUNNING"], ["RUNNING"], answered_at(BEGAN + 2))) == []
+
+
+def test_nobody_may_tell_the_answer_to_a_vms_question_before_it_was_given() -> None:
+    too_early = blocked("task-1", ["BLOCKED", "RUNNING"], ["BLOCKED"], answered_at(BEGAN + 5.2))
+    assert {one.rule for one in violations(too_early)} == {"follows_the_task"}
 
 
 @pytest.mark.parametrize(
