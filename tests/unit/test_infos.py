@@ -1,4 +1,4 @@
-"""What JetStream says about streams and consumers. Over a mux that answers from memory."""
+"""What JetStream says about streams and consumers. Over a connection that answers from memory."""
 
 from __future__ import annotations
 
@@ -11,7 +11,6 @@ from nats.aio.client import Client
 from nats.aio.msg import Msg
 
 from task_bridge.jetstream.infos import InfoReader
-from task_bridge.jetstream.request_mux import RequestMux
 
 STREAM = {
     "config": {"name": "EVENTS", "subjects": ["events.>"], "max_age": 5_000_000_000, "metadata": {"_nats.level": "0"}},
@@ -27,14 +26,15 @@ CONSUMER = {
 }
 
 
-class Answers(RequestMux):
-    """A mux whose answers are set."""
+class Answers(Client):
+    """A connection whose answers are set."""
 
     def __init__(self) -> None:
+        super().__init__()
         self.answer: object = {}
         self.asked: list[str] = []
 
-    async def request(self, subject: str, body: bytes, headers: dict[str, str]) -> Msg:
+    async def request(self, subject: str, *_: Any, **__: Any) -> Msg:
         self.asked.append(subject)
         return Msg(Client(), subject, "", msgspec.json.encode(self.answer), None)
 

@@ -7,10 +7,11 @@ from typing import Any, NamedTuple, TypeVar
 
 import msgspec
 import nats.js.errors
+from nats.aio.client import Client
 from nats.js.api import ConsumerConfig, StreamConfig
 
 from ..domain.durations import parse_time
-from .request_mux import RequestMux
+from .request_mux import REQUEST_TIMEOUT_S
 
 ConfigT = TypeVar("ConfigT", StreamConfig, ConsumerConfig)
 
@@ -74,11 +75,11 @@ class _Answer(msgspec.Struct):
 class InfoReader:
     """Reads infos of streams and consumers, and parses a configuration again only when it has changed.
 
-    nats-py builds each model anew: its requests and models were a quarter of what an idle bridge costs (measured).
+    nats-py builds each model anew: such reads, one after the other, were a quarter of what an idle bridge costs.
     """
 
-    def __init__(self, mux: RequestMux, prefix: str) -> None:
-        self._mux = mux
+    def __init__(self, connection: Client, prefix: str) -> None:
+        self._connection = connection
         self._prefix = prefix
         self._configs: dict[str, tuple[bytes, Any]] = {}
 
@@ -101,7 +102,9 @@ class InfoReader:
         return ConsumerInfo(config, answer.num_pending, answer.num_ack_pending)
 
     async def _ask(self, path: str) -> _Answer | None:
-        answer = _decoder.decode((await self._mux.request(f"{self._prefix}.{path}", b"", {})).data)
+        answer = _decoder.decode(
+            (await self._connection.request(f"{self._prefix}.{path}", timeout=REQUEST_TIMEOUT_S)).data
+        )
         if answer.error is None:
             return answer
         try:

@@ -55,7 +55,7 @@ class Streams:
         self.js: JetStreamContext = connection.jetstream(domain=domain, timeout=5)
         self.prefix = f"$JS.{domain}.API" if domain else "$JS.API"
         self._mux = RequestMux(connection)
-        self.infos = InfoReader(self._mux, self.prefix)
+        self.infos = InfoReader(connection, self.prefix)
         self._refusals: dict[str, tuple[str, float]] = {}
 
     async def read_last(self, stream: str, subject: str, *, leader: bool = False) -> StoredMessage | None:
