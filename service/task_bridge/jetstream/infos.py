@@ -102,9 +102,8 @@ class InfoReader:
         return ConsumerInfo(config, answer.num_pending, answer.num_ack_pending)
 
     async def _ask(self, path: str) -> _Answer | None:
-        answer = _decoder.decode(
-            (await self._connection.request(f"{self._prefix}.{path}", timeout=REQUEST_TIMEOUT_S)).data
-        )
+        message = await self._connection.request(f"{self._prefix}.{path}", timeout=REQUEST_TIMEOUT_S)
+        answer = _decoder.decode(message.data)
         if answer.error is None:
             return answer
         try:

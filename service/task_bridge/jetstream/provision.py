@@ -284,8 +284,9 @@ async def provision_streams(
             differences.append(missing_part(f"consumer {name}/{durable.durable_name}"))
     if has_created:
         found, consumers = await _read_parts(streams, expected)
-        if unshown := [str(config.name) for config, _ in expected.streams if config.name not in found]:
-            raise NatsUnavailable(f"JetStream doesn't show yet what was created: {', '.join(unshown)}")
+        for config, durable in expected.streams:
+            if config.name not in found or (durable is not None and config.name not in consumers):
+                raise NatsUnavailable(f"stream {config.name}: JetStream doesn't show yet what was created")
     return Provisioned(differences, found, consumers)
 
 

@@ -6,7 +6,7 @@ from ..domain.events import from_cloudevent
 from ..domain.subjects import SubjectNames
 from ..domain.timeline import MAX_EVENTS, TaskTimeline, TimelineBuilder
 from .newest import count_messages, find_newest
-from .streams import Streams, translate_errors
+from .streams import Streams
 from .watch_store import decode_watch
 
 _PAGE_MESSAGES = 200
@@ -21,7 +21,7 @@ async def read_timeline(streams: Streams, names: SubjectNames, vcenter: str, tas
     count = await count_messages(streams, stream, subjects)
     after, remaining = 0, count
     if count > MAX_EVENTS:
-        state = (await translate_errors(streams.js.stream_info(stream), stream)).state
+        state = (await streams.read_report(stream)).state
         after = await find_newest(streams, stream, subjects, MAX_EVENTS, state.first_seq, state.last_seq)
         remaining = await count_messages(streams, stream, subjects, after)
     builder = TimelineBuilder(skipped=max(0, count - remaining))
