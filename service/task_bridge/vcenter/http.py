@@ -25,6 +25,7 @@ from ..metrics import Metrics
 from ..tls import create_client_context
 from ..tracing import span
 from .http_errors import describe_http_error, is_certificate_error
+from .network import use_own_connections
 from .policy import VCenterConfig
 
 USER_AGENT = f"vcenter-task-bridge/{__version__}"
@@ -334,12 +335,14 @@ class VCenterHttp:
 
     def _create_transport(self) -> httpx.AsyncHTTPTransport:
         slots = self._settings.max_concurrent_requests
-        return httpx.AsyncHTTPTransport(
+        transport = httpx.AsyncHTTPTransport(
             verify=_build_tls_context(self._settings),
             proxy=self._settings.proxy,
             limits=httpx.Limits(max_connections=slots, max_keepalive_connections=slots, keepalive_expiry=60),
             trust_env=False,
         )
+        use_own_connections(transport)
+        return transport
 
 
 @functools.lru_cache(maxsize=1024)

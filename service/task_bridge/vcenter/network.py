@@ -1,0 +1,200 @@
+"""The connections to a vCenter, on the event loop's own transports.
+
+httpcore's own connections go through anyio, which takes a third of a request's CPU over TLS (decision 31).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import ssl
+from collections import deque
+from collections.abc import Iterable
+from typing import Any, Self, cast
+
+import aiohappyeyeballs
+import httpcore
+import httpx
+
+_NEXT_ADDRESS_S = 0.25
+"""After so long without an answer the host's next address is tried beside (RFC 8305)."""
+_UNREAD_MAX_BYTES = 1024 * 1024
+"""While more than this waits to be read, the connection takes nothing from the network."""
+
+
+def use_own_connections(transport: httpx.AsyncHTTPTransport) -> None:
+    """Let the transport make its connections here. httpx has no argument for it; httpcore's pool has."""
+    transport._pool._network_backend = _Backend()
+
+
+class _Backend(httpcore.AsyncNetworkBackend):
+    async def connect_tcp(
+        self,
+        host: str,
+        port: int,
+        timeout: float | None = None,
+        local_address: str | None = None,
+        socket_options: Iterable[httpcore.SOCKET_OPTION] | None = None,
+    ) -> _Connection:
+        """Connect to the first address of `host` that answers. Raises httpcore.ConnectTimeout or ConnectError.
+
+        The bridge sets no local address and no options.
+        """
+        try:
+            async with asyncio.timeout(timeout):
+                addresses = await _find_addresses(host, port)
+                return _Connection(
+                    await aiohappyeyeballs.start_connection(addresses, happy_eyeballs_delay=_NEXT_ADDRESS_S)
+                )
+        except TimeoutError as error:
+            raise httpcore.ConnectTimeout(str(error)) from error
+        except OSError as error:
+            raise httpcore.ConnectError(str(error)) from error
+
+    async def sleep(self, seconds: float) -> None:
+        await asyncio.sleep(seconds)
+
+
+async def _find_addresses(host: str, port: int) -> list[Any]:
+    loop = asyncio.get_running_loop()
+    return await loop.getaddrinfo(host, port, type=socket.SOCK_STREAM, proto=socket.IPPROTO_TCP)
+
+
+class _Connection(httpcore.AsyncNetworkStream, asyncio.Protocol):
+    """One connection as httpcore uses it: what has arrived is kept until it is read.
+
+    There is no transport before httpcore begins TLS or writes, since uvloop's reads at once, and what a server says
+    first may be TLS's.
+    """
+
+    def __init__(self, connected: socket.socket) -> None:
+        self._socket = connected
+        self._transport: asyncio.Transport | None = None
+        self._unread: deque[bytes] = deque()
+        self._unread_bytes = 0
+        self._is_at_end = False
+        self._error: Exception | None = None
+        self._is_paused = False
+        self._is_full = False
+        self._has_changed = asyncio.Event()
+
+    # For httpcore
+
+    async def read(self, max_bytes: int, timeout: float | None = None) -> bytes:
+        """Return what arrived in one piece, nothing at the end. It may be more than `max_bytes`, which h11 takes too.
+
+        Raises httpcore.ReadTimeout or ReadError.
+        """
+        transport = await self._open()
+        try:
+            while not self._unread and not self._is_at_end:
+                if self._is_paused:
+                    self._is_paused = False
+                    transport.resume_reading()
+                await self._wait(timeout)
+        except TimeoutError as error:
+            raise httpcore.ReadTimeout(str(error)) from error
+        if not self._unread:
+            if self._error is not None:
+                raise httpcore.ReadError(str(self._error)) from self._error
+            return b""
+        piece = self._unread.popleft()
+        self._unread_bytes -= len(piece)
+        return piece
+
+    async def write(self, buffer: bytes, timeout: float | None = None) -> None:
+        """Send bytes, together with what else is written in this turn of the event loop.
+
+        Raises httpcore.WriteTimeout or WriteError.
+        """
+        transport = await self._open()
+        if transport.is_closing():
+            raise httpcore.WriteError(str(self._error or "the connection is closed")) from self._error
+        transport.write(buffer)
+        try:
+            while self._is_full and not self._is_at_end:
+                await self._wait(timeout)
+        except TimeoutError as error:
+            raise httpcore.WriteTimeout(str(error)) from error
+
+    async def start_tls(
+        self, ssl_context: ssl.SSLContext, server_hostname: str | None = None, timeout: float | None = None
+    ) -> Self:
+        """Go on over TLS. Raises httpcore.ConnectTimeout or ConnectError."""
+        loop, transport = asyncio.get_running_loop(), self._transport
+        try:
+            async with asyncio.timeout(timeout):
+                if transport is None:
+                    await loop.create_connection(
+                        lambda: self, sock=self._socket, ssl=ssl_context, server_hostname=server_hostname
+                    )
+                else:  # a proxy has connected it
+                    self._transport = await loop.start_tls(
+                        transport, self, ssl_context, server_hostname=server_hostname
+                    )
+        except BaseException as error:
+            self._abort()
+            if isinstance(error, TimeoutError):
+                raise httpcore.ConnectTimeout(str(error)) from error
+            if isinstance(error, OSError):  # ssl.SSLError is one
+                raise httpcore.ConnectError(str(error)) from error
+            raise
+        return self
+
+    def get_extra_info(self, info: str) -> Any:
+        if info == "is_readable":  # httpcore asks between requests: vCenter has closed the connection
+            return bool(self._unread) or self._is_at_end
+        return self._transport.get_extra_info(info) if self._transport else None
+
+    async def aclose(self) -> None:
+        if self._transport is not None:
+            self._transport.close()  # over TLS this says goodbye
+            await asyncio.sleep(0)
+        self._abort()
+
+    async def _open(self) -> asyncio.Transport:
+        """Return the transport, and create it without TLS if there is none."""
+        if self._transport is None:
+            await asyncio.get_running_loop().create_connection(lambda: self, sock=self._socket)
+            assert self._transport is not None  # noqa: S101 - `connection_made` was called
+        return self._transport
+
+    def _abort(self) -> None:
+        if self._transport is not None:
+            self._transport.abort()
+        else:
+            self._socket.close()
+
+    async def _wait(self, timeout: float | None) -> None:
+        """Wait for the next change. Raises TimeoutError."""
+        self._has_changed.clear()
+        async with asyncio.timeout(timeout):
+            await self._has_changed.wait()
+
+    # For the transport
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = cast(asyncio.Transport, transport)  # uvloop's has its methods, but not its class
+
+    def data_received(self, data: bytes) -> None:
+        self._unread.append(data)
+        self._unread_bytes += len(data)
+        if self._unread_bytes > _UNREAD_MAX_BYTES and not self._is_paused and self._transport is not None:
+            self._is_paused = True
+            self._transport.pause_reading()
+        self._has_changed.set()
+
+    def eof_received(self) -> None:
+        self._is_at_end = True
+        self._has_changed.set()
+
+    def connection_lost(self, error: Exception | None) -> None:
+        self._is_at_end, self._error = True, error
+        self._has_changed.set()
+
+    def pause_writing(self) -> None:
+        self._is_full = True
+
+    def resume_writing(self) -> None:
+        self._is_full = False
+        self._has_changed.set()
