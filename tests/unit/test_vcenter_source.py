@@ -277,7 +277,14 @@ async def test_a_hurried_look_at_a_task_whose_result_is_being_fetched_is_its_res
         assert all(isinstance(standing, Task) for standing in it.standings("a:p"))
 
 
-async def test_no_more_requests_are_in_flight_than_allowed_and_one_is_kept_for_other_providers() -> None:
+@pytest.mark.parametrize(
+    ("pace_s", "expected"),
+    [(0.0, {"p": 2, "q": 2, "all": 3}), (60.0, {"p": 1, "q": 1, "all": 1})],
+    ids=["late answers", "answers in time"],
+)
+async def test_requests_go_beside_late_answers_but_no_more_than_allowed_and_one_is_kept_for_other_providers(
+    pace_s: float, expected: dict[str, int]
+) -> None:
     in_flight: Counter[str] = Counter()
     most: Counter[str] = Counter()
 
@@ -295,7 +302,8 @@ async def test_no_more_requests_are_in_flight_than_allowed_and_one_is_kept_for_o
         return httpx.Response(200, json=RUNNING)
 
     given = Given("https://vcenter.test", max_concurrent_requests=3)
-    source = CisSource(given, POLICY, Metrics(), timeouts=SHORT_TIMEOUTS, http_transport=httpx.MockTransport(handle))
+    timeouts, transport = SHORT_TIMEOUTS._replace(pace_s=pace_s), httpx.MockTransport(handle)
+    source = CisSource(given, POLICY, Metrics(), timeouts=timeouts, http_transport=transport)
     async with source:
         it = Lab(SimulatedVCenter(), source, Metrics(), "")
         taking = asyncio.create_task(it.take())
@@ -303,7 +311,7 @@ async def test_no_more_requests_are_in_flight_than_allowed_and_one_is_kept_for_o
         it.follow(*tasks)
         await it.until(lambda: min(it.looks(task) for task in tasks) >= 3)
         taking.cancel()
-    assert most == {"p": 2, "q": 2, "all": 3}
+    assert most == expected
 
 
 class TestCancel:

@@ -12,6 +12,8 @@ import textwrap
 import time
 from pathlib import Path
 
+import pytest
+
 from task_bridge.metrics import Metrics
 from task_bridge.web.watchdog import Watchdog
 
@@ -111,6 +113,30 @@ async def test_the_worst_lateness_of_the_loop_is_measured() -> None:
     await asyncio.sleep(0.05)  # due after the tick that comes late
     assert dog.lag_s > 0.15
     assert metrics.registry.get_sample_value("task_bridge_event_loop_lag_seconds") == dog.lag_s
+    dog.stop()
+
+
+async def test_a_loop_with_little_to_do_is_woken_seldom_and_a_busy_one_is_watched_closely(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    schedule, intervals = Watchdog._schedule_tick, list[float]()
+
+    def record(dog: Watchdog, loop: asyncio.AbstractEventLoop, interval_s: float) -> None:
+        intervals.append(interval_s)
+        schedule(dog, loop, interval_s)
+
+    async def until(interval_s: float, pause_s: float) -> None:
+        intervals.clear()
+        async with asyncio.timeout(20):
+            while interval_s not in intervals[1:]:  # noqa: ASYNC110 - the pause makes the loop busy or not
+                await asyncio.sleep(pause_s)
+
+    monkeypatch.setattr(Watchdog, "_schedule_tick", record)
+    dog = Watchdog(Metrics().event_loop_lag, tick_s=0.02)
+    dog.start()
+    await until(0.1, pause_s=0.1)
+    await until(0.02, pause_s=0.0)
+    await until(0.1, pause_s=0.1)
     dog.stop()
 
 

@@ -13,6 +13,7 @@ from collections import Counter
 from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from email.utils import parsedate_to_datetime
 from html import unescape
 from typing import Any
 
@@ -830,6 +831,21 @@ async def test_signals_stay_with_the_process(state: FakeState) -> None:
         assert server.address
         await client.get(f"http://127.0.0.1:{server.address.port}/livez")
     assert [signal.getsignal(one) for one in (signal.SIGINT, signal.SIGTERM)] == before
+    await server.stop()
+
+
+async def test_every_answer_has_the_time(state: FakeState) -> None:
+    server = WebServer(build_web(state, FakeFeed()), ANY_PORT)
+    await server.start()
+    assert server.address
+    url = f"http://127.0.0.1:{server.address.port}"
+    async with httpx.AsyncClient(trust_env=False) as client:
+        answers = [await client.get(f"{url}/livez"), await client.get(f"{url}/nowhere"), await client.post(url)]
+        answers.append(await client.get(f"{url}/livez", headers={"host": "elsewhere.test"}))
+    assert [answer.status_code for answer in answers] == [200, 404, 405, 421]
+    for answer in answers:
+        (date,) = answer.headers.get_list("date")
+        assert abs(parsedate_to_datetime(date).timestamp() - time.time()) < 60
     await server.stop()
 
 

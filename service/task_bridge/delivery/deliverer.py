@@ -34,6 +34,7 @@ from ..jetstream.pull_consumer import PullConsumer
 from ..jetstream.streams import ACK, IN_PROGRESS, NAK, Streams, send_ack
 from ..logs import FailureLog
 from ..settings import DeliverySettings
+from ..waits import wait_for_event
 from .answers import LAST_RETRY_S, Verdict, compute_retry_delay
 from .metrics import DeliveryMetrics
 from .order import DeliveryOrder
@@ -278,9 +279,7 @@ class Deliverer:
             self._wake.clear()
             if self._held and not self._is_paused and await self._may_send():
                 self._start_due()
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(self._wait_s()):
-                    await self._wake.wait()
+            await wait_for_event(self._wake, self._wait_s())
 
     def _start_due(self) -> None:
         while len(self._sending) < self._settings.max_in_flight:

@@ -32,6 +32,7 @@ ELEMENTS_MAX = 200_000
 """Values that are decoded at once. Each takes 50 to 250 bytes."""
 LISTED_MAX = 200_000
 """Colons in a list, so at most as many tasks. Each takes 200 bytes, its JSON aside."""
+_KEY_MIN_BYTES = 5  # "":1,
 DECODED_AT_ONCE_BYTES = 16 * 1024
 """Up to this size a task is decoded as a whole, its result too."""
 UNWRAPPED_MAX_BYTES = 512 * 1024
@@ -103,7 +104,7 @@ def size_of(body: bytes | bytearray | msgspec.Raw) -> int:
 
 def parse_list(rendering: Rendering, body: bytes) -> TaskBodies:
     """Return the tasks of a list, each still as JSON. Raises UnreadableBody; a shorter list may be readable."""
-    if body.count(b":") > LISTED_MAX:
+    if len(body) > LISTED_MAX * _KEY_MIN_BYTES and body.count(b":") > LISTED_MAX:
         raise BodyOutOfBounds(f"a list with more than {LISTED_MAX} keys")
     try:
         if rendering == "api":

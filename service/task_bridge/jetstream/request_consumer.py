@@ -27,6 +27,7 @@ from ..domain.watch import Watch
 from ..logs import FailureLog
 from ..metrics import Metrics
 from ..tracing import span
+from ..waits import wait_for_event
 from .follow_store import FollowStore
 from .journal import JetStreamJournal
 from .nats_py_workarounds import UNREADABLE_HEADERS
@@ -158,11 +159,7 @@ class RequestConsumer:
                 self.pull.request_more()
 
     async def _stops_within(self, seconds: float) -> bool:
-        try:
-            async with asyncio.timeout(seconds):
-                return await self._stopping.wait()
-        except TimeoutError:
-            return False
+        return await wait_for_event(self._stopping, seconds)
 
     async def _try_to_serve(self, message: Msg, key: str) -> bool:
         """Serve, reject or hand back a request. Return whether that is done; else it must be tried again."""

@@ -17,6 +17,7 @@ import nats.errors
 from nats.aio.msg import Msg
 
 from ..domain.errors import NatsUnavailable
+from ..waits import wait_for_event
 from .connect import denied_permission
 from .nats_py_workarounds import subscription
 from .streams import StoredMessage, Streams
@@ -130,10 +131,7 @@ class StreamReader:
         """Wait until there may be something to read: a core message, or too long a silence."""
         self._news.clear()
         lagging = [position for position in self._positions if position.is_lagging]
-        try:
-            async with asyncio.timeout(_LAG_PAUSE_S if lagging else IDLE_S):
-                await self._news.wait()
-        except TimeoutError:
+        if not await wait_for_event(self._news, _LAG_PAUSE_S if lagging else IDLE_S):
             for position in lagging or self._positions:
                 position.is_stale = True
                 position.lag_reads += 1

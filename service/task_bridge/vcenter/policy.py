@@ -61,6 +61,8 @@ class Timeouts(NamedTuple):
     CIS tasks:
     `gather_s`: how long due polls wait for others under load.
     `gather_results_s`: how long results wait for others.
+    `pace_s`: how long an answer may take before the next request goes beside. Answers that arrive together cost more
+    CPU.
     `result_s`: how long to try to fetch the result of an ended task. A `timeout_s` above its default makes it longer.
     `return_all_s`: how long an answer with all that vCenter knows may take to begin, before less is asked for.
     `ping_s`: between checks of vCenter while no task is tracked.
@@ -78,6 +80,7 @@ class Timeouts(NamedTuple):
     vanished_hold_s: float = 600.0
     gather_s: float = 0.1
     gather_results_s: float = 0.2
+    pace_s: float = 0.02
     result_s: float = 30.0
     return_all_s: float = 10.0
     ping_s: float = 60.0

@@ -7,12 +7,14 @@ import errno
 import os
 import socket
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager
+from email.utils import formatdate
 from functools import partial
 
 import structlog
 import uvicorn
-from starlette.types import ASGIApp
+from starlette.datastructures import MutableHeaders
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from ..domain.errors import CannotStart
 from ..settings import Listen
@@ -23,7 +25,6 @@ _log = structlog.stdlib.get_logger(__name__)
 
 _BACKLOG = 128  # connections that asyncio accepts in one turn, before the limit can refuse any
 _GRACE_S = 1  # for answers in progress; the web pages must not delay the handover of watches
-_DATE_S = 1.0
 _FIXES = {
     errno.EADDRINUSE: "is taken; stop what listens there or set another port (0 picks a free one, off uses none)",
     errno.EACCES: "needs rights that this process lacks; set a port above 1023",
@@ -54,7 +55,7 @@ class WebServer:
         host, port = listener.getsockname()[:2]
         self.address = Listen(host, port)
         config = uvicorn.Config(
-            LoopbackHosts(self._app) if is_loopback_name(host) else self._app,
+            _Dated(LoopbackHosts(self._app) if is_loopback_name(host) else self._app),
             http=LimitedProtocol,
             backlog=_BACKLOG,
             lifespan="off",
@@ -62,6 +63,7 @@ class WebServer:
             log_config=None,
             access_log=False,
             server_header=False,
+            date_header=False,
             proxy_headers=False,
             timeout_graceful_shutdown=_GRACE_S,
         )
@@ -87,17 +89,29 @@ class WebServer:
         self.address = self._server = self._serve_task = None
 
 
+class _Dated:
+    """Add `Date` to every answer."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        async def send_with_date(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                MutableHeaders(scope=message)["date"] = formatdate(usegmt=True)
+            await send(message)
+
+        await self._app(scope, receive, send_with_date)
+
+
 class _Server(uvicorn.Server):
     def __init__(self, config: uvicorn.Config) -> None:
         super().__init__(config)
         self._exits = asyncio.Event()
 
     async def main_loop(self) -> None:
-        """Renew the `Date` of answers each second. uvicorn's own loop wakes ten times a second for it."""
-        while not await self.on_tick(0):
-            with suppress(TimeoutError):
-                async with asyncio.timeout(_DATE_S):
-                    await self._exits.wait()
+        """Wait until the server is to end. uvicorn's own loop wakes ten times a second, to renew the `Date`."""
+        await self._exits.wait()
 
     def exit_soon(self) -> None:
         self.should_exit = True

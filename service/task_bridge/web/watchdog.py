@@ -6,6 +6,7 @@ import asyncio
 import os
 import sys
 import threading
+import time
 import traceback
 from collections.abc import Callable
 
@@ -17,6 +18,9 @@ _log = structlog.stdlib.get_logger(__name__)
 EXIT_CODE = 70
 _WINDOW_S = 30.0
 _REPORT_TIMEOUT_S = 1.0
+_QUIET = 0.03
+"""The share of a core below which the loop has little to do."""
+_QUIET_FACTOR = 5
 
 
 class Watchdog:
@@ -25,6 +29,9 @@ class Watchdog:
     The thread counts its own wake-ups, not time: after the process was stopped and continued, or the machine slept,
     it finds one wake-up without a tick, and the process survives. `lag_s` is the longest delay of a tick within the
     last 30 to 60 seconds.
+
+    While the loop has little to do, it ticks five times less often: a tick that wakes an idle process costs more than
+    anything else there.
     """
 
     def __init__(
@@ -33,7 +40,7 @@ class Watchdog:
         *,
         limit_s: float = 10.0,
         tick_s: float = 0.2,
-        wake_s: float = 0.5,
+        wake_s: float = 1.0,
         end_process: Callable[[int], object] = os._exit,
     ) -> None:
         self.lag_s = 0.0
@@ -43,6 +50,7 @@ class Watchdog:
         self._wake_s = wake_s
         self._end_process = end_process
         self._ticks = 0
+        self._ticked_at, self._cpu_s = 0.0, 0.0
         self._stop = threading.Event()
         self._timer: asyncio.TimerHandle | None = None
         self._window_max_s, self._window_end = 0.0, 0.0
@@ -52,8 +60,10 @@ class Watchdog:
     def start(self) -> None:
         """Start to watch the running event loop."""
         self._loop_thread_id = threading.get_ident()
-        self._window_end = asyncio.get_running_loop().time() + _WINDOW_S
-        self._schedule_tick()
+        loop = asyncio.get_running_loop()
+        self._ticked_at, self._cpu_s = loop.time(), time.thread_time()
+        self._window_end = self._ticked_at + _WINDOW_S
+        self._schedule_tick(loop, self._tick_s)
         threading.Thread(target=self._watch, name="watchdog", daemon=True).start()
 
     def stop(self) -> None:
@@ -62,20 +72,21 @@ class Watchdog:
         if self._timer is not None:
             self._timer.cancel()
 
-    def _schedule_tick(self) -> None:
-        loop = asyncio.get_running_loop()
-        due = loop.time() + self._tick_s
+    def _schedule_tick(self, loop: asyncio.AbstractEventLoop, interval_s: float) -> None:
+        due = (loop.time() // interval_s + 1) * interval_s  # other timers are due at such times too
         self._timer = loop.call_at(due, self._tick, loop, due)
 
     def _tick(self, loop: asyncio.AbstractEventLoop, due: float) -> None:
         self._ticks += 1
-        now = loop.time()
+        now, cpu_s = loop.time(), time.thread_time()
         if now >= self._window_end:
             self._window_before_max_s, self._window_max_s = self._window_max_s, 0.0
             self._window_end = now + _WINDOW_S
         self._window_max_s = max(self._window_max_s, now - due)
         self.lag_s = max(self._window_before_max_s, self._window_max_s)
-        self._schedule_tick()
+        is_quiet = cpu_s - self._cpu_s < _QUIET * (now - self._ticked_at)
+        self._ticked_at, self._cpu_s = now, cpu_s
+        self._schedule_tick(loop, self._tick_s * (_QUIET_FACTOR if is_quiet else 1))
 
     def _watch(self) -> None:
         last_ticks, wakeups_without_tick = self._ticks, 0

@@ -1,12 +1,12 @@
 """HTTP at `/sdk`: one method per request, authenticated by its session's cookie, with the same faults as `/api`."""
 
 import asyncio
-import contextlib
 
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import BaseRoute, Route
 
+from ...waits import wait_for_event
 from ..errors import StandardError
 from ..request_log import LoggedRequest
 from ..responses import respond_with_fault
@@ -218,9 +218,7 @@ class SdkEndpoint:
                 update_set = collector.take_update_set(take_snapshot, at_most)
                 if update_set or now >= until or await request.is_disconnected():
                     return update_set
-                with contextlib.suppress(TimeoutError):
-                    async with asyncio.timeout(min(_SLICE_S, until - now, max(0.0, changes.next_at - now))):
-                        await waker.wait()
+                await wait_for_event(waker, min(_SLICE_S, until - now, max(0.0, changes.next_at - now)))
         finally:
             self._wakers.discard(waker)
 

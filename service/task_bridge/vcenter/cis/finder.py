@@ -30,6 +30,7 @@ from ...domain.follows.ports import FoundBatch
 from ...domain.managed_objects import find_object_type
 from ...domain.task import Rendering, Target, TaskIdentity, is_vim_task
 from ...domain.task_json import TaskBodies, UnreadableBody
+from ...waits import wait_for_event
 from ..parsing import parse_task_outside_loop
 from ..shared import DiscoveryTurns
 from .api import CisTasksApi, TooManyTasks
@@ -183,11 +184,7 @@ class _ServiceReader:
 
     async def _wait_until(self, at: float) -> None:
         wait_s = max(0.0, at - asyncio.get_running_loop().time())
-        try:
-            async with asyncio.timeout(wait_s):
-                await self._has_joined.wait()
-        except TimeoutError:
-            pass
+        await wait_for_event(self._has_joined, wait_s)
 
     # Requests
 

@@ -26,6 +26,7 @@ from ...domain.follows.ports import FoundBatch
 from ...domain.ports import PollResult
 from ...domain.task import Task
 from ...metrics import Metrics
+from ...waits import wait_for_event
 from ..backoff import Outage
 from ..health import ApiHealth, ApiHealthTracker
 from ..http import RequestBudget, VCenterHttp
@@ -234,9 +235,7 @@ class CisSource:
             wait_s = self._wakes_at - self._monotonic()
             if wait_s <= 0:
                 return
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(wait_s if wait_s < math.inf else None):
-                    await self._wake_up.wait()
+            await wait_for_event(self._wake_up, wait_s)
 
     def _next_at(self) -> float:
         """Return when the next request may go; infinity if only a wake-up can tell."""
@@ -247,7 +246,8 @@ class CisSource:
         if len(self._tracker.results) > _RESULTS_MAX:
             return self._monotonic() + 1.0
         if self._agenda.has_queued():
-            at = self._monotonic() + self._http.budget.wait_s()
+            paced_at = self._requested_at + self._timeouts.pace_s if self._requests else -math.inf
+            at = max(self._monotonic() + self._http.budget.wait_s(), paced_at)
         else:
             goes_early = self._transport.is_prompt and self._early.wait_s() == 0
             gathered_at = -math.inf if goes_early else self._requested_at + self._timeouts.gather_s

@@ -27,6 +27,7 @@ from ...domain.follows.ports import FoundBatch
 from ...domain.ports import PollResult
 from ...domain.task import Task, TaskIdentity
 from ...metrics import Metrics
+from ...waits import wait_for_event
 from ..backoff import Outage
 from ..health import ApiHealth, ApiHealthTracker
 from ..http import AnswerTooLarge, NoAnswer, RequestBudget
@@ -285,9 +286,7 @@ class VimSource:
 
     async def _step(self) -> None:
         while (wait_s := self._next_at() - self._monotonic()) > 0:
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(wait_s if wait_s < math.inf else None):
-                    await self._wake_up.wait()
+            await wait_for_event(self._wake_up, wait_s)
             self._wake_up.clear()
         now = self._monotonic()
         if self._end_late_at() <= now:

@@ -11,6 +11,7 @@ from typing import NamedTuple
 import structlog
 
 from ...domain.errors import VCenterUnavailable
+from ...waits import round_up
 from ..tracked_task import PARKED
 from . import api
 from .poll_loop import PollLoop
@@ -89,7 +90,7 @@ class UnshownTaskPoller:
             now = self._clock()
             due = find_due_pull(self._tasks, self._silence_s, self._pulled_at)
             if due is None or due.at > now or not self._may_poll():
-                await asyncio.sleep(_TICK_S if due is None or due.at <= now else min(_TICK_S, due.at - now))
+                await asyncio.sleep(_TICK_S if due is None or due.at <= now else min(_TICK_S, round_up(due.at - now)))
             else:
                 self._pulled_at = now
                 await self._pull(due.tasks, now)
