@@ -12,6 +12,7 @@ import sys
 import tempfile
 from collections.abc import AsyncIterator
 from pathlib import Path
+from statistics import median
 
 from bench.stage import Row, Stage, Used, stage
 from lab import PASSWORD, USERNAME
@@ -22,7 +23,7 @@ EVERY_2_S = {
     "BRIDGE_POLL_MAX": "2s",
     "BRIDGE_VCENTERS__LAB__MAX_REQUESTS_PER_SECOND": "1000",
 }
-WINDOW_S = 10.0
+WINDOW_S, WINDOWS = 10.0, 3  # medians, since machines are shared
 RIVALS = Path(__file__).with_name("rivals.py")
 
 
@@ -39,19 +40,20 @@ async def at(size: int) -> AsyncIterator[Row]:
             file = Path(name) / "tasks.json"
             file.write_text(json.dumps({"session": await session(it), "tasks": tasks}))
             floor = await rival("floor", it, file, 4.0)
-            program = await rival("program", it, file, WINDOW_S)
+            programs = [(await rival("program", it, file, WINDOW_S)).us_a_look for _ in range(WINDOWS)]
             by_hand = {way: await rival(way, it, file, 8.0) for way in written_by_hand(size)}
         await it.watch(tasks)
         await it.has("watching", size)
         await asyncio.sleep(4.0)
-        bridge = await it.used_in(WINDOW_S)
-    ratio = bridge.us_a_look / program.us_a_look
+        bridge = [await it.used_in(WINDOW_S) for _ in range(WINDOWS)]
+    program_us, bridge_us = median(programs), median(used.us_a_look for used in bridge)
+    looks_per_s = sum(used.looks for used in bridge) / sum(used.seconds for used in bridge)
     yield Row(
         f"CPU per poll, {size:,} tasks: the bridge",
-        f"{bridge.us_a_look:.1f} µs, {ratio:.2f} times the lister; {bridge.looks / bridge.seconds:,.0f}/s",
+        f"{bridge_us:.1f} µs, {bridge_us / program_us:.2f} times the lister; {looks_per_s:,.0f}/s",
         "≤ 1.5 times the lister",
     )
-    yield Row(f"   {size:,}: lister, every 2 s, nothing else", f"{program.us_a_look:.1f} µs")
+    yield Row(f"   {size:,}: lister, every 2 s, nothing else", f"{program_us:.1f} µs")
     yield Row(f"   {size:,}: lister, in a tight loop", f"{floor.us_a_look:.1f} µs")
     for way, used in by_hand.items():
         asked = used.looks / used.seconds
