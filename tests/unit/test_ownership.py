@@ -79,9 +79,6 @@ class Recorder:
     def pulls(self) -> list[int]:
         return [json.loads(body)["batch"] for subject, body in self.published if ".MSG.NEXT." in subject]
 
-    def expire_s(self) -> list[float]:
-        return [json.loads(body)["expires"] / 1e9 for subject, body in self.published if ".MSG.NEXT." in subject]
-
 
 def ack_subject(sequence: int, delivered: int = 1) -> str:
     return f"$JS.ACK.VCENTER_TASKS_WATCHES.bridge.{delivered}.{sequence}.7.1764024000000000000.0"
@@ -185,7 +182,7 @@ async def test_a_delivered_watch_is_held_until_it_is_acked(bench: Bench) -> None
 
 
 async def test_a_status_of_the_pull_is_no_watch(bench: Bench) -> None:
-    status: Any = SimpleNamespace(headers={"Status": "408"}, reply="", data=b"", subject="_INBOX.1")
+    status: Any = SimpleNamespace(headers={"Status": "100"}, reply="", data=b"", subject="_INBOX.1")
     await bench.ownership._on_message(status)
     await asyncio.sleep(0)
     assert (bench.quarantined, bench.taken, bench.ownership.held_count) == ([], [], 0)
@@ -395,32 +392,10 @@ class TestPulling:
 
     async def test_the_status_of_a_pull_is_no_watch(self, bench: Bench) -> None:
         status = message(b"", 1)
-        status.reply, status.headers = "", {"Status": "408"}
+        status.reply, status.headers = "", {"Status": "100"}
         with capture_logs() as logs:
             await bench.ownership._on_message(status)
         assert (logs, bench.ownership.held_count) == ([], 0)
-
-    async def test_after_a_failure_it_expires_the_sooner_until_jetstream_answers(self, bench: Bench) -> None:
-        pull, expire_s = bench.ownership.pull, bench.nats.expire_s
-        failed, expired = message(b"", 1), message(b"", 1)
-        failed.reply, failed.headers = "", {"Status": "409", "Description": "Server Shutdown"}
-        expired.reply, expired.headers = "", {"Status": "408"}
-        await pull._send_request()
-        assert pull.handle_status(failed)
-        assert pull.trouble == "Server Shutdown"
-        await pull._send_request()
-        assert pull.handle_status(expired)
-        assert pull.trouble is None
-        await pull._send_request()
-        assert expire_s() == [5.0, 1.0, 5.0]
-
-    async def test_without_an_answer_it_says_so_and_asks_again(
-        self, bench: Bench, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        monkeypatch.setattr("task_bridge.jetstream.pull_consumer.SILENCE_S", 0.05)
-        async with bench.running():
-            await bench.until(lambda: len(bench.nats.pulls()) >= 2)
-            assert "no answer to the pull" in (bench.ownership.pull.trouble or "")
 
 
 class TestHeartbeats:

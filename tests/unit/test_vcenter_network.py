@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import socket
 import ssl
+import threading
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
@@ -211,8 +213,9 @@ def test_no_server_and_no_host_are_told_by_the_exception(run: Run) -> None:
                 with pytest.raises(httpx.ConnectError) as refused:
                     await post(made, f"http://127.0.0.1:{port}/")
                 assert has_cause(refused.value, ConnectionRefusedError)
-                with pytest.raises(httpx.ConnectError):
-                    await post(made, "http://no-such-host.invalid/")
+                for host in ("no-such-host.invalid", "vc..example", ".example", f"{'x' * 64}.example"):
+                    with pytest.raises(httpx.ConnectError):
+                        await post(made, f"http://{host}/")
 
         run(main())
 
@@ -306,3 +309,50 @@ def test_a_connection_that_the_server_closed_meanwhile_is_replaced(run: Run) -> 
 
     run(main())
     assert connections == 3
+
+
+def test_a_connection_that_the_server_closed_while_the_loop_was_busy_is_replaced(run: Run) -> None:
+    """The loop hasn't read the end when the next request looks for a connection."""
+    closing = threading.Event()
+
+    def serve(listening: socket.socket) -> None:
+        for _ in range(2):
+            connected, _ = listening.accept()
+            connected.recv(65_536)
+            connected.sendall(b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok")
+            closing.wait(10)
+            connected.close()
+
+    async def main() -> None:
+        async with transport() as made:
+            url = f"http://127.0.0.1:{listening.getsockname()[1]}/"
+            assert await post(made, url) == b"ok"
+            closing.set()
+            time.sleep(0.2)  # noqa: ASYNC251 - the loop is busy on purpose
+            assert await post(made, url) == b"ok"
+
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        server_thread = threading.Thread(target=serve, args=(listening,), daemon=True)
+        server_thread.start()
+        run(main())
+        server_thread.join(10)
+
+
+def test_a_proxy_over_tls_that_closes_after_its_answer_is_a_failed_connection(run: Run, tmp_path: Path) -> None:
+    authority = Authority(tmp_path)
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(b"HTTP/1.1 200 OK\r\n\r\n")
+
+    async def main() -> None:
+        trusted = ssl.create_default_context(cafile=authority.file)
+        async with server(serve, authority.server()) as port:
+            proxy = httpx.Proxy(f"https://127.0.0.1:{port}", ssl_context=trusted)
+            made = httpx.AsyncHTTPTransport(verify=trusted, proxy=proxy, trust_env=False)
+            use_own_connections(made)
+            async with made:
+                with pytest.raises(httpx.ConnectError):
+                    await post(made, "https://vcenter.test/")
+
+    run(main())

@@ -134,9 +134,9 @@ async def test_a_loop_with_little_to_do_is_woken_seldom_and_a_busy_one_is_watche
     monkeypatch.setattr(Watchdog, "_schedule_tick", record)
     dog = Watchdog(Metrics().event_loop_lag, tick_s=0.02)
     dog.start()
-    await until(0.1, pause_s=0.1)
+    await until(0.05, pause_s=0.1)
     await until(0.02, pause_s=0.0)
-    await until(0.1, pause_s=0.1)
+    await until(0.05, pause_s=0.1)
     dog.stop()
 
 

@@ -22,17 +22,14 @@ import nats.errors
 import structlog
 from nats.aio.msg import Msg
 
-from ..waits import wait_for_event
 from .streams import Streams
 
 log = structlog.get_logger(__name__)
 
 EXPIRES_S = 5.0
 """Short, because a replica with more than its share hands watches back only after its last pull has expired."""
-_TROUBLED_EXPIRES_S = 1.0
-"""After a failure an answer shows the sooner that JetStream serves the consumer again."""
-SILENCE_S = EXPIRES_S + 1.5
-"""JetStream answers each request, if only that it has expired. So idle heartbeats would tell nothing sooner."""
+IDLE_HEARTBEAT_S = 2.0
+SILENCE_S = 5.0
 PAUSE_S = 1.0
 _EXPIRED = ("404", "408")
 _WRONG_PIN = "423"
@@ -87,12 +84,13 @@ class PullConsumer:
             self._requested, self.pin = 0, None
         elif status in _EXPIRED:
             self._requested -= int(headers.get("Nats-Pending-Messages", self._requested))
-            self.trouble = None
-        else:
+        elif status != "100":
             # 409: consumer or leader gone, server shutting down; 503: nobody serves this consumer.
             lines = headers.get("Description", "").splitlines()  # nats-py parses that of a 503 wrongly
             self.trouble = (lines and lines[0]) or "no consumer answers"
             self._requested, self._must_pause = 0, True
+        else:
+            self.trouble = None
         self._wake.set()
         return True
 
@@ -115,11 +113,14 @@ class PullConsumer:
         self._requested, self.trouble = 0, None
         while True:
             await self._send_request()
-            await wait_for_event(self._wake, SILENCE_S)
-            if self._requested and time.monotonic() - self._answered_at > SILENCE_S:
-                self._requested, self._answered_at = 0, time.monotonic()
-                self.trouble = f"no answer to the pull on {self._subject}; may the bridge's user publish there?"
-                log.warning("pull_unanswered", consumer=self.name)
+            try:
+                async with asyncio.timeout(IDLE_HEARTBEAT_S):
+                    await self._wake.wait()
+            except TimeoutError:
+                if self._requested and time.monotonic() - self._answered_at > SILENCE_S:
+                    self._requested, self._answered_at = 0, time.monotonic()
+                    self.trouble = f"no answer to the pull on {self._subject}; may the bridge's user publish there?"
+                    log.warning("pull_unanswered", consumer=self.name)
             self._wake.clear()
             if self._must_pause:
                 self._must_pause = False
@@ -135,7 +136,8 @@ class PullConsumer:
             return
         request = {
             "batch": missing,
-            "expires": int((_TROUBLED_EXPIRES_S if self.trouble else EXPIRES_S) * 1e9),
+            "expires": int(EXPIRES_S * 1e9),
+            "idle_heartbeat": int(IDLE_HEARTBEAT_S * 1e9),
             **({"group": self._group} if self._group else {}),
             **({"id": self.pin} if self.pin else {}),
         }

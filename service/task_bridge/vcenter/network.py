@@ -6,6 +6,7 @@ httpcore's own connections go through anyio, which takes a third of a request's 
 from __future__ import annotations
 
 import asyncio
+import select
 import socket
 import ssl
 from collections import deque
@@ -48,7 +49,7 @@ class _Backend(httpcore.AsyncNetworkBackend):
                 )
         except TimeoutError as error:
             raise httpcore.ConnectTimeout(str(error)) from error
-        except OSError as error:
+        except (OSError, RuntimeError) as error:  # uvloop raises RuntimeError for some addresses
             raise httpcore.ConnectError(str(error)) from error
 
     async def sleep(self, seconds: float) -> None:
@@ -56,8 +57,9 @@ class _Backend(httpcore.AsyncNetworkBackend):
 
 
 async def _find_addresses(host: str, port: int) -> list[Any]:
+    ascii_host = host.encode("ascii")  # a text would be encoded by IDNA, which raises UnicodeError for some
     loop = asyncio.get_running_loop()
-    return await loop.getaddrinfo(host, port, type=socket.SOCK_STREAM, proto=socket.IPPROTO_TCP)
+    return await loop.getaddrinfo(ascii_host, port, type=socket.SOCK_STREAM, proto=socket.IPPROTO_TCP)
 
 
 class _Connection(httpcore.AsyncNetworkStream, asyncio.Protocol):
@@ -129,22 +131,38 @@ class _Connection(httpcore.AsyncNetworkStream, asyncio.Protocol):
                         lambda: self, sock=self._socket, ssl=ssl_context, server_hostname=server_hostname
                     )
                 else:  # a proxy has connected it
+                    self._raise_if_closed()
                     self._transport = await loop.start_tls(
                         transport, self, ssl_context, server_hostname=server_hostname
                     )
-        except BaseException as error:
+                    self._raise_if_closed()
+        except TimeoutError as error:
             self._abort()
-            if isinstance(error, TimeoutError):
-                raise httpcore.ConnectTimeout(str(error)) from error
-            if isinstance(error, OSError):  # ssl.SSLError is one
-                raise httpcore.ConnectError(str(error)) from error
+            raise httpcore.ConnectTimeout(str(error)) from error
+        except Exception as error:  # ssl.SSLError; if a proxy closes amid TLS in TLS, also TypeError (asyncio of 3.11)
+            self._abort()
+            raise httpcore.ConnectError(str(error)) from error
+        except asyncio.CancelledError:
+            self._abort()
             raise
         return self
 
+    def _raise_if_closed(self) -> None:
+        if self._is_at_end:
+            raise ConnectionResetError("the connection was closed")
+
     def get_extra_info(self, info: str) -> Any:
         if info == "is_readable":  # httpcore asks between requests: vCenter has closed the connection
-            return bool(self._unread) or self._is_at_end
+            return bool(self._unread) or self._is_at_end or self._has_input()
         return self._transport.get_extra_info(info) if self._transport else None
+
+    def _has_input(self) -> bool:
+        """Return whether the network has something that the event loop hasn't read yet, such as the end."""
+        if self._transport is None:
+            return False
+        poll = select.poll()
+        poll.register(self._transport.get_extra_info("socket").fileno(), select.POLLIN)
+        return bool(poll.poll(0))
 
     async def aclose(self) -> None:
         if self._transport is not None:

@@ -20,7 +20,7 @@ _WINDOW_S = 30.0
 _REPORT_TIMEOUT_S = 1.0
 _QUIET = 0.03
 """The share of a core below which the loop has little to do."""
-_QUIET_FACTOR = 5
+_QUIET_FACTOR = 2.5
 
 
 class Watchdog:
@@ -30,8 +30,8 @@ class Watchdog:
     it finds one wake-up without a tick, and the process survives. `lag_s` is the longest delay of a tick within the
     last 30 to 60 seconds.
 
-    While the loop has little to do, it ticks five times less often: a tick that wakes an idle process costs more than
-    anything else there.
+    While the loop has little to do, it ticks 2.5 times less often: the ticks that wake an idle process cost more than
+    anything else there. `lag_s` leaves out up to one tick of a delay, so half a second then.
     """
 
     def __init__(

@@ -98,6 +98,7 @@ class CisSource:
         self._wake_up = asyncio.Event()
         self._wakes_at = math.inf
         self._requests: set[asyncio.Task[None]] = set()
+        self._newest: asyncio.Task[None] | None = None
         self._requested_at = -math.inf
         self._early = RequestBudget(_EARLY_PER_S, monotonic, burst=_EARLY_BURST)
         self._pinged_at = -math.inf
@@ -246,7 +247,8 @@ class CisSource:
         if len(self._tracker.results) > _RESULTS_MAX:
             return self._monotonic() + 1.0
         if self._agenda.has_queued():
-            paced_at = self._requested_at + self._timeouts.pace_s if self._requests else -math.inf
+            is_answered = self._newest is None or self._newest.done()
+            paced_at = -math.inf if is_answered else self._requested_at + self._timeouts.pace_s
             at = max(self._monotonic() + self._http.budget.wait_s(), paced_at)
         else:
             goes_early = self._transport.is_prompt and self._early.wait_s() == 0
@@ -257,6 +259,7 @@ class CisSource:
     def _start(self, request: Callable[[], Coroutine[Any, Any, None]]) -> None:
         self._requested_at = self._monotonic()
         task = asyncio.create_task(self._run_request(request, self._requested_at))
+        self._newest = task
         self._requests.add(task)
         task.add_done_callback(self._end_request)
 
