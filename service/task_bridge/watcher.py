@@ -37,6 +37,7 @@ from .domain.ports import (
     TaskSource,
     Unchanged,
     WatchHandle,
+    find_fence,
 )
 from .domain.task import UNAVAILABLE, Task
 from .domain.watch import (
@@ -383,8 +384,8 @@ class Watcher:
         if is_answered:
             await handle.ack()
             return "already_completed"
-        own_last, fence = memory.last.event if memory.last else None, last.sequence if last else 0
-        held = HeldWatch(watch, handle, own_last, fence, self._clock)
+        own_last = memory.last.event if memory.last else None
+        held = HeldWatch(watch, handle, own_last, find_fence(last, memory.last), self._clock)
         held.view.memory_lost = memory.lost
         self._hold(held)
         return "accepted"

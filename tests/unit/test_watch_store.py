@@ -487,6 +487,20 @@ def test_a_watch_whose_events_have_gone_ends_under_a_new_number(desk: Desk) -> N
     assert desk.journal.lost_appends == [True]
 
 
+def test_what_a_lagging_replica_shows_of_a_watch_hides_no_loss_when_it_is_unwatched(desk: Desk) -> None:
+    """A replica that was killed has the watch's first event again, which has gone. The leader has none of the task."""
+    desk.stream.put_watch(a_watch())
+    desk.journal.write(an_event(sequence=1, status="RUNNING"))
+    resurrected = [Memory(desk.journal.entries.pop(), lost=False), Memory(None, lost=True)]
+
+    async def read_memory(watch: Watch) -> Memory[Entry]:
+        return resurrected.pop(0)
+
+    desk.journal.read_memory = read_memory  # type: ignore[method-assign]
+    unwatch(desk)
+    assert desk.journal.lost_appends == [False, True]
+
+
 def test_whoever_ended_a_watch_is_told_so_though_the_next_one_began_before_the_confirmation_came(desk: Desk) -> None:
     desk.stream.put_watch(a_watch())
     later = an_event("watching", status="RUNNING", watch=OTHER)

@@ -14,9 +14,9 @@ from task_bridge.domain.clock import ServerClock
 from task_bridge.domain.durations import rfc3339
 from task_bridge.domain.errors import NatsUnavailable
 from task_bridge.domain.events import Event, WatchRef
-from task_bridge.domain.ports import UNCHANGED, PollResult, StreamContents, Unanswered
+from task_bridge.domain.ports import UNCHANGED, Memory, PollResult, StreamContents, Unanswered
 from task_bridge.domain.task import NO_RESULT, Task, TaskError
-from task_bridge.domain.watch import Policy, TaskView, Watch, record_poll
+from task_bridge.domain.watch import Draft, Policy, TaskView, Watch, record_poll
 from task_bridge.metrics import Metrics
 from task_bridge.result_reads import ResultReads
 from task_bridge.watcher import LATE_FIRST_EVENT_S, Watcher
@@ -35,7 +35,7 @@ from unit.builders import (
     running,
     succeeded,
 )
-from unit.fakes import Clock, FakeMarks, FakeSource, RecordingHandle, RecordingJournal
+from unit.fakes import Clock, Entry, FakeMarks, FakeSource, RecordingHandle, RecordingJournal
 
 DEADLINE_S = 5.0
 ENDED = succeeded(None)
@@ -515,6 +515,32 @@ async def test_a_watch_whose_memory_is_covered_goes_on_after_the_stranger_s_even
     assert (handle.said, bridge.watcher.held_count) == ([], 1)
     own = [event.data.sequence for event in bridge.journal.events if event.data.watch.id == a_watch().id]
     assert own == [1, 2]
+
+
+async def test_what_a_lagging_replica_shows_of_a_watch_hides_no_loss(
+    bridge: Bridge, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A replica that was killed has the watch's first event again, which has gone. Others show none of the task."""
+    bridge.journal.write(WATCHING)
+    memory = await bridge.journal.read_memory(a_watch())
+    bridge.journal.entries.clear()
+    appends: list[tuple[int, bool]] = []
+    append = bridge.journal.append
+
+    async def read_memory(watch: Watch) -> Memory[Entry]:
+        return memory
+
+    async def record_append(draft: Draft, after: int, *, memory_lost: bool = False) -> Entry:
+        appends.append((after, memory_lost))
+        return await append(draft, after, memory_lost=memory_lost)
+
+    monkeypatch.setattr(bridge.journal, "read_memory", read_memory)
+    monkeypatch.setattr(bridge.journal, "append", record_append)
+    await bridge.watcher.take_over(a_watch(), RecordingHandle(is_redelivered=True))
+
+    await bridge.see(blocked())
+
+    assert appends == [(1, False), (0, True)]
 
 
 async def test_a_watch_whose_last_event_has_gone_is_restated(bridge: Bridge) -> None:

@@ -112,6 +112,15 @@ class EventEntry(Protocol):
     def instance(self) -> str: ...
 
 
+def find_fence(last: EventEntry | None, own: EventEntry | None) -> int:
+    """Return the sequence that the next event has to follow: of the task's last event, or of the watch's if newer.
+
+    The two were read one after the other, perhaps from two replicas of the stream. One that was killed has again what
+    had gone, and an event that follows the older read would hide that.
+    """
+    return max(last.sequence if last else 0, own.sequence if own else 0)
+
+
 class StreamContents(NamedTuple):
     """A summary of the events stream. `removals` changes if any event may have been removed."""
 

@@ -19,7 +19,7 @@ import structlog
 from ..domain.durations import parse_time
 from ..domain.errors import NatsUnavailable, Refused, VCenterUnavailable
 from ..domain.events import WatchRef
-from ..domain.ports import MemoryLost, TaskSource
+from ..domain.ports import MemoryLost, TaskSource, find_fence
 from ..domain.requests import WatchRequest
 from ..domain.subjects import SubjectNames
 from ..domain.task import is_vim_task, may_be_same_task
@@ -331,7 +331,7 @@ class WatchStore:
         if draft is None:
             return None
         try:
-            stored = await self._journal.append(draft, last.sequence if last else 0, memory_lost=memory_lost)
+            stored = await self._journal.append(draft, find_fence(last, own), memory_lost=memory_lost)
         except MemoryLost:
             return None
         if event_of_watch(stored, watch) is None:
