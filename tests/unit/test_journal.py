@@ -285,15 +285,30 @@ def test_an_id_that_jetstream_knows_twice_was_used(desk: Desk) -> None:
     assert desk.published_at == [0.0, 0.25]
 
 
-def test_a_first_event_without_an_answer_may_have_been_stored_in_a_stream_that_was_deleted_since(desk: Desk) -> None:
+@pytest.mark.parametrize("memory_lost", [False, True])
+def test_an_event_without_an_answer_may_have_been_stored_in_a_stream_that_was_deleted_since(
+    desk: Desk, memory_lost: bool
+) -> None:
     def vanish() -> PubAck:
         desk.streams.report = StreamReport(StreamState(), rfc3339(NOW + 2), rfc3339(NOW + 3))
         raise AWAY
 
     desk.streams.answers = [vanish]
     with pytest.raises(MemoryLost) as lost:
-        desk.append(a_status(1))
+        desk.append(a_status(1), memory_lost=memory_lost)
     assert lost.value.sequence == 0
+
+
+def test_a_restated_event_without_an_answer_keeps_its_number_while_others_go(desk: Desk) -> None:
+    def evict() -> PubAck:
+        state = StreamState(messages=1, first_seq=9, first_ts=rfc3339(NOW + 5), last_seq=9, last_ts=rfc3339(NOW + 5))
+        desk.streams.report = StreamReport(state, rfc3339(NOW - 9), rfc3339(NOW + 6))
+        raise AWAY
+
+    desk.streams.answers = [evict]
+    desk.append(a_status(1), memory_lost=True)
+    assert len({headers["Nats-Msg-Id"] for _, headers, *_ in desk.streams.published}) == 1
+    assert len(desk.streams.published) == 2
 
 
 def test_a_first_event_is_not_tried_again_before_it_is_known_whether_the_stream_was_deleted(desk: Desk) -> None:

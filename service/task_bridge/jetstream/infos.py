@@ -34,10 +34,13 @@ class StreamReport(msgspec.Struct, frozen=True):
     created: str
     ts: str
 
+    def was_created_after(self, since: float) -> bool:
+        return (parse_time(self.created) or 0.0) > since
+
     def may_have_lost(self, since: float) -> bool:
         """Return whether a message that was stored after `since` (Unix s) may have gone from the stream."""
         state = self.state
-        if (parse_time(self.created) or 0.0) > since or state.num_deleted:
+        if self.was_created_after(since) or state.num_deleted:
             return True
         if state.first_seq <= 1 and state.messages:
             return False

@@ -146,9 +146,11 @@ class JetStreamJournal:
             await backoff.pause()
             if last_sequence < after or (ack is not None and backoff.count >= _DUPLICATES):
                 raise MemoryLost(last_sequence)
-            is_unsure = last is None and ack is None and not memory_lost
-            if is_unsure and (await self._read_report(backoff)).may_have_lost(began):
-                raise MemoryLost(0)  # it may have been stored, or its watch ended by another replica
+            if last is None and ack is None:
+                report = await self._read_report(backoff)
+                # What is restated after a loss gets a new number each time, so only what is sure to have gone counts.
+                if report.was_created_after(began) or (not memory_lost and report.may_have_lost(began)):
+                    raise MemoryLost(0)  # it may have been stored, or its watch ended by another replica
 
     async def _renumber(self, event: Event, backoff: _Backoff) -> Event:
         """Return the event with a number that its watch can't have used, by nats-server's time."""
