@@ -6,7 +6,6 @@ import asyncio
 import socket
 import ssl
 import threading
-import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
@@ -127,34 +126,33 @@ def test_headers_and_body_of_a_request_leave_in_one_piece(run: Run) -> None:
 
 
 def test_what_is_not_read_is_not_taken_from_the_network(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    sent, kept_max = 0, 0
+    kept_max, is_paused = 0, asyncio.Event()
     taken = network._Connection.data_received
 
     def data_received(connection: network._Connection, data: bytes) -> None:
         nonlocal kept_max
         taken(connection, data)
         kept_max = max(kept_max, connection._unread_bytes)
+        if connection._is_paused:
+            is_paused.set()
 
     monkeypatch.setattr(network._Connection, "data_received", data_received)
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        nonlocal sent
         await read_request(reader)
         writer.write(b"HTTP/1.1 200 OK\r\ncontent-length: 64000000\r\n\r\n")
         for _ in range(640):
             writer.write(bytes(100_000))
             await writer.drain()
-            sent += 100_000
 
     async def main() -> None:
         async with server(serve) as port, transport() as made:
             request = httpx.Request("POST", f"http://127.0.0.1:{port}/", extensions=WAITING)
             response = await made.handle_async_request(request)
-            before = -1
-            while sent != before:  # until the server can't send more
-                before = sent
-                await asyncio.sleep(0.3)
-            assert sent < 32_000_000
+            async with asyncio.timeout(20):
+                await is_paused.wait()
+            for _ in range(500):  # turns in which more would arrive
+                await asyncio.sleep(0)
             assert len(await response.aread()) == 64_000_000
             await response.aclose()
 
@@ -274,38 +272,42 @@ def test_failed_tls_is_a_failed_connection_and_leaves_none_open(run: Run, serve_
 
 
 def test_a_canceled_handshake_leaves_no_connection(run: Run) -> None:
-    ended = asyncio.Event()
+    began, ended = asyncio.Event(), asyncio.Event()
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         while await reader.read(1000):
-            pass
+            began.set()
         ended.set()
 
     async def main() -> None:
-        async with server(serve) as port, transport() as made:
-            with pytest.raises(TimeoutError):
-                async with asyncio.timeout(0.1):
-                    await post(made, f"https://127.0.0.1:{port}/")
-            async with asyncio.timeout(5):
-                await ended.wait()
+        async with server(serve) as port, transport() as made, asyncio.timeout(10):
+            posting = asyncio.create_task(post(made, f"https://127.0.0.1:{port}/"))
+            await began.wait()
+            posting.cancel()
+            await ended.wait()
+            with pytest.raises(asyncio.CancelledError):
+                await posting
 
     run(main())
 
 
 def test_a_connection_that_the_server_closed_meanwhile_is_replaced(run: Run) -> None:
-    connections = 0
+    connections, closed = 0, asyncio.Semaphore(0)
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         nonlocal connections
         connections += 1
         await read_request(reader)
         writer.write(b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok")
+        writer.close()
+        await writer.wait_closed()
+        closed.release()
 
     async def main() -> None:
-        async with server(serve) as port, transport() as made:
+        async with server(serve) as port, transport() as made, asyncio.timeout(10):
             for _ in range(3):
                 assert await post(made, f"http://127.0.0.1:{port}/") == b"ok"
-                await asyncio.sleep(0.05)
+                await closed.acquire()
 
     run(main())
     assert connections == 3
@@ -313,7 +315,7 @@ def test_a_connection_that_the_server_closed_meanwhile_is_replaced(run: Run) -> 
 
 def test_a_connection_that_the_server_closed_while_the_loop_was_busy_is_replaced(run: Run) -> None:
     """The loop hasn't read the end when the next request looks for a connection."""
-    closing = threading.Event()
+    closing, closed = threading.Event(), threading.Event()
 
     def serve(listening: socket.socket) -> None:
         for _ in range(2):
@@ -322,13 +324,14 @@ def test_a_connection_that_the_server_closed_while_the_loop_was_busy_is_replaced
             connected.sendall(b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok")
             closing.wait(10)
             connected.close()
+            closed.set()
 
     async def main() -> None:
         async with transport() as made:
             url = f"http://127.0.0.1:{listening.getsockname()[1]}/"
             assert await post(made, url) == b"ok"
             closing.set()
-            time.sleep(0.2)  # noqa: ASYNC251 - the loop is busy on purpose
+            assert closed.wait(10)  # the loop stands still meanwhile
             assert await post(made, url) == b"ok"
 
     with socket.create_server(("127.0.0.1", 0)) as listening:

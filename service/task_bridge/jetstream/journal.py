@@ -148,7 +148,7 @@ class JetStreamJournal:
                 raise MemoryLost(last_sequence)
             if last is None and ack is None:
                 report = await self._read_report(backoff)
-                # What is restated after a loss gets a new number each time, so only what is sure to have gone counts.
+                # A restated event would get another number then, so evictions don't count for it, only a new stream.
                 if report.was_created_after(began) or (not memory_lost and report.may_have_lost(began)):
                     raise MemoryLost(0)  # it may have been stored, or its watch ended by another replica
 

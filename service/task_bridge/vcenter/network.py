@@ -148,7 +148,7 @@ class _Connection(httpcore.AsyncNetworkStream, asyncio.Protocol):
         return self
 
     def _raise_if_closed(self) -> None:
-        if self._is_at_end:
+        if self._is_at_end or self._transport is None:
             raise ConnectionResetError("the connection was closed")
 
     def get_extra_info(self, info: str) -> Any:
@@ -157,9 +157,11 @@ class _Connection(httpcore.AsyncNetworkStream, asyncio.Protocol):
         return self._transport.get_extra_info(info) if self._transport else None
 
     def _has_input(self) -> bool:
-        """Return whether the network has something that the event loop hasn't read yet, such as the end."""
+        """Return whether the network has what the event loop hasn't read yet, such as the end of the connection."""
         if self._transport is None:
             return False
+        if self._transport.is_closing():
+            return True
         poll = select.poll()
         poll.register(self._transport.get_extra_info("socket").fileno(), select.POLLIN)
         return bool(poll.poll(0))

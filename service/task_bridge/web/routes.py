@@ -10,11 +10,11 @@ from functools import cache
 from importlib.resources import files
 
 from starlette.applications import Starlette
-from starlette.datastructures import MutableHeaders, QueryParams
+from starlette.datastructures import QueryParams
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, JSONResponse, PlainTextResponse, Response
 from starlette.routing import Route
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from ..domain.board import SORT_KEYS, RowFilter, WatchBoard
 from ..domain.errors import NatsUnavailable
@@ -22,6 +22,7 @@ from ..domain.subjects import is_vcenter_name
 from ..domain.task_ids import parse_task_id
 from . import export, task_page
 from .board import BoardRenderer, BoardView
+from .headers import WithHeaders
 from .health import BoardSource, WebState, build_readiness
 from .live import LiveStream, Viewers
 from .scrape import build_scrape
@@ -61,7 +62,7 @@ def build_web(state: WebState, source: BoardSource, api: ASGIApp = refuse_all) -
         ]
     )
     web.router.redirect_slashes = False
-    return _SecurityHeaders(_Paths(_ReadOnly(web), api))
+    return WithHeaders(_Paths(_ReadOnly(web), api), lambda: _HEADERS)
 
 
 class _Pages:
@@ -226,18 +227,3 @@ class _ReadOnly:
         if scope["type"] == "http" and scope["method"] not in ("GET", "HEAD"):
             app = PlainTextResponse("Method Not Allowed", 405, headers={"Allow": "GET, HEAD"})
         await app(scope, receive, send)
-
-
-class _SecurityHeaders:
-    """Add the security headers to every answer."""
-
-    def __init__(self, app: ASGIApp) -> None:
-        self._app = app
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        async def send_with_headers(message: Message) -> None:
-            if message["type"] == "http.response.start":
-                MutableHeaders(scope=message).update(_HEADERS)
-            await send(message)
-
-        await self._app(scope, receive, send_with_headers)

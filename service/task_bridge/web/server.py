@@ -13,12 +13,12 @@ from functools import partial
 
 import structlog
 import uvicorn
-from starlette.datastructures import MutableHeaders
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from starlette.types import ASGIApp
 
 from ..domain.errors import CannotStart
 from ..settings import Listen
 from .connections import LimitedProtocol, LoopbackHosts, accept_tls, is_loopback_name
+from .headers import WithHeaders
 from .tls import ServerCertificate
 
 _log = structlog.stdlib.get_logger(__name__)
@@ -55,7 +55,7 @@ class WebServer:
         host, port = listener.getsockname()[:2]
         self.address = Listen(host, port)
         config = uvicorn.Config(
-            _Dated(LoopbackHosts(self._app) if is_loopback_name(host) else self._app),
+            WithHeaders(LoopbackHosts(self._app) if is_loopback_name(host) else self._app, _build_date),
             http=LimitedProtocol,
             backlog=_BACKLOG,
             lifespan="off",
@@ -89,19 +89,8 @@ class WebServer:
         self.address = self._server = self._serve_task = None
 
 
-class _Dated:
-    """Add `Date` to every answer."""
-
-    def __init__(self, app: ASGIApp) -> None:
-        self._app = app
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        async def send_with_date(message: Message) -> None:
-            if message["type"] == "http.response.start":
-                MutableHeaders(scope=message)["date"] = formatdate(usegmt=True)
-            await send(message)
-
-        await self._app(scope, receive, send_with_date)
+def _build_date() -> dict[str, str]:
+    return {"date": formatdate(usegmt=True)}
 
 
 class _Server(uvicorn.Server):
