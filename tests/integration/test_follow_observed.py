@@ -67,7 +67,11 @@ async def test_readiness_and_the_board_say_of_a_follow_what_it_does_and_how_far_
         assert "yes, nothing is missing" in section
         await lab.ask("unfollow", {"name": "all"})
         await until_shown(bridge, lambda body: body["follows"] == [], within_s=5.0)
-        assert "Nothing is followed." in (await page(bridge, "/")).text
+
+        async def is_board_empty() -> bool:
+            return "Nothing is followed." in (await page(bridge, "/")).text
+
+        await until_true(is_board_empty)  # the streams are read every 2 s
 
 
 async def test_a_follow_that_waits_degrades_its_replica_and_says_why_until_it_reads_again(
