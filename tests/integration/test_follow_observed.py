@@ -57,8 +57,9 @@ async def test_readiness_and_the_board_say_of_a_follow_what_it_does_and_how_far_
         await lab.ask("follow", {"name": "all"})
         await until_shown(bridge, lambda body: state_of(body) == "following")
         task = lab.vcenter.create(scenarios.succeeds_at_once(), flavour="vim")
-        body = await until_shown(bridge, lambda body: bool(body["follows"][0]["started_watches"]))
+        body = await until_shown(bridge, lambda body: bool(body["follows"][0]["last_task_at"]))  # it is noted last
         (follow,) = body["follows"]
+        assert follow["started_watches"] == 1
         assert (body["status"], follow["reason"], follow["gaps"], follow["here"]) == ("ok", None, 0, True)
         assert follow["last_read_age_seconds"] < 5.0
         assert follow["since"] < follow["last_task_at"], task
