@@ -17,6 +17,7 @@ import pytest
 import uvloop
 
 from credentials import Authority
+from task_bridge.tls import create_client_context
 from task_bridge.vcenter import network
 from task_bridge.vcenter.network import use_own_connections
 
@@ -54,7 +55,7 @@ async def server(serve: Serve, tls: ssl.SSLContext | None = None) -> AsyncIterat
 
 @asynccontextmanager
 async def transport(trusted: Path | None = None) -> AsyncIterator[httpx.AsyncHTTPTransport]:
-    context = ssl.create_default_context(cafile=trusted) if trusted else True
+    context = create_client_context(trusted) if trusted else True
     made = httpx.AsyncHTTPTransport(verify=context, trust_env=False, limits=httpx.Limits(max_connections=2))
     use_own_connections(made)
     async with made:
@@ -344,12 +345,14 @@ def test_a_connection_that_the_server_closed_while_the_loop_was_busy_is_replaced
 def test_a_proxy_over_tls_that_closes_after_its_answer_is_a_failed_connection(run: Run, tmp_path: Path) -> None:
     authority = Authority(tmp_path)
 
+    asked: list[bytes] = []
+
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        await reader.readuntil(b"\r\n\r\n")
+        asked.append(await reader.readuntil(b"\r\n\r\n"))
         writer.write(b"HTTP/1.1 200 OK\r\n\r\n")
 
     async def main() -> None:
-        trusted = ssl.create_default_context(cafile=authority.file)
+        trusted = create_client_context(authority.file)
         async with server(serve, authority.server()) as port:
             proxy = httpx.Proxy(f"https://127.0.0.1:{port}", ssl_context=trusted)
             made = httpx.AsyncHTTPTransport(verify=trusted, proxy=proxy, trust_env=False)
@@ -357,5 +360,6 @@ def test_a_proxy_over_tls_that_closes_after_its_answer_is_a_failed_connection(ru
             async with made:
                 with pytest.raises(httpx.ConnectError):
                     await post(made, "https://vcenter.test/")
+        assert asked[0].startswith(b"CONNECT vcenter.test:443 ")
 
     run(main())
