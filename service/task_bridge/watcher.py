@@ -58,6 +58,7 @@ from .domain.watch import (
 )
 from .metrics import Metrics
 from .result_reads import DEATHS_MAX, ResultReads
+from .waits import sleep_to_tick
 
 log = structlog.get_logger(__name__)
 
@@ -467,7 +468,7 @@ class Watcher:
         """
         before: StreamContents | None = None
         while True:
-            await asyncio.sleep(CHECK_MEMORIES_S)
+            await sleep_to_tick(CHECK_MEMORIES_S)
             contents = read_contents()
             if contents is None or contents == before:
                 continue
@@ -489,7 +490,7 @@ class Watcher:
         """Check the ownership of every held watch once in SWEEP_S, without end: a hint may have been missed."""
         keys: list[tuple[str, str]] = []
         while True:
-            await asyncio.sleep(1.0)
+            await sleep_to_tick(1.0)
             keys = keys or list(self._held)
             per_second = math.ceil(len(self._held) / SWEEP_S)
             checked, keys = keys[:per_second], keys[per_second:]

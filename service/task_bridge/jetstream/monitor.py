@@ -15,6 +15,7 @@ from ..domain.clock import ServerClock, describe_difference
 from ..domain.errors import CannotStart, NatsUnavailable
 from ..domain.ports import StreamContents
 from ..domain.subjects import CONSUMER, SubjectNames
+from ..waits import sleep_to_tick
 from .follow_setup import FollowSetup
 from .lost_memories import LostMemories
 from .provision import Difference, JetStreamConfig, Provisioned, provision
@@ -112,7 +113,7 @@ class Monitor:
         Raises CannotStart if it isn't: the bridge can't go on.
         """
         while True:
-            await asyncio.sleep(INTERVAL_S)
+            await sleep_to_tick(INTERVAL_S)
             # Replicas may hold messages of a queue that was deleted: an ack of one must not hit a message that has the
             # same sequence in the next queue. No queue stores more than a message per millisecond for long.
             first_sequence = int(self._clock.now() * 1000)

@@ -19,7 +19,7 @@ from ..domain.ports import WatchHandle
 from ..domain.subjects import CONSUMER
 from ..logs import FailureLog
 from ..metrics import Metrics
-from ..waits import round_up
+from ..waits import sleep_to_tick
 from .nats_py_workarounds import send_commands
 from .pull_consumer import PullConsumer
 from .streams import ACK, IN_PROGRESS, NAK, TERM, StoredMessage, Streams, nak_later, send_ack
@@ -210,7 +210,7 @@ class Ownership(Generic[OrderT]):
         ack_wait_s = self._ack_wait_s()
         due = clock() + ack_wait_s / _HEARTBEATS_PER_ACK_WAIT
         while (wait_s := due - clock()) > 0:
-            await asyncio.sleep(min(round_up(wait_s), _RECHECK_S))
+            await sleep_to_tick(min(wait_s, _RECHECK_S))
             if self._ack_wait_s() != ack_wait_s:
                 return clock()
         return due

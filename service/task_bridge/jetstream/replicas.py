@@ -29,6 +29,7 @@ from ..domain.ports import TaskSource
 from ..domain.task import Api
 from ..domain.vcenter_state import VCenterReport, VCenterState, combine_reports
 from ..domain.watch import Watch
+from ..waits import sleep_to_tick
 from ..watcher import Watcher
 from .ownership import Ownership
 from .reported_vcenters import ReportedVCenters
@@ -129,7 +130,7 @@ class Replicas:
             while True:
                 await self._publish_own_status()
                 interval_s = min(1.0, self._ack_wait_s() / _REPORTS_PER_ACK_WAIT)
-                await asyncio.sleep(interval_s)
+                await sleep_to_tick(interval_s)
                 self._reported.check_listening(self._clock(), is_connected=self._connection.is_connected)
                 gone_before = self._clock() - _GONE_AFTER * interval_s
                 self._others = {name: one for name, one in self._others.items() if one.received_at >= gone_before}

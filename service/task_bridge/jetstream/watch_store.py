@@ -24,6 +24,7 @@ from ..domain.requests import WatchRequest
 from ..domain.subjects import SubjectNames
 from ..domain.task import is_vim_task, may_be_same_task
 from ..domain.watch import LAST_POLL_S, Policy, Watch, answers_request, identity_from_event, next_event, view_from_event
+from ..waits import sleep_to_tick
 from ..watcher import find_trouble, is_request_answered
 from .journal import JetStreamJournal, JournalEntry
 from .ownership import HeldStream
@@ -372,7 +373,7 @@ async def end_timed_out_watches(
     """
     after = 0
     while True:
-        await asyncio.sleep(1.0)
+        await sleep_to_tick(1.0)
         if not are_watches_waiting():
             continue
         with contextlib.suppress(NatsUnavailable):

@@ -73,7 +73,7 @@ class Watchdog:
             self._timer.cancel()
 
     def _schedule_tick(self, loop: asyncio.AbstractEventLoop, interval_s: float) -> None:
-        due = loop.time() + interval_s
+        due = (loop.time() // interval_s + 1) * interval_s  # other timers are due at such times too
         self._timer = loop.call_at(due, self._tick, loop, due)
 
     def _tick(self, loop: asyncio.AbstractEventLoop, due: float) -> None:
