@@ -114,16 +114,22 @@ def test_a_connection_serves_request_after_request_of_any_size(run: Run, with_tl
 def test_headers_and_body_of_a_request_leave_in_one_piece(run: Run) -> None:
     received: list[bytes] = []
 
-    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        received.append(await reader.read(65_536))
-        writer.write(b"HTTP/1.1 204 No Content\r\n\r\n")
+    def serve(listening: socket.socket) -> None:
+        connection, _ = listening.accept()
+        with connection:
+            received.append(connection.recv(65_536))
+            connection.sendall(b"HTTP/1.1 204 No Content\r\n\r\n")
 
     async def main() -> None:
-        async with server(serve) as port, transport() as made:
-            await post(made, f"http://127.0.0.1:{port}/", b"the body")
+        async with transport() as made:
+            await post(made, f"http://127.0.0.1:{listening.getsockname()[1]}/", b"x" * 10_000)
 
-    run(main())
-    assert received[0].endswith(b"\r\n\r\nthe body")
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        server_thread = threading.Thread(target=serve, args=(listening,), daemon=True)  # beside the event loop
+        server_thread.start()
+        run(main())
+        server_thread.join(10)
+    assert received[0].endswith(b"\r\n\r\n" + b"x" * 10_000)
 
 
 def test_what_is_not_read_is_not_taken_from_the_network(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:

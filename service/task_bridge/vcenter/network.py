@@ -21,6 +21,8 @@ _NEXT_ADDRESS_S = 0.25
 """After so long without an answer the host's next address is tried beside (RFC 8305)."""
 _UNREAD_MAX_BYTES = 1024 * 1024
 """While more than this waits to be read, the connection takes nothing from the network."""
+_HELD_BACK_MAX_BYTES = 4096
+"""So much is held back until more is written or something is read: headers go together with their body."""
 
 
 def use_own_connections(transport: httpx.AsyncHTTPTransport) -> None:
@@ -74,6 +76,7 @@ class _Connection(httpcore.AsyncNetworkStream, asyncio.Protocol):
         self._transport: asyncio.Transport | None = None
         self._unread: deque[bytes] = deque()
         self._unread_bytes = 0
+        self._unsent = b""
         self._is_at_end = False
         self._error: Exception | None = None
         self._is_paused = False
@@ -88,6 +91,7 @@ class _Connection(httpcore.AsyncNetworkStream, asyncio.Protocol):
         Raises httpcore.ReadTimeout or ReadError.
         """
         transport = await self._open()
+        self._send(transport)
         try:
             while not self._unread and not self._is_at_end:
                 if self._is_paused:
@@ -105,19 +109,26 @@ class _Connection(httpcore.AsyncNetworkStream, asyncio.Protocol):
         return piece
 
     async def write(self, buffer: bytes, timeout: float | None = None) -> None:
-        """Send bytes, together with what else is written in this turn of the event loop.
+        """Send bytes, a few of them together with the next ones or once something is read.
 
         Raises httpcore.WriteTimeout or WriteError.
         """
         transport = await self._open()
         if transport.is_closing():
             raise httpcore.WriteError(str(self._error or "the connection is closed")) from self._error
-        transport.write(buffer)
+        self._unsent += buffer
+        if len(self._unsent) > _HELD_BACK_MAX_BYTES:
+            self._send(transport)
         try:
             while self._is_full and not self._is_at_end:
                 await self._wait(timeout)
         except TimeoutError as error:
             raise httpcore.WriteTimeout(str(error)) from error
+
+    def _send(self, transport: asyncio.Transport) -> None:
+        if self._unsent:
+            transport.write(self._unsent)
+            self._unsent = b""
 
     async def start_tls(
         self, ssl_context: ssl.SSLContext, server_hostname: str | None = None, timeout: float | None = None
