@@ -16,7 +16,7 @@ from structlog.testing import capture_logs
 from task_bridge.domain.durations import parse_time, rfc3339
 from task_bridge.domain.errors import VCenterUnavailable
 from task_bridge.domain.ports import UNCHANGED, PollResult
-from task_bridge.domain.task import Task, TaskIdentity
+from task_bridge.domain.task import Progress, Result, Target, Task, TaskIdentity
 from task_bridge.domain.watch import Absence
 from task_bridge.metrics import Metrics
 from task_bridge.vcenter.health import ApiHealthTracker
@@ -92,7 +92,12 @@ class ScriptedSession:
         for one in ids:
             if one in self.errors and not (self.readable_without and set(self.readable_without) <= set(without)):
                 raise self.errors[one]
-        return Page([self.objects[one] for one in ids if one in self.objects], None)
+        return Page([self._keep_requested(self.objects[one], inner) for one in ids if one in self.objects], None)
+
+    @staticmethod
+    def _keep_requested(shown: ObjectState, inner: str) -> ObjectState:
+        requested = re.findall(r"<pathSet>info\.(\w+)<", inner)
+        return shown._replace(info={field: value for field, value in shown.info.items() if field in requested})
 
     async def call(self, operation: str, method: str, this: Ref | None, inner: str = "") -> Any:
         if method == "CreateCollectorForTasks":
@@ -359,6 +364,42 @@ def test_an_end_waits_for_no_question(desk: Desk) -> None:
     desk.session.show(A, {**ON_VM, "state": "success"})
     assert statuses(desk.poll_beside(one)) == {A: "SUCCEEDED"}
     assert (one.awaits_question, one.vm) == (False, None)
+
+
+def test_a_poll_beside_push_asks_for_all_of_a_task_whose_state_changed(desk: Desk) -> None:
+    one, other = desk.show(RUNNING, A, B)
+    result = Result(b"7")
+    desk.session.show(A, {**ENDED, "progress": 100, "result": result})
+    (unchanged, (_, task)) = desk.poll_beside(one, other)
+    assert isinstance(task, Task)
+    assert (task.status, task.result, unchanged) == ("SUCCEEDED", result, (B, UNCHANGED))
+    assert desk.session.asked == [[A, B], [A]]
+
+
+def test_a_poll_beside_push_asks_for_all_of_a_task_that_was_not_shown_before(desk: Desk) -> None:
+    (one,) = desk.track(A)
+    desk.tracker.resume(A, quiet_until=0.0)
+    desk.session.show(A, ON_VM)
+    desk.poll_beside(one)
+    assert desk.session.asked == [[A], [A]]
+    assert one.info == {field: value for field, value in ON_VM.items() if field != "key"}
+
+
+def test_what_a_poll_beside_push_does_not_ask_for_is_kept(desk: Desk) -> None:
+    (one,) = desk.show({**RUNNING, "entityName": "web", "entity": Ref("HostSystem", "host-1"), "progress": 5})
+    desk.session.show(A, {**RUNNING, "progress": 7, "description": "Copying", "cancelled": True})
+    ((_, task),) = desk.poll_beside(one)
+    assert isinstance(task, Task)
+    assert task.progress == Progress(7, 100, 7.0, "Copying")
+    assert (task.target, task.cancel_requested) == (Target("HostSystem", "host-1", "web"), True)
+    assert desk.session.asked == [[A]]
+
+
+def test_a_poll_beside_push_tells_another_task_with_the_same_id(desk: Desk) -> None:
+    (one,) = desk.show()
+    desk.session.show(A, {**RUNNING, "queueTime": rfc3339(NOW + 60)})
+    assert desk.poll_beside(one) == []
+    assert (one.is_other, one.due) == (True, desk.now)
 
 
 def test_a_task_that_a_poll_beside_push_does_not_show_is_polled_by_itself(desk: Desk) -> None:

@@ -113,8 +113,7 @@ def _read_update(update: Element) -> ObjectState:
 def _read_object(element: Element, properties: str, *, is_complete: bool = True) -> ObjectState:
     """Return one object. `properties`: the tag of its properties."""
     ref, missing = _read_ref(element), set(_read_missing(element).values())
-    pairs = ((text_of(child(one, "name")), child(one, "val")) for one in children(element, properties))
-    values = [(path, value) for path, value in pairs if path]
+    values = [(path, value) for path, value in map(_read_property, children(element, properties)) if path]
     is_withheld = _NO_SESSION in missing and not values
     if ref.type == "VirtualMachine":
         questions = [value for path, value in values if path == QUESTION]
@@ -133,8 +132,7 @@ def _read_object(element: Element, properties: str, *, is_complete: bool = True)
 
 def _read_entity(element: Element) -> EntityState:
     missing = _read_missing(element)
-    pairs = ((text_of(child(one, "name")), child(one, "val")) for one in children(element, "propSet"))
-    values = {path: value for path, value in pairs if path}
+    values = {path: value for path, value in map(_read_property, children(element, "propSet")) if path}
     name, parent = text_of(values.get("name")), ref_of(values.get("parent")) or ref_of(values.get("parentVApp"))
     name = name if name is None or len(name) <= NAME_MAX else None
     is_parent_hidden = bool(missing.keys() & {"parent", "parentVApp"})
@@ -144,6 +142,17 @@ def _read_entity(element: Element) -> EntityState:
         is_gone="ManagedObjectNotFound" in missing.values(),
         is_withheld=_NO_SESSION in missing.values() and not values,
     )
+
+
+def _read_property(element: Element) -> tuple[str | None, Element | None]:
+    """Return the path of a property and its value, None if it was removed.
+
+    The schema fixes the order: DynamicProperty has `name` and `val`, PropertyChange has `op` between them. To search by
+    tag would take three times as long.
+    """
+    if not len(element):
+        return None, None
+    return text_of(element[0]), element[-1] if element[-1].tag.endswith("val") else None
 
 
 def _read_missing(element: Element) -> dict[str | None, str]:

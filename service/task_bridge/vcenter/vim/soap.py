@@ -17,6 +17,7 @@ from lxml import etree
 from ...domain.errors import VCenterUnavailable
 
 XSI = "{http://www.w3.org/2001/XMLSchema-instance}"
+_NIL, _TYPE = f"{XSI}nil", f"{XSI}type"
 _START = (
     '<?xml version="1.0" encoding="UTF-8"?><e:Envelope xmlns:e="http://schemas.xmlsoap.org/soap/envelope/" '
     'xmlns:xsi="http://www.w3.org/2001/XMLSchema-instance" xmlns:xsd="http://www.w3.org/2001/XMLSchema"><e:Body>'
@@ -152,7 +153,7 @@ def children(element: Element, tag: str) -> list[Element]:
 
 
 def is_nil(element: Element) -> bool:
-    return element.get(f"{XSI}nil") in ("true", "1")
+    return element.get(_NIL) in ("true", "1")
 
 
 def text_of(element: Element | None) -> str | None:
@@ -164,7 +165,7 @@ def text_of(element: Element | None) -> str | None:
 
 def type_of(element: Element) -> str | None:
     """Return the `xsi:type` of an element, without its prefix."""
-    xsi_type = element.get(f"{XSI}type")
+    xsi_type = element.get(_TYPE)
     return (xsi_type.rpartition(":")[2] or None) if xsi_type else None
 
 

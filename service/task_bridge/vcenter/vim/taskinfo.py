@@ -52,6 +52,9 @@ STATIC = (
 )
 VALUES = ("result", "error")
 """Fields of any size."""
+LIVE = ("state", "progress", "description", "cancelable", "cancelled", "queueTime")
+"""What changes while a task stays in its state, and what tells it from another one with its id."""
+NOT_LIVE = tuple(field for field in (*DYNAMIC, *STATIC) if field not in LIVE)
 PATHS = tuple(f"info.{field}" for field in (*DYNAMIC, *STATIC))
 QUESTION = "runtime.question"
 

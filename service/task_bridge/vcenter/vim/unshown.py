@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-import heapq
 import math
 from collections.abc import Awaitable, Callable, Mapping
+from operator import attrgetter
 from typing import NamedTuple
 
 import structlog
@@ -43,7 +43,7 @@ def find_due_pull(tasks: Mapping[str, TrackedVimTask], silence_s: float, pulled_
     if not live:
         return None
     interval_s = max(INTERVAL_MIN_S, silence_s / math.ceil(len(live) / api.OBJECTS_MAX))
-    chosen = heapq.nsmallest(api.OBJECTS_MAX, live, key=lambda one: one.shown_at)
+    chosen = sorted(live, key=attrgetter("shown_at"))[: api.OBJECTS_MAX]
     return DuePull(max(chosen[0].shown_at, pulled_at) + interval_s, chosen)
 
 
