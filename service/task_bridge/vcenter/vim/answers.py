@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 from .inventory import NAME_MAX, Entity
-from .soap import Element, Ref, UnreadableXml, child, children, ref_of, text_of, type_of
+from .soap import Element, Ref, UnreadableXml, child, children, local_name, ref_of, text_of, type_of
 from .taskinfo import QUESTION, Info, Question, parse_field, parse_info, parse_question
 
 DENIED = {"NoPermission", "RestrictedByAdministrator"}
@@ -147,12 +147,15 @@ def _read_entity(element: Element) -> EntityState:
 def _read_property(element: Element) -> tuple[str | None, Element | None]:
     """Return the path of a property and its value, None if it was removed.
 
-    The schema fixes the order: DynamicProperty has `name` and `val`, PropertyChange has `op` between them. To search by
-    tag would take three times as long.
+    The schema fixes the order: DynamicProperty has `name` and `val`, PropertyChange has `op` between them. So the first
+    and the last are looked at before all are searched, which takes longer.
     """
     if not len(element):
         return None, None
-    return text_of(element[0]), element[-1] if element[-1].tag.endswith("val") else None
+    name, value = element[0], element[-1]
+    if local_name(name) != "name" or local_name(value) != "val":
+        return text_of(child(element, "name")), child(element, "val")
+    return text_of(name), value
 
 
 def _read_missing(element: Element) -> dict[str | None, str]:

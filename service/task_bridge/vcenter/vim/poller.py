@@ -135,8 +135,8 @@ class VimPoller:
     async def poll_beside_push(self, those: list[TrackedVimTask]) -> None:
         """Poll these tasks without their VMs, which may hold up an answer. Raises VCenterUnavailable.
 
-        All of a task is only asked for if its state has changed: what else changes is a third of the CPU. A task that
-        isn't shown, or that changed and has a VM, is polled by itself then. An end needs no more.
+        All of a task is only asked for if its state has changed: to read all of all takes three times the CPU. A task
+        that isn't shown, or that changed and has a VM, is polled by itself then. An end needs no more.
         """
         started_at = self._clock()
         missing = {one.id: _Missing(one, _NOT_FOUND) for one in those}
@@ -148,7 +148,7 @@ class VimPoller:
                 continue
             if self._is_known(tracked, one):
                 unchanged.append(tracked)
-                del missing[tracked.id]
+                missing.pop(tracked.id, None)
             elif one.info and one.info.get("state") != tracked.info.get("state"):
                 in_other_state.append(tracked.id)
             else:
