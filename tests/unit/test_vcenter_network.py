@@ -350,7 +350,6 @@ def test_a_connection_that_the_server_closed_while_the_loop_was_busy_is_replaced
 
 def test_a_proxy_over_tls_that_closes_after_its_answer_is_a_failed_connection(run: Run, tmp_path: Path) -> None:
     authority = Authority(tmp_path)
-
     asked: list[bytes] = []
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:

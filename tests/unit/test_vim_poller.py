@@ -395,6 +395,21 @@ def test_what_a_poll_beside_push_does_not_ask_for_is_kept(desk: Desk) -> None:
     assert desk.session.asked == [[A]]
 
 
+def test_a_poll_beside_push_shows_what_a_task_has_no_more(desk: Desk) -> None:
+    (one,) = desk.show({**RUNNING, "progress": 5, "description": "Copying"})
+    desk.session.show(A, {**RUNNING, "progress": 5})
+    ((_, task),) = desk.poll_beside(one)
+    assert isinstance(task, Task)
+    assert task.progress == Progress(5, 100, 5.0)
+
+
+def test_a_task_that_an_answer_shows_twice_is_one_task(desk: Desk) -> None:
+    one, other = desk.show(RUNNING, A, B)
+    desk.session.objects[B] = desk.session.objects[A]
+    assert {task for task, _ in desk.poll_beside(one, other)} == {A}
+    assert (one.due, other.due) == (None, desk.now)
+
+
 def test_a_poll_beside_push_tells_another_task_with_the_same_id(desk: Desk) -> None:
     (one,) = desk.show()
     desk.session.show(A, {**RUNNING, "queueTime": rfc3339(NOW + 60)})
