@@ -38,6 +38,7 @@ class ResultReads:
     def __init__(self, marks: ResultMarks) -> None:
         self._marks = marks
         self._reads: dict[str, _Read] = {}
+        self._marking = 0
         self._clearing: set[asyncio.Task[None]] = set()
         self._free_at = 0.0
 
@@ -51,7 +52,7 @@ class ResultReads:
         if is_free:
             self._free_at = now + SLOW_S
         if is_free or had_owner:
-            read.work = asyncio.create_task(self._begin(watch_id, read, had_owner, give_up))
+            self._start_marking(watch_id, read, had_owner, give_up)
         else:
             read.timer = asyncio.get_running_loop().call_later(SLOW_S, self._mark_slow, watch_id, read)
 
@@ -63,6 +64,7 @@ class ResultReads:
         if read.timer is not None:
             read.timer.cancel()
         if read.work is not None:
+            self._marking -= 1
             clearing = asyncio.create_task(self._clear(watch_id, read, read.work))
             self._clearing.add(clearing)
             clearing.add_done_callback(self._clearing.discard)
@@ -72,6 +74,10 @@ class ResultReads:
         for watch_id in list(self._reads):
             self.end(watch_id)
         await asyncio.gather(*self._clearing)
+
+    def _start_marking(self, watch_id: str, read: _Read, had_owner: bool, give_up: Callable[[], None]) -> None:
+        self._marking += 1
+        read.work = asyncio.create_task(self._begin(watch_id, read, had_owner, give_up))
 
     async def _begin(self, watch_id: str, read: _Read, had_owner: bool, give_up: Callable[[], None]) -> None:
         with contextlib.suppress(NatsUnavailable):
@@ -84,8 +90,8 @@ class ResultReads:
             await self._marks.write(watch_id, read.deaths + 1)
 
     def _mark_slow(self, watch_id: str, read: _Read) -> None:
-        if sum(one.work is not None for one in self._reads.values()) < SLOW_MARKS_MAX:
-            read.work = asyncio.create_task(self._begin(watch_id, read, False, lambda: None))
+        if self._marking < SLOW_MARKS_MAX:  # counted, since thousands may get here at once
+            self._start_marking(watch_id, read, False, lambda: None)
 
     async def _clear(self, watch_id: str, read: _Read, work: asyncio.Task[None]) -> None:
         await work

@@ -63,11 +63,13 @@ async def test_of_many_slow_results_some_are_marked(monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(result_reads, "SLOW_S", 0.05)
     marks = FakeMarks()
     reads = ResultReads(marks)
-    for number in range(100):
-        reads.begin(str(number), had_owner=False, give_up=forbidden)
-    await until(lambda: len(marks.readers) == result_reads.SLOW_MARKS_MAX)
-    await reads.close()
-    assert set(marks.readers.values()) == {0}
+    for _ in range(2):  # those that are there make room for the next
+        marks.readers.clear()
+        for number in range(100):
+            reads.begin(str(number), had_owner=False, give_up=forbidden)
+        await until(lambda: len(marks.readers) == result_reads.SLOW_MARKS_MAX)
+        await reads.close()
+        assert set(marks.readers.values()) == {0}
 
 
 async def test_without_nats_results_are_read_all_the_same() -> None:
