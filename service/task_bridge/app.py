@@ -216,7 +216,9 @@ class Bridge:
             self._sources, follow_journal, watches, self._source_of, metrics, now, max_rate=settings.follow_max_rate
         )
         reads = ResultReads(JetStreamResultMarks(streams, names))
-        watcher = Watcher(self._sources, journal, self._policy_of, metrics, self._clock, reads)
+        watcher = Watcher(
+            self._sources, journal, self._policy_of, metrics, self._clock, reads, ack_wait_s=lambda: monitor.ack_wait_s
+        )
         rejections = Rejections(streams, names, self._routing, now)
         context = RequestContext(
             streams, names, watches, follows, journal, rejections, self._routing, self._sources, metrics, now

@@ -62,8 +62,6 @@ from .waits import sleep_to_tick
 
 log = structlog.get_logger(__name__)
 
-LATE_FIRST_EVENT_S = 2.0
-"""A watch that has no event for so long may have been taken over and even ended by another replica meanwhile."""
 YIELD_EVERY = 25
 """Poll results that are applied between two turns of the event loop."""
 TIMER_MIN_S = 0.005
@@ -144,7 +142,12 @@ class HeldWatch:
 
 
 class Watcher:
-    """All watches that this replica owns."""
+    """All watches that this replica owns.
+
+    `ack_wait_s`: as for `Ownership`. A watch that has no event for so long after its delivery may have been delivered
+    to another replica too, which may even have ended it. Before that nobody else gets it, and asking whether its
+    message is still there would double what the first event of each watch costs in a burst.
+    """
 
     def __init__(
         self,
@@ -154,6 +157,8 @@ class Watcher:
         metrics: Metrics,
         clock: ServerClock,
         reads: ResultReads,
+        *,
+        ack_wait_s: Callable[[], float],
     ) -> None:
         self._sources = sources
         self._journal = journal
@@ -161,6 +166,7 @@ class Watcher:
         self._metrics = metrics
         self._clock = clock
         self._reads = reads
+        self._ack_wait_s = ack_wait_s
         self._held: dict[tuple[str, str], HeldWatch] = {}
         self._counts: Counter[tuple[str, str]] = Counter()
         self._publishing: set[asyncio.Task[None]] = set()
@@ -199,7 +205,7 @@ class Watcher:
             if draft is None:
                 break
             # Nothing but the message shows that a watch without events goes on: the stream may have lost all of them.
-            is_late = held.last is None and self._clock.monotonic() - held.held_since > LATE_FIRST_EVENT_S
+            is_late = held.last is None and self._clock.monotonic() - held.held_since > self._ack_wait_s()
             if (held.view.memory_lost or is_late) and not await self._is_still_watched(held):
                 return
             # Publish before remembering: a crash between the two repeats a poll, never loses an event.
@@ -372,7 +378,7 @@ class Watcher:
             is_answered = memory.last is not None and memory.last.event.data.final
         # The last event is another watch's, or this watch's have gone, so this delivery may be stale: check that its
         # message still exists.
-        may_be_stale = last is not None or self._clock.now() - watch.since > LATE_FIRST_EVENT_S
+        may_be_stale = last is not None or self._clock.now() - watch.since > self._ack_wait_s()
         is_gone = may_be_stale and own is None and not is_answered and not await handle.is_current()
         if self._rebind_if_held(watch, handle):
             return "accepted"  # delivered twice meanwhile

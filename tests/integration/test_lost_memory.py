@@ -13,12 +13,12 @@ from task_bridge.app import Bridge
 from task_bridge.domain.subjects import task_token
 from task_bridge.jetstream import monitor
 from task_bridge.simulator import faults, scenarios
-from task_bridge.watcher import LATE_FIRST_EVENT_S
 from task_bridge.web.health import build_readiness
 
 WATCHES = "VCENTER_TASKS_WATCHES"
 NEXT_S = 5.0
 """How soon the next event is stored."""
+ACK_WAIT_S = 1.0
 
 
 async def purge_all(lab: Lab, task: str) -> None:
@@ -168,10 +168,10 @@ async def test_a_watch_without_events_that_others_ended_before_theirs_went_stays
     await lab.listen()
     task = lab.vcenter.create(scenarios.runs_forever())
     lab.vcenter.faults.add(faults.gateway_unavailable())
-    async with lab.bridge() as bridge:
+    async with lab.bridge(ack_wait_s=ACK_WAIT_S) as bridge:
         await lab.publish(task)
         await until(lambda: bridge.status.health().held == 1)
-        late = time.monotonic() + LATE_FIRST_EVENT_S + 0.1
+        late = time.monotonic() + ACK_WAIT_S + 0.1
         await until(lambda: time.monotonic() > late)
         watch = await lab.js.get_last_msg(WATCHES, f"{PREFIX}.internal.watches.>")
         await lab.js.delete_msg(WATCHES, watch.seq or 0)

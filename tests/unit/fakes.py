@@ -179,14 +179,16 @@ class RecordingJournal:
 
 
 class RecordingHandle:
-    """A held message that keeps what was said of it. `current`: it lies in the stream still."""
+    """A held message that keeps what was said of it. `current`: it lies in the stream still. `asked`: how often."""
 
     def __init__(self, *, current: bool = True, is_redelivered: bool = False) -> None:
         self.said: list[str] = []
         self.current = current
         self.is_redelivered = is_redelivered
+        self.asked = 0
 
     async def is_current(self) -> bool:
+        self.asked += 1
         return self.current
 
     async def ack(self) -> None:

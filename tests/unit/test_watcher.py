@@ -19,7 +19,7 @@ from task_bridge.domain.task import NO_RESULT, Task, TaskError
 from task_bridge.domain.watch import Draft, Policy, TaskView, Watch, record_poll
 from task_bridge.metrics import Metrics
 from task_bridge.result_reads import ResultReads
-from task_bridge.watcher import LATE_FIRST_EVENT_S, Watcher
+from task_bridge.watcher import Watcher
 from unit.builders import (
     NOW,
     POLICY,
@@ -38,6 +38,7 @@ from unit.builders import (
 from unit.fakes import Clock, Entry, FakeMarks, FakeSource, RecordingHandle, RecordingJournal
 
 DEADLINE_S = 5.0
+ACK_WAIT_S = 10.0
 ENDED = succeeded(None)
 
 
@@ -63,7 +64,15 @@ class Bridge:
         self.sources = sources
         self.server_clock = ServerClock(self.clock, self.clock)
         reads = ResultReads(FakeMarks())
-        self.watcher = Watcher(sources, self.journal, lambda _: policy, self.metrics, self.server_clock, reads)
+        self.watcher = Watcher(
+            sources,
+            self.journal,
+            lambda _: policy,
+            self.metrics,
+            self.server_clock,
+            reads,
+            ack_wait_s=lambda: ACK_WAIT_S,
+        )
 
     def step_server_clock(self, seconds: float) -> None:
         """From now on nats-server's answers carry a time that differs by so much."""
@@ -586,11 +595,23 @@ async def test_a_watch_whose_last_event_and_message_have_gone_is_over(bridge: Br
 async def test_a_late_delivery_of_a_watch_that_is_over_is_ignored_though_its_events_have_gone(bridge: Bridge) -> None:
     """A replica that was stopped finds it in its socket."""
     handle = RecordingHandle(current=False)
-    requested_at = bridge.server_clock.now() - LATE_FIRST_EVENT_S - 1
+    requested_at = bridge.server_clock.now() - ACK_WAIT_S - 1
 
     await bridge.watcher.take_over(a_watch(since=requested_at), handle)
 
     assert (handle.said, bridge.watcher.held_count) == (["drop"], 0)
+
+
+@pytest.mark.parametrize(("wait_s", "asked"), [(ACK_WAIT_S - 1, 0), (ACK_WAIT_S + 1, 1)])
+async def test_only_a_first_event_after_which_another_replica_may_have_the_message_asks_for_it(
+    bridge: Bridge, wait_s: float, asked: int
+) -> None:
+    handle = await bridge.take()
+    bridge.clock.jump(wait_s)
+
+    kinds = await bridge.see(running(0), blocked())
+
+    assert (kinds, handle.asked) == (["watching", "status"], asked)
 
 
 async def test_a_watch_without_events_is_left_where_another_watch_of_its_task_has_ended(bridge: Bridge) -> None:
