@@ -17,7 +17,8 @@ def cut_large(value: Any) -> Any:
     `error.data` and `extra` of every event pass here, before a task is kept in memory.
     """
     encoded = encode_compact(value)
-    if len(encoded) > CUT_ABOVE_BYTES or is_deeper(value, DEPTH_MAX):
+    may_be_deeper = encoded.count(b"[") + encoded.count(b"{") > DEPTH_MAX
+    if len(encoded) > CUT_ABOVE_BYTES or (may_be_deeper and is_deeper(value, DEPTH_MAX)):
         return describe_cut(len(encoded))
     # As it will come back from the stream: without NaN, and without what UTF-8 can't carry.
     return msgspec.json.decode(encoded)
