@@ -1,4 +1,4 @@
-"""How soon a request becomes a `watching` event: alone, and 10,000 at once."""
+"""How soon a request becomes a `watching` event, and an end its event: alone, and 10,000 at once."""
 
 from __future__ import annotations
 
@@ -9,10 +9,12 @@ from collections.abc import AsyncIterator
 
 from nats.aio.msg import Msg
 
+from bench.scale import Ends, spread
 from bench.stage import Row, Stage, stage
 from lab import until
 
 ALONE, AT_ONCE = 20, 10_000
+END_AFTER_S = 20.0
 
 
 class Heard:
@@ -39,6 +41,8 @@ async def measure() -> AsyncIterator[Row]:
         burst_s = await at_once(it, heard, tasks)
         words = f"{burst_s:.1f} s, CPU {it.cpu_s() - before_s:.1f} s"
         yield Row(f"{AT_ONCE:,} requests at once: to the last event", words, "≤ 2.5 s")
+        words = await ends_at_once(it)
+        yield Row(f"{AT_ONCE:,} ends at once: end to event", words)
 
 
 async def alone(it: Stage, heard: Heard, tasks: list[str]) -> list[float]:
@@ -61,3 +65,15 @@ async def at_once(it: Stage, heard: Heard, tasks: list[str]) -> float:
     await it.watch(tasks)
     await until(lambda: len(heard.at) >= before + len(tasks), within_s=120)
     return max(heard.at.values()) - began
+
+
+async def ends_at_once(it: Stage) -> str:
+    """How soon ends are noticed that come together, and the CPU until the last event."""
+    ends, watching = Ends(), (await it.counted())["watching"]
+    await it.client.subscribe("vcenter.tasks.events.*.*.completed.>", cb=ends.hear)
+    await it.watch(await it.create(AT_ONCE, fate="succeeds", **{"with": {"after_s": END_AFTER_S}}))
+    await it.has("watching", watching + AT_ONCE)
+    await ends.are(1)
+    before_s = it.cpu_s()
+    await ends.are(AT_ONCE)
+    return f"{spread([end.noticed_s for end in ends.all])}; CPU {it.cpu_s() - before_s:.1f} s"
