@@ -6,6 +6,8 @@ import asyncio
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
 
+from receiver import abort
+
 _READ_BYTES = 65_536
 
 
@@ -76,7 +78,7 @@ class Proxy:
         """Ends all connections."""
         for link in self._links.values():
             for writer in link.writers:
-                writer.transport.abort()
+                abort(writer)
 
     def swallow(self, stream: str, count: int) -> None:
         """The next `count` confirmations of publishes into `stream` don't arrive."""

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from credentials import Authority
+from receiver import abort
 from task_bridge.domain.errors import VCenterUnavailable
 from task_bridge.metrics import Metrics
 from task_bridge.vcenter import http as vcenter_http
@@ -83,7 +84,7 @@ async def served(does: Answer, context: ssl.SSLContext | None, *, reads: bool = 
             handler.cancel()
         await asyncio.gather(*handlers, return_exceptions=True)
         for writer in writers:
-            writer.transport.abort()
+            abort(writer)
             with suppress(ConnectionError, ssl.SSLError):
                 await writer.wait_closed()
         server.close()

@@ -17,6 +17,7 @@ import pytest
 import uvloop
 
 from credentials import Authority
+from receiver import abort
 from task_bridge.tls import create_client_context
 from task_bridge.vcenter import network
 from task_bridge.vcenter.network import use_own_connections
@@ -50,7 +51,7 @@ async def server(serve: Serve, tls: ssl.SSLContext | None = None) -> AsyncIterat
     finally:
         listening.close()
         for writer in writers:
-            writer.transport.abort()
+            abort(writer)
 
 
 @asynccontextmanager
@@ -130,6 +131,24 @@ def test_headers_and_body_of_a_request_leave_in_one_piece(run: Run) -> None:
         run(main())
         server_thread.join(10)
     assert received[0].endswith(b"\r\n\r\n" + b"x" * 10_000)
+
+
+def test_a_connection_that_was_closed_while_it_sent_can_be_closed_again(run: Run) -> None:
+    async def serve(reader: asyncio.StreamReader, _: asyncio.StreamWriter) -> None:
+        await reader.read(-1)
+
+    async def main() -> None:
+        async with server(serve) as port:
+            connection = network._Connection(socket.create_connection(("127.0.0.1", port)))
+            connection._socket.setblocking(False)
+            opened = await connection._open()
+            opened.write(bytes(20_000_000))
+            opened.close()
+            while not connection._is_at_end:
+                await connection._wait(20)
+            await connection.aclose()
+
+    run(main())
 
 
 def test_what_is_not_read_is_not_taken_from_the_network(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:

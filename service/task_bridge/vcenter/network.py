@@ -78,6 +78,7 @@ class _Connection(httpcore.AsyncNetworkStream, asyncio.Protocol):
         self._unread_bytes = 0
         self._unsent = b""
         self._is_at_end = False
+        self._is_lost = False
         self._error: Exception | None = None
         self._is_paused = False
         self._is_full = False
@@ -191,10 +192,10 @@ class _Connection(httpcore.AsyncNetworkStream, asyncio.Protocol):
         return self._transport
 
     def _abort(self) -> None:
-        if self._transport is not None:
-            self._transport.abort()
-        else:
+        if self._transport is None:
             self._socket.close()
+        elif not self._is_lost:  # asyncio's transport raises AttributeError then, if it was closed while it sent
+            self._transport.abort()
 
     async def _wait(self, timeout: float | None) -> None:
         """Wait for the next change. Raises TimeoutError."""
@@ -220,7 +221,7 @@ class _Connection(httpcore.AsyncNetworkStream, asyncio.Protocol):
         self._has_changed.set()
 
     def connection_lost(self, error: Exception | None) -> None:
-        self._is_at_end, self._error = True, error
+        self._is_at_end, self._is_lost, self._error = True, True, error
         self._has_changed.set()
 
     def pause_writing(self) -> None:
