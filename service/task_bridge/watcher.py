@@ -144,9 +144,9 @@ class HeldWatch:
 class Watcher:
     """All watches that this replica owns.
 
-    `ack_wait_s`: as for `Ownership`. A watch that has no event for so long after its delivery may have been delivered
-    to another replica too, which may even have ended it. Before that nobody else gets it, and asking whether its
-    message is still there would double what the first event of each watch costs in a burst.
+    `ack_wait_s`: as for `Ownership`. A watch that has no event for so long after it was requested or taken up may have
+    been delivered to another replica too, which may even have ended it. So JetStream is asked then whether its message
+    is still there, and not before, since nobody else gets it (docs/decisions/0032).
     """
 
     def __init__(
